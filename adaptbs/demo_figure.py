@@ -1,0 +1,146 @@
+"""The demo's picture: what the adaptive run measured and did, and how both runs learned."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .demo_flights import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Two of Okabe and Ito's colours, told apart with any colour vision; the dashes do the same in grey.
+FIXED: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (4, 2)), "linewidth": 1.8}
+ADAPTIVE: dict[str, Any] = {"color": "#0072B2", "linewidth": 2.0}
+GREY = "#5A5A5A"
+STYLE: dict[Any, Any] = {
+    "font.size": 11.5,
+    "axes.titlesize": 12.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+def draw(fixed: Run, adaptive: Run, history: dict[str, Sequence[Any]], headline: str) -> "Figure":
+    """Four panels over samples seen: noise scale with its band, batch size, learning rate, training error.
+
+    Args:
+        fixed, adaptive: the two runs.
+        history: the callback's history as columns: ``samples``, ``noise_scale``, ``low``, ``high``.
+        headline: the figure's title.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        # Not pyplot: it would choose a backend for the whole process.
+        figure = Figure(figsize=(11, 6.6), dpi=150, layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True)
+        figure.suptitle(headline, x=0.012, ha="left", fontsize=14)
+        _noise_scale(axes[0, 0], history, fixed, adaptive)
+        _batch_size(axes[0, 1], fixed, adaptive)
+        _learning_rate(axes[1, 0], fixed, adaptive)
+        _training_error(axes[1, 1], fixed, adaptive)
+        for axis in axes[1]:
+            axis.set_xlabel("flights seen")
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.0f}k" if x else "0")
+        axes[0, 0].set_xlim(0, max(fixed.samples[-1], adaptive.samples[-1]))
+        # Drawn here: the style is read once more when text is laid out.
+        figure.draw_without_rendering()
+    return figure
+
+
+def _noise_scale(axis: Any, history: dict[str, Sequence[Any]], fixed: Run, adaptive: Run) -> None:
+    """B_simple with its confidence band, which reaches the top where there is no upper limit."""
+    axis.set_title("Noise scale B_simple and its confidence interval")
+    known = [i for i, low in enumerate(history["low"]) if low is not None]
+    axis.set_yscale("log", base=2)
+    if not known:
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=GREY)
+        return
+    at, low, high, value = (
+        np.array([_or_nan(history[name][i]) for i in known])
+        for name in ("samples", "low", "high", "noise_scale")
+    )
+    finite = value[np.isfinite(value)]
+    # The axis follows the estimates, not the far ends of intervals that are hardly resolved.
+    sizes = np.concatenate([fixed.batch_size, adaptive.batch_size, finite])
+    bottom, top = sizes.min() / 4, 4 * sizes.max()
+    band = {"color": ADAPTIVE["color"], "alpha": 0.18, "linewidth": 0}
+    axis.fill_between(at, low.clip(bottom, top), high.clip(bottom, top), **band)
+    axis.plot(at, value, label="B_simple", **ADAPTIVE)
+    axis.plot(adaptive.samples, adaptive.batch_size, color=GREY, linewidth=1.1, label="batch size", zorder=1)
+    axis.set_ylim(bottom, top)
+    _plain_numbers(axis)
+    axis.set_ylabel("flights")
+    axis.legend(loc="upper left", ncols=2)
+
+
+def _batch_size(axis: Any, fixed: Run, adaptive: Run) -> None:
+    """The size of every batch delivered."""
+    first, largest = adaptive.batch_size[0], adaptive.batch_size.max()
+    axis.set_title(f"Batch size: {first} " + (f"to {largest}" if largest > first else "throughout"))
+    for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
+        axis.step(run.samples, run.batch_size, where="pre", label=name, **style)
+    axis.set_yscale("log", base=2)
+    axis.set_ylim(min(fixed.batch_size.min(), first) / 1.5, 1.5 * largest)
+    _plain_numbers(axis)
+    axis.set_ylabel("flights a step")
+    axis.legend(loc="upper left")
+
+
+def _learning_rate(axis: Any, fixed: Run, adaptive: Run) -> None:
+    """The learning rate that each step used."""
+    axis.set_title("Learning rate of each step")
+    for run, style in ((adaptive, ADAPTIVE), (fixed, FIXED)):
+        axis.plot(run.samples, run.lr, **style)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("learning rate")
+
+
+def _training_error(axis: Any, fixed: Run, adaptive: Run) -> None:
+    """The training loss as an error in minutes, smoothed over equally many flights in both runs."""
+    axis.set_title("Training error, smoothed")
+    settled: list[NDArray[np.float64]] = []
+    for run, style in ((adaptive, ADAPTIVE), (fixed, FIXED)):
+        at, error = smoothed(run)
+        axis.plot(at, error, **style)
+        settled.append(error[len(error) // 20 :])
+    # The first steps, from an untrained model, would press everything after them flat.
+    shown = np.concatenate(settled)
+    axis.set_ylim(0.97 * shown.min(), 1.03 * shown.max())
+    axis.set_ylabel("RMSE, minutes")
+
+
+def smoothed(run: Run, window: float = 0.03) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(samples, RMSE over the last ``window`` of the run): a mean over flights, whatever the batch size."""
+    total = np.concatenate([[0], run.samples])
+    error = np.concatenate([[0.0], (run.train_rmse**2 * run.batch_size).cumsum()])
+    ends = np.unique(np.linspace(1, len(run.samples), 300).astype(int))
+    starts = np.searchsorted(total, total[ends] - window * total[-1], side="right") - 1
+    starts = starts.clip(0, ends - 1)
+    return total[ends], np.sqrt((error[ends] - error[starts]) / (total[ends] - total[starts]))
+
+
+def _or_nan(value: float | None) -> float:
+    """For matplotlib, which leaves a gap at nan."""
+    return math.nan if value is None else value
+
+
+def _plain_numbers(axis: Any) -> None:
+    """256 in place of 2^8."""
+    axis.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")

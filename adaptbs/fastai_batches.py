@@ -1,0 +1,98 @@
+"""A fastai DataLoader's batches, cut at a size that may change at any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from fastai.data.load import DataLoader as FastaiLoader
+from fastai.torch_core import set_seed, to_device
+from fastcore.basics import GetAttr
+from torch.utils.data import DataLoader as TorchLoader
+from torch.utils.data import Dataset, get_worker_info
+
+from .controller import Controller
+from .sampler import AdaptiveBatchSampler
+
+
+def check(dl: Any) -> None:
+    """Raise TypeError if the batches of this loader cannot be cut anew."""
+    advice = "Train without AdaptiveBatchSize, or give a fastai DataLoader over an indexed dataset."
+    if not isinstance(dl, FastaiLoader):
+        raise TypeError(f"dls.train is a {type(dl).__name__}, not a fastai DataLoader: its batch cannot grow. {advice}")
+    if any(cls.__name__ == "LMDataLoader" for cls in type(dl).__mro__):
+        raise TypeError(f"the layout of a language model's batches depends on their size: it cannot grow. {advice}")
+    if not dl.indexed or dl.bs is None or dl.n is None:
+        raise TypeError(f"dls.train has no index, no length or no batch size of its own: it cannot grow. {advice}")
+
+
+def epoch_samples(dl: Any) -> int:
+    """How many samples an epoch of this loader delivers."""
+    return int(dl.n - dl.n % dl.bs if dl.drop_last else dl.n)
+
+
+class AdaptiveBatches(GetAttr):  # type: ignore[misc]
+    """Stands in for a fastai DataLoader during the training part of an epoch; all but iteration is the loader's.
+
+    fastai reads a loader's size once an epoch, in the workers if there are any. So an inner torch DataLoader, whose
+    batch sampler can change its mind, runs the same items, collation and transforms in the same order, and draws from
+    the same random generators as the loader would.
+    """
+
+    _default = "dl"
+
+    def __init__(self, dl: Any, controller: Controller) -> None:
+        self.dl, self.controller = dl, controller
+
+    def __len__(self) -> int:
+        return -(-self.controller.epoch_samples // self.controller.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        dl, controller = self.dl, self.controller
+        dl.randomize()
+        dl.before_iter()
+        cut = AdaptiveBatchSampler(dl.get_idxs(), lambda: controller.batch_size, controller.start, dl.drop_last)
+        loader: TorchLoader[Any] = TorchLoader(
+            _Items(dl),
+            batch_sampler=cut,
+            collate_fn=_Collate(dl),
+            num_workers=dl.fake_l.num_workers,
+            pin_memory=dl.pin_memory,
+            timeout=dl.timeout,
+            worker_init_fn=_init_worker,
+        )
+        fetched = iter(loader)
+        yield from controller.deliver(map(self._finish, fetched), cut.issued)
+        dl.after_iter()
+
+    def _finish(self, batch: Any) -> Any:
+        dl = self.dl
+        if dl.pin_memory and type(batch) is list:  # pinning makes lists of tuples
+            batch = tuple(batch)
+        if dl.device is not None:
+            batch = to_device(batch, dl.device)
+        return dl.after_batch(batch)
+
+
+class _Items(Dataset[Any]):
+    def __init__(self, dl: Any) -> None:
+        self.dl = dl
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dl.do_item(index)
+
+
+class _Collate:
+    def __init__(self, dl: Any) -> None:
+        self.dl = dl
+
+    def __call__(self, items: Sequence[Any]) -> Any:
+        return self.dl.do_batch([item for item in items if item is not None])  # None: SkipItemException
+
+
+def _init_worker(worker_id: int) -> None:
+    info: Any = get_worker_info()
+    torch.set_num_threads(1)
+    set_seed(info.seed)
+    info.dataset.dl.wif()

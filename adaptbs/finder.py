@@ -1,0 +1,211 @@
+"""bs_find: what `lr_find` is for the learning rate, for the batch size. Offline, and without a trace."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader
+
+from .gradients import batches as nested
+from .gradients.batch_loss import BatchLoss
+from .gradients.micro_batches import GradientPool, MeanGradient
+from .left_as_found import weights_left_as_found
+from .noise_scale import estimate, to_floats
+from .policy import Situation, goodput
+from .settings import check_size
+from .types import NoiseScale, SquaredNorms
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class BatchSizeSuggestion:
+    """What `bs_find` found.
+
+    Attributes:
+        noise_scale: B_simple, samples; None where the gradient was lost in its noise.
+        low, high: its confidence limits, samples; high is inf while |G|^2 is not significantly above 0.
+        batch_size: to use: the largest power of 2 at which a sample still brings at least 80 % of the progress that
+            it brings at a small batch, judged at the cautious limit; None where even that is not known.
+        samples: seen up to each block of batches.
+        curve: the smoothed estimate after each block.
+    """
+
+    noise_scale: float | None
+    low: float
+    high: float
+    batch_size: int | None
+    samples: tuple[int, ...] = field(repr=False)
+    curve: tuple[NoiseScale, ...] = field(repr=False)
+
+    def plot(self) -> Figure:
+        """Noise tr(Sigma), scale |G|^2 and their ratio with its band, against samples."""
+        from .plot import plot_suggestion
+
+        return plot_suggestion(self)
+
+
+def bs_find(
+    model: nn.Module,
+    loss_func: Callable[..., Tensor] | None,
+    loader: Iterable[Any],
+    *,
+    lr: float | None = None,
+    num_it: int | None = None,
+    n_batch: int = 20,
+    beta: float = 0.99,
+    optimizer: Optimizer | None = None,
+    batch_loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+    confidence: float = 0.9,
+) -> BatchSizeSuggestion:
+    """Find the noise scale of a model on its data, and the batch size to use.
+
+    Block by block, `n_batch` batches are measured at unmoved weights and pooled over all pairs; then, with an `lr`,
+    the same batches are trained on. Model, optimizer, random states and loader are left exactly as they were, also
+    after an exception or Ctrl-C. Costs a forward and backward pass a batch, two when training meanwhile.
+
+    Args:
+        model: to be measured in training mode.
+        loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`; None if `batch_loss`.
+        loader: of batches; those shorter than the first of their block (an epoch's last) are left out.
+        lr: to train with meanwhile; None trains nothing, and the noise scale is that of the weights as they are.
+        num_it: how many batches; one epoch if None.
+        n_batch: batches pooled in one block; four blocks or more make a useful interval.
+        beta: smoothing of tr(Sigma) and |G|^2 from block to block, 0 (none) to 1 (plain mean).
+        optimizer: a copy of it trains; SGD if None.
+        batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
+        autocast: makes the context of the forward pass.
+        confidence: of the interval.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot be, and where the loader gives fewer than two equal batches.
+
+    Source: McCandlish et al. 2018, appendix A.1, arXiv:1812.06162, with consecutive batches in place of devices.
+    """
+    loss = BatchLoss(loss_func, batch_loss, autocast)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
+
+    def make_optimizer() -> Optimizer:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        return copy_of(optimizer, lr) if optimizer else SGD(trainable, lr=lr or 0.0)
+
+    with loader_left_as_found(loader):
+        # An AdaptiveDataLoader's own iteration would measure and decide; here only its batches are wanted.
+        fetched = DataLoader.__iter__(loader) if isinstance(loader, DataLoader) else iter(loader)
+        return find(
+            model, loss, fetched, make_optimizer if lr is not None else None,
+            num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
+        )  # fmt: skip
+
+
+def find(
+    model: nn.Module,
+    loss: BatchLoss,
+    fetched: Iterator[Any],
+    make_optimizer: Callable[[], Any] | None,
+    *,
+    num_it: int | None,
+    n_batch: int,
+    beta: float,
+    confidence: float,
+) -> BatchSizeSuggestion:
+    """`bs_find` on an iterator of batches; `make_optimizer` makes what trains, anything with step and zero_grad."""
+    if num_it is not None:
+        check_size("num_it", num_it)
+    check_size("n_batch", n_batch)
+    if n_batch < 2:
+        raise ValueError(f"n_batch={n_batch}: noise shows only between two batches or more")
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta={beta!r}: it must lie between 0 (no smoothing) and 1 (plain mean)")
+    measured: list[SquaredNorms] = []
+    curve: list[NoiseScale] = []
+    samples: list[int] = []
+    seen = 0
+    with weights_left_as_found(model):
+        model.train()
+        gradient, optimizer = MeanGradient(loss), make_optimizer() if make_optimizer else None
+        for block in _blocks(islice(fetched, num_it), n_batch):
+            seen += sum(nested.length(batch) for batch in block)
+            norms = measure_block(model, gradient, block)
+            if norms is not None:
+                measured += to_floats([norms])
+                weights = [n.large_size * beta**age for age, n in enumerate(reversed(measured))][::-1]
+                curve.append(estimate(measured, weights, confidence))
+                samples.append(seen)
+            if optimizer is not None:
+                for batch in block:
+                    train_step(model, loss, optimizer, batch)
+    if not curve:
+        raise ValueError("the loader gave fewer than two batches of equal size: lower its batch size or raise num_it")
+    return suggest(curve, samples, measured[0].small_size)
+
+
+def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) -> SquaredNorms | None:
+    """Pool the batches of a block over all pairs, at the weights of now; None if fewer than two are equally long."""
+    size = nested.length(block[0])
+    alike = [batch for batch in block if nested.length(batch) == size]
+    if len(alike) < 2:
+        return None
+    pool = GradientPool(size)
+    for batch in alike:
+        pool.add(gradient(model, batch))
+    return pool.norms()
+
+
+def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) -> None:
+    """One plain step."""
+    optimizer.zero_grad()
+    with torch.enable_grad():
+        torch.autograd.backward(loss(model, batch))
+    optimizer.step()
+
+
+def suggest(curve: list[NoiseScale], samples: list[int], batch_size: int) -> BatchSizeSuggestion:
+    """The last estimate, and the batch size that the controller would aim at with it."""
+    last = curve[-1]
+    now = Situation(
+        noise_scale=last, batch_size=batch_size, start=batch_size, progress=0.0,
+        step_time=None, max_batch_size=samples[-1], memory=float("inf"),
+    )  # fmt: skip
+    size = goodput(now)[0] if last.cautious > 0 else None
+    return BatchSizeSuggestion(last.simple, last.low, last.high, size, tuple(samples), tuple(curve))
+
+
+def copy_of(optimizer: Optimizer, lr: float | None) -> Optimizer:
+    """An optimizer of the same parameters, state and options, at `lr`; its hooks and schedulers stay behind."""
+    twin = copy.copy(optimizer)
+    twin.state = defaultdict(dict, {p: copy.deepcopy(state) for p, state in optimizer.state.items()})
+    twin.param_groups = [{**group, "lr": group["lr"] if lr is None else lr} for group in optimizer.param_groups]
+    return twin
+
+
+@contextmanager
+def loader_left_as_found(loader: Any) -> Iterator[None]:
+    """Restore the generators that a DataLoader and its sampler draw from."""
+    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
+    states = [(generator, generator.get_state()) for generator in found]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _blocks(batches: Iterator[Any], n: int) -> Iterator[list[Any]]:
+    while block := list(islice(batches, n)):
+        yield block

@@ -1,0 +1,1 @@
+"""From autograd to `SquaredNorms`: one file a source."""

@@ -1,0 +1,234 @@
+"""AdaptiveDataLoader: a DataLoader whose batch grows while the loop around it stays as it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+
+from . import schedule
+from .controller import Controller
+from .gradients.batch_loss import BatchLoss
+from .gradients.micro_batches import HalfBatches
+from .history import History
+from .lr_scaling import is_adaptive
+from .sampler import AdaptiveBatchSampler
+from .scaled_step import ScaledStep
+from .settings import Settings
+from .types import LRRule, NoiseScale, Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+
+class AdaptiveDataLoader(DataLoader[Any]):
+    """In place of `torch.utils.data.DataLoader`: measures the noise scale and grows the batch toward it.
+
+    Iterate over it as over a DataLoader and train as ever: `optimizer.step()` finds the learning rate scaled to the
+    batch, and `scheduler.step()`, called where it always was, ends where it would have ended.
+
+    Measuring takes passes of its own through `loss_func` on some of the batches, before they are delivered; `.grad`,
+    buffers and random states do not notice.
+
+    Args:
+        dataset: map-style, with a length.
+        batch_size: to start with, samples.
+        shuffle, sampler, drop_last, and every other argument of DataLoader: as there. With `drop_last` an epoch
+            delivers as many samples as a DataLoader of the starting size would.
+        model: being trained. Needed, as `loss_func` is, unless `overhead=0`.
+        optimizer: whose learning rate to scale.
+        loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`.
+        batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
+        autocast: makes the context that the forward pass runs under, as `lambda: torch.autocast("cuda")`.
+        scheduler: a torch LR scheduler that the loop steps, per batch or per epoch.
+        epochs: length of the run; read from the scheduler's `total_steps` or `T_max` where None.
+        max_batch_size: never exceeded, samples; an eighth of the dataset where None.
+        base_batch_size: the size the learning rate is stated for, samples; `batch_size` where None.
+        target: "goodput" (most progress per second), "noise_scale", or a function
+            `(noise_scale, batch_size, progress) -> wanted batch size`.
+        lr_scaling: "auto" (sqrt for Adam and its kin, linear for SGD), "linear", "sqrt", "gain", "none", or a
+            function `(k, noise_scale) -> factor`.
+        decide_every: share of the run between two decisions.
+        confidence: of the reported interval of the noise scale.
+        overhead: share of the run's time that measuring may cost; 0 measures nothing.
+        step_time: (a, b), seconds of a step being a + b B. Given, no clock and no device is read, and a run can be
+            repeated to the bit.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot be; nothing has been changed then.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int = 1,
+        shuffle: bool | None = None,
+        sampler: Any = None,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_func: Callable[..., Tensor] | None = None,
+        batch_loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+        scheduler: LRScheduler | None = None,
+        epochs: int | None = None,
+        max_batch_size: int | None = None,
+        base_batch_size: int | None = None,
+        target: str | Target = "goodput",
+        lr_scaling: str | LRRule = "auto",
+        decide_every: float = 0.05,
+        confidence: float = 0.9,
+        overhead: float = 0.05,
+        step_time: tuple[float, float] | None = None,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
+        **stock: Any,
+    ) -> None:
+        settings = Settings(
+            max_batch_size=max_batch_size,
+            base_batch_size=base_batch_size,
+            target=target,
+            lr_scaling=lr_scaling,
+            decide_every=decide_every,
+            confidence=confidence,
+            overhead=overhead,
+            step_time=step_time,
+        )
+        if stock.get("batch_sampler") is not None:
+            raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
+        cut = _batch_sampler(dataset, batch_size, shuffle, sampler, drop_last, generator, settings, self._next_size)
+        epoch_steps = -(-cut.epoch_samples // batch_size)
+        if epochs is None and scheduler is not None:
+            epochs = schedule.run_epochs(scheduler, epoch_steps)
+        if epochs is None:
+            log.warning(
+                "the length of the run is not known: decisions are paced by the epoch. "
+                "Give epochs=, or a scheduler with total_steps or T_max."
+            )
+        self._source = HalfBatches(model, BatchLoss(loss_func, batch_loss, autocast)) if overhead else None
+        self._controller = Controller(
+            settings,
+            batch_size=batch_size,
+            epoch_samples=cut.epoch_samples,
+            epochs=epochs,
+            adaptive=is_adaptive(optimizer),
+            device=next(model.parameters()).device,
+        )
+        super().__init__(dataset, batch_sampler=cut, generator=generator, **stock)
+        # DataLoader leaves these at their defaults beside a batch sampler, and forbids to assign them.
+        self.__dict__.update(sampler=cut.sampler, drop_last=drop_last)
+        self._cut = cut
+        self._place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
+        # Last, so that an argument refused above has changed nothing of the user's.
+        self._scaled_step = ScaledStep(optimizer, lambda: self._controller.lr_factor)
+        if scheduler is not None:
+            schedule.drive(scheduler, self._place.steps_due)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """An epoch's batches, their size changing on the way."""
+        self._place.new_epoch()
+        return self._measured(super().__iter__())
+
+    def _measured(self, fetched: Iterable[Any]) -> Iterator[Any]:
+        for batch in self._controller.deliver(fetched, self._cut.issued):
+            self._scaled_step.restore()
+            self._place.delivered(self._controller.delivered.length)
+            self._measure(batch)
+            yield batch
+
+    def __len__(self) -> int:
+        """Batches of an epoch at the size of now."""
+        return len(self._cut)
+
+    @property
+    def batch_size(self) -> int:
+        """The size of the batches that are cut now, samples."""
+        return self._controller.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int | None) -> None:
+        # DataLoader stores None here, meaning that a batch sampler decides; ours does, and is asked for the size.
+        if value is not None:
+            raise AttributeError("batch_size is set by training itself: give target= a function to set it your way")
+
+    @property
+    def noise_scale(self) -> NoiseScale | None:
+        """The latest estimate; None before the first."""
+        return self._controller.noise_scale
+
+    @property
+    def history(self) -> History:
+        """One record per decision and per measurement."""
+        return self._controller.history
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate of the delivered batch is multiplied by inside the optimizer's step."""
+        return self._controller.lr_factor
+
+    def plot(self) -> Figure:
+        """Noise scale with its band, batch size and learning rate factor, against samples."""
+        from .plot import plot_history
+
+        return plot_history(self.history)
+
+    def close(self) -> None:
+        """Leave the optimizer as it was found: its learning rate is no longer scaled."""
+        self._scaled_step.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decisions depend on, to be saved between epochs. Raises RuntimeError in the middle of one."""
+        if 0 < self._controller.epoch_position < self._controller.epoch_samples:
+            raise RuntimeError("an epoch is under way: save between epochs")
+        return {"controller": self._controller.state_dict(), "schedule": self._place.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()` of a loader over as much data; a ValueError says what differs."""
+        self._controller.load_state_dict(state["controller"])
+        self._place.load_state_dict(state["schedule"])
+
+    def _next_size(self) -> int:
+        return self._controller.batch_size
+
+    def _measure(self, batch: Any) -> None:
+        if self._source is not None and self._controller.measure_next():
+            with self._controller.measuring():
+                self._controller.measured(self._source.measure(batch))
+
+
+def _batch_sampler(
+    dataset: Any,
+    batch_size: int,
+    shuffle: bool | None,
+    sampler: Any,
+    drop_last: bool,
+    generator: torch.Generator | None,
+    settings: Settings,
+    size: Callable[[], int],
+) -> AdaptiveBatchSampler:
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"dataset of type {type(dataset).__name__} has no length: the batch grows by shares of the data, "
+            "so give a dataset with __len__ and __getitem__"
+        )
+    if sampler is not None and shuffle:
+        raise ValueError("give sampler= or shuffle=True, not both")
+    if sampler is None:
+        sampler = RandomSampler(cast(Any, dataset), generator=generator) if shuffle else SequentialSampler(dataset)
+    if not hasattr(sampler, "__len__"):
+        raise TypeError(f"sampler of type {type(sampler).__name__} has no length: give it a __len__")
+    settings.check_start(batch_size, len(sampler))
+    return AdaptiveBatchSampler(sampler, size, batch_size, drop_last)

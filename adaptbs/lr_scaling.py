@@ -1,0 +1,72 @@
+"""How the learning rate follows the batch size: (k, noise scale) -> factor, with k = batch size / base batch size.
+
+Every rule gives exactly 1 at k = 1, so that a batch that never changes leaves training as it was to the bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from .types import LRRule, NoiseScale
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+log = logging.getLogger(__name__)
+
+
+def linear(k: float, noise_scale: NoiseScale | None) -> float:
+    """k: SGD, whose step averages over k times as many samples (Goyal et al. 2017, arXiv:1706.02677)."""
+    return k
+
+
+def sqrt(k: float, noise_scale: NoiseScale | None) -> float:
+    """sqrt(k): Adam and its kin, whose step is already divided by the noise (Malladi et al. 2022, arXiv:2205.10287)."""
+    return math.sqrt(k)
+
+
+def none(k: float, noise_scale: NoiseScale | None) -> float:
+    """1: the learning rate stays as it is."""
+    return 1.0
+
+
+def gain(base_batch_size: int) -> LRRule:
+    """(1 + phi/B0)/(1 + phi/B), between 1 and k as noise allows (AdaScale, Johnson et al. 2020, arXiv:2007.05105).
+
+    1 while B_simple is not known: what the estimate does not support is not taken.
+    """
+
+    def rule(k: float, noise_scale: NoiseScale | None) -> float:
+        phi = noise_scale.simple if noise_scale is not None else None
+        if phi is None:
+            return 1.0
+        return (1 + phi / base_batch_size) / (1 + phi / (k * base_batch_size))
+
+    return rule
+
+
+NAMES = ("auto", "linear", "sqrt", "gain", "none")
+
+
+def resolve(lr_scaling: str | LRRule, *, adaptive: bool, base_batch_size: int) -> LRRule:
+    """The rule for `lr_scaling=`, "auto" being sqrt for optimizers that divide by the gradient's size, else linear."""
+    if callable(lr_scaling):
+        return lr_scaling
+    name = lr_scaling if lr_scaling != "auto" else ("sqrt" if adaptive else "linear")
+    return {"linear": linear, "sqrt": sqrt, "none": none, "gain": gain(base_batch_size)}[name]
+
+
+def is_adaptive(optimizer: Optimizer) -> bool:
+    """Whether the optimizer divides its step by the gradient's own size, as Adam does and SGD does not.
+
+    Any optimizer that is not plain SGD is taken to, and that is logged where its name does not tell: sqrt(k) is the
+    smaller step, so the safer mistake.
+    """
+    name = type(optimizer).__name__.lower()
+    if name in ("sgd", "asgd"):
+        return False
+    if not any(word in name for word in ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lamb", "lion")):
+        log.info("optimizer %s is not known: its learning rate is scaled by sqrt(k); lr_scaling= changes that", name)
+    return True

@@ -1,0 +1,67 @@
+"""Whether a larger batch fits: a plain check of free memory against what the run holds already."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import device as Device
+
+HEADROOM = 0.9  # share of the free memory that a larger batch may take
+
+
+def largest_affordable(batch_size: int, in_use: int, free: int) -> float:
+    """The largest batch size that surely fits, samples.
+
+    Peak memory is affine in the batch size, so going from B to B' adds at most (B'/B - 1) of all that is in use.
+
+    Args:
+        batch_size: that the run has run, samples.
+        in_use: peak bytes at that size.
+        free: bytes not in use.
+    """
+    return batch_size * (1 + HEADROOM * free / in_use)
+
+
+def affordable(batch_size: int, device: Device) -> float:
+    """`largest_affordable` on this device now; inf where its memory cannot be asked."""
+    usage = _cuda(device) if device.type == "cuda" else _host() if device.type == "cpu" else None
+    return largest_affordable(batch_size, *usage) if usage is not None else float("inf")
+
+
+def _cuda(device: Device) -> tuple[int, int]:
+    free, _ = torch.cuda.mem_get_info(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return max(peak, 1), free + max(0, torch.cuda.memory_reserved(device) - peak)
+
+
+def _host() -> tuple[int, int] | None:
+    """Peak resident and available bytes of a Linux host, within the limit of a container; None elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    status = _kilobytes(Path("/proc/self/status"), "VmHWM")
+    available = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    if status is None or available is None:
+        return None
+    group = Path("/sys/fs/cgroup")
+    limit, used = _bytes(group / "memory.max"), _bytes(group / "memory.current")
+    if limit is not None and used is not None:
+        available = min(available, limit - used)
+    return max(status, 1), max(available, 0)
+
+
+def _kilobytes(path: Path, key: str) -> int | None:
+    for line in path.read_text().splitlines() if path.exists() else ():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _bytes(path: Path) -> int | None:
+    text = path.read_text().strip() if path.exists() else ""
+    return int(text) if text.isdigit() else None

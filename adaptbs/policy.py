@@ -1,0 +1,120 @@
+"""From a noise scale and a step time to the next batch size. Pure functions, no state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .step_time import StepTime
+from .types import Decision, NoiseScale, Target
+
+EFFICIENCY_FLOOR = 0.8  # progress per sample, relative to the reference batch, that a fixed number of epochs must keep
+ENOUGH = 4  # measurements without which nothing is decided
+SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
+PACE = 2  # the batch at most doubles in one decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What a decision is made from.
+
+    Attributes:
+        noise_scale: the current estimate, None where nothing has been measured.
+        batch_size: now, samples.
+        start: the size the run began with, samples.
+        progress: share of the run done, 0..1.
+        step_time: seconds of a step by batch size, None until two sizes have been run.
+        max_batch_size: the user's limit, samples.
+        memory: the largest size that memory affords, samples; inf where that is not known.
+    """
+
+    noise_scale: NoiseScale | None
+    batch_size: int
+    start: int
+    progress: float
+    step_time: StepTime | None
+    max_batch_size: int
+    memory: float
+
+    @property
+    def reference(self) -> int:
+        """R, the batch whose quality the run must keep, samples."""
+        return min(self.start, 64)
+
+
+def efficiency(phi: float, batch_size: float, reference: float) -> float:
+    """Progress per sample at `batch_size`, relative to `reference` (Pollux, Qiao et al. 2021, arXiv:2008.12260)."""
+    return (phi + reference) / (phi + batch_size)
+
+
+def largest_efficient(phi: float, reference: float, floor: float) -> float:
+    """The batch size at which `efficiency` has fallen to `floor`, samples."""
+    return (phi * (1 - floor) + reference) / floor
+
+
+def goodput_optimum(phi: float, step_time: StepTime | None) -> float:
+    """argmax of B/(a + b B) * 1/(phi + B), which is sqrt(a phi/b), samples; inf where the step time sets no bound."""
+    if step_time is None or step_time.b == 0:
+        return math.inf
+    return math.sqrt(step_time.a * phi / step_time.b)
+
+
+def nearest_power_of_2(size: float) -> int:
+    """Nearest in ratio: 1 for anything below."""
+    return 2 ** max(0, round(math.log2(size))) if size > 0 else 1
+
+
+def goodput(now: Situation) -> tuple[int, str]:
+    """The most progress per second at the cautious noise scale, without falling below the efficiency floor."""
+    assert now.noise_scale is not None
+    phi = now.noise_scale.cautious
+    fastest = goodput_optimum(phi, now.step_time)
+    ceiling = largest_efficient(phi, now.reference, EFFICIENCY_FLOOR)
+    size = nearest_power_of_2(min(fastest, ceiling))
+    while size > max(ceiling, 1):  # rounding up is free in time, but must not break the promise of the floor
+        size //= 2
+    return size, "step time" if fastest < ceiling else "noise scale"
+
+
+def noise_scale(now: Situation) -> tuple[int, str]:
+    """The power of 2 nearest to the cautious noise scale."""
+    assert now.noise_scale is not None
+    return nearest_power_of_2(now.noise_scale.cautious), "noise scale"
+
+
+TARGETS = {"goodput": goodput, "noise_scale": noise_scale}
+
+
+def decide(now: Situation, target: str | Target) -> Decision:
+    """The next batch size: the target's wish within the limits of pace (built-in targets), user and memory (all)."""
+    if callable(target):
+        wanted = target(now.noise_scale, now.batch_size, now.progress)
+        return _capped(_checked(wanted), "target", now)
+    if now.noise_scale is None or now.noise_scale.measurements < ENOUGH:
+        return _capped(now.batch_size, "few measurements", now)
+    if now.noise_scale.cautious <= 0:
+        return _capped(now.batch_size, "unresolved", now)
+    size, reason = TARGETS[target](now)
+    if size < now.batch_size:
+        size = max(size, now.reference) if now.progress <= SHRINK_UNTIL else now.batch_size
+    elif size > PACE * now.batch_size:
+        size, reason = PACE * now.batch_size, "pace"
+    return _capped(size, reason, now)
+
+
+def _capped(size: int, reason: str, now: Situation) -> Decision:
+    # Memory says what it affords of sizes never run; a size that is running already fits.
+    memory = max(now.memory, now.batch_size)
+    for limit, name in ((now.max_batch_size, "max_batch_size"), (memory, "memory")):
+        if size > limit:
+            size, reason = int(limit), name
+    return Decision(size, reason)
+
+
+def _checked(wanted: object) -> int:
+    if not isinstance(wanted, (int, float)) or not math.isfinite(wanted) or wanted < 1:
+        raise ValueError(
+            f"target= returned {wanted!r}: it must return the wanted batch size, a finite number of at least 1. "
+            "Return the batch_size it was given to keep the size as it is."
+        )
+    return int(wanted)

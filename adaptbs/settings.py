@@ -1,0 +1,81 @@
+"""The keyword arguments that the loader and the fastai callback share, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from . import lr_scaling as rules
+from .policy import TARGETS
+from .step_time import StepTime
+from .types import LRRule, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """See `AdaptiveDataLoader` for what each means. Raises ValueError or TypeError for a value that cannot be."""
+
+    max_batch_size: int | None = None
+    base_batch_size: int | None = None
+    target: str | Target = "goodput"
+    lr_scaling: str | LRRule = "auto"
+    decide_every: float = 0.05
+    confidence: float = 0.9
+    overhead: float = 0.05
+    step_time: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "base_batch_size"):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name))
+        _check_choice("target", self.target, tuple(TARGETS))
+        _check_choice("lr_scaling", self.lr_scaling, rules.NAMES)
+        _check_share("decide_every", self.decide_every, above_zero=True)
+        _check_share("confidence", self.confidence, above_zero=True)
+        _check_share("overhead", self.overhead, above_zero=False)
+        if self.step_time is not None:
+            object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
+
+    def check_start(self, batch_size: int, samples: int) -> None:
+        """Raise ValueError if a run of `samples` samples an epoch cannot start with `batch_size`."""
+        check_size("batch_size", batch_size)
+        if samples < batch_size:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {samples} samples of the dataset: "
+                f"start with at most {samples}, or use a stock DataLoader"
+            )
+        if self.max_batch_size is not None and self.max_batch_size < batch_size:
+            raise ValueError(
+                f"max_batch_size={self.max_batch_size} is below batch_size={batch_size}, which the run starts with: "
+                "raise max_batch_size or lower batch_size"
+            )
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}={value!r}: it must be an integer, a number of samples")
+    if int(value) < 1:
+        raise ValueError(f"{name}={value!r}: it must be at least 1")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not callable(value) and value not in choices:
+        raise ValueError(f"{name}={value!r}: it must be one of {', '.join(map(repr, choices))} or a function")
+
+
+def _check_share(name: str, value: object, *, above_zero: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: it must be a number between 0 and 1")
+    if not (0 < float(value) < 1 or (value == 0 and not above_zero)):
+        raise ValueError(f"{name}={value!r}: it must lie between 0 and 1" + ("" if above_zero else " (0: off)"))
+
+
+def _checked_step_time(value: tuple[float, float]) -> StepTime:
+    try:
+        a, b = (float(v) for v in value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"step_time={value!r}: it must be a pair (a, b), a step of B samples taking a + b B seconds") from error
+    if not (a >= 0 and b >= 0 and 0 < a + b < float("inf")):
+        raise ValueError(f"step_time={value!r}: a and b must be seconds, not negative, and not both 0")
+    return StepTime(a, b)

@@ -1,0 +1,67 @@
+"""t(B) = a + b B: what a step costs and what each further sample adds, fitted to the steps a run has made."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+WARM_UP = 3  # a run's first steps compile, allocate and fill caches
+KEEP = 64  # latest steps kept of each size: enough for a median, and old ones describe another machine load
+
+
+class StepTime(NamedTuple):
+    """Seconds of a step of B samples: a + b B."""
+
+    a: float
+    b: float
+
+    def __call__(self, batch_size: float) -> float:
+        return self.a + self.b * batch_size
+
+
+class StepTimes:
+    """Seconds of the steps made so far, by batch size."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, list[float]] = defaultdict(list)
+        self._skip = WARM_UP
+
+    def add(self, batch_size: int, seconds: float) -> None:
+        """Take note of one step; the run's first few are left out."""
+        if self._skip:
+            self._skip -= 1
+            return
+        kept = self._seconds[batch_size]
+        kept.append(seconds)
+        del kept[:-KEEP]
+
+    def median(self, batch_size: int) -> float | None:
+        """Median seconds of a step of exactly this size; None if none was made."""
+        kept = self._seconds.get(batch_size)
+        return float(np.median(kept)) if kept else None
+
+    def fit(self) -> StepTime | None:
+        """Least squares on the medians, relative errors, a and b not negative; None until two sizes have been run.
+
+        A size run once says little (a short last batch, a hiccup), so each weighs by the root of its steps.
+        """
+        if len(self._seconds) < 2:
+            return None
+        sizes = np.array(sorted(self._seconds), float)
+        medians = np.array([np.median(self._seconds[int(s)]) for s in sizes])
+        counts = np.array([len(self._seconds[int(s)]) for s in sizes])
+        b, a = np.polyfit(sizes, medians, 1, w=np.sqrt(counts) / medians)
+        if b <= 0:
+            return StepTime(float(np.average(medians, weights=counts)), 0.0)
+        if a < 0:
+            return StepTime(0.0, float(np.average(medians / sizes, weights=counts)))
+        return StepTime(float(a), float(b))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": {size: list(kept) for size, kept in self._seconds.items()}, "skip": self._skip}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seconds = defaultdict(list, {size: list(kept) for size, kept in state["seconds"].items()})
+        self._skip = state["skip"]
