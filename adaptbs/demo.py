@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out must be a folder that can be written to: {error}")
-    _compare(args)
+    with warnings.catch_warnings():
+        # fastai makes tensors of pandas' read-only arrays, which nothing writes to.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        _compare(args)
     return 0
 
 

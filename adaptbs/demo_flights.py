@@ -163,7 +163,7 @@ def find_lr(flights: Flights, batch_size: int, seed: int) -> float:
         learn = make_learner(flights, batch_size, seed, Path(folder))
         with learn.no_bar():
             # stop_div=False: a batch with a flight ten hours late looks like divergence and would end it.
-            found = learn.lr_find(num_it=200, stop_div=False, show_plot=False)
+            found = learn.lr_find(num_it=600, stop_div=False, show_plot=False)
     return float(found.valley)
 
 
@@ -190,7 +190,7 @@ def train(
         start = time.perf_counter()
         learn.fit_one_cycle(epochs, lr, cbs=callbacks)
         seconds = time.perf_counter() - start
-    return recorder.run(learn.recorder.values[-1][1] ** 0.5 * flights.target_sd, seconds)
+    return recorder.record(learn.recorder.values[-1][1] ** 0.5 * flights.target_sd, seconds)
 
 
 class StepRecorder(Callback):  # type: ignore[misc]  # fastai is untyped
@@ -237,7 +237,7 @@ class StepRecorder(Callback):  # type: ignore[misc]  # fastai is untyped
             f"  {time.perf_counter() - self.began:6.1f} s  {len(sizes):6,} steps   batch {batch}"
         )
 
-    def run(self, rmse: float, seconds: float) -> Run:
+    def record(self, rmse: float, seconds: float) -> Run:
         """The record so far as arrays."""
         loss = torch.stack(self.losses).double().cpu().numpy()
         sizes = np.array(self.sizes)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import default_device
 from torch import Tensor, nn
+from torch.utils.data import DataLoader as TorchLoader
 
 from . import finder
 from .controller import Controller
@@ -104,8 +106,8 @@ class AdaptiveBatchSize(Callback):
         return {"controller": self._controller.state_dict() if self._controller else None}
 
     def before_fit(self) -> None:
-        """Begin a run, unless this is a mock fit (`lr_find`) or a prediction."""
-        self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
+        """Begin a run, unless this is a mock fit (`lr_find`) or no fit at all: validation, too, says before_fit."""
+        self.run = not hasattr(self.learn, "lr_finder") and not self.learn.lock.locked()  # which validation holds
         if not self.run:
             return
         dl, model = self.dls.train, self.learn.model
@@ -143,14 +145,23 @@ class AdaptiveBatchSize(Callback):
 
     def after_batch(self) -> None:
         """Give the learning rate back, after the Recorder (50) has seen what was used, and place the schedule."""
-        if self._unscaled is not None:
-            self.opt.set_hyper("lr", self._unscaled)
-            self._unscaled = None
+        self._restore()
         if self._run.ever_changed:
             # Where the fixed run stood after as many samples. While nothing has changed, fastai's own running sum is
             # left alone: it is the same number but for rounding.
             epochs = self.epoch + self._run.epoch_position / (self._run.start * self._epoch_steps)
             self.learn.pct_train = epochs / self.n_epoch
+
+    def after_train(self) -> None:
+        """Give the learning rate back where another callback ended the batch's epoch or fit before our turn."""
+        self._restore()
+
+    after_epoch = after_fit = after_train
+
+    def _restore(self) -> None:
+        if self._unscaled is not None:
+            self.opt.set_hyper("lr", self._unscaled)
+            self._unscaled = None
 
     @property
     def _run(self) -> Controller:
@@ -190,12 +201,12 @@ def bs_find(
         show_plot: draw noise, scale and their ratio with its band.
     """
     loss = BatchLoss(batch_loss=lambda model, batch: _loss(self, model, batch))
-    self.model.to(self.dls.device)
+    self.model.to(getattr(self.dls, "device", default_device()))
     with _loader_left_as_found(self.dls.train):
         found = finder.find(
             self.model,
             loss,
-            (_split(self, batch) for batch in self.dls.train),
+            _batches(self),
             (lambda: _optimizer_copy(self, lr)) if lr is not None else None,
             num_it=num_it,
             n_batch=n_batch,
@@ -215,9 +226,10 @@ def _loss(learn: Any, model: nn.Module, batch: Any) -> Tensor:
     return learn.loss_func(model(*xb), *yb)
 
 
-def _split(learn: Any, batch: Any) -> tuple[Any, Any]:
-    n_inp = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
-    return batch[:n_inp], batch[n_inp:]
+def _batches(learn: Any) -> Iterator[tuple[Any, Any]]:
+    for batch in learn.dls.train:
+        n_inp = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
+        yield batch[:n_inp], batch[n_inp:]
 
 
 def _optimizer_copy(learn: Any, lr: float) -> Any:
@@ -233,9 +245,14 @@ def _optimizer_copy(learn: Any, lr: float) -> Any:
 
 @contextmanager
 def _loader_left_as_found(dl: Any) -> Iterator[None]:
-    rng = getattr(dl, "rng", None)  # iterating replaces it
+    found = dict(vars(dl))  # iterating a fastai DataLoader replaces its generator and leaves an iterator behind
+    rng = found.get("rng")
+    state = rng.getstate() if rng is not None else None
     try:
-        yield
+        with finder.loader_left_as_found(dl) if isinstance(dl, TorchLoader) else nullcontext():
+            yield
     finally:
+        vars(dl).clear()
+        vars(dl).update(found)
         if rng is not None:
-            dl.rng = rng
+            rng.setstate(state)

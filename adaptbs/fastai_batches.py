@@ -29,7 +29,8 @@ def check(dl: Any) -> None:
 
 def epoch_samples(dl: Any) -> int:
     """How many samples an epoch of this loader delivers."""
-    return int(dl.n - dl.n % dl.bs if dl.drop_last else dl.n)
+    n = getattr(dl, "partial_n", None) or dl.n  # PartialDL
+    return int(n - n % dl.bs if dl.drop_last else n)
 
 
 class AdaptiveBatches(GetAttr):  # type: ignore[misc]
@@ -63,10 +64,14 @@ class AdaptiveBatches(GetAttr):  # type: ignore[misc]
             worker_init_fn=_init_worker,
         )
         fetched = iter(loader)
-        yield from controller.deliver(map(self._finish, fetched), cut.issued)
+        for batch in controller.deliver(map(self._finish, fetched), cut.issued):
+            if batch is not None:
+                yield batch
         dl.after_iter()
 
     def _finish(self, batch: Any) -> Any:
+        if batch is None:
+            return None
         dl = self.dl
         if dl.pin_memory and type(batch) is list:  # pinning makes lists of tuples
             batch = tuple(batch)
@@ -88,7 +93,8 @@ class _Collate:
         self.dl = dl
 
     def __call__(self, items: Sequence[Any]) -> Any:
-        return self.dl.do_batch([item for item in items if item is not None])  # None: SkipItemException
+        kept = [item for item in items if item is not None]  # None: SkipItemException
+        return self.dl.do_batch(kept) if kept else None
 
 
 def _init_worker(worker_id: int) -> None:

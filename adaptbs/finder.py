@@ -21,7 +21,7 @@ from .gradients.micro_batches import GradientPool, MeanGradient
 from .left_as_found import weights_left_as_found
 from .noise_scale import estimate, to_floats
 from .policy import Situation, goodput
-from .settings import check_size
+from .settings import check_share, check_size
 from .types import NoiseScale, SquaredNorms
 
 if TYPE_CHECKING:
@@ -104,10 +104,8 @@ def bs_find(
         return copy_of(optimizer, lr) if optimizer else SGD(trainable, lr=lr or 0.0)
 
     with loader_left_as_found(loader):
-        # An AdaptiveDataLoader's own iteration would measure and decide; here only its batches are wanted.
-        fetched = DataLoader.__iter__(loader) if isinstance(loader, DataLoader) else iter(loader)
         return find(
-            model, loss, fetched, make_optimizer if lr is not None else None,
+            model, loss, _fetch(loader), make_optimizer if lr is not None else None,
             num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
         )  # fmt: skip
 
@@ -129,6 +127,7 @@ def find(
     check_size("n_batch", n_batch)
     if n_batch < 2:
         raise ValueError(f"n_batch={n_batch}: noise shows only between two batches or more")
+    check_share("confidence", confidence)
     if not 0 <= beta <= 1:
         raise ValueError(f"beta={beta!r}: it must lie between 0 (no smoothing) and 1 (plain mean)")
     measured: list[SquaredNorms] = []
@@ -204,6 +203,12 @@ def loader_left_as_found(loader: Any) -> Iterator[None]:
     finally:
         for generator, state in states:
             generator.set_state(state)
+
+
+def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
+    # Iteration begins with the first batch, not before: a DataLoader draws a seed then, and `find` restores the random
+    # states by that time. An AdaptiveDataLoader's own iteration would measure and decide; only its batches are wanted.
+    yield from DataLoader.__iter__(loader) if isinstance(loader, DataLoader) else loader
 
 
 def _blocks(batches: Iterator[Any], n: int) -> Iterator[list[Any]]:

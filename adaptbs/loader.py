@@ -21,7 +21,7 @@ from .history import History
 from .lr_scaling import is_adaptive
 from .sampler import AdaptiveBatchSampler
 from .scaled_step import ScaledStep
-from .settings import Settings
+from .settings import Settings, check_size
 from .types import LRRule, NoiseScale, Target
 
 if TYPE_CHECKING:
@@ -107,6 +107,10 @@ class AdaptiveDataLoader(DataLoader[Any]):
             raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"scheduler={scheduler!r}: it must be a torch.optim.lr_scheduler.LRScheduler")
+        if epochs is not None:
+            check_size("epochs", epochs)
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
         cut = _batch_sampler(dataset, batch_size, shuffle, sampler, drop_last, generator, settings, self._next_size)

@@ -20,7 +20,9 @@ def plot_history(history: History) -> Figure:
     columns = history.decisions()
     samples = columns["samples"]
     figure, (top, bottom) = _axes(2)
-    plot_noise_scale(top, samples, columns["noise_scale"], columns["low"], columns["high"])
+    plot_noise_scale(
+        top, samples, columns["noise_scale"], columns["low"], columns["high"], also=columns["batch_size"]
+    )
     top.step(samples, columns["batch_size"], where="post", color=ORANGE, label="batch size")
     top.set_ylabel("samples")
     top.set_title("Noise scale and batch size")
@@ -43,7 +45,7 @@ def plot_suggestion(found: BatchSizeSuggestion) -> Figure:
     top.legend()
     plot_noise_scale(
         bottom, found.samples, [n.simple for n in found.curve],
-        [n.low for n in found.curve], [n.high for n in found.curve],
+        [n.low for n in found.curve], [n.high for n in found.curve], also=[found.batch_size],
     )  # fmt: skip
     if found.batch_size is not None:
         bottom.axhline(found.batch_size, color=GREY, linestyle="--", label=f"use batch size {found.batch_size}")
@@ -54,13 +56,16 @@ def plot_suggestion(found: BatchSizeSuggestion) -> Figure:
     return figure
 
 
-def plot_noise_scale(axes: Axes, samples: Any, simple: Any, low: Any, high: Any) -> None:
-    """B_simple as a line, its limits as a band; an upper limit of inf runs off the top, an unknown one leaves a gap."""
+def plot_noise_scale(axes: Axes, samples: Any, simple: Any, low: Any, high: Any, also: Any) -> None:
+    """B_simple as a line, its limits as a band; an upper limit of inf runs off the top, an unknown one leaves a gap.
+
+    The axis reaches over all that is finite, and over what is `also` drawn there.
+    """
     nan = float("nan")
     line = [nan if s is None else s for s in simple]
-    known = [v for v in (*line, *(h for h in high if h is not None)) if math.isfinite(v) and v > 0]
-    top = 2 * max(known, default=1.0)
-    bottom = max(1.0, min([*(v for v in low if v), *known], default=1.0) / 2)
+    known = [v for v in (*simple, *low, *high, *also) if v is not None and math.isfinite(v) and v > 0]
+    top = 2 * max([1.0, *known])
+    bottom = max(1.0, min(known, default=1.0) / 2)
     below = [nan if v is None else max(v, bottom) for v in low]
     above = [nan if v is None else min(v, top) for v in high]
     axes.fill_between(samples, below, above, color=BLUE, alpha=0.2, linewidth=0, label="confidence band")

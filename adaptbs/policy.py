@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from .step_time import StepTime
 from .types import Decision, NoiseScale, Target
@@ -112,9 +113,9 @@ def _capped(size: int, reason: str, now: Situation) -> Decision:
 
 
 def _checked(wanted: object) -> int:
-    if not isinstance(wanted, (int, float)) or not math.isfinite(wanted) or wanted < 1:
+    if not isinstance(wanted, Real) or not math.isfinite(wanted) or wanted < 1:  # (NumPy's numbers are Real too)
         raise ValueError(
             f"target= returned {wanted!r}: it must return the wanted batch size, a finite number of at least 1. "
             "Return the batch_size it was given to keep the size as it is."
         )
-    return int(wanted)
+    return int(float(wanted))

@@ -27,7 +27,9 @@ class SchedulePlace:
 
     def new_epoch(self) -> None:
         """Begin an epoch, also where the last one was broken off."""
-        self._batches = self._samples = self._made = 0
+        # A loop that steps every m-th batch may leave a step of a finished epoch for its first call in the next.
+        self._made = min(0, self._made - self._epoch_total) if self._stride and self._epoch_done else 0
+        self._batches = self._samples = 0
 
     def delivered(self, samples: int) -> None:
         """Take note of a batch that the loop now holds."""
@@ -37,14 +39,21 @@ class SchedulePlace:
     def steps_due(self) -> int:
         """How many steps one call of `scheduler.step()` stands for."""
         if self._stride == 0:
-            self._stride = max(1, self._batches)
+            self._stride = self._epoch_steps if self._epoch_done else max(1, self._batches)
         if self._stride >= self._epoch_steps > 1:
             return 1  # stepped once an epoch
-        done = self._samples >= self._epoch_samples
-        total = self._epoch_steps // self._stride if self._stride > 1 else self._epoch_steps
-        due = total if done else min(self._samples // (self._start * self._stride), total)
+        so_far = self._samples // (self._start * self._stride)
+        due = self._epoch_total if self._epoch_done else min(so_far, self._epoch_total)
         steps, self._made = max(0, due - self._made), max(due, self._made)
         return steps
+
+    @property
+    def _epoch_done(self) -> bool:
+        return self._samples >= self._epoch_samples
+
+    @property
+    def _epoch_total(self) -> int:
+        return self._epoch_steps // self._stride
 
     def state_dict(self) -> dict[str, int]:
         return {"stride": self._stride, "batches": self._batches, "samples": self._samples, "made": self._made}

@@ -30,9 +30,9 @@ class Settings:
                 check_size(name, getattr(self, name))
         _check_choice("target", self.target, tuple(TARGETS))
         _check_choice("lr_scaling", self.lr_scaling, rules.NAMES)
-        _check_share("decide_every", self.decide_every, above_zero=True)
-        _check_share("confidence", self.confidence, above_zero=True)
-        _check_share("overhead", self.overhead, above_zero=False)
+        check_share("decide_every", self.decide_every)
+        check_share("confidence", self.confidence)
+        check_share("overhead", self.overhead, or_zero=True)
         if self.step_time is not None:
             object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
 
@@ -54,7 +54,7 @@ class Settings:
 def check_size(name: str, value: object) -> None:
     """Raise unless `value` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r}: it must be an integer, a number of samples")
+        raise TypeError(f"{name}={value!r}: it must be an integer of at least 1")
     if int(value) < 1:
         raise ValueError(f"{name}={value!r}: it must be at least 1")
 
@@ -64,18 +64,19 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: it must be one of {', '.join(map(repr, choices))} or a function")
 
 
-def _check_share(name: str, value: object, *, above_zero: bool) -> None:
+def check_share(name: str, value: object, *, or_zero: bool = False) -> None:
+    """Raise unless `value` is a number between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: it must be a number between 0 and 1")
-    if not (0 < float(value) < 1 or (value == 0 and not above_zero)):
-        raise ValueError(f"{name}={value!r}: it must lie between 0 and 1" + ("" if above_zero else " (0: off)"))
+    if not (0 < float(value) < 1 or (value == 0 and or_zero)):
+        raise ValueError(f"{name}={value!r}: it must lie between 0 and 1" + (" (0: off)" if or_zero else ""))
 
 
 def _checked_step_time(value: tuple[float, float]) -> StepTime:
     try:
         a, b = (float(v) for v in value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"step_time={value!r}: it must be a pair (a, b), a step of B samples taking a + b B seconds") from error
+        raise TypeError(f"step_time={value!r}: it must be a pair (a, b): a step takes a + b B seconds") from error
     if not (a >= 0 and b >= 0 and 0 < a + b < float("inf")):
         raise ValueError(f"step_time={value!r}: a and b must be seconds, not negative, and not both 0")
     return StepTime(a, b)

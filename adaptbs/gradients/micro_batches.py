@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,8 +74,8 @@ class HalfBatches:
 class MeanGradient:
     """The gradient of the mean loss of a batch, also where the loss function sums over it.
 
-    A sum's gradient is n times the mean's. Which of the two a loss is, it says itself (`.reduction`), or it shows: a
-    mean is about the same for a batch and its half, a sum about double.
+    A sum's gradient is n times the mean's. Which of the two a loss is, it says itself (`.reduction`), or it shows on
+    the first batch: the losses of two halves add up to one whole of a sum, and to two of a mean.
     """
 
     def __init__(self, batch_loss: BatchLoss) -> None:
@@ -82,24 +83,29 @@ class MeanGradient:
         self._sums: bool | None = {"sum": True, "mean": False}.get(batch_loss.reduction or "")
 
     def __call__(self, model: nn.Module, batch: Any) -> list[Tensor | None]:
+        if self._sums is None:
+            self._sums = self._shows_a_sum(model, batch)
         parameters = [p for p in model.parameters() if p.requires_grad]
         with torch.enable_grad():
             loss = self._batch_loss(model, batch)
-        n = batches.length(batch)
-        if self._sums is None:
-            self._sums = self._shows_a_sum(model, batch, n, loss.item())
         gradient = torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
-        return [g / n if g is not None and self._sums else g for g in gradient]
+        if not self._sums:
+            return list(gradient)
+        return [g / batches.length(batch) if g is not None else None for g in gradient]
 
-    def _shows_a_sum(self, model: nn.Module, batch: Any, n: int, whole: float) -> bool | None:
-        """Whether the loss of half a batch is nearer to half than to all of the whole's; None if both are 0 or nan."""
-        if n < 2:
+    def _shows_a_sum(self, model: nn.Module, batch: Any) -> bool | None:
+        """Whether two halves add up to one whole rather than two; None, to be asked again, where the loss is 0 or nan.
+
+        Exact for a sum; for a mean up to what dropout and BatchNorm add, so the nearer of the two is taken.
+        """
+        n = batches.length(batch)
+        if n < (4 if _has_batch_norm(model) else 2):  # (BatchNorm refuses a half of one sample)
             return None
         with torch.no_grad(), left_as_found(model):
-            half = self._batch_loss(model, batches.part(batch, 0, n // 2)).item()
-        if not abs(whole) > 0:
-            return None
-        return abs(half / whole - (n // 2) / n) < abs(half / whole - 1)
+            parts = (batch, batches.part(batch, 0, n // 2), batches.part(batch, n // 2, n))
+            whole, *halves = (self._batch_loss(model, part).item() for part in parts)
+        ratio = sum(halves) / whole if whole else float("nan")
+        return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
 
 
 def squared_norm(gradient: Gradient) -> Tensor:
