@@ -97,7 +97,8 @@ def decide(now: Situation, target: str | Target) -> Decision:
         return _capped(now.batch_size, "unresolved", now)
     size, reason = TARGETS[target](now)
     if size < now.batch_size:
-        size = max(size, now.reference) if now.progress <= SHRINK_UNTIL else now.batch_size
+        lowest = min(now.reference, now.batch_size) if now.progress <= SHRINK_UNTIL else now.batch_size
+        size = max(size, lowest)
     elif size > PACE * now.batch_size:
         size, reason = PACE * now.batch_size, "pace"
     return _capped(size, reason, now)
