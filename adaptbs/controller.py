@@ -57,9 +57,10 @@ class Controller:
         device: Device,
     ) -> None:
         settings.check_start(batch_size, epoch_samples)
+        batch_size = int(batch_size)  # a NumPy integer would stand in the way of torch.load
         self._settings, self._device = settings, device
         self.start = self.batch_size = self._largest_run = batch_size
-        self.base_batch_size = settings.base_batch_size or batch_size
+        self.base_batch_size = int(settings.base_batch_size or batch_size)
         self.max_batch_size = settings.max_batch_size or max(batch_size, epoch_samples // 8)
         self.epoch_samples, self._epochs = epoch_samples, epochs
         self._lr_rule = lr_scaling.resolve(

@@ -22,6 +22,7 @@ from .finder import BatchSizeSuggestion
 from .gradients.batch_loss import BatchLoss
 from .gradients.micro_batches import HalfBatches
 from .history import History
+from .lr_scaling import is_adaptive
 from .settings import Settings
 from .types import LRRule, NoiseScale, Target
 
@@ -120,7 +121,7 @@ class AdaptiveBatchSize(Callback):
             batch_size=dl.bs,
             epoch_samples=epoch_samples(dl),
             epochs=self.n_epoch,
-            adaptive="sqr_mom" in self.opt.hypers[-1],  # fastai's name for the decay of Adam's squared gradient
+            adaptive=_is_adaptive(self.opt),
             device=parameter.device,
         )
         self._epoch_steps, self._unscaled = len(dl), None
@@ -149,8 +150,9 @@ class AdaptiveBatchSize(Callback):
         if self._run.ever_changed:
             # Where the fixed run stood after as many samples. While nothing has changed, fastai's own running sum is
             # left alone: it is the same number but for rounding.
-            epochs = self.epoch + self._run.epoch_position / (self._run.start * self._epoch_steps)
-            self.learn.pct_train = epochs / self.n_epoch
+            at = self._run.epoch_position
+            share = at / (self._run.start * self._epoch_steps) if at < self._run.epoch_samples else 1.0
+            self.learn.pct_train = (self.epoch + share) / self.n_epoch
 
     def after_train(self) -> None:
         """Give the learning rate back where another callback ended the batch's epoch or fit before our turn."""
@@ -221,6 +223,12 @@ def bs_find(
 Learner.bs_find = bs_find
 
 
+def _is_adaptive(opt: Any) -> bool:
+    if isinstance(opt, OptimWrapper):
+        return is_adaptive(opt.opt)
+    return "sqr_mom" in opt.hypers[-1]  # fastai's name for the decay of Adam's squared gradient
+
+
 def _loss(learn: Any, model: nn.Module, batch: Any) -> Tensor:
     xb, yb = batch
     return learn.loss_func(model(*xb), *yb)
@@ -245,14 +253,15 @@ def _optimizer_copy(learn: Any, lr: float) -> Any:
 
 @contextmanager
 def _loader_left_as_found(dl: Any) -> Iterator[None]:
-    found = dict(vars(dl))  # iterating a fastai DataLoader replaces its generator and leaves an iterator behind
+    attributes = getattr(dl, "__dict__", {})
+    found = dict(attributes)  # iterating a fastai DataLoader replaces its generator and leaves an iterator behind
     rng = found.get("rng")
     state = rng.getstate() if rng is not None else None
     try:
         with finder.loader_left_as_found(dl) if isinstance(dl, TorchLoader) else nullcontext():
             yield
     finally:
-        vars(dl).clear()
-        vars(dl).update(found)
+        attributes.clear()
+        attributes.update(found)
         if rng is not None:
             rng.setstate(state)

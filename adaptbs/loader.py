@@ -105,6 +105,8 @@ class AdaptiveDataLoader(DataLoader[Any]):
         )
         if stock.get("batch_sampler") is not None:
             raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
+        check_size("batch_size", batch_size)
+        batch_size = int(batch_size)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
@@ -144,10 +146,11 @@ class AdaptiveDataLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, their size changing on the way."""
         self._place.new_epoch()
-        return self._measured(super().__iter__())
+        fetched = super().__iter__()
+        return self._measured(self._controller.deliver(fetched, self._cut.issued))
 
-    def _measured(self, fetched: Iterable[Any]) -> Iterator[Any]:
-        for batch in self._controller.deliver(fetched, self._cut.issued):
+    def _measured(self, delivered: Iterable[Any]) -> Iterator[Any]:
+        for batch in delivered:
             self._scaled_step.restore()
             self._place.delivered(self._controller.delivered.length)
             self._measure(batch)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from .types import LRRule, NoiseScale
@@ -53,9 +54,22 @@ NAMES = ("auto", "linear", "sqrt", "gain", "none")
 def resolve(lr_scaling: str | LRRule, *, adaptive: bool, base_batch_size: int) -> LRRule:
     """The rule for `lr_scaling=`, "auto" being sqrt for optimizers that divide by the gradient's size, else linear."""
     if callable(lr_scaling):
-        return lr_scaling
+        return _checked(lr_scaling)
     name = lr_scaling if lr_scaling != "auto" else ("sqrt" if adaptive else "linear")
     return {"linear": linear, "sqrt": sqrt, "none": none, "gain": gain(base_batch_size)}[name]
+
+
+def _checked(rule: LRRule) -> LRRule:
+    def checked(k: float, noise_scale: NoiseScale | None) -> float:
+        factor = rule(k, noise_scale)
+        if not isinstance(factor, Real) or not 0 < factor < math.inf:
+            raise ValueError(
+                f"lr_scaling= returned {factor!r}: it must return what the learning rate is multiplied by, "
+                "a finite number above 0"
+            )
+        return float(factor)
+
+    return checked
 
 
 def is_adaptive(optimizer: Optimizer) -> bool:
