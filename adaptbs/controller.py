@@ -168,7 +168,7 @@ class Controller:
                 grad_sq=norms.grad_sq,
                 trace=norms.trace,
             )
-        self.noise_scale = self._window.estimate(self.samples, self._settings.confidence)
+        self.noise_scale = self._window.estimate(self._settings.confidence)
 
     def _decide(self) -> None:
         self._read()
@@ -248,7 +248,7 @@ class Controller:
         self.delivered = Issued(*state["delivered"])
         self._costs = deque(state["costs"], self._costs.maxlen)
         self.history.records = [dict(record) for record in state["history"]]
-        self.noise_scale = self._window.estimate(self.samples, self._settings.confidence)
+        self.noise_scale = self._window.estimate(self._settings.confidence)
 
 
 _PARTS = ("_step_times", "_duty", "_window")

@@ -167,9 +167,9 @@ class AdaptiveDataLoader(DataLoader[Any]):
 
     @batch_size.setter
     def batch_size(self, value: int | None) -> None:
-        # DataLoader stores None here, meaning that a batch sampler decides; ours does, and is asked for the size.
-        if value is not None:
-            raise AttributeError("batch_size is set by training itself: give target= a function to set it your way")
+        # DataLoader's __init__ stores None here, meaning that a batch sampler decides; ours does, and is asked for the
+        # size. Once initialised a DataLoader refuses to be set.
+        return None
 
     @property
     def noise_scale(self) -> NoiseScale | None:

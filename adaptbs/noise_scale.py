@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 ONE_SIGMA = math.erf(1 / math.sqrt(2))  # .683: the share of a normal distribution within one sigma
 MEMORY = 0.05  # share of the run after which a measurement's weight has fallen to 1/e
-FORGET = 5  # a measurement older than this many MEMORY weighs under 1 % and is dropped,
-KEEP = 8  # but never the latest few: an old estimate is better than none
+FORGET = 5  # a measurement older than this many MEMORY is dropped,
+FULL = 16  # but not the latest few, which in a short run reach further back: fewer resolve nothing
 
 
 def estimate(
@@ -123,15 +123,16 @@ class Window:
         self._unread = []
         return finite
 
-    def estimate(self, samples: int, confidence: float) -> NoiseScale | None:
-        """The noise scale after `samples` samples, or None where nothing has been measured."""
+    def estimate(self, confidence: float) -> NoiseScale | None:
+        """The noise scale as of the latest measurement, or None where nothing has been measured."""
         self.read()
-        old = [entry for entry in self._entries[:-KEEP] if samples - entry[0] <= FORGET * self._fade]
-        self._entries = old + self._entries[-KEEP:]
         if not self._entries:
             return None
         newest = self._entries[-1][0]
-        weights = [n.large_size * math.exp((s - newest) / self._fade) for s, n in self._entries]
+        recent = [entry for entry in self._entries[:-FULL] if newest - entry[0] <= FORGET * self._fade]
+        self._entries = recent + self._entries[-FULL:]
+        fade = max(self._fade, (newest - self._entries[-FULL:][0][0]) / 2)
+        weights = [n.large_size * math.exp((s - newest) / fade) for s, n in self._entries]
         return estimate([n for _, n in self._entries], weights, confidence)
 
     def state_dict(self) -> dict[str, Any]:

@@ -87,8 +87,8 @@ class MeanGradient:
             self._sums = self._shows_a_sum(model, batch)
         parameters = [p for p in model.parameters() if p.requires_grad]
         with torch.enable_grad():
-            loss = self._batch_loss(model, batch)
-        gradient = torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
+            loss = self._batch_loss(model, batch).reshape(())
+        gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
         if not self._sums:
             return list(gradient)
         return [g / batches.length(batch) if g is not None else None for g in gradient]
