@@ -1,0 +1,53 @@
+"""The README's Python blocks, run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from tests.integration.fastai_learners import make_learner
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def surroundings() -> dict:
+    """What the README takes for granted: a user's own data, model, optimizer and Learner."""
+    torch.manual_seed(0)
+    dataset = TensorDataset(torch.randn(1000, 8), torch.randn(1000, 1))
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=5 * 16)
+    return {
+        "dataset": dataset, "model": model, "optimizer": optimizer, "scheduler": scheduler,
+        "loss_func": nn.functional.mse_loss, "learn": make_learner(), "epochs": 5,
+        "loader": torch.utils.data.DataLoader(dataset, 16),
+    }  # fmt: skip
+
+
+def test_there_is_a_block_for_each_use():
+    text = "\n".join(BLOCKS)
+    for name in ("AdaptiveBatchSize()", "AdaptiveDataLoader(", "learn.bs_find()", "bs_find(model"):
+        assert name in text
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_block_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), surroundings())
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_example_runs(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, example, "--samples", "3000"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "History(" in done.stdout
