@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from adaptbs.gradients.batch_loss import BatchLoss
+
+X, Y = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])
+
+
+@pytest.fixture
+def double() -> nn.Module:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    return model
+
+
+def test_the_last_item_is_the_target(double):
+    # predictions 2 and 4 of targets 1 and 4
+    assert BatchLoss(mse_loss)(double, (X, Y)).item() == 0.5
+
+
+def test_all_items_before_it_are_inputs():
+    bilinear = nn.Bilinear(1, 1, 1, bias=False)
+    nn.init.constant_(bilinear.weight, 1.0)
+    assert BatchLoss(mse_loss)(bilinear, [X, X, torch.tensor([[1.0], [2.0]])]).item() == 2  # 1 of 1, 4 of 2
+
+
+def test_any_other_layout_by_batch_loss(double):
+    loss = BatchLoss(batch_loss=lambda model, batch: model(batch["x"]).mean())
+    assert loss(double, {"x": X}).item() == 3
+
+
+def test_the_batch_is_moved_to_the_model():
+    def loss(model, batch):
+        assert {tensor.device.type for tensor in batch} == {"meta"}
+        return torch.zeros(())
+
+    BatchLoss(batch_loss=loss)(nn.Linear(1, 1, device="meta"), (X, Y))
+
+
+def test_the_forward_pass_runs_under_autocast(double):
+    seen = []
+    loss = BatchLoss(
+        batch_loss=lambda model, x: seen.append(model(x).dtype) or model(x).mean(),
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+    )
+    loss(double, X)
+    assert seen == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("loss_func", "reduction"),
+    [(nn.MSELoss(), "mean"), (nn.CrossEntropyLoss(reduction="sum"), "sum"), (nn.MSELoss(reduction="none"), None),
+     (mse_loss, None)],
+)  # fmt: skip
+def test_a_loss_may_say_how_it_reduces(loss_func, reduction):
+    assert BatchLoss(loss_func).reduction == reduction
+
+
+def test_one_element_of_any_shape_is_a_loss(double):
+    assert BatchLoss(batch_loss=lambda model, x: model(x).mean().reshape(1, 1))(double, X).numel() == 1

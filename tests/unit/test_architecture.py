@@ -1,0 +1,169 @@
+"""The one-way street (docs: CONTRIBUTING.md), what importing costs, and the names that others rely on."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import adaptbs
+
+PACKAGE = Path(adaptbs.__file__).parent
+
+# A module imports only from those before it. A new module takes its place here.
+LAYERS = (
+    "types",
+    "step_time",
+    "noise_scale",
+    "lr_scaling",
+    "schedule",
+    "policy",
+    "settings",
+    "duty_cycle",
+    "clock",
+    "left_as_found",
+    "gradients",
+    "gradients.batches",
+    "gradients.batch_loss",
+    "gradients.micro_batches",
+    "memory",
+    "sampler",
+    "history",
+    "scaled_step",
+    "controller",
+    "loader",
+    "finder",
+    "plot",
+    "",  # the package itself: adaptbs/__init__.py
+    "fastai_batches",
+    "fastai",
+    "demo_flights",
+    "demo_figure",
+    "demo",
+    "__main__",
+)
+LAZY = "plot"  # may be imported from within a function anywhere: matplotlib is an extra
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(module: str, source: str, is_package: bool = False) -> Iterator[tuple[str, bool]]:
+    """(module of ours, whether within a function), for each import that runs; names in a package are modules first."""
+
+    def targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "adaptbs"]
+            yield from (name.removeprefix("adaptbs").removeprefix(".") for name in names)
+            return
+        if node.level:
+            here = module.split(".") if is_package else module.split(".")[:-1]
+            base = [*here[: len(here) - node.level + 1], *(node.module or "").split(".")]
+        elif (node.module or "").split(".")[0] == "adaptbs":
+            base = node.module.split(".")[1:]
+        else:
+            return
+        prefix = ".".join(filter(None, base))
+        for alias in node.names:
+            full = f"{prefix}.{alias.name}".lstrip(".")
+            yield full if full in FILES else prefix
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, (ast.Import, ast.ImportFrom)):
+                yield from ((target, lazy) for target in targets(child))
+            yield from walk(child, lazy or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+
+    yield from walk(ast.parse(source), False)
+
+
+def upward(module: str, source: str, is_package: bool = False) -> list[str]:
+    """The imports that break the rule."""
+    before = LAYERS[: LAYERS.index(module)]
+    return [
+        target for target, lazy in imports(module, source, is_package)
+        if target not in before and not (lazy and target == LAZY)
+    ]  # fmt: skip
+
+
+def test_every_file_has_its_place():
+    assert set(FILES) == set(LAYERS)
+    assert len(LAYERS) == len(set(LAYERS))
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_a_module_imports_only_from_the_layers_before_it(module):
+    path = FILES[module]
+    assert upward(module, path.read_text(encoding="utf-8"), path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "broken"),
+    [
+        ("policy", "from .types import Decision", []),
+        ("policy", "from . import step_time, controller", ["controller"]),
+        ("policy", "from .controller import Controller", ["controller"]),
+        ("policy", "import adaptbs.controller", ["controller"]),
+        ("policy", "from adaptbs.controller import Controller", ["controller"]),
+        ("policy", "from adaptbs import NoiseScale", [""]),
+        ("policy", "if TYPE_CHECKING:\n    from .controller import Controller", []),
+        ("policy", "def f():\n    from .controller import Controller", ["controller"]),
+        ("policy", "def f():\n    from .plot import plot_history", []),
+        ("policy", "from .plot import plot_history", ["plot"]),
+        ("gradients.batches", "from ..left_as_found import left_as_found", []),
+        ("gradients.batches", "from .micro_batches import GradientPool", ["gradients.micro_batches"]),
+        ("gradients.batches", "from . import micro_batches", ["gradients.micro_batches"]),
+        ("gradients.batches", "from ..controller import Controller", ["controller"]),
+    ],
+)
+def test_the_rule_itself(module, source, broken):
+    assert upward(module, source) == broken
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+MEASURE_IMPORT = """
+import sys, time
+import torch, torch.optim, torch.utils.data
+start = time.perf_counter()
+import adaptbs
+print(time.perf_counter() - start)
+print(*sorted({"fastai", "matplotlib", "scipy", "pandas"} & set(sys.modules)))
+"""
+
+
+def test_importing_is_quick_and_loads_no_extra():
+    seconds = []
+    for _ in range(5):  # the best of several: the first may compile, and others may want the processor
+        took, *heavy = run(MEASURE_IMPORT).split()
+        assert heavy == []
+        seconds.append(float(took))
+        if min(seconds) < 0.1:
+            break
+    assert min(seconds) < 0.1, f"seconds beyond torch's own import: {seconds}"
+
+
+def test_the_public_names():
+    names = ["AdaptiveDataLoader", "BatchSizeSuggestion", "NoiseScale", "SquaredNorms", "bs_find"]
+    assert sorted(adaptbs.__all__) == names
+    assert all(callable(getattr(adaptbs, name)) for name in names)
+
+
+def test_the_package_is_marked_as_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_a_file_holds_one_idea(module):
+    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 300

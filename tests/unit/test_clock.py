@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from adaptbs.clock import MEASURING, DeviceClock, GivenClock
+from adaptbs.step_time import StepTime
+
+
+def test_a_given_clock_says_what_it_was_given():
+    clock = GivenClock(StepTime(1.0, 0.5))
+    clock.start()
+    with clock.measuring(4):
+        pass
+    clock.step(4)
+    clock.step(2)
+    timings = clock.read()
+    assert timings.steps == [(4, 3.0), (2, 2.0)]
+    assert timings.measurements == [3.0 * MEASURING]
+
+
+def test_what_was_read_is_not_read_again():
+    clock = GivenClock(StepTime(1.0, 0.5))
+    clock.step(4)
+    clock.read()
+    assert clock.read().steps == []
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A host clock that is asked at 0, 1, 3, 10, 11, ... seconds."""
+    moments = iter([0.0, 1.0, 3.0, 10.0, 11.0, 15.0])
+    monkeypatch.setattr("adaptbs.clock.time.perf_counter", lambda: next(moments))
+    return DeviceClock(torch.device("cpu"))
+
+
+def test_measuring_is_not_charged_to_the_step(clock):
+    clock.start()  # at 0
+    with clock.measuring(8):  # from 1 to 3
+        pass
+    clock.step(8)  # at 10
+    clock.step(16)  # at 11
+    timings = clock.read()
+    assert timings.steps == [(8, 8.0), (16, 1.0)]
+    assert timings.measurements == [2.0]
+    assert clock.read().steps == []
+
+
+def test_time_before_the_start_is_not_counted(clock):
+    clock.step(8)  # at 0, but nothing had begun
+    clock.start()  # at 1
+    clock.step(8)  # at 3
+    clock.start()  # at 10: an epoch's validation lay between
+    clock.step(8)  # at 11
+    assert clock.read().steps == [(8, 2.0), (8, 1.0)]

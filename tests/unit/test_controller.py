@@ -1,0 +1,218 @@
+import io
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from adaptbs.controller import Controller
+from adaptbs.duty_cycle import FIRST
+from adaptbs.sampler import AdaptiveBatchSampler
+from adaptbs.settings import Settings
+from adaptbs.types import SquaredNorms
+
+NOISY = SquaredNorms(1, 1 + 1e6, 2, 1 + 5e5)  # |G|^2 = 1, tr(Sigma) = 10^6, and no doubt about either
+
+
+def controller(n: int = 4000, start: int = 8, *, epochs: int | None = 1, adaptive: bool = True, **settings):
+    settings = {"step_time": (1.0, 0.0)} | settings
+    return Controller(
+        Settings(**settings), batch_size=start, epoch_samples=n, epochs=epochs, adaptive=adaptive,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def run(run: Controller, norms: SquaredNorms | None = None) -> list[int]:
+    """One epoch, every batch measured to be `norms`; the sizes it delivered."""
+    cut = AdaptiveBatchSampler(range(run.epoch_samples), lambda: run.batch_size, run.start, drop_last=False)
+    batches = iter(cut)
+    sizes = []
+    for batch in run.deliver(batches, cut.issued):
+        sizes.append(len(batch))
+        run.measured(norms)
+    return sizes
+
+
+def growing(*sizes: int, **settings) -> Controller:
+    """A run of 64 samples that goes through these sizes, one a quarter."""
+    wanted = iter(sizes)
+    return controller(
+        64, 4, target=lambda *_: next(wanted, sizes[-1]), decide_every=0.25, max_batch_size=16, **settings
+    )  # fmt: skip
+
+
+def test_without_measurements_the_batch_stays_as_it_is():
+    quiet = controller()
+    assert set(run(quiet)) == {8}
+    assert set(quiet.history.to_dict()["reason"]) == {"start", "few measurements"}
+
+
+def test_a_batch_far_below_the_noise_scale_doubles_up_to_its_limit():
+    noisy = controller()
+    sizes = run(noisy, NOISY)
+    assert sizes[0] == 8
+    assert all(b <= 2 * a for a, b in pairwise(sizes))
+    assert noisy.batch_size == noisy.max_batch_size == 4000 // 8
+    assert "max_batch_size" in noisy.history.to_dict()["reason"]
+
+
+def test_far_from_its_aim_it_decides_as_soon_as_it_has_measured_enough():
+    assert run(controller(), NOISY).count(8) == FIRST
+
+
+@pytest.mark.parametrize(("phi", "decisions"), [(400, 2), (200, 1)])
+def test_at_a_large_batch_only_when_it_is_four_times_too_small(phi, decisions):
+    run_ = controller(64 * 20, 64, decide_every=0.5)  # 20 batches: decisions are due after 10 and, early, after 8
+    cut = AdaptiveBatchSampler(range(64 * 9), lambda: run_.batch_size, 64, drop_last=False)
+    batches = iter(cut)
+    for _ in run_.deliver(batches, cut.issued):
+        run_.measured(SquaredNorms(1, 1 + phi, 2, 1 + phi / 2))
+    assert len(run_.history.decisions()["event"]) == decisions  # the start among them
+
+
+def test_the_users_limit_is_kept():
+    assert max(run(controller(max_batch_size=20), NOISY)) == 20
+
+
+def test_each_size_is_asked_of_the_target_once_a_quarter():
+    assert run(growing(8, 16, 8)) == [4, 4, 4, 4, 8, 8, 16, 8, 8]
+
+
+def test_the_learning_rate_follows_the_size_a_batch_was_cut_at():
+    run_ = controller(24, 4, target=lambda *_: 16, decide_every=0.1, lr_scaling="linear", max_batch_size=16)
+    cut = AdaptiveBatchSampler(range(24), lambda: run_.batch_size, 4, drop_last=False)
+    batches = iter(cut)
+    seen = [(len(batch), run_.lr_factor) for batch in run_.deliver(batches, cut.issued)]
+    assert seen == [(4, 1), (16, 4), (4, 4)]  # the short last one keeps its learning rate
+
+
+def test_measuring_keeps_to_its_share_when_the_batch_grows():
+    run_ = controller(64_000, 8, max_batch_size=64)
+    steps = measured = 0
+    cut = AdaptiveBatchSampler(range(64_000), lambda: run_.batch_size, 8, drop_last=False)
+    batches = iter(cut)
+    for _ in run_.deliver(batches, cut.issued):
+        steps += 1
+        if run_.measure_next():
+            measured += 1
+            with run_.measuring():
+                run_.measured(NOISY)
+    assert 0.03 * steps < measured < 0.06 * steps
+
+
+@pytest.mark.parametrize(("adaptive", "factor"), [(True, 2), (False, 4)])
+def test_auto_scaling_goes_by_the_optimizer(adaptive, factor):
+    run_ = controller(64, 16, adaptive=adaptive, base_batch_size=4)
+    assert run_.lr_factor == factor
+
+
+def test_progress_is_the_share_of_the_run():
+    run_ = controller(100, 8, epochs=2)
+    run(run_)
+    assert run_.progress == 0.5
+    run(run_)
+    run(run_)  # longer than was said
+    assert run_.progress == 1
+
+
+def test_the_batches_left_of_an_epoch_are_counted_at_the_size_of_now():
+    run_ = growing(8)
+    left = []
+    cut = AdaptiveBatchSampler(range(64), lambda: run_.batch_size, 4, drop_last=False)
+    batches = iter(cut)
+    for _ in run_.deliver(batches, cut.issued):
+        left.append(run_.batches_left)
+    assert left == [15, 14, 13, 12, 5, 4, 3, 2, 1, 0]
+
+
+def test_it_remembers_whether_any_batch_was_cut_at_another_size():
+    held, grown = controller(64, 4), growing(8)
+    run(held)
+    run(grown)
+    assert not held.ever_changed
+    assert grown.ever_changed
+
+
+def test_history_has_the_start_every_measurement_and_every_decision():
+    run_ = growing(8, overhead=0.05)
+    run(run_, SquaredNorms(2, 5.0, 4, 4.0))
+    columns = run_.history.to_dict()
+    assert columns["event"][0] == "start"
+    assert columns["event"].count("decision") == 4
+    assert columns["event"].count("measurement") == 10
+    first = columns["event"].index("measurement")
+    assert (columns["grad_sq"][first], columns["trace"][first], columns["batch_size"][first]) == (3, 4, 4)
+    assert (columns["samples"][first], columns["progress"][first]) == (4, 4 / 64)
+    decision = run_.history.records[-1]
+    assert decision["noise_scale"] == pytest.approx(4 / 3)
+    assert decision["global_batch_size"] == decision["batch_size"] == 8
+    assert decision["lr_factor"] == pytest.approx(2**0.5)
+
+
+def test_where_the_length_of_the_run_is_not_known_history_says_so():
+    run_ = controller(64, 4, epochs=None)
+    run(run_)
+    assert set(run_.history.to_dict()["progress"]) == {None}
+
+
+def test_without_overhead_nothing_is_to_be_measured():
+    run_ = controller(overhead=0)
+    assert not any(run_.measure_next() for _ in range(1000))
+
+
+def test_measuring_keeps_to_its_share_of_the_time():
+    run_ = controller(80_000, 8, max_batch_size=8)
+    measured = 0
+    cut = AdaptiveBatchSampler(range(80_000), lambda: run_.batch_size, 8, drop_last=False)
+    batches = iter(cut)
+    for _ in run_.deliver(batches, cut.issued):
+        if run_.measure_next():
+            measured += 1
+            with run_.measuring():
+                run_.measured(NOISY)
+    # 10,000 steps of a second, and a measurement counted as one more step: 5 % of 10,000
+    assert 400 < measured < 550
+
+
+def test_it_goes_on_from_its_state_through_a_file_as_if_never_stopped():
+    whole, stopped, resumed = (controller(400, 8, epochs=2) for _ in range(3))
+    run(whole, NOISY)
+    run(stopped, NOISY)
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file))
+    assert run(resumed, NOISY) == run(whole, NOISY)
+    assert resumed.history.records == whole.history.records
+    assert resumed.noise_scale == whole.noise_scale
+
+
+def test_numpy_numbers_do_not_get_into_a_checkpoint():
+    run_ = controller(
+        64, np.int64(4), max_batch_size=np.int64(8), base_batch_size=np.int64(4), decide_every=0.25,
+        target=lambda *_: np.float64(8), lr_scaling=lambda k, _: np.sqrt(k),
+    )  # fmt: skip
+    run(run_)
+    file = io.BytesIO()
+    torch.save(run_.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file)["batch_size"] == 8
+
+
+def test_a_state_of_another_run_is_refused():
+    state = controller(400, 8).state_dict()
+    other = controller(400, 16)
+    with pytest.raises(ValueError, match=r"start=8, this one 16.*same dataset, batch_size and drop_last"):
+        other.load_state_dict(state)
+    with pytest.raises(ValueError, match="epoch_samples=400, this one 800"):
+        controller(800, 8).load_state_dict(state)
+    assert other.batch_size == 16
+
+
+def test_step_times_come_from_the_steps_where_none_is_given():
+    run_ = controller(64, 4, step_time=None, target=lambda *_: 8, decide_every=0.25)
+    run(run_)
+    fitted = run_._step_times.fit()
+    assert fitted is not None
+    assert 0 < fitted(4) < math.inf

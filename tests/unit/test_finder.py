@@ -1,0 +1,165 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaptbs import AdaptiveDataLoader, NoiseScale, bs_find
+from adaptbs.finder import copy_of, suggest
+
+ONES, TWOS, THREES = (torch.full((2, 1), float(value)) for value in (1, 2, 3))
+
+
+def product() -> nn.Module:
+    """w x with w = 2."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    return model
+
+
+def mean_output(model, x):
+    """Its gradient is the mean of x."""
+    return model(x).mean()
+
+
+def half_square(model, x):
+    """Its gradient, where x is 1, is w."""
+    return model(x).square().mean() / 2
+
+
+def find(*batches, loss=mean_output, **arguments):
+    return bs_find(product(), None, list(batches), batch_loss=loss, **{"n_batch": 2, **arguments})
+
+
+def test_one_block_is_pooled_and_has_no_limits():
+    # gradients 1 and 3 of 2 samples each: mean square 5, square of the mean 4, so |G|^2 = 3 and tr(Sigma) = 4
+    found = find(ONES, THREES)
+    assert (found.curve[0].grad_sq, found.curve[0].trace) == pytest.approx((3, 4))
+    assert found.noise_scale == pytest.approx(4 / 3)
+    assert (found.low, found.high, found.batch_size) == (0, math.inf, None)
+
+
+def test_blocks_that_agree_give_a_size_to_use():
+    found = find(ONES, THREES, ONES, THREES)
+    assert (found.low, found.noise_scale, found.high) == pytest.approx((4 / 3,) * 3)
+    assert found.batch_size == 2  # (.2 * 4/3 + 2)/.8 = 2.8 samples keep .8
+    assert found.samples == (4, 8)
+
+
+@pytest.mark.parametrize(("beta", "grad_sq"), [(1, (3 + 4) / 2), (0.5, (0.5 * 3 + 4) / 1.5), (0, 4)])
+def test_earlier_blocks_fade_by_beta(beta, grad_sq):
+    assert find(ONES, THREES, TWOS, TWOS, beta=beta).curve[1].grad_sq == pytest.approx(grad_sq)
+
+
+def test_num_it_is_how_many_batches_are_read():
+    batches = iter([ONES, THREES, ONES, THREES, ONES])
+    bs_find(product(), None, batches, batch_loss=mean_output, n_batch=2, num_it=4)
+    assert len(list(batches)) == 1
+
+
+def test_a_short_last_batch_is_left_out():
+    found = find(ONES, THREES, TWOS[:1], n_batch=3)
+    assert found.curve[0].grad_sq == pytest.approx(3)
+    assert found.samples == (5,)
+
+
+def test_without_a_learning_rate_the_weights_stay_as_they_are():
+    found = find(ONES, ONES, ONES, ONES, loss=half_square, beta=0)
+    assert [n.grad_sq for n in found.curve] == pytest.approx([4, 4])
+
+
+def test_with_one_the_same_batches_are_trained_on_after_each_block():
+    # two steps at .5 take w from 2 to 1/2
+    found = find(ONES, ONES, ONES, ONES, loss=half_square, beta=0, lr=0.5)
+    assert [n.grad_sq for n in found.curve] == pytest.approx([4, 0.25])
+
+
+def test_a_copy_of_the_optimizer_trains():
+    model = product()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e9, weight_decay=1.0)
+    found = bs_find(
+        model, None, [ONES] * 4, batch_loss=half_square, n_batch=2, beta=0, lr=0.5, optimizer=optimizer
+    )  # weight decay doubles the gradient: one step at .5 takes w to 0
+    assert [n.grad_sq for n in found.curve] == pytest.approx([4, 0])
+    assert optimizer.param_groups[0]["lr"] == 1e9
+    assert not optimizer.state
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+
+
+@pytest.fixture
+def data() -> TensorDataset:
+    return TensorDataset(torch.randn(64, 1), torch.randn(64, 1))
+
+
+def states(model, *generators):
+    return [*(v.tolist() for v in model.state_dict().values()), model.training, torch.get_rng_state().tolist(),
+            *(g.get_state().tolist() for g in generators)]  # fmt: skip
+
+
+@pytest.mark.parametrize("own_generator", [True, False])
+def test_model_random_state_and_loader_are_left_as_found(model, data, own_generator):
+    generator = torch.Generator()
+    loader = DataLoader(data, batch_size=8, shuffle=True, generator=generator if own_generator else None)
+    model.eval()
+    before = states(model, generator)
+    bs_find(model, mse_loss, loader, n_batch=2, lr=0.1)
+    assert states(model, generator) == before
+
+
+def test_also_after_ctrl_c(model, data):
+    loader = DataLoader(data, batch_size=8, shuffle=True)
+    before = states(model)
+    calls = iter(range(100))
+
+    def loss(model, batch):
+        if next(calls) == 9:  # the second block is being measured, on weights that have moved
+            raise KeyboardInterrupt
+        return mse_loss(model(batch[0]), batch[1])
+
+    with pytest.raises(KeyboardInterrupt):
+        bs_find(model, None, loader, batch_loss=loss, n_batch=2, lr=0.1)
+    assert states(model) == before
+
+
+def test_an_adaptive_loader_does_not_take_it_for_training(model, data):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = AdaptiveDataLoader(data, 8, model=model, optimizer=optimizer, loss_func=mse_loss, epochs=1)
+    bs_find(model, mse_loss, loader, n_batch=4, lr=0.1)
+    assert len(loader.history) == 1
+    assert sum(len(x) for x, _ in loader) == 64
+
+
+def test_the_suggestion_is_what_the_controller_would_aim_at():
+    last = NoiseScale(grad_sq=1.0, trace=2000.0, low=800.0, high=4000.0, cautious=1000.0, measurements=9)
+    found = suggest([last], [5000], batch_size=64)
+    assert found.batch_size == 256  # 330 samples keep .8 of the progress per sample
+    assert (found.noise_scale, found.low, found.high) == (2000, 800, 4000)
+
+
+def test_a_gradient_lost_in_noise_suggests_nothing():
+    lost = NoiseScale(grad_sq=-1.0, trace=2000.0, low=0.0, high=math.inf, cautious=0.0, measurements=9)
+    found = suggest([lost], [5000], batch_size=64)
+    assert found.noise_scale is None
+    assert found.batch_size is None
+
+
+def test_an_optimizer_copy_has_the_state_but_not_the_hooks():
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    twin = copy_of(optimizer, lr=None)
+    twin.step()
+    assert twin.param_groups[0]["lr"] == 0.1
+    assert twin.state[weight]["step"] == 2
+    assert optimizer.state[weight]["step"] == 1
+
+
+def test_a_picture_of_it():
+    assert len(find(ONES, THREES).plot().axes) == 2

@@ -1,0 +1,36 @@
+import pytest
+
+from adaptbs.history import COLUMNS, History
+
+
+@pytest.fixture
+def history() -> History:
+    history = History()
+    history.add(event="start", samples=0, batch_size=8)
+    history.add(event="measurement", samples=40, batch_size=8, trace=2.5)
+    history.add(event="decision", samples=80, batch_size=16, reason="pace")
+    history.add(event="decision", samples=160, batch_size=16, reason="max_batch_size")
+    return history
+
+
+def test_columns_are_equally_long_and_none_where_nothing_is_known(history):
+    columns = history.to_dict()
+    assert tuple(columns) == COLUMNS
+    assert {len(column) for column in columns.values()} == {len(history)} == {4}
+    assert columns["samples"] == [0, 40, 80, 160]
+    assert columns["trace"] == [None, 2.5, None, None]
+
+
+def test_decisions_leave_the_measurements_out(history):
+    assert history.decisions()["samples"] == [0, 80, 160]
+
+
+def test_it_shows_the_path_of_the_batch_size(history):
+    assert repr(history) == "History(4 records, batch size 8 -> 16)"
+    assert repr(History()) == "History(0 records, batch size not started)"
+
+
+def test_a_column_that_does_not_exist_is_refused(history):
+    with pytest.raises(ValueError, match=r"no such column: \['bach_size'\]"):
+        history.add(bach_size=8)
+    assert len(history) == 4

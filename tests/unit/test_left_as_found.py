@@ -1,0 +1,74 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adaptbs.left_as_found import cuda_devices, left_as_found, weights_left_as_found
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+
+
+def disturb(model: nn.Module) -> None:
+    model(torch.randn(4, 1)).sum().backward()
+
+
+def test_buffers_and_random_state_are_restored(model):
+    buffers, rng = [b.clone() for b in model.buffers()], torch.get_rng_state()
+    same_object = model[1].running_mean
+    with left_as_found(model):
+        disturb(model)
+        assert model[1].num_batches_tracked == 1
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert model[1].running_mean is same_object
+
+
+def test_a_buffer_that_was_replaced_is_put_back(model):
+    before = model[1].running_mean
+    with left_as_found(model):
+        model[1].running_mean = torch.ones(2)
+    assert model[1].running_mean is before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_also_after_an_exception(model, error):
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(error), weights_left_as_found(model):
+        disturb(model)
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+        raise error
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert model[1].num_batches_tracked == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_gradients_already_there_are_kept(model):
+    disturb(model)
+    objects, values = [p.grad for p in model.parameters()], [p.grad.clone() for p in model.parameters()]
+    with weights_left_as_found(model):
+        disturb(model)  # adds up in place
+    assert all(p.grad is g for p, g in zip(model.parameters(), objects, strict=True))
+    assert all(torch.equal(p.grad, v) for p, v in zip(model.parameters(), values, strict=True))
+
+
+def test_each_modules_mode_is_restored(model):
+    model[1].eval()
+    with weights_left_as_found(model):
+        model.train()
+    assert [m.training for m in model] == [True, False, True]
+
+
+def test_all_three_random_generators_are_restored(model):
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    with weights_left_as_found(model):
+        random.random(), np.random.rand(), torch.rand(1)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_a_model_on_the_cpu_has_no_cuda_device(model):
+    assert cuda_devices(model) == []

@@ -1,0 +1,178 @@
+import io
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import LinearLR, OneCycleLR
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
+
+from adaptbs import AdaptiveDataLoader
+
+DATA = TensorDataset(torch.arange(64.0).reshape(-1, 1), torch.zeros(64, 1))
+
+
+def setup(batch_size=4, lr=1e-6, **arguments):
+    """A loader that, unless told otherwise, doubles its batch after each quarter, and what it works with."""
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    arguments = {
+        "target": lambda noise_scale, batch_size, progress: 2 * batch_size, "decide_every": 0.25, "max_batch_size": 32,
+        "epochs": 1, "overhead": 0, "loss_func": mse_loss, "step_time": (1, 0), **arguments,
+    }  # fmt: skip
+    return AdaptiveDataLoader(DATA, batch_size, model=model, optimizer=optimizer, **arguments), model, optimizer
+
+
+def sizes(loader) -> list[int]:
+    return [len(x) for x, _ in loader]
+
+
+def test_the_batch_grows_in_the_middle_of_an_epoch():
+    assert sizes(setup()[0]) == [4, 4, 4, 4, 8, 8, 16, 16]
+
+
+def test_every_sample_is_delivered_once():
+    loader = setup(shuffle=True)[0]
+    seen = torch.cat([x for x, _ in loader]).flatten().int().tolist()
+    assert sorted(seen) == list(range(64))
+    assert seen != sorted(seen)
+
+
+def test_held_at_its_start_it_delivers_what_a_stock_loader_does():
+    torch.manual_seed(1)
+    stock = [x.flatten().tolist() for x, _ in DataLoader(DATA, 5, shuffle=True, drop_last=True)]
+    loader = setup(5, shuffle=True, drop_last=True, max_batch_size=5)[0]
+    torch.manual_seed(1)
+    assert [x.flatten().tolist() for x, _ in loader] == stock
+
+
+def test_it_is_a_dataloader_to_all_who_ask():
+    sampler = SequentialSampler(DATA)
+    loader = setup(sampler=sampler, drop_last=True, num_workers=0)[0]
+    assert isinstance(loader, DataLoader)
+    assert loader.dataset is DATA
+    assert loader.sampler is sampler
+    assert loader.drop_last
+    assert (loader.batch_size, len(loader)) == (4, 16)
+
+
+def test_its_size_and_length_are_those_of_now():
+    loader = setup()[0]
+    sizes(loader)
+    assert (loader.batch_size, len(loader)) == (32, 2)
+
+
+def test_the_batch_size_is_not_to_be_set():
+    loader = setup()[0]
+    with pytest.raises(ValueError, match="batch_size attribute should not be set"):
+        loader.batch_size = 8
+    assert loader.batch_size == 4
+
+
+def test_the_optimizer_steps_at_the_scaled_learning_rate_and_shows_the_stated_one():
+    loader, _, optimizer = setup(lr=0.5)
+    used = []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    for _ in loader:
+        optimizer.step()
+        assert optimizer.param_groups[0]["lr"] == 0.5
+    # Linear, for SGD. The last batch was cut at 32 and keeps that learning rate, though only 16 samples were left.
+    assert used == [0.5] * 4 + [1, 1, 2, 4]
+
+
+def test_a_schedule_stepped_per_batch_ends_where_it_was_meant_to():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    scheduler = OneCycleLR(optimizer, max_lr=1e-6, total_steps=16)
+    loader = AdaptiveDataLoader(
+        DATA, 4, model=model, optimizer=optimizer, scheduler=scheduler, target=lambda *_: 16, decide_every=0.25,
+        max_batch_size=16, overhead=0,
+    )  # fmt: skip
+    made = []
+    for _ in loader:
+        optimizer.step()
+        scheduler.step()
+        made.append(scheduler.last_epoch)
+    assert made == [1, 2, 3, 4, 8, 12, 16]
+
+
+def test_a_schedule_stepped_per_epoch_keeps_its_pace():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    scheduler = LinearLR(optimizer, total_iters=3)
+    loader = AdaptiveDataLoader(
+        DATA, 4, model=model, optimizer=optimizer, scheduler=scheduler, target=lambda *_: 16, decide_every=0.1,
+        overhead=0, epochs=3,
+    )  # fmt: skip
+    for _ in range(3):
+        for _ in loader:
+            optimizer.step()
+        scheduler.step()
+    assert scheduler.last_epoch == 3
+
+
+def test_the_length_of_the_run_is_read_from_the_scheduler(caplog):
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=32)  # two epochs of 16
+    loader = AdaptiveDataLoader(DATA, 4, model=model, optimizer=optimizer, scheduler=scheduler, overhead=0)
+    sizes(loader)
+    assert loader.history.records[-1]["progress"] == 0.5
+    assert not caplog.records
+
+
+def test_a_length_that_nothing_tells_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING, "adaptbs"):
+        setup(epochs=None)
+    assert "Give epochs=" in caplog.text
+
+
+def test_closed_it_no_longer_scales():
+    loader, _, optimizer = setup()
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    loader.close()
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_without_overhead_nothing_is_measured():
+    loader = setup(loss_func=None)[0]
+    sizes(loader)
+    assert loader.noise_scale is None
+    assert "measurement" not in loader.history.to_dict()["event"]
+
+
+def test_batches_are_measured_before_they_are_delivered():
+    loader, model, _ = setup(overhead=0.5)
+    sizes(loader)
+    assert loader.noise_scale.measurements == loader.history.to_dict()["event"].count("measurement") > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_it_goes_on_from_its_state_through_a_file():
+    whole, stopped, resumed = (setup(epochs=2, max_batch_size=8, lr_scaling="sqrt")[0] for _ in range(3))
+    for loader in (whole, stopped):
+        sizes(loader)
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file))
+    assert sizes(resumed) == sizes(whole)
+    assert resumed.history.records == whole.history.records
+    assert resumed.lr_factor == whole.lr_factor == pytest.approx(2**0.5)
+
+
+def test_in_the_middle_of_an_epoch_there_is_no_state_to_save():
+    loader = setup()[0]
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(RuntimeError, match="save between epochs"):
+        loader.state_dict()
+    assert len(list(batches)) == 7
+    loader.state_dict()
+
+
+def test_a_picture_of_the_run():
+    loader = setup()[0]
+    sizes(loader)
+    assert len(loader.plot().axes) == 2

@@ -1,0 +1,85 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adaptbs.lr_scaling import gain, is_adaptive, linear, none, resolve, sqrt
+from adaptbs.types import NoiseScale
+
+PHI_30 = NoiseScale(grad_sq=1.0, trace=30.0, low=20.0, high=40.0, cautious=25.0, measurements=9)
+LOST = NoiseScale(grad_sq=-1.0, trace=30.0, low=20.0, high=40.0, cautious=25.0, measurements=9)
+
+
+def test_four_times_the_batch():
+    assert linear(4, None) == 4
+    assert sqrt(4, None) == 2
+    assert none(4, None) == 1
+    assert gain(10)(4, PHI_30) == pytest.approx((1 + 30 / 10) / (1 + 30 / 40))
+
+
+def test_half_the_batch():
+    assert linear(0.5, None) == 0.5
+    assert sqrt(0.25, None) == 0.5
+    assert gain(10)(0.5, PHI_30) == pytest.approx((1 + 30 / 10) / (1 + 30 / 5))
+
+
+@pytest.mark.parametrize("rule", [linear, sqrt, none, gain(10)])
+def test_an_unchanged_batch_leaves_the_learning_rate_exactly_as_it_is(rule):
+    assert rule(1.0, PHI_30) == 1.0
+
+
+@pytest.mark.parametrize("unknown", [None, LOST])
+def test_gain_takes_nothing_while_the_noise_scale_is_not_known(unknown):
+    assert gain(10)(4, unknown) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "adaptive", "factor"),
+    [("auto", True, 2), ("auto", False, 4), ("linear", True, 4), ("sqrt", False, 2), ("none", False, 1)],
+)
+def test_rules_by_name(name, adaptive, factor):
+    assert resolve(name, adaptive=adaptive, base_batch_size=10)(4, None) == factor
+
+
+def test_gain_by_name_is_stated_for_the_base_batch():
+    assert resolve("gain", adaptive=True, base_batch_size=10)(4, PHI_30) == gain(10)(4, PHI_30)
+
+
+def test_a_function_is_asked_with_k_and_the_noise_scale():
+    rule = resolve(lambda k, noise_scale: k * noise_scale.measurements, adaptive=True, base_batch_size=10)
+    assert rule(2, PHI_30) == 18
+
+
+def test_a_function_may_return_a_numpy_number():
+    factor = resolve(lambda k, _: np.sqrt(np.float64(k)), adaptive=True, base_batch_size=10)(4, None)
+    assert factor == 2
+    assert type(factor) is float  # torch.load accepts no NumPy number in a checkpoint
+
+
+@pytest.mark.parametrize("returned", [float("nan"), float("inf"), 0, -1, "2", None])
+def test_a_function_that_returns_no_factor_is_told(returned):
+    rule = resolve(lambda k, _: returned, adaptive=True, base_batch_size=10)
+    with pytest.raises(ValueError, match=r"lr_scaling= returned .* above 0"):
+        rule(2, None)
+
+
+class Lookahead(torch.optim.SGD):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "adaptive"),
+    [(torch.optim.SGD, False), (torch.optim.ASGD, False), (torch.optim.Adam, True), (torch.optim.AdamW, True),
+     (torch.optim.RMSprop, True), (torch.optim.Adagrad, True), (Lookahead, True)],
+)  # fmt: skip
+def test_which_optimizers_divide_by_the_gradients_size(optimizer, adaptive):
+    assert is_adaptive(optimizer(nn.Linear(1, 1).parameters(), lr=0.1)) == adaptive
+
+
+def test_an_unknown_optimizer_is_named_in_the_log(caplog):
+    with caplog.at_level(logging.INFO, "adaptbs"):
+        is_adaptive(Lookahead(nn.Linear(1, 1).parameters(), lr=0.1))
+    assert "lookahead" in caplog.text
+    assert "lr_scaling=" in caplog.text

@@ -1,0 +1,167 @@
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from adaptbs.noise_scale import FORGET, FULL, MEMORY, Window, estimate, fieller, student_t, to_floats
+from adaptbs.types import SquaredNorms
+
+
+def norms(trace: float, grad_sq: float) -> SquaredNorms:
+    """The measurement, on one sample and on two, that has exactly this trace and grad_sq."""
+    return SquaredNorms(1, grad_sq + trace, 2, grad_sq + trace / 2)
+
+
+def covariance(trace: float = 0.0, both: float = 0.0, grad_sq: float = 0.0) -> np.ndarray:
+    return np.array([[trace, both], [both, grad_sq]])
+
+
+def test_numerators_and_denominators_are_pooled_before_the_division():
+    found = estimate([norms(10, 1), norms(10, 3)])
+    assert (found.trace, found.grad_sq) == pytest.approx((10, 2))
+    assert found.simple == pytest.approx(5)  # the mean of the ratios would be 6.7
+    assert found.measurements == 2
+
+
+def test_a_negative_measurement_counts_as_it_is():
+    assert estimate([norms(10, 3), norms(10, -1)]).grad_sq == pytest.approx(1)
+
+
+def test_weights_count_as_repetition():
+    assert estimate([norms(10, 1), norms(10, 3)], weights=[3, 1]).grad_sq == pytest.approx(1.5)
+
+
+def test_limits_are_those_of_two_measurements_worked_by_hand():
+    # grad_sq is 1 and 3: mean 2, standard error 1. Student's t at confidence .5 with 1 degree of freedom is 1, so the
+    # interval holds all phi with |10 - 2 phi| <= phi.
+    found = estimate([norms(10, 1), norms(10, 3)], confidence=0.5)
+    assert found.low == pytest.approx(10 / 3)
+    assert found.high == pytest.approx(10)
+
+
+def test_one_measurement_has_a_value_but_no_limits():
+    found = estimate([norms(10, 2)])
+    assert found.simple == pytest.approx(5)
+    assert (found.low, found.high, found.cautious) == (0, math.inf, 0)
+
+
+def test_measurements_that_agree_leave_no_doubt():
+    found = estimate([norms(10, 2)] * 4)
+    assert (found.low, found.cautious, found.high) == pytest.approx((5, 5, 5))
+
+
+def test_the_cautious_limit_lies_between_low_and_the_estimate():
+    found = estimate([norms(10, g) for g in (1, 2, 3, 2)])
+    assert found.low < found.cautious < found.simple < found.high
+
+
+def test_no_measurement_is_an_error():
+    with pytest.raises(ValueError, match="norms is empty"):
+        estimate([])
+
+
+def test_fieller_with_doubt_about_the_trace_only():
+    # |4 - 2 phi| <= 2 * 1
+    assert fieller(4, 2, covariance(trace=1), t=2) == pytest.approx((1, 3))
+
+
+def test_fieller_with_doubt_about_the_gradient_only():
+    # |4 - 2 phi| <= 2 * phi/2
+    assert fieller(4, 2, covariance(grad_sq=0.25), t=2) == pytest.approx((4 / 3, 4))
+
+
+def test_fieller_with_both_in_step():
+    # trace - phi grad_sq has variance (1 - phi)^2: |4 - 2 phi| <= |1 - phi|, so 5/3 <= phi <= 3
+    assert fieller(4, 2, covariance(1, 1, 1), t=1) == pytest.approx((5 / 3, 3))
+
+
+@pytest.mark.parametrize(("variance", "low"), [(0.9999, 1.0), (1.0, 1.0), (1.0001, 1.0), (4.0, 2 / 3)])
+def test_the_lower_limit_is_smooth_where_the_gradient_becomes_insignificant(variance, low):
+    # |4 - 2 phi| <= 2 sd phi from phi = 4/(2 + 2 sd) on; without end from sd = 1 on
+    found, high = fieller(4, 2, covariance(grad_sq=variance), t=2)
+    assert found == pytest.approx(low, rel=1e-3)
+    assert math.isinf(high) == (variance >= 1)
+
+
+def test_a_trace_within_its_noise_gives_no_lower_limit():
+    assert fieller(1, 1, covariance(trace=1), t=2) == pytest.approx((0, 3))
+
+
+@pytest.mark.parametrize(("trace", "grad_sq"), [(4, -2), (-4, 2), (0, 2)])
+def test_nothing_is_claimed_where_no_positive_ratio_fits(trace, grad_sq):
+    assert fieller(trace, grad_sq, covariance(), t=2) == (0, math.inf)
+
+
+def test_student_t_at_its_two_known_ends():
+    assert student_t(0.5, 1) == pytest.approx(1)  # the quartile of Cauchy's distribution
+    assert student_t(0.9, 1e9) == pytest.approx(1.6449, abs=1e-4)  # the normal one
+
+
+def test_a_window_knows_nothing_before_the_first_measurement():
+    assert Window(1000).estimate(0.9) is None
+
+
+def test_a_measurement_fades_to_1_over_e_within_a_twentieth_of_the_run():
+    window = Window(1000)
+    window.add(0, norms(10, 1))
+    window.add(50, norms(10, 3))
+    assert window.estimate(0.9).grad_sq == pytest.approx((1 / math.e + 3) / (1 / math.e + 1))
+
+
+def test_a_larger_batch_weighs_by_its_size():
+    window = Window(1000)
+    window.add(0, SquaredNorms(1, 1.0, 2, 1.0))  # |G|^2 = 1 on 2 samples
+    window.add(0, SquaredNorms(3, 5.0, 6, 5.0))  # |G|^2 = 5 on 6
+    assert window.estimate(0.9).grad_sq == pytest.approx((2 * 1 + 6 * 5) / 8)
+
+
+def test_a_few_measurements_far_apart_reach_further_back():
+    window = Window(1000)
+    window.add(0, norms(10, 1))
+    window.add(500, norms(10, 3))  # half a run later: faded to 1/e^2 then, whatever the share
+    assert window.estimate(0.9).grad_sq == pytest.approx((1 / math.e**2 + 3) / (1 / math.e**2 + 1))
+
+
+EDGE = round(FORGET * MEMORY * 1000)
+
+
+@pytest.mark.parametrize(("latest", "kept"), [(EDGE, FULL + 4), (EDGE + 1, FULL)])
+def test_old_measurements_are_dropped_but_never_the_latest_few(latest, kept):
+    window = Window(1000)
+    for samples in [0] * (FULL + 3) + [latest]:
+        window.add(samples, norms(10, 1))
+    assert window.estimate(0.9).measurements == kept
+
+
+def test_reading_gives_each_measurement_once():
+    window = Window(1000)
+    window.add(7, SquaredNorms(1, torch.tensor(3.0), 2, torch.tensor(2.0)))
+    assert window.read() == [(7, SquaredNorms(1, 3.0, 2, 2.0))]
+    assert window.read() == []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_left_out_with_one_warning(bad, caplog):
+    window = Window(1000)
+    with caplog.at_level(logging.WARNING, "adaptbs"):
+        for value in (bad, 12.0, bad):
+            window.add(0, SquaredNorms(1, value, 2, 7.0))
+            window.read()
+    assert window.estimate(0.9).measurements == 1
+    assert len(caplog.records) == 1
+    assert "not finite" in caplog.text
+
+
+def test_a_window_goes_on_from_its_state():
+    window, copy = Window(1000), Window(1000)
+    for samples, grad_sq in ((0, 1), (30, 3)):
+        window.add(samples, norms(10, grad_sq))
+    copy.load_state_dict(window.state_dict())
+    assert copy.estimate(0.9) == window.estimate(0.9)
+
+
+def test_tensors_and_floats_are_read_in_order():
+    mixed = [SquaredNorms(1, torch.tensor(3.0), 2, 2.0), SquaredNorms(1, 5.0, 2, torch.tensor(4.0))]
+    assert to_floats(mixed) == [SquaredNorms(1, 3.0, 2, 2.0), SquaredNorms(1, 5.0, 2, 4.0)]

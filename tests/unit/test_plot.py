@@ -1,0 +1,82 @@
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+
+from adaptbs import BatchSizeSuggestion, NoiseScale
+from adaptbs.history import History
+from adaptbs.plot import plot_history, plot_suggestion
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def history(*rows) -> History:
+    """Decisions (samples, batch size, noise scale, low, high)."""
+    history = History()
+    for samples, size, simple, low, high in rows:
+        history.add(
+            event="decision", samples=samples, batch_size=size, noise_scale=simple, low=low, high=high, lr_factor=1.0
+        )
+    return history
+
+
+START = (0, 64, None, None, None)
+
+
+def test_a_run_shows_noise_scale_batch_size_and_factor():
+    figure = plot_history(history(START, (100, 128, 900.0, 600.0, 1500.0)))
+    top, bottom = figure.axes
+    assert [text.get_text() for text in top.get_legend().get_texts()] == [
+        "confidence band", "$B_{simple}$", "batch size"
+    ]  # fmt: skip
+    assert list(top.lines[0].get_ydata())[1] == 900
+    assert list(top.lines[1].get_ydata()) == [64, 128]
+    assert list(bottom.lines[0].get_ydata()) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (100, 128, 9000.0, 5000.0, 20000.0),  # the noise scale far above the batch
+        (100, 128, 9.0, 5.0, 20.0),  # and far below
+        (100, 128, None, 5000.0, math.inf),  # known to be at least 5000
+        (100, 128, None, 0.0, math.inf),  # measured, but nothing can be said
+        (100, 128, 0.1, 0.05, 0.2),
+        (100, 128, None, None, None),
+    ],
+)
+def test_all_that_is_known_is_in_view(row):
+    low, high = plot_history(history(START, row)).axes[0].get_ylim()
+    shown = [v for v in (*row[1:], 64) if v is not None and 1 <= v < math.inf]
+    assert 0 < low < high
+    assert low <= min(shown) <= max(shown) <= high
+
+
+def test_a_run_that_has_not_started_is_drawn_too():
+    assert len(plot_history(History()).axes) == 2
+
+
+def found(*curve: NoiseScale, batch_size: int | None) -> BatchSizeSuggestion:
+    last = curve[-1]
+    samples = tuple(range(100, 100 * len(curve) + 1, 100))
+    return BatchSizeSuggestion(last.simple, last.low, last.high, batch_size, samples, curve)
+
+
+def test_a_suggestion_shows_noise_scale_and_what_to_use():
+    first = NoiseScale(grad_sq=-1.0, trace=900.0, low=50.0, high=math.inf, cautious=90.0, measurements=2)
+    second = NoiseScale(grad_sq=3.0, trace=900.0, low=200.0, high=500.0, cautious=250.0, measurements=3)
+    top, bottom = plot_suggestion(found(first, second, batch_size=64)).axes
+    assert list(top.lines[0].get_ydata()) == [900, 900]
+    assert list(top.lines[1].get_ydata()) == [-1, 3]
+    assert "use batch size 64" in [text.get_text() for text in bottom.get_legend().get_texts()]
+
+
+def test_a_suggestion_that_knows_nothing_is_drawn_too():
+    lost = NoiseScale(grad_sq=0.0, trace=900.0, low=0.0, high=math.inf, cautious=0.0, measurements=1)
+    figure = plot_suggestion(found(lost, batch_size=None))
+    figure.canvas.draw()
+    assert len(figure.axes) == 2

@@ -1,0 +1,138 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adaptbs.policy import (
+    Situation,
+    decide,
+    efficiency,
+    goodput,
+    goodput_optimum,
+    largest_efficient,
+    nearest_power_of_2,
+    noise_scale,
+)
+from adaptbs.step_time import StepTime
+from adaptbs.types import Decision, NoiseScale
+
+
+def known(phi: float, measurements: int = 9) -> NoiseScale:
+    return NoiseScale(grad_sq=1.0, trace=phi, low=phi, high=phi, cautious=phi, measurements=measurements)
+
+
+NOW = Situation(
+    noise_scale=known(1000.0), batch_size=64, start=64, progress=0.5, step_time=None, max_batch_size=4096,
+    memory=math.inf,
+)  # fmt: skip
+
+
+def test_efficiency_at_the_reference_is_1_and_at_the_noise_scale_nearly_half():
+    assert efficiency(1000, 64, 64) == 1
+    assert efficiency(1000, 1000, 64) == 1064 / 2000
+
+
+def test_the_largest_efficient_batch_has_exactly_the_floor():
+    assert largest_efficient(1000, 64, 0.8) == pytest.approx((1000 * 0.2 + 64) / 0.8)
+    assert efficiency(1000, largest_efficient(1000, 64, 0.8), 64) == pytest.approx(0.8)
+
+
+def test_the_goodput_optimum():
+    assert goodput_optimum(400, StepTime(4, 1)) == 40
+    assert goodput_optimum(400, StepTime(0, 1)) == 0  # compute-bound: a larger batch buys no time
+
+
+@pytest.mark.parametrize("step_time", [None, StepTime(1, 0)])
+def test_no_optimum_where_further_samples_are_free_or_not_timed(step_time):
+    assert goodput_optimum(400, step_time) == math.inf
+
+
+@pytest.mark.parametrize(("size", "power"), [(64, 64), (90, 64), (91, 128), (100, 128), (0.3, 1), (0, 1), (-5, 1)])
+def test_nearest_power_of_2_is_nearest_in_ratio(size, power):
+    assert nearest_power_of_2(size) == power
+
+
+def test_goodput_stops_at_the_efficiency_floor():
+    assert goodput(NOW) == (256, "noise scale")  # 330 samples keep .8; 256 is the nearest power
+
+
+def test_goodput_does_not_round_up_over_the_floor():
+    # 480 samples keep .8, 512 is the nearest power, but too inefficient
+    assert goodput(replace(NOW, noise_scale=known(1600))) == (256, "noise scale")
+
+
+def test_goodput_stops_where_the_step_time_makes_more_useless():
+    assert goodput(replace(NOW, step_time=StepTime(4, 1))) == (64, "step time")  # sqrt(4 * 1000) = 63
+
+
+def test_the_noise_scale_target_is_the_cautious_limit():
+    assert noise_scale(NOW) == (1024, "noise scale")
+    assert decide(replace(NOW, batch_size=512), "noise_scale") == Decision(1024, "noise scale")
+
+
+def test_a_decision_at_most_doubles():
+    assert decide(NOW, "goodput") == Decision(128, "pace")
+    assert decide(replace(NOW, batch_size=128), "goodput") == Decision(256, "noise scale")
+
+
+@pytest.mark.parametrize("unknown", [None, known(1000, measurements=3)])
+def test_few_measurements_hold_the_batch(unknown):
+    assert decide(replace(NOW, noise_scale=unknown), "goodput") == Decision(64, "few measurements")
+
+
+def test_four_measurements_are_enough():
+    assert decide(replace(NOW, noise_scale=known(1000, measurements=4)), "goodput") == Decision(128, "pace")
+
+
+def test_an_estimate_without_a_lower_limit_holds_the_batch():
+    assert decide(replace(NOW, noise_scale=replace(known(1000), cautious=0.0)), "goodput") == (
+        Decision(64, "unresolved")
+    )
+
+
+def test_too_large_a_start_is_taken_back_early():
+    now = replace(NOW, noise_scale=known(100), batch_size=512, start=512)  # 105 samples keep .8
+    assert decide(replace(now, progress=0.2), "goodput").batch_size == 64
+    assert decide(replace(now, progress=0.21), "goodput").batch_size == 512
+
+
+def test_a_batch_is_not_taken_back_below_the_reference():
+    now = replace(NOW, noise_scale=known(1), progress=0.1, batch_size=32)
+    assert decide(replace(now, start=16), "goodput").batch_size == 16
+    assert decide(replace(now, start=512, batch_size=512), "goodput").batch_size == 64
+
+
+def test_shrinking_does_not_raise_a_batch_that_is_below_the_reference_already():
+    now = replace(NOW, progress=0.1, start=512, batch_size=32, step_time=StepTime(0, 1))  # compute-bound: 1 is best
+    assert decide(now, "goodput").batch_size == 32
+
+
+def test_limits_hold_for_every_target():
+    for target in ("goodput", "noise_scale", lambda *_: 10_000):
+        assert decide(replace(NOW, max_batch_size=100), target) == Decision(100, "max_batch_size")
+        assert decide(replace(NOW, memory=90.5), target) == Decision(90, "memory")
+        assert decide(replace(NOW, max_batch_size=100, memory=90.5), target) == Decision(90, "memory")
+
+
+def test_memory_never_takes_back_a_size_that_runs():
+    assert decide(replace(NOW, memory=10.0), "goodput") == Decision(64, "memory")
+
+
+def test_a_function_is_asked_with_all_that_is_known_and_may_leap():
+    def target(estimate, batch_size, progress):
+        assert (estimate, batch_size, progress) == (NOW.noise_scale, 64, 0.5)
+        return 1000.9
+
+    assert decide(NOW, target) == Decision(1000, "target")
+
+
+def test_a_function_is_asked_even_when_nothing_is_measured():
+    assert decide(replace(NOW, noise_scale=None), lambda noise_scale, *_: 32) == Decision(32, "target")
+
+
+@pytest.mark.parametrize("wanted", [np.int64(128), np.float32(128)])
+def test_a_function_may_return_a_numpy_number(wanted):
+    decision = decide(NOW, lambda *_: wanted)
+    assert decision == Decision(128, "target")
+    assert type(decision.batch_size) is int

@@ -1,0 +1,160 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
+
+from adaptbs.schedule import SchedulePlace, drive, run_epochs
+
+
+def optimizer() -> torch.optim.SGD:
+    return torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+
+
+def due(place: SchedulePlace, *batches: int) -> list[int]:
+    """Steps due after each of these batches of an epoch."""
+    place.new_epoch()
+    steps = []
+    for samples in batches:
+        place.delivered(samples)
+        steps.append(place.steps_due())
+    return steps
+
+
+def test_at_the_start_size_every_call_is_one_step():
+    assert due(SchedulePlace(4, epoch_samples=10, epoch_steps=3), 4, 4, 2) == [1, 1, 1]
+
+
+def test_a_batch_of_twice_the_size_is_two_steps():
+    assert due(SchedulePlace(4, epoch_samples=32, epoch_steps=8), 4, 4, 8, 16) == [1, 1, 2, 4]
+
+
+def test_all_steps_are_made_by_the_end_of_the_epoch():
+    # 13 samples in fours are 4 steps: floor(9/4) = 2 after 9 samples, and the 3rd and 4th at the end
+    assert due(SchedulePlace(4, epoch_samples=13, epoch_steps=4), 4, 5, 4) == [1, 1, 2]
+
+
+def test_a_smaller_batch_waits():
+    assert due(SchedulePlace(4, epoch_samples=8, epoch_steps=2), 4, 2, 2) == [1, 0, 1]
+
+
+def test_a_loop_that_steps_every_second_batch_is_recognised():
+    place = SchedulePlace(4, epoch_samples=32, epoch_steps=8)
+    place.new_epoch()
+    steps = []
+    for pair in ((4, 4), (4, 4), (8, 8)):
+        for samples in pair:
+            place.delivered(samples)
+        steps.append(place.steps_due())
+    assert steps == [1, 1, 2]
+
+
+def test_a_loop_that_steps_once_an_epoch_is_left_alone():
+    place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
+    for batches in ((4, 4, 4, 4), (8, 8), (16,)):
+        place.new_epoch()
+        for samples in batches:
+            place.delivered(samples)
+        assert place.steps_due() == 1
+
+
+def test_a_loop_that_steps_once_an_epoch_is_recognised_though_the_batch_grew_in_the_first():
+    place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
+    for batches in ((4, 4, 8), (8, 8)):
+        place.new_epoch()
+        for samples in batches:
+            place.delivered(samples)
+        assert place.steps_due() == 1
+
+
+def test_a_step_that_an_epoch_left_over_is_made_by_the_first_call_of_the_next():
+    place = SchedulePlace(4, epoch_samples=20, epoch_steps=5)
+    place.delivered(4)
+    place.delivered(4)
+    assert place.steps_due() == 1  # every second batch, so two calls an epoch
+    place.delivered(12)  # a third batch ends the epoch before the second call
+    place.new_epoch()
+    place.delivered(4)
+    assert place.steps_due() == 1
+
+
+def test_an_epoch_broken_off_does_not_lend_its_samples_to_the_next():
+    place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
+    due(place, 4, 4)
+    assert due(place, 4, 4, 8) == [1, 1, 2]
+
+
+def test_a_place_goes_on_from_its_state():
+    place, other = (SchedulePlace(4, epoch_samples=16, epoch_steps=4) for _ in range(2))
+    due(place, 4)
+    other.load_state_dict(place.state_dict())
+    for p in (place, other):
+        p.delivered(8)
+    assert other.steps_due() == place.steps_due() == 2
+
+
+def test_a_driven_scheduler_makes_as_many_steps_as_are_due():
+    scheduler = StepLR(optimizer(), step_size=1, gamma=0.5)
+    scheduler.optimizer.step()
+    steps = iter([1, 0, 2])
+    drive(scheduler, lambda: next(steps))
+    rates = []
+    for _ in range(3):
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates == [0.5, 0.5, 0.125]
+
+
+def test_a_driven_scheduler_is_still_itself():
+    scheduler = OneCycleLR(optimizer(), max_lr=1.0, total_steps=10)
+    before = copy.deepcopy(scheduler.state_dict())
+    drive(scheduler, lambda: 1)
+    assert isinstance(scheduler, OneCycleLR)
+    assert type(scheduler).__name__ == "OneCycleLR"
+    assert scheduler.state_dict() == before
+
+
+def test_driving_again_replaces_the_first():
+    scheduler = StepLR(optimizer(), step_size=1, gamma=0.5)
+    scheduler.optimizer.step()
+    drive(scheduler, lambda: 5)
+    drive(scheduler, lambda: 1)
+    scheduler.step()
+    assert scheduler.last_epoch == 1
+
+
+def test_another_scheduler_of_the_same_class_is_not_driven():
+    driven, free = (StepLR(optimizer(), step_size=1) for _ in range(2))
+    drive(driven, lambda: 0)
+    assert type(free) is StepLR
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_an_explicit_epoch_is_obeyed():
+    scheduler = StepLR(optimizer(), step_size=1, gamma=0.5)
+    scheduler.optimizer.step()
+    drive(scheduler, lambda: 0)
+    scheduler.step(3)
+    assert scheduler.last_epoch == 3
+
+
+def test_a_scheduler_that_follows_a_metric_is_left_alone():
+    scheduler = ReduceLROnPlateau(optimizer())
+    drive(scheduler, lambda: 0)
+    assert type(scheduler) is ReduceLROnPlateau
+
+
+@pytest.mark.parametrize(
+    ("make", "epochs"),
+    [
+        (lambda o: OneCycleLR(o, max_lr=1.0, total_steps=30), 3),
+        (lambda o: OneCycleLR(o, max_lr=1.0, epochs=2, steps_per_epoch=10), 2),
+        (lambda o: CosineAnnealingLR(o, T_max=40), 4),
+        (lambda o: CosineAnnealingLR(o, T_max=5), 5),  # less than the steps of an epoch, so these are epochs
+        (lambda o: StepLR(o, step_size=7), None),
+        (lambda o: LambdaLR(o, lambda step: 1.0), None),
+    ],
+)
+def test_the_length_of_the_run_as_the_scheduler_knows_it(make, epochs):
+    assert run_epochs(make(optimizer()), epoch_steps=10) == epochs

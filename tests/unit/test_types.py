@@ -1,0 +1,41 @@
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+
+from adaptbs import NoiseScale, SquaredNorms
+
+
+def noise_scale(trace: float, grad_sq: float) -> NoiseScale:
+    return NoiseScale(grad_sq, trace, low=0.0, high=float("inf"), cautious=0.0, measurements=1)
+
+
+def test_squared_norms_solve_for_the_true_gradient_and_its_noise():
+    # |g|^2 = |G|^2 + tr(Sigma)/size, with |G|^2 = 3 and tr(Sigma) = 4: 3 + 4/2 = 5 and 3 + 4/4 = 4.
+    norms = SquaredNorms(small_size=2, small=5.0, large_size=4, large=4.0)
+    assert norms.grad_sq == 3
+    assert norms.trace == 4
+
+
+def test_grad_sq_is_not_clamped():
+    assert SquaredNorms(small_size=2, small=5.0, large_size=4, large=2.0).grad_sq == -1
+
+
+def test_tensors_stay_on_their_device():
+    norms = SquaredNorms(2, torch.tensor(5.0), 4, torch.tensor(4.0))
+    assert isinstance(norms.grad_sq, torch.Tensor)
+    assert norms.trace == torch.tensor(4.0)
+
+
+def test_simple_is_the_ratio():
+    assert noise_scale(trace=12.0, grad_sq=3.0).simple == 4
+
+
+@pytest.mark.parametrize(("trace", "grad_sq"), [(12.0, 0.0), (12.0, -3.0), (-12.0, 3.0), (-12.0, -3.0), (0.0, 3.0)])
+def test_simple_is_none_where_there_is_no_positive_ratio(trace, grad_sq):
+    assert noise_scale(trace, grad_sq).simple is None
+
+
+def test_an_estimate_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        noise_scale(12.0, 3.0).low = 1.0
