@@ -57,8 +57,10 @@ class GivenClock:
 
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:
-        yield
-        self._timings.measurements.append(MEASURING * self._step_time(batch_size))
+        try:
+            yield
+        finally:
+            self._timings.measurements.append(MEASURING * self._step_time(batch_size))
 
     def read(self) -> Timings:
         timings, self._timings = self._timings, Timings()
@@ -93,8 +95,10 @@ class DeviceClock:
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:
         begin = self._mark()
-        yield
-        self._inside.append((begin, self._mark()))
+        try:
+            yield
+        finally:
+            self._inside.append((begin, self._mark()))
 
     def read(self) -> Timings:
         if self._cuda is not None and self._steps:

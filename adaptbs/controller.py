@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import lr_scaling, memory, policy
@@ -106,18 +107,28 @@ class Controller:
             batches: an epoch of them.
             issued: what each was cut at, in the same order; filled by the sampler as it goes.
         """
-        self.epoch_position = 0
+        position = 0  # of this iteration: another may be under way
         self._clock.start()
-        for batch in batches:
-            self.delivered = issued.popleft()
-            self.samples += self.delivered.length
-            self.epoch_position += self.delivered.length
-            self._largest_run = max(self._largest_run, self.delivered.length)
-            self.ever_changed |= self.delivered.nominal != self.start
-            yield batch
-            self._clock.step(self.delivered.length)
-            if self._due():
-                self._decide()
+        try:
+            for batch in batches:
+                if not issued:
+                    raise RuntimeError("persistent workers serve one iteration at a time: end it before the next")
+                self.delivered = issued.popleft()
+                self.samples += self.delivered.length
+                self.epoch_position = position = position + self.delivered.length
+                self._largest_run = max(self._largest_run, self.delivered.length)
+                self.ever_changed |= self.delivered.nominal != self.start
+                yield batch
+                self._clock.step(self.delivered.length)
+                if self._due():
+                    self._decide()
+        finally:
+            self.epoch_position = 0
+
+    @property
+    def mid_epoch(self) -> bool:
+        """Whether an epoch is under way."""
+        return 0 < self.epoch_position < self.epoch_samples
 
     def measure_next(self) -> bool:
         """Whether the delivered batch should be measured: by chance, as often as `overhead` allows."""
@@ -128,6 +139,14 @@ class Controller:
         """Put around a measurement, to charge its time to `overhead` instead of to the step."""
         with self._clock.measuring(self.delivered.length):
             yield
+
+    def forget_measurements(self) -> None:
+        """Know nothing of the noise scale from here on, which holds the batch."""
+        self._window, self.noise_scale = Window(self._run_samples), None
+
+    def skip_epochs(self, epochs: int) -> None:
+        """Take note of epochs that were not run, as where a run is resumed."""
+        self.samples = self._decided_at = max(self.samples, epochs * self.epoch_samples)
 
     def measured(self, norms: SquaredNorms | None) -> None:
         """Take in a measurement of the delivered batch; None where it could not be measured."""
@@ -147,12 +166,12 @@ class Controller:
             return False
         # Enough new measurements to tell: is the batch still far from where it should be?
         self._since_decision = 0
-        self._read()
-        cautious = self.noise_scale.cautious if self.noise_scale is not None else 0.0
-        return self.batch_size < SMALL or cautious >= FAR * self.batch_size
+        estimate = self._read()
+        self._calibrate(self._step_times.median(self.delivered.nominal))
+        return self.batch_size < SMALL or (estimate is not None and estimate.cautious >= FAR * self.batch_size)
 
-    def _read(self) -> None:
-        """Read clock and measurements: the only place where the host waits for the device."""
+    def _read(self) -> NoiseScale | None:
+        """Read clock and measurements, the only place where the host waits for the device; the estimate of now."""
         timings = self._clock.read()
         for size, seconds in timings.steps:
             self._step_times.add(size, seconds)
@@ -168,10 +187,11 @@ class Controller:
                 grad_sq=norms.grad_sq,
                 trace=norms.trace,
             )
-        self.noise_scale = self._window.estimate(self._settings.confidence)
+        return self._window.estimate(self._settings.confidence)
 
     def _decide(self) -> None:
-        self._read()
+        # Between decisions the estimate stays: a learning rate rule may depend on it.
+        self.noise_scale = self._read()
         now = policy.Situation(
             noise_scale=self.noise_scale,
             batch_size=self.batch_size,
@@ -190,10 +210,10 @@ class Controller:
         self.batch_size = decision.batch_size
         self._decided_at, self._since_decision = self.samples, 0
         self._record("decision", decision.reason)
-        self._calibrate(now.step_time)
+        at_now = now.step_time(self.batch_size) if now.step_time else None
+        self._calibrate(at_now or self._step_times.median(self.delivered.nominal))
 
-    def _calibrate(self, step_time: StepTime | None) -> None:
-        step = step_time(self.batch_size) if step_time else self._step_times.median(self.delivered.nominal)
+    def _calibrate(self, step: float | None) -> None:
         if step is None or not self._costs:
             return
         samples_left = self._run_samples - self.samples if self._epochs else self.epoch_samples
@@ -230,6 +250,7 @@ class Controller:
         return {
             **state, **parts,
             "delivered": list(self.delivered), "costs": list(self._costs),
+            "noise_scale": astuple(self.noise_scale) if self.noise_scale else None,
             "history": [dict(record) for record in self.history.records],
         }  # fmt: skip
 
@@ -248,7 +269,7 @@ class Controller:
         self.delivered = Issued(*state["delivered"])
         self._costs = deque(state["costs"], self._costs.maxlen)
         self.history.records = [dict(record) for record in state["history"]]
-        self.noise_scale = self._window.estimate(self._settings.confidence)
+        self.noise_scale = NoiseScale(*state["noise_scale"]) if state["noise_scale"] else None
 
 
 _PARTS = ("_step_times", "_duty", "_window")

@@ -9,26 +9,34 @@ FIRST = 8  # measurements made at once, every 2nd step, for the first decision
 DENSEST = 0.5  # share of steps measured at most
 
 
-def measuring_rate(*, budget: float, spent: float, seconds_left: float, step: float, cost: float) -> float:
-    """The share of the remaining steps to measure so that the whole run stays within its budget.
+def measuring_rate(
+    overhead: float, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float
+) -> float:
+    """The share of the coming steps to measure so that the run stays within its budget.
+
+    Half of what seems to be left is planned for: a batch that doubles halves it, and what is spent is spent. Where the
+    batch stays the other half is planned for later, at the same rate.
 
     Args:
-        budget: seconds that measuring may take over the whole run.
-        spent: seconds it has taken so far.
-        seconds_left: of training still to come.
+        overhead: share of the run's time that measuring may cost.
+        elapsed: seconds of training so far.
+        spent: seconds of measuring so far.
+        seconds_left: of training still to come, at the batch size of now.
         step: seconds of a step.
         cost: extra seconds of a measurement.
     """
-    steps_left = seconds_left / step
-    if steps_left <= 0 or budget <= spent:
+    ahead = seconds_left / 2
+    budget = overhead * (elapsed + ahead) - spent
+    if ahead <= 0 or budget <= 0:
         return 0.0
-    return min(DENSEST, (budget - spent) / (cost * steps_left))
+    return min(DENSEST, budget / ahead * step / cost)
 
 
 class DutyCycle:
-    """A random coin for each step: random, so that it never falls in with a rhythm of the data.
+    """A coin for each step: random, so that it never falls in with a rhythm of the data.
 
-    It has a random generator of its own: training's must not notice.
+    The first step is always measured: what cannot be measured should fail there, not later. It has a random generator
+    of its own: training's must not notice.
     """
 
     def __init__(self, overhead: float) -> None:
@@ -41,19 +49,21 @@ class DutyCycle:
         """Whether to measure the next step of a run that will take about `steps_in_run` steps."""
         if self._overhead == 0:
             return False
-        self._steps += 1
-        if self._measured < FIRST and self._overhead * steps_in_run >= FIRST:  # the run can afford a quick start
-            chosen = self._steps % 2 == 0
+        first, self._steps = self._steps == 0, self._steps + 1
+        affordable = self._overhead * steps_in_run >= 2 * FIRST  # a measurement may cost two steps
+        if first or (self._measured < FIRST and affordable):
+            chosen = self._steps % 2 == 1
         else:
             chosen = self._rng.random() < self._rate
         self._measured += chosen
         return chosen
 
     def calibrate(self, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float) -> None:
-        """Set the rate from seconds of training so far, of measuring so far, of training to come, of a step each."""
+        """Set the rate by `measuring_rate`."""
         if step > 0 and cost > 0:
-            budget = self._overhead * (elapsed + seconds_left)
-            self._rate = measuring_rate(budget=budget, spent=spent, seconds_left=seconds_left, step=step, cost=cost)
+            self._rate = measuring_rate(
+                self._overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost
+            )
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = self._rng.getstate()

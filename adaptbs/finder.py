@@ -19,6 +19,7 @@ from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
 from .gradients.micro_batches import GradientPool, MeanGradient
 from .left_as_found import weights_left_as_found
+from .loader import AdaptiveDataLoader
 from .noise_scale import estimate, to_floats
 from .policy import Situation, goodput
 from .settings import check_share, check_size
@@ -96,12 +97,10 @@ def bs_find(
     loss = BatchLoss(loss_func, batch_loss, autocast)
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
 
     def make_optimizer() -> Optimizer:
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        return copy_of(optimizer, lr) if optimizer else SGD(trainable, lr=lr or 0.0)
+        assert lr is not None
+        return copy_of(optimizer, lr) if optimizer else SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
 
     with loader_left_as_found(loader):
         return find(
@@ -122,6 +121,8 @@ def find(
     confidence: float,
 ) -> BatchSizeSuggestion:
     """`bs_find` on an iterator of batches; `make_optimizer` makes what trains, anything with step and zero_grad."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
     if num_it is not None:
         check_size("num_it", num_it)
     check_size("n_batch", n_batch)
@@ -174,33 +175,38 @@ def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) ->
 
 
 def suggest(curve: list[NoiseScale], samples: list[int], batch_size: int) -> BatchSizeSuggestion:
-    """The last estimate, and the batch size that the controller would aim at with it."""
-    last = curve[-1]
+    """The last estimate, and what the controller would aim at with it: at most an eighth of the samples seen."""
+    last, largest = curve[-1], max(batch_size, samples[-1] // 8)
     now = Situation(
         noise_scale=last, batch_size=batch_size, start=batch_size, progress=0.0,
-        step_time=None, max_batch_size=samples[-1], memory=float("inf"),
+        step_time=None, max_batch_size=largest, memory=float("inf"),
     )  # fmt: skip
-    size = goodput(now)[0] if last.cautious > 0 else None
+    size = min(goodput(now)[0], largest) if last.cautious > 0 else None
     return BatchSizeSuggestion(last.simple, last.low, last.high, size, tuple(samples), tuple(curve))
 
 
-def copy_of(optimizer: Optimizer, lr: float | None) -> Optimizer:
+def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
     """An optimizer of the same parameters, state and options, at `lr`; its hooks and schedulers stay behind."""
     twin = copy.copy(optimizer)
     twin.state = defaultdict(dict, {p: copy.deepcopy(state) for p, state in optimizer.state.items()})
-    twin.param_groups = [{**group, "lr": group["lr"] if lr is None else lr} for group in optimizer.param_groups]
+    twin.param_groups = [{**group, "lr": lr} for group in optimizer.param_groups]
     return twin
 
 
 @contextmanager
 def loader_left_as_found(loader: Any) -> Iterator[None]:
-    """Restore the generators that a DataLoader and its sampler draw from."""
+    """Restore the generators that a DataLoader and its sampler draw from, and the workers that it keeps."""
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
     found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
     states = [(generator, generator.get_state()) for generator in found]
+    workers = getattr(loader, "_iterator", None)  # persistent ones, which would be left in the middle of an epoch
+    if isinstance(loader, DataLoader):
+        loader._iterator = None
     try:
         yield
     finally:
+        if isinstance(loader, DataLoader):
+            loader._iterator = workers
         for generator, state in states:
             generator.set_state(state)
 
@@ -208,7 +214,7 @@ def loader_left_as_found(loader: Any) -> Iterator[None]:
 def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
     # Iteration begins with the first batch, not before: a DataLoader draws a seed then, and `find` restores the random
     # states by that time. An AdaptiveDataLoader's own iteration would measure and decide; only its batches are wanted.
-    yield from DataLoader.__iter__(loader) if isinstance(loader, DataLoader) else loader
+    yield from loader.plain_batches() if isinstance(loader, AdaptiveDataLoader) else loader
 
 
 def _blocks(batches: Iterator[Any], n: int) -> Iterator[list[Any]]:

@@ -14,8 +14,9 @@ from torch import nn
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Restore buffers (BatchNorm's statistics) and torch's random states, also after an exception."""
+    """Restore buffers (BatchNorm's) and random states (torch's, NumPy's, Python's), also after an exception."""
     buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=cuda_devices(model)):
         try:
             yield
@@ -23,15 +24,16 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for module, name, buffer, value in buffers:
                     module._buffers[name] = buffer.copy_(value)
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @contextmanager
 def weights_left_as_found(model: nn.Module) -> Iterator[None]:
-    """As `left_as_found`; restores parameters, `.grad`, train/eval modes and Python's and NumPy's random states too."""
+    """As `left_as_found`; restores parameters, `.grad` and train/eval modes too."""
     parameters = [(p, p.detach().clone()) for p in model.parameters()]
     gradients: list[Any] = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
-    python, numpy = random.getstate(), np.random.get_state()
     with left_as_found(model):
         try:
             yield
@@ -43,8 +45,6 @@ def weights_left_as_found(model: nn.Module) -> Iterator[None]:
                     parameter.grad = gradient if saved is None else gradient.copy_(saved)
             for module, training in modes:
                 module.training = training
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def cuda_devices(model: nn.Module) -> list[int]:

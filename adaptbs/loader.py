@@ -103,7 +103,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
             overhead=overhead,
             step_time=step_time,
         )
-        if stock.get("batch_sampler") is not None:
+        if stock.pop("batch_sampler", None) is not None:
             raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
         check_size("batch_size", batch_size)
         batch_size = int(batch_size)
@@ -145,16 +145,21 @@ class AdaptiveDataLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, their size changing on the way."""
-        self._place.new_epoch()
         fetched = super().__iter__()
         return self._measured(self._controller.deliver(fetched, self._cut.issued))
 
+    def plain_batches(self) -> Iterator[Any]:
+        """Batches of the size of now, that are neither counted nor measured: for looking at the data."""
+        return iter(super().__iter__())
+
     def _measured(self, delivered: Iterable[Any]) -> Iterator[Any]:
-        for batch in delivered:
-            self._scaled_step.restore()
-            self._place.delivered(self._controller.delivered.length)
-            self._measure(batch)
-            yield batch
+        with self._place.iteration():
+            for batch in delivered:
+                self._scaled_step.restore()
+                at = self._controller.epoch_position
+                self._place.delivered(at - self._controller.delivered.length, at)
+                self._measure(batch)
+                yield batch
 
     def __len__(self) -> int:
         """Batches of an epoch at the size of now."""
@@ -198,7 +203,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """What decisions depend on, to be saved between epochs. Raises RuntimeError in the middle of one."""
-        if 0 < self._controller.epoch_position < self._controller.epoch_samples:
+        if self._controller.mid_epoch:
             raise RuntimeError("an epoch is under way: save between epochs")
         return {"controller": self._controller.state_dict(), "schedule": self._place.state_dict()}
 

@@ -43,22 +43,24 @@ def _host() -> tuple[int, int] | None:
     """Peak resident and available bytes of a Linux host, within the limit of a container; None elsewhere."""
     if not sys.platform.startswith("linux"):
         return None
-    status = _kilobytes(Path("/proc/self/status"), "VmHWM")
-    available = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    status = _entry(Path("/proc/self/status"), "VmHWM", unit=1024)
+    available = _entry(Path("/proc/meminfo"), "MemAvailable", unit=1024)
     if status is None or available is None:
         return None
     group = Path("/sys/fs/cgroup")
     limit, used = _bytes(group / "memory.max"), _bytes(group / "memory.current")
     if limit is not None and used is not None:
-        available = min(available, limit - used)
+        cache = _entry(group / "memory.stat", "inactive_file", unit=1) or 0  # given back when memory is short
+        available = min(available, limit - used + cache)
     return max(status, 1), max(available, 0)
 
 
-def _kilobytes(path: Path, key: str) -> int | None:
+def _entry(path: Path, key: str, unit: int) -> int | None:
+    """The bytes that a line "key: number" or "key number" of a file stands for."""
     for line in path.read_text().splitlines() if path.exists() else ():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) * 1024
+        words = line.replace(":", " ").split()
+        if words and words[0] == key:
+            return int(words[1]) * unit
     return None
 
 

@@ -12,7 +12,7 @@ from .types import Decision, NoiseScale, Target
 EFFICIENCY_FLOOR = 0.8  # progress per sample, relative to the reference batch, that a fixed number of epochs must keep
 ENOUGH = 4  # measurements without which nothing is decided
 SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
-PACE = 2  # the batch at most doubles in one decision
+PACE = 2  # the batch at most doubles, or halves, in one decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +99,9 @@ def decide(now: Situation, target: str | Target) -> Decision:
     if size < now.batch_size:
         lowest = min(now.reference, now.batch_size) if now.progress <= SHRINK_UNTIL else now.batch_size
         size = max(size, lowest)
-    elif size > PACE * now.batch_size:
-        size, reason = PACE * now.batch_size, "pace"
+    slowest, quickest = -(-now.batch_size // PACE), PACE * now.batch_size
+    if not slowest <= size <= quickest:
+        size, reason = min(max(size, slowest), quickest), "pace"
     return _capped(size, reason, now)
 
 

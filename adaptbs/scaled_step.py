@@ -7,11 +7,15 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+_NAME = "_adaptbs_scaled_step"  # beside the optimizer's state, which is what its state_dict holds
+
 
 class ScaledStep:
     """Multiplies every group's learning rate just before a step and puts it back just after.
 
     So LR schedulers, checkpoints and logs see the learning rate that the user set; they never see the factor.
+
+    An optimizer has at most one: a second takes the place of the first, whose factor would otherwise come on top.
 
     Args:
         optimizer: whose steps to scale.
@@ -19,6 +23,10 @@ class ScaledStep:
     """
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[], float]) -> None:
+        earlier = optimizer.__dict__.get(_NAME)
+        if earlier is not None:
+            earlier.remove()
+        optimizer.__dict__[_NAME] = self
         self._optimizer, self._factor = optimizer, factor
         self._unscaled: list[Any] | None = None
         self._handles = [
@@ -47,3 +55,5 @@ class ScaledStep:
         self.restore()
         for handle in self._handles:
             handle.remove()
+        if self._optimizer.__dict__.get(_NAME) is self:
+            del self._optimizer.__dict__[_NAME]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 class SchedulePlace:
-    """How many steps of the fixed run's schedule are due, now that so many samples of an epoch have been delivered.
+    """How many steps of the schedule one call of `scheduler.step()` stands for.
 
-    After s samples a run at the start size has made floor(s/start) steps, and all n at the epoch's end. A loop that
-    steps its scheduler every m-th batch (gradient accumulation), or once an epoch, is recognised by its first call.
+    As many as the fixed run would have delivered batches meanwhile, for each batch that was delivered: exactly 1 while
+    the batch has its first size, wherever the loop makes its calls (every batch, every m-th, with some left out). So
+    after s samples of an epoch a loop that calls every batch has made min(floor(s/start), n) steps, and all n at the
+    epoch's end. A call outside an iteration, as by a scheduler stepped once an epoch, is one step.
 
     Args:
         start: the size the run began with, samples.
@@ -22,52 +25,51 @@ class SchedulePlace:
 
     def __init__(self, start: int, epoch_samples: int, epoch_steps: int) -> None:
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
-        self._stride = 0  # batches between two calls of scheduler.step(), at the start size; 0: not known yet
-        self._batches = self._samples = self._made = 0  # of this epoch
+        self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
+        self._passed = self._batches = 0  # since the latest call: batches of the fixed run, and batches delivered
+        self._owed = 0.0  # part of a step that calls so far have come to beyond whole ones
 
-    def new_epoch(self) -> None:
-        """Begin an epoch, also where the last one was broken off."""
-        # A loop that steps every m-th batch may leave a step of a finished epoch for its first call in the next.
-        self._made = min(0, self._made - self._epoch_total) if self._stride and self._epoch_done else 0
-        self._batches = self._samples = 0
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        """Around an epoch's batches, also where it is broken off."""
+        self._iterations += 1
+        try:
+            yield
+        finally:
+            self._iterations -= 1
 
-    def delivered(self, samples: int) -> None:
-        """Take note of a batch that the loop now holds."""
+    def delivered(self, before: int, after: int) -> None:
+        """Take note of a batch that the loop now holds: samples before..after of its epoch."""
         self._batches += 1
-        self._samples += samples
+        self._passed += self._fixed_batches(after) - self._fixed_batches(before)
 
     def steps_due(self) -> int:
-        """How many steps one call of `scheduler.step()` stands for."""
-        if self._stride == 0:
-            self._stride = self._epoch_steps if self._epoch_done else max(1, self._batches)
-        if self._stride >= self._epoch_steps > 1:
-            return 1  # stepped once an epoch
-        so_far = self._samples // (self._start * self._stride)
-        due = self._epoch_total if self._epoch_done else min(so_far, self._epoch_total)
-        steps, self._made = max(0, due - self._made), max(due, self._made)
+        """How many steps the call being made stands for."""
+        passed, batches = self._passed, self._batches
+        self._passed = self._batches = 0
+        if not self._iterations or not batches:
+            return 1
+        self._owed += passed / batches
+        steps = int(self._owed + 1e-9)
+        self._owed -= steps
         return steps
 
-    @property
-    def _epoch_done(self) -> bool:
-        return self._samples >= self._epoch_samples
+    def _fixed_batches(self, samples: int) -> int:
+        return self._epoch_steps if samples >= self._epoch_samples else samples // self._start
 
-    @property
-    def _epoch_total(self) -> int:
-        return self._epoch_steps // self._stride
+    def state_dict(self) -> dict[str, float]:
+        return {"passed": self._passed, "batches": self._batches, "owed": self._owed}
 
-    def state_dict(self) -> dict[str, int]:
-        return {"stride": self._stride, "batches": self._batches, "samples": self._samples, "made": self._made}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._stride, self._batches = state["stride"], state["batches"]
-        self._samples, self._made = state["samples"], state["made"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._passed, self._batches, self._owed = state["passed"], state["batches"], state["owed"]
 
 
 def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
     """From now on let each `scheduler.step()` make as many steps as are due.
 
     The method is replaced in a subclass made for this one object: put on the object itself it would end up in its
-    `state_dict`. A second call replaces the first. ReduceLROnPlateau, which follows a metric, is left alone, and so
+    `state_dict`. To save a driven scheduler, save that: the object itself cannot be pickled. A second call replaces the
+    first. ReduceLROnPlateau, which follows a metric, is left alone, and so
     is a call with an explicit epoch.
     """
     if isinstance(scheduler, ReduceLROnPlateau):
@@ -86,11 +88,14 @@ def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
 
 
 def run_epochs(scheduler: object, epoch_steps: int) -> int | None:
-    """The length of the run, epochs, as far as the scheduler knows it: from `total_steps` or `T_max`; else None.
+    """The length of the run, epochs, as far as the scheduler tells by `total_steps` or `T_max`; else None.
 
-    A number below the steps of one epoch counts epochs: that scheduler is stepped once an epoch.
+    A whole number of epochs' steps counts steps, and fewer than one epoch's steps counts epochs: that scheduler is
+    stepped once an epoch. Anything else could be either.
     """
     total = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
     if not isinstance(total, int) or total < 1:
         return None
-    return total if total < epoch_steps else round(total / epoch_steps)
+    if total < epoch_steps:
+        return total
+    return total // epoch_steps if total % epoch_steps == 0 else None

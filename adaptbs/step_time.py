@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WARM_UP = 3  # a run's first steps compile, allocate and fill caches
+ENOUGH = 5  # steps of a size without which it is not fitted
 KEEP = 64  # latest steps kept of each size: enough for a median, and old ones describe another machine load
 
 
@@ -43,20 +44,19 @@ class StepTimes:
         return float(np.median(kept)) if kept else None
 
     def fit(self) -> StepTime | None:
-        """Least squares on the medians, relative errors, a and b not negative; None until two sizes have been run.
+        """Least squares on the medians, relative errors, a and b not negative; None until two sizes can be told.
 
-        A size run once says little (a short last batch, a hiccup), so each weighs by the root of its steps.
+        A size run a few times says little (an epoch's short last batch, a hiccup) and is left out.
         """
-        if len(self._seconds) < 2:
+        sizes = sorted(size for size, kept in self._seconds.items() if len(kept) >= ENOUGH)
+        if len(sizes) < 2:
             return None
-        sizes = np.array(sorted(self._seconds), float)
-        medians = np.array([np.median(self._seconds[int(s)]) for s in sizes])
-        counts = np.array([len(self._seconds[int(s)]) for s in sizes])
-        b, a = np.polyfit(sizes, medians, 1, w=np.sqrt(counts) / medians)
+        medians = np.array([np.median(self._seconds[size]) for size in sizes])
+        b, a = np.polyfit(sizes, medians, 1, w=1 / medians)
         if b <= 0:
-            return StepTime(float(np.average(medians, weights=counts)), 0.0)
+            return StepTime(float(medians.mean()), 0.0)
         if a < 0:
-            return StepTime(0.0, float(np.average(medians / sizes, weights=counts)))
+            return StepTime(0.0, float((medians / sizes).mean()))
         return StepTime(float(a), float(b))
 
     def state_dict(self) -> dict[str, Any]:

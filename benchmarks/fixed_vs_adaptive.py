@@ -135,7 +135,8 @@ def compare(name: str, run: Callable[[int, bool], Result], seeds: int) -> dict:
         pairs.append((seed, fixed, ours))
         print(
             f"{name} seed {seed}: fixed {fixed.metric:.4f} {fixed.seconds:.1f} s {fixed.steps} steps | "
-            f"adaptive {ours.metric:.4f} {ours.seconds:.1f} s {ours.steps} steps, batch {ours.final_batch} {ours.reasons}",
+            f"adaptive {ours.metric:.4f} {ours.seconds:.1f} s {ours.steps} steps, "
+            f"batch {ours.final_batch} {ours.reasons}",
             flush=True,
         )
 

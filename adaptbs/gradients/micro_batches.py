@@ -124,7 +124,7 @@ def _dense(g: Tensor) -> Tensor:
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
-    return a + b
+    return _dense(a) + _dense(b)
 
 
 def _has_batch_norm(model: nn.Module) -> bool:

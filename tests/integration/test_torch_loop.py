@@ -163,7 +163,8 @@ def test_a_scheduler_stepped_every_fourth_batch_ends_where_it_would_have_ended()
     data, model = Numbered(1024), network()
     optimizer = SGD(model.parameters(), 0.01)
     scheduler = schedulers.StepLR(optimizer, 1, gamma=0.99)
-    loader = adaptive(data, model, optimizer, scheduler=scheduler, target=lambda noise, bs, p: 32, **FORCED)
+    second_epoch = lambda noise, bs, p: 32 if p >= 0.5 else 16  # noqa: E731
+    loader = adaptive(data, model, optimizer, scheduler=scheduler, target=second_epoch, **FORCED)
     train(model, optimizer, loader, EPOCHS, scheduler, every=4)
     assert scheduler.last_epoch == EPOCHS * 1024 // 16 // 4
 

@@ -154,9 +154,9 @@ def test_an_optimizer_copy_has_the_state_but_not_the_hooks():
     optimizer = torch.optim.Adam([weight], lr=0.1)
     weight.grad = torch.ones(1)
     optimizer.step()
-    twin = copy_of(optimizer, lr=None)
+    twin = copy_of(optimizer, lr=0.2)
     twin.step()
-    assert twin.param_groups[0]["lr"] == 0.1
+    assert (twin.param_groups[0]["lr"], optimizer.param_groups[0]["lr"]) == (0.2, 0.1)
     assert twin.state[weight]["step"] == 2
     assert optimizer.state[weight]["step"] == 1
 

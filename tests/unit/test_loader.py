@@ -176,3 +176,51 @@ def test_a_picture_of_the_run():
     loader = setup()[0]
     sizes(loader)
     assert len(loader.plot().axes) == 2
+
+
+def test_a_second_loader_takes_the_place_of_the_first():
+    """A notebook cell that builds the loader, run again: the factors of the two must not multiply."""
+    run = [None, None]
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for i in range(2):
+        run[i] = AdaptiveDataLoader(
+            TensorDataset(torch.ones(64, 1), torch.zeros(64, 1)), 4, model=model, optimizer=optimizer,
+            epochs=2, overhead=0, target=lambda *_: 8, decide_every=0.01,
+        )  # fmt: skip
+    used = []
+    optimizer.register_step_pre_hook(lambda *_: used.append(optimizer.param_groups[0]["lr"]))
+    for x, y in run[1]:
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        assert optimizer.param_groups[0]["lr"] == 0.01
+    assert used[-1] == pytest.approx(0.02)
+    run[0].close()
+    assert len(optimizer._optimizer_step_pre_hooks) == 2, "closing the first does not undo the second"
+
+
+def test_a_look_at_a_batch_in_the_middle_of_an_epoch():
+    model = torch.nn.Linear(1, 1)
+    loader = AdaptiveDataLoader(
+        TensorDataset(torch.arange(64.0)[:, None]), 4, model=model, overhead=0, epochs=1,
+        optimizer=torch.optim.SGD(model.parameters(), 0.01),
+    )  # fmt: skip
+    seen = []
+    for i, (x,) in enumerate(loader):
+        if i == 3:
+            next(iter(loader))
+        seen += x.flatten().tolist()
+    assert seen == list(range(64))
+    next(iter(loader))
+    loader.state_dict()  # no epoch is under way
+
+
+def test_plain_batches_are_neither_counted_nor_measured():
+    model = torch.nn.Linear(1, 1)
+    loader = AdaptiveDataLoader(
+        TensorDataset(torch.ones(64, 1), torch.zeros(64, 1)), 4, model=model, epochs=1,
+        loss_func=torch.nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters(), 0.01),
+    )  # fmt: skip
+    assert len(list(loader.plain_batches())) == 16
+    assert loader._controller.samples == 0
+    assert loader.history.to_dict()["event"] == ["start"]

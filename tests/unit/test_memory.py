@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from adaptbs.memory import HEADROOM, _bytes, _kilobytes, affordable, largest_affordable
+from adaptbs.memory import HEADROOM, _bytes, _entry, affordable, largest_affordable
 
 
 def test_as_much_free_as_in_use_allows_almost_the_double():
@@ -24,12 +24,14 @@ def test_a_device_that_cannot_be_asked_sets_no_limit():
     assert affordable(100, torch.device("meta")) == math.inf
 
 
-def test_kilobytes_of_a_status_file(tmp_path):
+def test_entry_of_a_status_file(tmp_path):
     file = tmp_path / "status"
     file.write_text("Name:\tpython\nVmHWM:\t    2048 kB\n")
-    assert _kilobytes(file, "VmHWM") == 2048 * 1024
-    assert _kilobytes(file, "VmPeak") is None
-    assert _kilobytes(tmp_path / "missing", "VmHWM") is None
+    assert _entry(file, "VmHWM", unit=1024) == 2048 * 1024
+    assert _entry(file, "VmPeak", unit=1024) is None
+    assert _entry(tmp_path / "missing", "VmHWM", unit=1024) is None
+    file.write_text("inactive_anon 5\ninactive_file 7\n")  # as memory.stat of a control group has it
+    assert _entry(file, "inactive_file", unit=1) == 7
 
 
 def test_a_control_group_without_a_limit_says_max(tmp_path):

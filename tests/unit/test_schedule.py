@@ -12,13 +12,15 @@ def optimizer() -> torch.optim.SGD:
     return torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
 
 
-def due(place: SchedulePlace, *batches: int) -> list[int]:
-    """Steps due after each of these batches of an epoch."""
-    place.new_epoch()
-    steps = []
-    for samples in batches:
-        place.delivered(samples)
-        steps.append(place.steps_due())
+def due(place: SchedulePlace, *batches: int, every: int = 1) -> list[int]:
+    """Steps due at the calls of an epoch with these batches, made after every `every`-th."""
+    steps, at = [], 0
+    with place.iteration():
+        for i, size in enumerate(batches, 1):
+            place.delivered(at, at + size)
+            at += size
+            if i % every == 0:
+                steps.append(place.steps_due())
     return steps
 
 
@@ -39,44 +41,33 @@ def test_a_smaller_batch_waits():
     assert due(SchedulePlace(4, epoch_samples=8, epoch_steps=2), 4, 2, 2) == [1, 0, 1]
 
 
-def test_a_loop_that_steps_every_second_batch_is_recognised():
-    place = SchedulePlace(4, epoch_samples=32, epoch_steps=8)
-    place.new_epoch()
-    steps = []
-    for pair in ((4, 4), (4, 4), (8, 8)):
-        for samples in pair:
-            place.delivered(samples)
-        steps.append(place.steps_due())
-    assert steps == [1, 1, 2]
+def test_a_call_every_second_batch_stands_for_two():
+    assert due(SchedulePlace(4, epoch_samples=32, epoch_steps=8), 4, 4, 4, 4, 8, 8, every=2) == [1, 1, 2]
+    assert due(SchedulePlace(4, epoch_samples=40, epoch_steps=10), 4, 8, 4, 8, 8, 8, every=2) == [1, 2, 2]
 
 
-def test_a_loop_that_steps_once_an_epoch_is_left_alone():
+@pytest.mark.parametrize("called", [(4, 8, 10), (2, 3, 4, 5), (5, 6, 7, 8, 9, 10)], ids=["every 4th", "late", "later"])
+def test_while_the_batch_stays_every_call_is_one_step_wherever_it_is_made(called):
+    place = SchedulePlace(4, epoch_samples=40, epoch_steps=10)
+    for _ in range(3):
+        with place.iteration():
+            for i in range(1, 11):
+                place.delivered(4 * (i - 1), 4 * i)
+                if i in called:
+                    assert place.steps_due() == 1
+
+
+def test_a_call_once_an_epoch_is_one_step_also_where_the_batch_grew_or_the_epoch_was_broken_off():
     place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
-    for batches in ((4, 4, 4, 4), (8, 8), (16,)):
-        place.new_epoch()
-        for samples in batches:
-            place.delivered(samples)
+    for batches in ((4, 4, 4, 4), (4, 4, 8), (8, 8), (16,), (8,)):
+        due(place, *batches, every=99)
         assert place.steps_due() == 1
 
 
-def test_a_loop_that_steps_once_an_epoch_is_recognised_though_the_batch_grew_in_the_first():
+def test_calls_before_the_first_batch_are_one_step_each():
     place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
-    for batches in ((4, 4, 8), (8, 8)):
-        place.new_epoch()
-        for samples in batches:
-            place.delivered(samples)
-        assert place.steps_due() == 1
-
-
-def test_a_step_that_an_epoch_left_over_is_made_by_the_first_call_of_the_next():
-    place = SchedulePlace(4, epoch_samples=20, epoch_steps=5)
-    place.delivered(4)
-    place.delivered(4)
-    assert place.steps_due() == 1  # every second batch, so two calls an epoch
-    place.delivered(12)  # a third batch ends the epoch before the second call
-    place.new_epoch()
-    place.delivered(4)
-    assert place.steps_due() == 1
+    assert [place.steps_due() for _ in range(3)] == [1, 1, 1]
+    assert due(place, 4, 4, 8) == [1, 1, 2]
 
 
 def test_an_epoch_broken_off_does_not_lend_its_samples_to_the_next():
@@ -85,13 +76,23 @@ def test_an_epoch_broken_off_does_not_lend_its_samples_to_the_next():
     assert due(place, 4, 4, 8) == [1, 1, 2]
 
 
+def test_a_look_into_the_loader_does_not_disturb_the_loop_around_it():
+    place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
+    with place.iteration():
+        place.delivered(0, 4)
+        assert place.steps_due() == 1
+        assert due(place, 4) == [1]
+        place.delivered(4, 8)
+        assert place.steps_due() == 1
+        place.delivered(8, 16)
+        assert place.steps_due() == 2
+
+
 def test_a_place_goes_on_from_its_state():
     place, other = (SchedulePlace(4, epoch_samples=16, epoch_steps=4) for _ in range(2))
-    due(place, 4)
+    due(place, 4, 8, every=2)  # a step and a half: one made, half owed
     other.load_state_dict(place.state_dict())
-    for p in (place, other):
-        p.delivered(8)
-    assert other.steps_due() == place.steps_due() == 2
+    assert due(other, 4, 8, every=2) == due(place, 4, 8, every=2) == [2]
 
 
 def test_a_driven_scheduler_makes_as_many_steps_as_are_due():
@@ -152,6 +153,7 @@ def test_a_scheduler_that_follows_a_metric_is_left_alone():
         (lambda o: OneCycleLR(o, max_lr=1.0, epochs=2, steps_per_epoch=10), 2),
         (lambda o: CosineAnnealingLR(o, T_max=40), 4),
         (lambda o: CosineAnnealingLR(o, T_max=5), 5),  # less than the steps of an epoch, so these are epochs
+        (lambda o: CosineAnnealingLR(o, T_max=25), None),  # neither whole epochs of steps nor fewer than one
         (lambda o: StepLR(o, step_size=7), None),
         (lambda o: LambdaLR(o, lambda step: 1.0), None),
     ],
