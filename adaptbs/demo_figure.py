@@ -1,7 +1,7 @@
 """The demo's picture: what the adaptive run measured and did, and how both runs learned."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(fixed: Run, adaptive: Run, history: dict[str, Sequence[Any]], headline: str) -> "Figure":
+def draw(fixed: Run, adaptive: Run, history: Mapping[str, Sequence[Any]], headline: str) -> "Figure":
     """Four panels over samples seen: noise scale with its band, batch size, learning rate, training error.
 
     Args:
@@ -45,12 +45,13 @@ def draw(fixed: Run, adaptive: Run, history: dict[str, Sequence[Any]], headline:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.rc_context(STYLE):
         # Not pyplot: it would choose a backend for the whole process.
-        figure = Figure(figsize=(11, 6.6), dpi=150, layout="constrained")
+        figure = Figure(figsize=(11, 6.6), dpi=150, layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09))
         axes = figure.subplots(2, 2, sharex=True)
-        figure.suptitle(headline, x=0.012, ha="left", fontsize=14)
+        figure.suptitle(headline, x=0.012, ha="left", fontsize=14.5)
         _noise_scale(axes[0, 0], history, fixed, adaptive)
         _batch_size(axes[0, 1], fixed, adaptive)
         _learning_rate(axes[1, 0], fixed, adaptive)
@@ -64,17 +65,16 @@ def draw(fixed: Run, adaptive: Run, history: dict[str, Sequence[Any]], headline:
     return figure
 
 
-def _noise_scale(axis: Any, history: dict[str, Sequence[Any]], fixed: Run, adaptive: Run) -> None:
+def _noise_scale(axis: Any, history: Mapping[str, Sequence[Any]], fixed: Run, adaptive: Run) -> None:
     """B_simple with its confidence band, which reaches the top where there is no upper limit."""
-    axis.set_title("Noise scale B_simple and its confidence interval")
+    axis.set_title("Noise scale measured, with its interval")
     known = [i for i, low in enumerate(history["low"]) if low is not None]
     axis.set_yscale("log", base=2)
     if not known:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=GREY)
         return
     at, low, high, value = (
-        np.array([_or_nan(history[name][i]) for i in known])
-        for name in ("samples", "low", "high", "noise_scale")
+        np.array([_or_nan(history[name][i]) for i in known]) for name in ("samples", "low", "high", "noise_scale")
     )
     finite = value[np.isfinite(value)]
     # The axis follows the estimates, not the far ends of intervals that are hardly resolved.
@@ -82,20 +82,20 @@ def _noise_scale(axis: Any, history: dict[str, Sequence[Any]], fixed: Run, adapt
     bottom, top = sizes.min() / 4, 4 * sizes.max()
     band = {"color": ADAPTIVE["color"], "alpha": 0.18, "linewidth": 0}
     axis.fill_between(at, low.clip(bottom, top), high.clip(bottom, top), **band)
-    axis.plot(at, value, label="B_simple", **ADAPTIVE)
-    axis.plot(adaptive.samples, adaptive.batch_size, color=GREY, linewidth=1.1, label="batch size", zorder=1)
+    axis.plot(at, value, marker=".", markersize=9, label=r"$B_\mathrm{simple}$", **ADAPTIVE)
+    axis.step(adaptive.samples, nominal(adaptive), where="pre", color="black", linewidth=1, label="batch size")
     axis.set_ylim(bottom, top)
     _plain_numbers(axis)
     axis.set_ylabel("flights")
-    axis.legend(loc="upper left", ncols=2)
+    axis.legend(loc="lower right", ncols=2)
 
 
 def _batch_size(axis: Any, fixed: Run, adaptive: Run) -> None:
-    """The size of every batch delivered."""
+    """The batch size in use."""
     first, largest = adaptive.batch_size[0], adaptive.batch_size.max()
     axis.set_title(f"Batch size: {first} " + (f"to {largest}" if largest > first else "throughout"))
     for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
-        axis.step(run.samples, run.batch_size, where="pre", label=name, **style)
+        axis.step(run.samples, nominal(run), where="pre", label=name, **style)
     axis.set_yscale("log", base=2)
     axis.set_ylim(min(fixed.batch_size.min(), first) / 1.5, 1.5 * largest)
     _plain_numbers(axis)
@@ -105,25 +105,45 @@ def _batch_size(axis: Any, fixed: Run, adaptive: Run) -> None:
 
 def _learning_rate(axis: Any, fixed: Run, adaptive: Run) -> None:
     """The learning rate that each step used."""
-    axis.set_title("Learning rate of each step")
-    for run, style in ((adaptive, ADAPTIVE), (fixed, FIXED)):
-        axis.plot(run.samples, run.lr, **style)
+    axis.set_title("Learning rate used")
+    for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
+        axis.plot(run.samples, run.lr, label=name, **style)
     axis.set_ylim(bottom=0)
-    axis.set_ylabel("learning rate")
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    axis.yaxis.get_offset_text().set_visible(False)
+    exponent = math.floor(math.log10(max(fixed.lr.max(), adaptive.lr.max())))
+    axis.set_ylabel(rf"learning rate, $10^{{{exponent}}}$")
+    axis.legend(loc="upper right")
 
 
 def _training_error(axis: Any, fixed: Run, adaptive: Run) -> None:
-    """The training loss as an error in minutes, smoothed over equally many flights in both runs."""
-    axis.set_title("Training error, smoothed")
+    """The training loss as an error in minutes, smoothed over equally many flights, and the held-out error."""
+    axis.set_title("Training loss as an error, and held-out error")
     settled: list[NDArray[np.float64]] = []
-    for run, style in ((adaptive, ADAPTIVE), (fixed, FIXED)):
+    for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
         at, error = smoothed(run)
         axis.plot(at, error, **style)
-        settled.append(error[len(error) // 20 :])
+        ends = run.samples[-1] * np.arange(1, len(run.epoch_rmse) + 1) / len(run.epoch_rmse)
+        marker = {"color": style["color"], "linestyle": "", "clip_on": False, "zorder": 3}
+        marker |= (
+            {"marker": "o", "markersize": 8} if run is adaptive else {"marker": "D", "mfc": "none", "markersize": 11}
+        )
+        axis.plot(ends, run.epoch_rmse, label=f"held out, {name}", **marker)
+        settled += [error[at > 0.08 * at[-1]], np.array(run.epoch_rmse)]
     # The first steps, from an untrained model, would press everything after them flat.
     shown = np.concatenate(settled)
     axis.set_ylim(0.97 * shown.min(), 1.03 * shown.max())
     axis.set_ylabel("RMSE, minutes")
+    axis.legend(loc="upper right", ncols=2)
+
+
+def nominal(run: Run) -> NDArray[np.int64]:
+    """Batch sizes without the short last batch of an epoch, which is nobody's decision."""
+    size = run.batch_size.copy()
+    following = np.append(size[2:], size[-2:-1])
+    short = (size[1:] < size[:-1]) & (size[1:] < following)
+    size[1:][short] = size[:-1][short]
+    return size
 
 
 def smoothed(run: Run, window: float = 0.03) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
