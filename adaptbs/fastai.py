@@ -80,6 +80,7 @@ class AdaptiveBatchSize(Callback):
         self._controller: Controller | None = None
         self._source: HalfBatches | None = None
         self._unscaled: list[float] | None = None
+        self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
 
     @property
     def batch_size(self) -> int | None:
@@ -104,7 +105,11 @@ class AdaptiveBatchSize(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the decisions of the latest fit depend on: numbers, strings and containers of them."""
-        return {"controller": self._controller.state_dict() if self._controller else None}
+        return {"controller": self._controller.state_dict() if self._controller else self._resumed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next fit go on from `state_dict()`; it raises ValueError if its loader or batch size differ."""
+        self._resumed = state["controller"]
 
     def before_fit(self) -> None:
         """Begin a run, unless this is a mock fit (`lr_find`) or no fit at all: validation, too, says before_fit."""
@@ -113,6 +118,11 @@ class AdaptiveBatchSize(Callback):
             return
         dl, model = self.dls.train, self.learn.model
         check(dl)
+        if any(type(cb).__name__ == "GradientAccumulation" for cb in self.learn.cbs):
+            raise ValueError(
+                "GradientAccumulation steps after its own number of samples, so a larger batch would change nothing: "
+                "remove it, or train without AdaptiveBatchSize"
+            )
         parameter = next((p for p in model.parameters() if p.requires_grad), None)
         if parameter is None:
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
@@ -124,20 +134,25 @@ class AdaptiveBatchSize(Callback):
             adaptive=_is_adaptive(self.opt),
             device=parameter.device,
         )
+        if self._resumed is not None:
+            self._controller.load_state_dict(self._resumed)
+            self._resumed = None
         self._epoch_steps, self._unscaled = len(dl), None
         loss = BatchLoss(batch_loss=lambda model, batch: _loss(self.learn, model, batch))
         self._source = HalfBatches(model, loss) if self._settings.overhead else None
 
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""
-        self.learn.dl = AdaptiveBatches(self.dl, self._run)
+        self._run.skip_epochs(self.epoch)  # those before `start_epoch`
+        self.learn.dl = AdaptiveBatches(self.dl, self._run, self._restore)
 
     def before_batch(self) -> None:
         """Scale the learning rate to the batch; correct the totals; measure if it is this batch's turn."""
         run = self._run
-        if run.lr_factor != 1:
+        factor = run.lr_factor
+        if factor != 1:
             self._unscaled = [hyper["lr"] for hyper in self.opt.hypers]
-            self.opt.set_hyper("lr", [lr * run.lr_factor for lr in self._unscaled])
+            self.opt.set_hyper("lr", [lr * factor for lr in self._unscaled])
         if run.ever_changed:
             self.learn.n_iter = self.iter + 1 + run.batches_left
             if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):
@@ -180,6 +195,7 @@ class AdaptiveBatchSize(Callback):
             # A Learner may compute its loss with the help of other callbacks; then it cannot be computed apart.
             log.warning("this Learner's loss cannot be measured, so the batch size is held: %s", error)
             self._source = None
+            self._run.forget_measurements()
 
 
 def bs_find(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ class AdaptiveBatches(GetAttr):  # type: ignore[misc]
 
     _default = "dl"
 
-    def __init__(self, dl: Any, controller: Controller) -> None:
-        self.dl, self.controller = dl, controller
+    def __init__(self, dl: Any, controller: Controller, at_end: Callable[[], None]) -> None:
+        self.dl, self.controller, self._at_end = dl, controller, at_end
 
     def __len__(self) -> int:
         return -(-self.controller.epoch_samples // self.controller.batch_size)
@@ -53,7 +53,8 @@ class AdaptiveBatches(GetAttr):  # type: ignore[misc]
         dl, controller = self.dl, self.controller
         dl.randomize()
         dl.before_iter()
-        cut = AdaptiveBatchSampler(dl.get_idxs(), lambda: controller.batch_size, controller.start, dl.drop_last)
+        indices = list(dl.get_idxs())  # SortedDL's is an iterator
+        cut = AdaptiveBatchSampler(indices, lambda: controller.batch_size, controller.start, dl.drop_last)
         loader: TorchLoader[Any] = TorchLoader(
             _Items(dl),
             batch_sampler=cut,
@@ -64,9 +65,15 @@ class AdaptiveBatches(GetAttr):  # type: ignore[misc]
             worker_init_fn=_init_worker,
         )
         fetched = iter(loader)
-        for batch in controller.deliver(map(self._finish, fetched), cut.issued):
-            if batch is not None:
-                yield batch
+        try:
+            for batch in controller.deliver(map(self._finish, fetched), cut.issued):
+                if batch is not None:
+                    yield batch
+        finally:  # also after Ctrl-C, of which fastai tells no callback
+            self._at_end()
+        if not dl.fake_l.num_workers:
+            for index in indices[cut.epoch_samples :]:  # what drop_last drops, fastai loads: it may draw random numbers
+                dl.do_item(index)
         dl.after_iter()
 
     def _finish(self, batch: Any) -> Any:

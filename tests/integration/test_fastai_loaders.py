@@ -1,0 +1,105 @@
+"""AdaptiveBatchSize on fastai's other loaders: what can be cut anew is, what cannot is refused by name."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastai.basics import DataLoader, SkipItemException, TfmdDL
+from fastai.callback.data import PartialDL, WeightedDL
+from fastai.text.data import LMDataLoader
+from torch.utils.data import DataLoader as TorchLoader
+from torch.utils.data import IterableDataset
+
+from adaptbs.fastai import AdaptiveBatchSize
+from tests.integration.fastai_learners import Rows, Watch, doubling, make_learner, make_tabular_learner, same, weights
+
+
+def growing() -> AdaptiveBatchSize:
+    return AdaptiveBatchSize(target=doubling, overhead=0, max_batch_size=80)
+
+
+def loader(kind: Any, rows: Any = Rows, **options: Any) -> Any:
+    return kind(rows(203), **{"bs": 20, "shuffle": True, "num_workers": 0, **options})
+
+
+LOADERS = {
+    "TfmdDL": partial(loader, TfmdDL),
+    "TfmdDL in order": partial(loader, TfmdDL, shuffle=False),
+    "WeightedDL": partial(loader, WeightedDL, wgts=np.arange(203) + 1.0),
+    "WeightedDL, workers": partial(loader, WeightedDL, wgts=np.arange(203) + 1.0, num_workers=2),
+    "PartialDL": partial(loader, PartialDL, partial_n=130),
+    "PartialDL, drop_last": partial(loader, PartialDL, partial_n=130, drop_last=True),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_same_samples_in_the_same_order(name: str) -> None:
+    stock, ours, callback = Watch(), Watch(), growing()
+    make_learner(train=LOADERS[name]).fit(2, cbs=stock)
+    make_learner(train=LOADERS[name]).fit(2, cbs=[callback, ours])
+    assert ours.indices == stock.indices
+    assert ours.totals[-1][0] < stock.totals[-1][0]
+    assert all(batches == n_iter for batches, n_iter in ours.totals)
+    assert callback.history.to_dict()["progress"][-1] > 0.8
+
+
+def test_a_tabular_learner_with_replacement_gets_as_many_samples() -> None:
+    learn, watch = make_tabular_learner(), Watch()
+    learn.fit(2, cbs=[growing(), watch])
+    assert learn.dls.train.drop_last
+    assert [sum(sizes) for sizes in watch.sizes] == [250, 250]
+    assert watch.totals[1] == (4, 4)
+
+
+class Gaps(Rows):
+    """Every seventh item is to be skipped, and so is a stretch longer than a batch."""
+
+    def __getitem__(self, i: int) -> Any:
+        if i % 7 == 0 or 20 <= i < 90:
+            raise SkipItemException
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skipped_items_are_left_out(num_workers: int) -> None:
+    watch = Watch()
+    train = partial(loader, TfmdDL, Gaps, shuffle=False, num_workers=num_workers)
+    make_learner(train=train).fit(2, cbs=[growing(), watch])
+    kept = [i for i in range(203) if i % 7 and not 20 <= i < 90]
+    assert watch.indices == [kept, kept]
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        rows = Rows(100)
+        return (rows[i] for i in range(100))
+
+
+REFUSED = {
+    "torch DataLoader": (lambda: TorchLoader(Rows(100), batch_size=20), "is a DataLoader, not a fastai DataLoader"),
+    "iterable dataset": (lambda: DataLoader(Stream(), bs=20, n=100), "has no index"),
+    "ready-made batches": (lambda: DataLoader([Rows(20)[:] for _ in range(5)], bs=None), "no batch size of its own"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_loader_that_cannot_be_cut_anew_is_refused_and_nothing_changes(name: str) -> None:
+    train, message = REFUSED[name]
+    stock = make_learner(train=train)
+    stock.fit(1)
+    learn = make_learner(train=train)
+    with pytest.raises(TypeError, match=message):
+        learn.fit(1, cbs=AdaptiveBatchSize())
+    learn.fit(1)
+    assert same(weights(stock), weights(learn))
+
+
+def test_a_language_model_loader_is_refused() -> None:
+    train = LMDataLoader([torch.arange(400) % 10], bs=4, seq_len=8, num_workers=0)
+    learn = make_learner(train=lambda: train)
+    with pytest.raises(TypeError, match="language model"):
+        learn.fit(1, cbs=AdaptiveBatchSize())
