@@ -184,6 +184,7 @@ class Controller:
                 samples=samples,
                 progress=samples / self._run_samples if self._epochs else None,
                 batch_size=norms.large_size,
+                source="per example" if norms.small_size == 1 else "halves",
                 grad_sq=norms.grad_sq,
                 trace=norms.trace,
             )

@@ -20,7 +20,7 @@ from .controller import Controller
 from .fastai_batches import AdaptiveBatches, check, epoch_samples
 from .finder import BatchSizeSuggestion
 from .gradients.batch_loss import BatchLoss
-from .gradients.micro_batches import HalfBatches
+from .gradients.source import BestSource
 from .history import History
 from .lr_scaling import is_adaptive
 from .settings import Settings
@@ -78,7 +78,7 @@ class AdaptiveBatchSize(Callback):
             step_time=step_time,
         )
         self._controller: Controller | None = None
-        self._source: HalfBatches | None = None
+        self._source: BestSource | None = None
         self._unscaled: list[float] | None = None
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
 
@@ -139,7 +139,7 @@ class AdaptiveBatchSize(Callback):
             self._resumed = None
         self._epoch_steps, self._unscaled = len(dl), None
         loss = BatchLoss(batch_loss=lambda model, batch: _loss(self.learn, model, batch))
-        self._source = HalfBatches(model, loss) if self._settings.overhead else None
+        self._source = BestSource(model, loss) if self._settings.overhead else None
 
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
-from .gradients.micro_batches import GradientPool, MeanGradient
+from .gradients.mean_gradient import MeanGradient
+from .gradients.micro_batches import GradientPool
 from .left_as_found import weights_left_as_found
 from .loader import AdaptiveDataLoader
 from .noise_scale import estimate, to_floats

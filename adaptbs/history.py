@@ -13,6 +13,7 @@ COLUMNS = (
     "noise_scale",  # B_simple, samples; a decision's estimate
     "low",  # its confidence limits, samples
     "high",
+    "source",  # of a measurement: "per example" or "halves"
     "grad_sq",  # |G|^2: of one measurement, or pooled for a decision
     "trace",  # tr(Sigma), likewise
     "lr_factor",  # what the learning rate is multiplied by

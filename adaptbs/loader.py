@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from . import schedule
 from .controller import Controller
 from .gradients.batch_loss import BatchLoss
-from .gradients.micro_batches import HalfBatches
+from .gradients.source import BestSource
 from .history import History
 from .lr_scaling import is_adaptive
 from .sampler import AdaptiveBatchSampler
@@ -124,7 +124,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
                 "the length of the run is not known: decisions are paced by the epoch. "
                 "Give epochs=, or a scheduler with total_steps or T_max."
             )
-        self._source = HalfBatches(model, BatchLoss(loss_func, batch_loss, autocast)) if overhead else None
+        self._source = BestSource(model, BatchLoss(loss_func, batch_loss, autocast)) if overhead else None
         self._controller = Controller(
             settings,
             batch_size=batch_size,

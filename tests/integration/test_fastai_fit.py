@@ -144,6 +144,16 @@ def test_the_recorder_logs_the_lr_used_and_the_optimizer_gets_its_own_back(opt_f
     assert next(used, None) is None
 
 
+def test_with_workers_the_lr_follows_the_batch_delivered_not_the_one_decided() -> None:
+    learn, watch, callback = make_learner(n=1203, num_workers=2), Watch(), growing()
+    learn.fit(1, 1e-2, cbs=[callback, watch])
+    decided = callback.history.to_dict()["samples"][1]
+    grown = watch.sizes[0].index(40)
+    assert sum(watch.sizes[0][:grown]) >= decided + 4 * 20, "two workers have two batches each on their way"
+    *used, _ = learn.recorder.lrs
+    assert used == [pytest.approx(1e-2 * math.sqrt(size / 20)) for size in watch.sizes[0][:-1]]
+
+
 def test_progress_bar_and_counters_end_at_the_batches_delivered(capsys: pytest.CaptureFixture[str]) -> None:
     class ReadTotals(Callback):
         order, run_valid = 62, False

@@ -73,6 +73,25 @@ def test_skipped_items_are_left_out(num_workers: int) -> None:
     assert watch.indices == [kept, kept]
 
 
+def test_the_hooks_of_the_loader_are_called_as_ever() -> None:
+    called: list[str] = []
+
+    class Hooked(DataLoader):
+        def before_iter(self) -> None:
+            called.append("before_iter")
+
+        def after_batch(self, batch: Any) -> Any:
+            called.append("after_batch")
+            return batch
+
+        def after_iter(self) -> None:
+            called.append("after_iter")
+
+    learn, watch = make_learner(train=partial(loader, Hooked)), Watch()
+    learn.fit(1, cbs=[growing(), watch])
+    assert called == ["before_iter", *len(watch.sizes[0]) * ["after_batch"], "after_iter"]
+
+
 class Stream(IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Any:
         rows = Rows(100)

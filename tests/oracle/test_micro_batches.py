@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from adaptbs.gradients.batch_loss import BatchLoss
-from adaptbs.gradients.micro_batches import GradientPool, HalfBatches, MeanGradient
+from adaptbs.gradients.mean_gradient import MeanGradient
+from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from tests.problems import Offset, Traps, digits, digits_mlp, half_square, per_example_gradients
 
 cross_entropy = nn.functional.cross_entropy

@@ -9,7 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from adaptbs.finder import measure_block
 from adaptbs.gradients.batch_loss import BatchLoss
-from adaptbs.gradients.micro_batches import HalfBatches, MeanGradient
+from adaptbs.gradients.mean_gradient import MeanGradient
+from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.gradients.per_example import PerExample
 from adaptbs.noise_scale import estimate, to_floats
 from adaptbs.types import NoiseScale, SquaredNorms
 from tests.problems import Quadratic, digits, digits_mlp, exact, half_square, per_example_gradients
@@ -112,3 +114,24 @@ def test_many_batches_know_more_than_the_halves_of_each():
         halved.append(np.mean([float(source.measure(batch).grad_sq) for batch in block]))
     assert np.mean(pooled) == pytest.approx(problem.grad_sq, rel=0.05)
     assert np.std(pooled) < 0.6 * np.std(halved)
+
+
+def test_per_example_norms_agree_with_halves_and_spread_less():
+    model, data = digits_mlp(), digits()
+    x, y = data.tensors
+    halves, examples = (kind(model, BatchLoss(cross_entropy)) for kind in (HalfBatches, PerExample))
+    generator = torch.Generator().manual_seed(0)
+    found = {halves: [], examples: []}
+    for _ in range(300):
+        chosen = torch.randint(len(x), (64,), generator=generator)
+        for source, norms in found.items():
+            norms.append(source.measure((x[chosen], y[chosen])))
+    trace, grad_sq = exact(per_example_gradients(model, cross_entropy, x, y))
+    spread = {}
+    for source, norms in found.items():
+        pooled = estimate(to_floats(norms))
+        assert pooled.trace == pytest.approx(trace, rel=0.05)
+        assert pooled.grad_sq == pytest.approx(grad_sq, rel=0.1)
+        spread[source] = np.var([float(n.trace) for n in norms]), np.var([float(n.grad_sq) for n in norms])
+    assert spread[examples][0] < 0.5 * spread[halves][0]
+    assert spread[examples][1] < spread[halves][1]

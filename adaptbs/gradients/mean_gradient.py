@@ -1,0 +1,74 @@
+"""The gradient of a batch's mean loss, and its squared norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from ..left_as_found import left_as_found
+from . import batches
+from .batch_loss import BatchLoss
+
+Gradient = Sequence[Tensor | None]
+
+
+class MeanGradient:
+    """The gradient of the mean loss of a batch, also where the loss function sums over it.
+
+    A sum's gradient is n times the mean's. Which of the two a loss is, it says itself (`.reduction`), or it shows on
+    the first batch: the losses of two halves add up to one whole of a sum, and to two of a mean.
+    """
+
+    def __init__(self, batch_loss: BatchLoss) -> None:
+        self._batch_loss = batch_loss
+        self.sums: bool | None = {"sum": True, "mean": False}.get(batch_loss.reduction or "")
+
+    def __call__(self, model: nn.Module, batch: Any) -> list[Tensor | None]:
+        if self.sums is None:
+            self.sums = self._shows_a_sum(model, batch)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            loss = self._batch_loss(model, batch).reshape(())
+        gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
+        if not self.sums:
+            return list(gradient)
+        return [g / batches.length(batch) if g is not None else None for g in gradient]
+
+    def _shows_a_sum(self, model: nn.Module, batch: Any) -> bool | None:
+        """Whether two halves add up to one whole rather than two; None, to be asked again, where the loss is 0 or nan.
+
+        Exact for a sum; for a mean up to what dropout and BatchNorm add, so the nearer of the two is taken.
+        """
+        n = batches.length(batch)
+        if n < (4 if has_batch_norm(model) else 2):  # (BatchNorm refuses a half of one sample)
+            return None
+        with torch.no_grad(), left_as_found(model):
+            parts = (batch, batches.part(batch, 0, n // 2), batches.part(batch, n // 2, n))
+            whole, *halves = (self._batch_loss(model, part).item() for part in parts)
+        ratio = sum(halves) / whole if whole else float("nan")
+        return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
+
+
+def squared_norm(gradient: Gradient) -> Tensor:
+    """|g|^2 over all parameters, at least in float32: half precision overflows at 65,504."""
+    present = [dense(g) for g in gradient if g is not None]
+    if not present:
+        raise ValueError("the loss depends on no trainable parameter: check requires_grad and loss_func")
+    return get_total_norm(present).square()
+
+
+def dense(g: Tensor) -> Tensor:
+    """As a dense tensor of at least single precision."""
+    g = g.to_dense() if g.is_sparse else g
+    return g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether any BatchNorm of the model is in training mode."""
+    # (its common base class, so that lazy and synchronised kinds count)
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())

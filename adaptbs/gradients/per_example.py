@@ -1,0 +1,230 @@
+"""Squared norms from the gradient of every single example, caught layer by layer in one pass of its own.
+
+A layer's weight gradient is a sum over examples of products of what went in and what came back. Hooks keep both, and
+the squared norm of each example's term follows without ever holding one gradient per example for the whole model
+(Goodfellow 2015, arXiv:1510.01799; for sequences Li et al. 2022, arXiv:2110.05679).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..left_as_found import left_as_found
+from ..types import SquaredNorms
+from . import batches
+from .batch_loss import BatchLoss
+from .mean_gradient import MeanGradient, has_batch_norm, squared_norm
+
+AT_ONCE = 2**24  # numbers in the largest intermediate result of a layer; beyond it examples are taken in chunks
+
+
+class Unsupported(Exception):
+    """This model's per-example norms cannot be had; the message says why."""
+
+
+class PerExample:
+    """Measures 1, mean |g_i|^2, B, |G_B|^2 of a batch in one pass; `.grad`, buffers and random states do not notice.
+
+    Exact, and of half to a quarter of the variance of two halves. Only where every trainable parameter belongs to one
+    layer of the kinds in `LAYERS`, used once in a pass, with examples along the first dimension, and no BatchNorm in
+    training mode, which makes one example's loss depend on the others.
+
+    """
+
+    def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
+        self._model, self._batch_loss = model, batch_loss
+        self.mean_gradient = MeanGradient(batch_loss)
+        self._checked = False
+
+    def measure(self, batch: Any) -> SquaredNorms | None:
+        """The four numbers, on the device; None for a batch of one.
+
+        Raises:
+            Unsupported: where the model is not, or no longer, as above; nothing is left out silently.
+        """
+        n = batches.length(batch)
+        if n < 2:
+            return None
+        with left_as_found(self._model):
+            if not self._checked:
+                self._checked = self._check(batches.part(batch, 0, 1))
+            squares, gradient = self._squares(batch, n)
+        return SquaredNorms(1, squares.mean(), n, squared_norm(gradient))
+
+    def _squares(self, batch: Any, n: int) -> tuple[Tensor, list[Tensor | None]]:
+        """|g_i|^2 of each example's own loss, shape (n,), and the gradient of their mean."""
+        # Asked anew each time: layers are frozen and unfrozen, and modes change, while a model trains.
+        caught: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in supported_layers(self._model)}
+
+        def catch(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                # On the tensor as it is now: a later in-place operation does not reach this gradient.
+                keep = lambda g: caught[layer].append((inputs[0].detach(), g.detach()))  # noqa: E731
+                output.register_hook(keep)  # type: ignore[no-untyped-call]
+
+        handles = [layer.register_forward_hook(catch) for layer in caught]
+        try:
+            gradient = self.mean_gradient(self._model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        total: Tensor | float = 0.0
+        for layer, uses in caught.items():
+            if len(uses) > 1:
+                raise Unsupported(f"a {type(layer).__name__} is used {len(uses)} times in one pass")
+            for x, g in uses:
+                if x.shape[:1] != (n,) or g.shape[:1] != (n,):
+                    raise Unsupported(f"a {type(layer).__name__} does not have the examples along its first dimension")
+                total = total + _in_chunks(LAYERS[type(layer)], layer, x, g)
+        if not isinstance(total, Tensor):
+            raise Unsupported("the loss reached none of its layers through their own forward")
+        own = 1 if self.mean_gradient.sums else n  # a mean's gradient is 1/n of an example's own
+        return total * own**2, gradient
+
+    def _check(self, one: Any) -> bool:
+        """One example alone: its norm must be that of its gradient, or a weight is used behind its layer's back.
+
+        Whether that told anything: the example's gradient may happen to be 0 or not finite.
+        """
+        squares, gradient = self._squares(one, 1)
+        found, expected = squares[0].item(), squared_norm(gradient).item()
+        if not math.isclose(found, expected, rel_tol=1e-2) and math.isfinite(found) and math.isfinite(expected):
+            raise Unsupported("a weight is used outside its own layer's forward")
+        return math.isfinite(expected) and expected > 0
+
+
+def supported_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that own the model's trainable parameters. Raises Unsupported if any cannot be measured."""
+    if has_batch_norm(model):
+        raise Unsupported("BatchNorm in training mode ties the examples of a batch together")
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+        raise Unsupported("hooks would make a compiled model compile anew")
+    owners = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    for owner in owners:
+        why = _why_not(owner)
+        if why:
+            raise Unsupported(f"{type(owner).__name__}: {why}")
+    uses = Counter(id(p) for m in owners for p in m.parameters(recurse=False))
+    if max(uses.values(), default=0) > 1:
+        raise Unsupported("two layers share a weight")
+    return owners
+
+
+def _why_not(layer: nn.Module) -> str | None:
+    if type(layer) not in LAYERS:
+        return "no formula for this layer"
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and (layer.max_norm is not None or layer.scale_grad_by_freq):
+        return "max_norm and scale_grad_by_freq are not covered"
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        return "only zero padding given in numbers is covered"
+    return None
+
+
+def _in_chunks(rule: Callable[[Any, Tensor, Tensor], Tensor], layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    """`rule` on as many examples at a time as keep its intermediate results small."""
+    if g.dtype in (torch.float16, torch.bfloat16):
+        g = g.float()
+        x = x.float() if x.is_floating_point() else x
+    positions = max(1, g[0].numel() // max(1, g.shape[-1] if isinstance(layer, nn.Linear) else g.shape[1]))
+    weight = max(p.numel() for p in layer.parameters(recurse=False))
+    chunk = max(1, AT_ONCE // max(1, min(positions**2, weight), x[0].numel(), g[0].numel()))
+    chunks = zip(torch.split(x, chunk), torch.split(g, chunk), strict=True)
+    return torch.cat([rule(layer, xs, gs) for xs, gs in chunks])
+
+
+def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
+    x, g = x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
+    return _outer(layer.weight, x, g) + _sum(layer.bias, g)
+
+
+def _outer(weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
+    """|sum_t g_t x_t'|^2 per example, from x (n, T, in) and g (n, T, out): by Gram matrices where T is short."""
+    if not weight.requires_grad:
+        return x.new_zeros(len(x), dtype=g.dtype)
+    if x.shape[1] == 1:
+        return g.square().sum((1, 2)) * x.square().sum((1, 2))
+    if x.shape[1] ** 2 <= x.shape[2] * g.shape[2]:
+        return ((x @ x.mT) * (g @ g.mT)).sum((1, 2))
+    return (g.mT @ x).square().sum((1, 2))
+
+
+def _sum(bias: Tensor | None, g: Tensor) -> Tensor:
+    """|sum_t g_t|^2 per example, from g (n, T, features)."""
+    if bias is None or not bias.requires_grad:
+        return g.new_zeros(len(g))
+    return g.sum(1).square().sum(1)
+
+
+def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
+    x, g = x.reshape(len(x), -1), g.reshape(len(g), -1, g.shape[-1])
+    if layer.padding_idx is not None:
+        g = g * (x != layer.padding_idx)[..., None]
+    if x.shape[1] == 1:
+        return g.square().sum((1, 2))
+    same = x[:, :, None] == x[:, None, :]  # positions of an example that hold the same token add up
+    return ((g @ g.mT) * same).sum((1, 2))
+
+
+def _embedding_bag(layer: nn.EmbeddingBag, x: Tensor, g: Tensor) -> Tensor:
+    if x.dim() != 2 or layer.mode == "max":
+        raise Unsupported("EmbeddingBag: only bags given as a matrix, summed or averaged, are covered")
+    counted = torch.ones_like(x) if layer.padding_idx is None else (x != layer.padding_idx).to(x.dtype)
+    same = (x[:, :, None] == x[:, None, :]) * counted[:, :, None] * counted[:, None, :]
+    shares = counted.sum(1).clamp(min=1) if layer.mode == "mean" else torch.ones_like(x[:, 0])
+    return g.square().sum(1) * same.sum((1, 2)) / shares.square()
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> Tensor:
+    return _scale_and_shift(layer, F.layer_norm(x, layer.normalized_shape, eps=layer.eps), g)
+
+
+def _rms_norm(layer: nn.RMSNorm, x: Tensor, g: Tensor) -> Tensor:
+    return _scale_and_shift(layer, F.rms_norm(x, layer.normalized_shape, eps=layer.eps), g)
+
+
+def _scale_and_shift(layer: Any, normalized: Tensor, g: Tensor) -> Tensor:
+    features = layer.weight.numel()
+    normalized, g = normalized.reshape(len(g), -1, features), g.reshape(len(g), -1, features)
+    return _sum(layer.weight, g * normalized) + _sum(getattr(layer, "bias", None), g)
+
+
+def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor) -> Tensor:
+    normalized = F.group_norm(x, layer.num_groups, eps=layer.eps)
+    normalized, g = normalized.flatten(2).mT, g.flatten(2).mT  # (n, positions, channels)
+    return _sum(layer.weight, g * normalized) + _sum(layer.bias, g)
+
+
+def _conv1d(layer: Any, x: Tensor, g: Tensor) -> Tensor:
+    lead = {"dilation": (1, *layer.dilation), "padding": (0, *layer.padding), "stride": (1, *layer.stride)}
+    patches = F.unfold(x[:, :, None], (1, *layer.kernel_size), **lead)  # as an image of one row
+    return _convolution(layer, patches, g)
+
+
+def _conv2d(layer: Any, x: Tensor, g: Tensor) -> Tensor:
+    patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return _convolution(layer, patches, g.flatten(2))
+
+
+def _convolution(layer: Any, patches: Tensor, g: Tensor) -> Tensor:
+    """A linear layer over patches (n, in * kernel, positions), group by group; g is (n, out, positions)."""
+    groups = zip(patches.chunk(layer.groups, 1), g.chunk(layer.groups, 1), strict=True)
+    return sum((_outer(layer.weight, p.mT, part.mT) for p, part in groups), _sum(layer.bias, g.mT))
+
+
+LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
+    nn.Linear: _linear,
+    nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding_bag,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+    nn.GroupNorm: _group_norm,
+    nn.Conv1d: _conv1d,
+    nn.Conv2d: _conv2d,
+}
