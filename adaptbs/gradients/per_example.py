@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from ..types import SquaredNorms
 from . import batches
 from .batch_loss import BatchLoss
 from .mean_gradient import MeanGradient, has_batch_norm, squared_norm
+
+#: (layer, what went in, what came back) -> squared norm of each example's term, shape (n,)
+Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 
 AT_ONCE = 2**24  # numbers in the largest intermediate result of a layer; beyond it examples are taken in chunks
 
@@ -79,10 +82,12 @@ class PerExample:
         for layer, uses in caught.items():
             if len(uses) > 1:
                 raise Unsupported(f"a {type(layer).__name__} is used {len(uses)} times in one pass")
+            rule = _rule(layer)
+            assert rule is not None
             for x, g in uses:
                 if x.shape[:1] != (n,) or g.shape[:1] != (n,):
                     raise Unsupported(f"a {type(layer).__name__} does not have the examples along its first dimension")
-                total = total + _in_chunks(LAYERS[type(layer)], layer, x, g)
+                total = total + _in_chunks(rule, layer, x, g)
         if not isinstance(total, Tensor):
             raise Unsupported("the loss reached none of its layers through their own forward")
         own = 1 if self.mean_gradient.sums else n  # a mean's gradient is 1/n of an example's own
@@ -118,7 +123,7 @@ def supported_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _why_not(layer: nn.Module) -> str | None:
-    if type(layer) not in LAYERS:
+    if _rule(layer) is None:
         return "no formula for this layer"
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and (layer.max_norm is not None or layer.scale_grad_by_freq):
         return "max_norm and scale_grad_by_freq are not covered"
@@ -127,7 +132,15 @@ def _why_not(layer: nn.Module) -> str | None:
     return None
 
 
-def _in_chunks(rule: Callable[[Any, Tensor, Tensor], Tensor], layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+def _rule(layer: nn.Module) -> Rule | None:
+    """The formula of the layer's kind; also for a subclass, such as fastai's Embedding, that computes the same."""
+    for kind, rule in LAYERS.items():
+        if isinstance(layer, kind) and type(layer).forward is kind.forward:
+            return rule
+    return None
+
+
+def _in_chunks(rule: Rule, layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     """`rule` on as many examples at a time as keep its intermediate results small."""
     if g.dtype in (torch.float16, torch.bfloat16):
         g = g.float()
@@ -218,7 +231,7 @@ def _convolution(layer: Any, patches: Tensor, g: Tensor) -> Tensor:
     return sum((_outer(layer.weight, p.mT, part.mT) for p, part in groups), _sum(layer.bias, g.mT))
 
 
-LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
+LAYERS: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.EmbeddingBag: _embedding_bag,

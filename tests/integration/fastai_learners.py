@@ -13,8 +13,6 @@ from fastai.basics import Callback, DataLoader, DataLoaders, Learner, OptimWrapp
 from fastai.tabular.all import Categorify, Normalize, RegressionBlock, TabularPandas, tabular_learner
 from torch import Tensor, nn
 
-torch.set_num_threads(1)  # for tensors this small a second thread is only waited for, and on a busy machine for long
-
 TORCH_ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW)
 
 

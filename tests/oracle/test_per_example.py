@@ -53,6 +53,7 @@ CASES = {
     "linear on sequences": (lambda: sequences(nn.Linear(8, 8)), POSITIONS),
     "linear on long sequences": (lambda: sequences(nn.Linear(8, 8)), LONG),
     "embedding": (lambda: sequences(nn.Embedding(9, 8)), TOKENS),
+    "a subclass that computes the same": (lambda: sequences(type("Own", (nn.Embedding,), {})(9, 8)), TOKENS),
     "embedding with padding": (lambda: sequences(nn.Embedding(9, 8, padding_idx=0)), TOKENS),
     "embedding, one token": (lambda: nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 3)), TOKENS[:, 0]),
     "bag, summed": (lambda: nn.Sequential(nn.EmbeddingBag(9, 8, mode="sum"), nn.Linear(8, 3)), TOKENS),
@@ -155,6 +156,11 @@ class PositionsFirst(nn.Module):
         return self.layer(x.transpose(0, 1))
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def tied() -> nn.Module:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
@@ -166,6 +172,7 @@ REFUSED = {
     "used 2 times": (Twice, VECTORS),
     "outside its own layer": (BehindItsBack, TOKENS[:, 0]),
     "OfItsOwn: no formula": (OfItsOwn, VECTORS),
+    "Doubled: no formula": (lambda: Doubled(8, 3), VECTORS),
     "share a weight": (tied, VECTORS),
     "LSTM: no formula": (lambda: nn.LSTM(8, 3), VECTORS),
     "first dimension": (PositionsFirst, POSITIONS),
