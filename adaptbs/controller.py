@@ -235,6 +235,7 @@ class Controller:
             batch_size=self.batch_size,
             global_batch_size=self.batch_size,
             noise_scale=estimate.simple if estimate else None,
+            doubt=estimate.doubt if estimate else "no measurements",
             low=estimate.low if estimate else None,
             high=estimate.high if estimate else None,
             grad_sq=estimate.grad_sq if estimate else None,

@@ -189,7 +189,7 @@ def machine() -> dict[str, str | int]:
     import torch
 
     return {
-        "platform": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count() or 0,
         "torch_threads": torch.get_num_threads(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",

@@ -11,6 +11,7 @@ COLUMNS = (
     "batch_size",  # from here on, samples
     "global_batch_size",  # samples per optimizer step
     "noise_scale",  # B_simple, samples; a decision's estimate
+    "doubt",  # why that is not to be believed as a number; None where it is
     "low",  # its confidence limits, samples
     "high",
     "source",  # of a measurement: "per example" or "halves"

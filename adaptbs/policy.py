@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from numbers import Real
 
 from .step_time import StepTime
-from .types import Decision, NoiseScale, Target
+from .types import ENOUGH, Decision, NoiseScale, Target
 
 EFFICIENCY_FLOOR = 0.8  # progress per sample, relative to the reference batch, that a fixed number of epochs must keep
-ENOUGH = 4  # measurements without which nothing is decided
 SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
 PACE = 2  # the batch at most doubles, or halves, in one decision
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ENOUGH = 4  # measurements without which an estimate is not acted on
 
 #: A number that may still lie on the device: reading it there is a synchronisation, so it is read late.
 Scalar: TypeAlias = "float | Tensor"
@@ -71,6 +74,19 @@ class NoiseScale:
         if self.grad_sq <= 0 or self.trace <= 0:
             return None
         return self.trace / self.grad_sq
+
+    @property
+    def doubt(self) -> str | None:
+        """Why this is not to be believed as a number, if so.
+
+        "few measurements"; "nothing resolved": not even a lower limit; "at least low": |G|^2 is lost in its noise, so
+        there is no upper one.
+        """
+        if self.measurements < ENOUGH:
+            return "few measurements"
+        if self.cautious <= 0:
+            return "nothing resolved"
+        return "at least low" if math.isinf(self.high) else None
 
 
 @dataclass(frozen=True, slots=True)

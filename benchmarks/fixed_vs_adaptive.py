@@ -58,7 +58,7 @@ def flights() -> Callable[[int, bool], Result]:
 
     def run(seed: int, adaptive: bool) -> Result:
         callback = AdaptiveBatchSize() if adaptive else None
-        out = task.train(data, EPOCHS, lr, BATCH_SIZE, seed, callback)
+        out = task.train(data, EPOCHS, lr, BATCH_SIZE, seed, callback, report=lambda *args, **kwargs: None)
         kept = _adaptive(callback) if callback else {"final_batch": BATCH_SIZE}
         return Result(out.rmse, out.seconds, len(out.samples), int(out.samples[-1]), **kept)
 

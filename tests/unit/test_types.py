@@ -36,6 +36,19 @@ def test_simple_is_none_where_there_is_no_positive_ratio(trace, grad_sq):
     assert noise_scale(trace, grad_sq).simple is None
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "measurements", "doubt"),
+    [
+        (10.0, 20.0, 4, None),
+        (10.0, 20.0, 3, "few measurements"),
+        (10.0, float("inf"), 4, "at least low"),
+        (0.0, float("inf"), 4, "nothing resolved"),
+    ],
+)
+def test_doubt_is_spoken(low, high, measurements, doubt):
+    assert NoiseScale(1.0, 15.0, low, high, cautious=low, measurements=measurements).doubt == doubt
+
+
 def test_an_estimate_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         noise_scale(12.0, 3.0).low = 1.0

@@ -1,0 +1,149 @@
+"""Write the tables of README.md and docs/ from the committed results.
+
+    python benchmarks/tables.py            rewrites what stands between <!-- table NAME --> and <!-- end -->
+    python benchmarks/tables.py --check    fails if that would change anything
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def where(result: dict[str, Any], command: str) -> str:
+    machine = result["machine"]
+    cores = machine.get("cores") or machine.get("cpu_cores")
+    device = machine.get("cuda") or f"{cores} CPU cores, no GPU"
+    return f"\n`{command}` on {result['date'][:10]}: {device}, torch {machine['torch'].split('+')[0]}.\n"
+
+
+def measuring() -> str:
+    """What a measurement costs."""
+    result = load("measuring_cost")
+    kinds = ("halves", "per example", "split step")
+    rows = [
+        [row["model"], str(row["batch_size"]), f"{row['step_ms']:.1f} ms"]
+        + [f"{row[kind]:.0%}" if kind in row else "not possible" for kind in kinds]
+        for row in result["rows"]
+    ]
+    header = ["model", "batch", "plain step", "extra: two halves", "extra: per example", "extra: split step"]
+    return markdown(header, rows) + where(result, "python benchmarks/measuring_cost.py")
+
+
+def coverage() -> str:
+    """How often the interval covers, by B_simple relative to the smaller batch of the halves."""
+    result = load("coverage")
+    rows = [
+        [row["source"], str(row["ratio"])]
+        + [f"{row[k]:.1%}" for k in ("covered", "truth_above_cautious", "no_upper_limit")]
+        for row in result["rows"]
+    ]
+    header = ["source", "B_simple/64", "interval covers", "above the cautious limit", "no upper limit"]
+    return markdown(header, rows) + where(result, "python benchmarks/coverage.py")
+
+
+def spread() -> str:
+    """Relative standard deviation of the estimate, by samples measured."""
+    result = load("coverage")
+    samples = sorted({row["samples"] for row in result["spread"]})
+    found = {(row["source"], row["samples"]): f"{row['sd_of_log']:.3f}" for row in result["spread"]}
+    rows = [[source, *(found[source, n] for n in samples)] for source in ("halves", "per example")]
+    return markdown(["source", *(f"{n:,} samples" for n in samples)], rows)
+
+
+def overhead() -> str:
+    """Time of a run that is measured but does not grow, over that of one without adaptbs."""
+    result = load("overhead")
+    rows = [
+        [row["task"], f"{row['overhead']:.2f}", f"{row['ratio']:.3f}", f"{row['lower']:.3f}-{row['upper']:.3f}"]
+        for row in result["rows"]
+    ]
+    note = f"\nMedians of {result['rounds']} rounds in which the runs took turns; CPU time of one thread."
+    header = ["run", "`overhead`", "time ratio", "quartiles"]
+    return markdown(header, rows) + note + where(result, "python benchmarks/overhead.py")
+
+
+TASKS = {
+    "flights": ("flights, fastai tabular, RMSE", "{:.2f} min"),
+    "mnist": ("MNIST, small CNN in a plain loop, NLL", "{:.4f}"),
+}
+
+
+def comparison() -> str:
+    """Fixed 64 against adaptive from 64: medians over seeds, and the range of the ratios."""
+    result = load("fixed_vs_adaptive")
+    rows = []
+    for name, task in result["tasks"].items():
+        title, style = TASKS[name]
+
+        def middle(side: str, field: str, task=task) -> float:
+            values = sorted(run[side][field] for run in task["runs"])
+            return values[len(values) // 2]
+
+        def ratio(field: str, task=task) -> str:
+            r = task["ratios"][field]
+            return f"{r['median']:.2f} ({r['lowest']:.2f}-{r['highest']:.2f})"
+
+        rows.append([
+            title, style.format(middle("fixed", "metric")), style.format(middle("adaptive", "metric")),
+            ratio("metric"), ratio("steps"), ratio("seconds"),
+        ])  # fmt: skip
+    header = ["task, error measure", "fixed 64", "adaptive", "error ratio", "steps ratio", "time ratio"]
+    seeds = len(next(iter(result["tasks"].values()))["runs"])
+    note = f"\nMedians of {seeds} seeds, adaptive / fixed paired by seed, lowest and highest in brackets."
+    return markdown(header, rows) + note + where(result, "python benchmarks/fixed_vs_adaptive.py --mnist DIR")
+
+
+def demo() -> str:
+    """The run behind the picture."""
+    result = load("demo")
+
+    def show(value: float | None) -> str:
+        return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+    rows = [[name, show(row["fixed"]), show(row["adaptive"])] for name, row in result["table"].items()]
+    return markdown(["one run each", "fixed 64", "adaptive from 64"], rows) + where(result, "make demo")
+
+
+TABLES = {
+    "measuring": measuring,
+    "coverage": coverage,
+    "spread": spread,
+    "overhead": overhead,
+    "comparison": comparison,
+    "demo": demo,
+}
+
+
+def render(text: str) -> str:
+    """The page with its tables written anew."""
+    return BLOCK.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+
+def main(check: bool) -> int:
+    stale = [page for page in PAGES if render(page.read_text()) != page.read_text()]
+    for page in stale:
+        if not check:
+            page.write_text(render(page.read_text()))
+        print(("stale: " if check else "written: ") + str(page.relative_to(ROOT)))
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))
