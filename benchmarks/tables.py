@@ -67,18 +67,6 @@ def spread() -> str:
     return markdown(["source", *(f"{n:,} samples" for n in samples)], rows)
 
 
-def overhead() -> str:
-    """Time of a run that is measured but does not grow, over that of one without adaptbs."""
-    result = load("overhead")
-    rows = [
-        [row["task"], f"{row['overhead']:.2f}", f"{row['ratio']:.3f}", f"{row['lower']:.3f}-{row['upper']:.3f}"]
-        for row in result["rows"]
-    ]
-    note = f"\nMedians of {result['rounds']} rounds in which the runs took turns; CPU time of one thread."
-    header = ["run", "`overhead`", "time ratio", "quartiles"]
-    return markdown(header, rows) + note + where(result, "python benchmarks/overhead.py")
-
-
 TASKS = {
     "flights": ("flights, fastai tabular, RMSE", "{:.2f} min"),
     "mnist": ("MNIST, small CNN in a plain loop, NLL", "{:.4f}"),
@@ -125,7 +113,6 @@ TABLES = {
     "measuring": measuring,
     "coverage": coverage,
     "spread": spread,
-    "overhead": overhead,
     "comparison": comparison,
     "demo": demo,
 }
