@@ -246,3 +246,25 @@ def test_gradients_that_are_not_finite_are_left_out_and_said_once(caplog):
     train(model, optimizer, loader, 1)
     assert caplog.text.count("not finite") == 1
     assert loader.noise_scale is None
+
+
+def test_persistent_workers_deliver_each_sample_once_through_growth():
+    data, model = Numbered(500), network()
+    optimizer = SGD(model.parameters(), 0.01)
+    loader = adaptive(
+        data, model, optimizer, epochs=3, num_workers=2, persistent_workers=True, target=doubling(), **FORCED
+    )
+    run = train(model, optimizer, loader, 3)
+    assert all(sorted(epoch) == list(range(500)) for epoch in run.epochs)
+    assert max(run.sizes) == 256
+
+
+def test_a_model_whose_layers_allow_it_is_measured_per_example_and_the_history_says_so():
+    data = Numbered(400)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = SGD(model.parameters(), 0.01)
+    loader = adaptive(data, model, optimizer, overhead=0.5)
+    train(model, optimizer, loader, 1)
+    assert set(loader.history.to_dict()["source"]) - {None} == {"per example"}
+    assert not any(m._forward_hooks for m in model.modules())
