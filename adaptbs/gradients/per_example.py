@@ -35,10 +35,9 @@ class Unsupported(Exception):
 class PerExample:
     """Measures 1, mean |g_i|^2, B, |G_B|^2 of a batch in one pass; `.grad`, buffers and random states do not notice.
 
-    Exact, and of half to a quarter of the variance of two halves. Only where every trainable parameter belongs to one
-    layer of the kinds in `LAYERS`, used once in a pass, with examples along the first dimension, and no BatchNorm in
-    training mode, which makes one example's loss depend on the others.
-
+    Exact, and of less variance than two halves. Only where every trainable parameter belongs to one layer of the kinds
+    in `LAYERS`, used once in a pass, with examples along the first dimension, and no BatchNorm in training mode, which
+    makes one example's loss depend on the others.
     """
 
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
@@ -66,13 +65,15 @@ class PerExample:
         # Asked anew each time: layers are frozen and unfrozen, and modes change, while a model trains.
         caught: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in supported_layers(self._model)}
 
-        def catch(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def catch(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+            if len(inputs) != 1 or named:  # an EmbeddingBag's weights of its own, say
+                raise Unsupported(f"a {type(layer).__name__} is called with more than its one input, or by its name")
             if output.requires_grad:
                 # On the tensor as it is now: a later in-place operation does not reach this gradient.
                 keep = lambda g: caught[layer].append((inputs[0].detach(), g.detach()))  # noqa: E731
                 output.register_hook(keep)  # type: ignore[no-untyped-call]
 
-        handles = [layer.register_forward_hook(catch) for layer in caught]
+        handles = [layer.register_forward_hook(catch, with_kwargs=True) for layer in caught]
         try:
             gradient = self.mean_gradient(self._model, batch)
         finally:

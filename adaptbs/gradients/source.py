@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class BestSource:
     """Per-example norms where the model allows them, since they vary less; else the two halves of a batch.
 
-    Convolutions are measured by halves: their per-example norms cost two to three times as much (docs/measuring.md).
+    Convolutions are measured by halves: their per-example norms cost two to four times as much (docs/measuring.md).
     """
 
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:

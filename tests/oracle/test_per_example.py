@@ -161,6 +161,17 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Weighted(nn.Module):
+    """A bag whose samples have weights of their own, which no formula here knows of."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 8, mode="sum")
+
+    def forward(self, tokens):
+        return self.bag(tokens, per_sample_weights=torch.full(tokens.shape, 0.5))
+
+
 def tied() -> nn.Module:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
@@ -173,6 +184,7 @@ REFUSED = {
     "outside its own layer": (BehindItsBack, TOKENS[:, 0]),
     "OfItsOwn: no formula": (OfItsOwn, VECTORS),
     "Doubled: no formula": (lambda: Doubled(8, 3), VECTORS),
+    "more than its one input": (Weighted, TOKENS),
     "share a weight": (tied, VECTORS),
     "LSTM: no formula": (lambda: nn.LSTM(8, 3), VECTORS),
     "first dimension": (PositionsFirst, POSITIONS),
