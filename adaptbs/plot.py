@@ -71,6 +71,7 @@ def plot_noise_scale(axes: Axes, samples: Any, simple: Any, low: Any, high: Any,
     axes.fill_between(samples, below, above, color=BLUE, alpha=0.2, linewidth=0, label="confidence band")
     axes.plot(samples, line, color=BLUE, marker=".", label=r"$B_{simple}$")
     axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylim(bottom, top)
 
 
