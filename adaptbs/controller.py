@@ -145,8 +145,9 @@ class Controller:
         self._window, self.noise_scale = Window(self._run_samples), None
 
     def skip_epochs(self, epochs: int) -> None:
-        """Take note of epochs that were not run, as where a run is resumed."""
-        self.samples = self._decided_at = max(self.samples, epochs * self.epoch_samples)
+        """Begin after so many epochs, where a run is resumed; nothing once samples have been delivered."""
+        if not self.samples:
+            self.samples = self._decided_at = epochs * self.epoch_samples
 
     def measured(self, norms: SquaredNorms | None) -> None:
         """Take in a measurement of the delivered batch; None where it could not be measured."""

@@ -395,3 +395,10 @@ def test_the_next_fit_can_go_on_from_a_saved_state() -> None:
     resumed.load_state_dict(callback.state_dict())
     with pytest.raises(ValueError, match="epoch_samples"):
         make_learner(n=503).fit(1, 1e-2, cbs=resumed)
+
+
+def test_decisions_keep_their_pace_where_an_epoch_is_shorter_than_the_time_between_two() -> None:
+    callback = growing()  # every 5 % of 50 epochs: every two and a half
+    make_learner(n=103).fit(50, 1e-2, cbs=callback)
+    assert 16 <= callback.history.to_dict()["event"].count("decision") <= 20
+    assert callback.batch_size == 80
