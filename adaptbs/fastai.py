@@ -208,7 +208,8 @@ def bs_find(
 ) -> BatchSizeSuggestion:
     """Find the noise scale of a Learner on its training data, and the batch size to use; `learn.bs_find()`.
 
-    Everything is left as it was, also after Ctrl-C. See `adaptbs.bs_find` for what is measured.
+    Everything is left as it was, also after Ctrl-C; only that the model lies on the device of `dls` then, as after a
+    fit. See `adaptbs.bs_find` for what is measured.
 
     Args:
         self: the Learner.
