@@ -77,8 +77,8 @@ def _noise_scale(axis: Any, history: Mapping[str, Sequence[Any]], fixed: Run, ad
         np.array([_or_nan(history[name][i]) for i in known]) for name in ("samples", "low", "high", "noise_scale")
     )
     finite = value[np.isfinite(value)]
-    # The axis follows the estimates, not the far ends of intervals that are hardly resolved.
-    sizes = np.concatenate([fixed.batch_size, adaptive.batch_size, finite])
+    # The axis follows the estimates and what is surely exceeded, not the far ends of intervals hardly resolved.
+    sizes = np.concatenate([fixed.batch_size, adaptive.batch_size, finite, low[low > 1]])
     bottom, top = sizes.min() / 4, 4 * sizes.max()
     band = {"color": ADAPTIVE["color"], "alpha": 0.18, "linewidth": 0}
     axis.fill_between(at, low.clip(bottom, top), high.clip(bottom, top), **band)
