@@ -1,16 +1,15 @@
 """A fixed batch of 64 against one that grows from 64: flights (fastai) and MNIST (a plain loop).
 
-    python benchmarks/fixed_vs_adaptive.py --mnist DIR [--seeds 5] [--only flights|mnist]
+    python benchmarks/fixed_vs_adaptive.py [--mnist DIR] [--seeds 5] [--only flights|mnist]
 
-DIR holds MNIST's four gzipped idx files. The two runs of a seed take turns in going first, so that a machine that
-slows down favours neither. Ratios are adaptive / fixed, seed by seed; their medians and ranges are written to
-results/fixed_vs_adaptive.json.
+DIR holds MNIST's four gzipped idx files; without it they are downloaded. The two runs of a seed take turns in going
+first, so that a machine that slows down favours neither. Ratios are adaptive / fixed, seed by seed; their medians and
+ranges are written to results/fixed_vs_adaptive.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from typing import NamedTuple
 
 import torch
 from machine import save
-from torch import Tensor, nn
+from mnist import load
+from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -65,10 +65,9 @@ def flights() -> Callable[[int, bool], Result]:
     return run
 
 
-def mnist(folder: Path) -> Callable[[int, bool], Result]:
+def mnist(folder: Path | None) -> Callable[[int, bool], Result]:
     """A small CNN whose step on a CPU is bound by computing: a larger batch saves hardly any time there."""
-    x, y = _images(folder / "train-images-idx3-ubyte.gz"), _labels(folder / "train-labels-idx1-ubyte.gz")
-    held_x, held_y = _images(folder / "t10k-images-idx3-ubyte.gz"), _labels(folder / "t10k-labels-idx1-ubyte.gz")
+    (x, y), (held_x, held_y) = load(folder), load(folder, train=False)
     data = TensorDataset(x, y)
 
     def run(seed: int, adaptive: bool) -> Result:
@@ -115,15 +114,6 @@ def _adaptive(source) -> dict:
     }
 
 
-def _images(path: Path) -> Tensor:
-    raw = torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())[16:]), dtype=torch.uint8)
-    return (raw.view(-1, 1, 28, 28).float() / 255 - 0.1307) / 0.3081
-
-
-def _labels(path: Path) -> Tensor:
-    return torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())[8:]), dtype=torch.uint8).long()
-
-
 def compare(name: str, run: Callable[[int, bool], Result], seeds: int) -> dict:
     """Pairs of runs, one a seed; ratios adaptive / fixed."""
     pairs = []
@@ -152,7 +142,7 @@ def compare(name: str, run: Callable[[int, bool], Result], seeds: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--mnist", type=Path, help="folder of MNIST's gzipped idx files")
+    parser.add_argument("--mnist", type=Path, help="folder of MNIST's gzipped idx files; downloaded if left out")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=("flights", "mnist"))
     args = parser.parse_args()
@@ -160,8 +150,6 @@ def main() -> None:
     if args.only != "mnist":
         tasks["flights"] = flights()
     if args.only != "flights":
-        if args.mnist is None:
-            parser.error("--mnist DIR is needed, or --only flights")
         tasks["mnist"] = mnist(args.mnist)
     result = {name: compare(name, run, args.seeds) for name, run in tasks.items()}
     print(save("fixed_vs_adaptive", {"batch_size": BATCH_SIZE, "epochs": EPOCHS, "tasks": result}))
