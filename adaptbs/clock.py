@@ -67,50 +67,67 @@ class GivenClock:
         return timings
 
 
-class DeviceClock:
-    """Marks moments and reads them late: on CUDA events, because a host clock there times only the queue."""
+class Stopwatch:
+    """Marks moments, to be read late: on CUDA as events, because a host clock there times only the queue."""
 
     def __init__(self, device: Device) -> None:
         self._cuda = device if device.type == "cuda" else None
-        self._last: Moment | None = None
-        self._inside: list[tuple[Moment, Moment]] = []
-        self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]]]] = []
 
-    def _mark(self) -> Moment:
+    def mark(self) -> Moment:
+        """The moment at which the device has done all that it has been given so far."""
         if self._cuda is None:
             return time.perf_counter()
         event: Moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._cuda))
         return event
 
+    def wait(self) -> None:
+        """Wait until the device has reached every moment marked."""
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+
+    def reached(self, moment: Moment) -> bool:
+        """Whether the device has got there; asked without waiting."""
+        return self._cuda is None or bool(moment.query())
+
+    def seconds(self, begin: Moment, end: Moment) -> float:
+        """Between two moments that have been reached."""
+        return float(end - begin if self._cuda is None else begin.elapsed_time(end) / 1000)  # (milliseconds)
+
+
+class DeviceClock:
+    """Marks the ends of steps and reads them late."""
+
+    def __init__(self, device: Device) -> None:
+        self._watch = Stopwatch(device)
+        self._last: Moment | None = None
+        self._inside: list[tuple[Moment, Moment]] = []
+        self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]]]] = []
+
     def start(self) -> None:
-        self._last, self._inside = self._mark(), []
+        self._last, self._inside = self._watch.mark(), []
 
     def step(self, batch_size: int) -> None:
-        now = self._mark()
+        now = self._watch.mark()
         if self._last is not None:
             self._steps.append((batch_size, self._last, now, self._inside))
         self._last, self._inside = now, []
 
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:
-        begin = self._mark()
+        begin = self._watch.mark()
         try:
             yield
         finally:
-            self._inside.append((begin, self._mark()))
+            self._inside.append((begin, self._watch.mark()))
 
     def read(self) -> Timings:
-        if self._cuda is not None and self._steps:
-            torch.cuda.synchronize(self._cuda)
+        if self._steps:
+            self._watch.wait()
         timings = Timings()
         for batch_size, begin, end, inside in self._steps:
-            measured = [_seconds(*span) for span in inside]
+            measured = [self._watch.seconds(*span) for span in inside]
             timings.measurements += measured
-            timings.steps.append((batch_size, _seconds(begin, end) - sum(measured)))
+            timings.steps.append((batch_size, self._watch.seconds(begin, end) - sum(measured)))
         self._steps = []
         return timings
-
-
-def _seconds(begin: Moment, end: Moment) -> float:
-    return float(end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000)  # (milliseconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,11 +13,11 @@ from . import lr_scaling, memory, policy
 from .clock import Clock, DeviceClock, GivenClock
 from .duty_cycle import FIRST, DutyCycle
 from .history import History
-from .noise_scale import Window
+from .measurements import Measurements
 from .sampler import Issued
 from .settings import Settings
 from .step_time import StepTime, StepTimes
-from .types import NoiseScale, SquaredNorms
+from .types import COUPLED, Measurement, NoiseScale
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -42,6 +42,7 @@ class Controller:
         epochs: length of the run; None where that is not known, then pace is counted by the epoch.
         adaptive: whether the optimizer divides by the gradient's size (`lr_scaling.is_adaptive`).
         device: that trains.
+        views: names of the other noise scales that are measured beside the plain one, and only reported.
 
     Raises:
         ValueError: a batch size that this dataset or `max_batch_size` does not allow.
@@ -56,6 +57,7 @@ class Controller:
         epochs: int | None,
         adaptive: bool,
         device: Device,
+        views: Sequence[str] = (),
     ) -> None:
         settings.check_start(batch_size, epoch_samples)
         batch_size = int(batch_size)  # a NumPy integer would stand in the way of torch.load
@@ -70,7 +72,8 @@ class Controller:
         self._given = StepTime(*settings.step_time) if settings.step_time else None
         self._clock: Clock = GivenClock(self._given) if self._given else DeviceClock(device)
         self._step_times, self._duty = StepTimes(), DutyCycle(settings.overhead)
-        self._window = Window(self._run_samples)
+        self._measurements = Measurements(self._run_samples, views)
+        self._spoken: str | None = None  # the doubt that the log knows of
         self._elapsed = self._spent = 0.0  # seconds of training, and of measuring
         self._costs: deque[float] = deque(maxlen=16)  # seconds of the latest measurements
         self._decided_at, self._since_decision = 0, 0  # samples; measurements
@@ -78,7 +81,8 @@ class Controller:
         self.delivered = Issued(batch_size, batch_size)  # the batch in the user's hands
         self.ever_changed = False  # whether any batch so far was cut at another size than the first
         self.noise_scale: NoiseScale | None = None
-        self.history = History()
+        self.views: dict[str, NoiseScale] = {}
+        self.history = History(views)
         self._record("start", reason="start")
 
     @property
@@ -142,18 +146,19 @@ class Controller:
 
     def forget_measurements(self) -> None:
         """Know nothing of the noise scale from here on, which holds the batch."""
-        self._window, self.noise_scale = Window(self._run_samples), None
+        self._measurements.forget()
+        self.noise_scale, self.views = None, {}
 
     def skip_epochs(self, epochs: int) -> None:
         """Begin after so many epochs, where a run is resumed; nothing once samples have been delivered."""
         if not self.samples:
             self.samples = self._decided_at = epochs * self.epoch_samples
 
-    def measured(self, norms: SquaredNorms | None) -> None:
+    def measured(self, made: Measurement | None) -> None:
         """Take in a measurement of the delivered batch; None where it could not be measured."""
-        if norms is None:
+        if made is None:
             return
-        self._window.add(self.samples, norms)
+        self._measurements.add(self.samples, made)
         self._since_decision += 1
 
     @property
@@ -179,23 +184,17 @@ class Controller:
             self._elapsed += seconds
         self._costs.extend(timings.measurements)
         self._spent += sum(timings.measurements)
-        for samples, norms in self._window.read():
-            self.history.add(
-                event="measurement",
-                samples=samples,
-                progress=samples / self._run_samples if self._epochs else None,
-                batch_size=norms.large_size,
-                source="per example" if norms.small_size == 1 else "halves",
-                grad_sq=norms.grad_sq,
-                trace=norms.trace,
-            )
-        return self._window.estimate(self._settings.confidence)
+        for samples, made, norms in self._measurements.read():
+            self.history.add_measurement(samples, samples / self._run_samples if self._epochs else None, made, norms)
+        return self._measurements.estimate(self._settings.confidence)
 
     def _decide(self) -> None:
         # Between decisions the estimate stays: a learning rate rule may depend on it.
         self.noise_scale = self._read()
+        self.views = self._measurements.estimate_views(self._settings.confidence)
         now = policy.Situation(
             noise_scale=self.noise_scale,
+            coupled=self._measurements.caveat == COUPLED,
             batch_size=self.batch_size,
             start=self.start,
             progress=self.progress,
@@ -209,6 +208,9 @@ class Controller:
                 "batch size %d -> %d (%s) at %.0f %%",
                 self.batch_size, decision.batch_size, decision.reason, 100 * self.progress,
             )  # fmt: skip
+        if self.doubt != self._spoken:
+            self._spoken = self.doubt
+            log.info("the noise scale's doubt at %.0f %%: %s", 100 * self.progress, self.doubt or "none")
         self.batch_size = decision.batch_size
         self._decided_at, self._since_decision = self.samples, 0
         self._record("decision", decision.reason)
@@ -227,21 +229,22 @@ class Controller:
             cost=sorted(self._costs)[len(self._costs) // 2],
         )
 
+    @property
+    def doubt(self) -> str | None:
+        """Why the latest estimate is not to be believed as a number, if so."""
+        return self._measurements.caveat or (self.noise_scale.doubt if self.noise_scale else "no measurements")
+
     def _record(self, event: str, reason: str) -> None:
-        estimate = self.noise_scale
-        self.history.add(
+        self.history.add_estimate(
+            self.noise_scale,
+            self.views,
             event=event,
             samples=self.samples,
             progress=self.progress if self._epochs else None,
             batch_size=self.batch_size,
             global_batch_size=self.batch_size,
-            noise_scale=estimate.simple if estimate else None,
-            doubt=estimate.doubt if estimate else "no measurements",
-            low=estimate.low if estimate else None,
-            high=estimate.high if estimate else None,
-            grad_sq=estimate.grad_sq if estimate else None,
-            trace=estimate.trace if estimate else None,
-            lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, estimate),
+            doubt=self.doubt,
+            lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, self.noise_scale),
             reason=reason,
         )
 
@@ -271,11 +274,13 @@ class Controller:
             getattr(self, name).load_state_dict(state[name])
         self.delivered = Issued(*state["delivered"])
         self._costs = deque(state["costs"], self._costs.maxlen)
-        self.history.records = [dict(record) for record in state["history"]]
+        self.history.records = [
+            {name: record.get(name) for name in self.history.columns} for record in state["history"]
+        ]
         self.noise_scale = NoiseScale(*state["noise_scale"]) if state["noise_scale"] else None
 
 
-_PARTS = ("_step_times", "_duty", "_window")
+_PARTS = ("_step_times", "_duty", "_measurements")
 _REMEMBERED = (
     "start", "epoch_samples", "batch_size", "samples", "epoch_position", "ever_changed",
     "_largest_run", "_elapsed", "_spent", "_decided_at", "_since_decision",

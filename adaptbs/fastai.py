@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device
-from torch import Tensor, nn
-from torch.utils.data import DataLoader as TorchLoader
 
-from . import finder
 from .controller import Controller
-from .fastai_batches import AdaptiveBatches, check, epoch_samples
-from .finder import BatchSizeSuggestion
+from .fastai_batches import AdaptiveBatches, batch_loss, check, epoch_samples
+from .fastai_finder import bs_find
 from .gradients.batch_loss import BatchLoss
-from .gradients.source import BestSource
+from .gradients.measurer import Measurer
+from .gradients.views import views_of
 from .history import History
 from .lr_scaling import is_adaptive
 from .settings import Settings
@@ -50,6 +44,9 @@ class AdaptiveBatchSize(Callback):
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time that measuring may cost; 0 measures nothing.
         step_time: (a, b), seconds of a step being a + b B; given, no clock is read and a run can be repeated.
+        source: of the measurements: "auto", "halves" or "per_example".
+        metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.
+        by_group: report the noise scale of each parameter group (of the Learner's splitter) too.
     """
 
     # After ParamScheduler and ProgressCallback (60): their learning rate is the one to scale, their bar to correct.
@@ -66,6 +63,9 @@ class AdaptiveBatchSize(Callback):
         confidence: float = 0.9,
         overhead: float = 0.05,
         step_time: tuple[float, float] | None = None,
+        source: str = "auto",
+        metric: str = "plain",
+        by_group: bool = False,
     ) -> None:
         self._settings = Settings(
             max_batch_size=max_batch_size,
@@ -76,9 +76,12 @@ class AdaptiveBatchSize(Callback):
             confidence=confidence,
             overhead=overhead,
             step_time=step_time,
+            source=source,
+            metric=metric,
+            by_group=by_group,
         )
         self._controller: Controller | None = None
-        self._source: BestSource | None = None
+        self._measurer: Measurer | None = None
         self._unscaled: list[float] | None = None
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
 
@@ -91,6 +94,11 @@ class AdaptiveBatchSize(Callback):
     def noise_scale(self) -> NoiseScale | None:
         """The latest estimate; None before the first."""
         return self._controller.noise_scale if self._controller else None
+
+    @property
+    def views(self) -> dict[str, NoiseScale]:
+        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`)."""
+        return self._controller.views if self._controller else {}
 
     @property
     def history(self) -> History:
@@ -126,20 +134,26 @@ class AdaptiveBatchSize(Callback):
         parameter = next((p for p in model.parameters() if p.requires_grad), None)
         if parameter is None:
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
+        settings = self._settings
+        views = views_of(getattr(self.opt, "opt", self.opt), metric=settings.metric, by_group=settings.by_group)
         self._controller = Controller(
-            self._settings,
+            settings,
             batch_size=dl.bs,
             epoch_samples=epoch_samples(dl),
             epochs=self.n_epoch,
             adaptive=_is_adaptive(self.opt),
             device=parameter.device,
+            views=tuple(views),
         )
         if self._resumed is not None:
             self._controller.load_state_dict(self._resumed)
             self._resumed = None
         self._epoch_steps, self._unscaled = len(dl), None
-        loss = BatchLoss(batch_loss=lambda model, batch: _loss(self.learn, model, batch))
-        self._source = BestSource(model, loss) if self._settings.overhead else None
+        self._measurer = None
+        if settings.overhead:
+            loss = BatchLoss(batch_loss=batch_loss(self.learn))
+            timed = settings.step_time is None
+            self._measurer = Measurer(model, loss, choice=settings.source, views=views, timed=timed)
 
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""
@@ -186,55 +200,16 @@ class AdaptiveBatchSize(Callback):
         return self._controller
 
     def _measure(self) -> None:
-        if self._source is None or not self._run.measure_next():
+        if self._measurer is None or not self._run.measure_next():
             return
         try:
             with self._run.measuring():
-                self._run.measured(self._source.measure((self.xb, self.yb)))
+                self._run.measured(self._measurer.measure((self.xb, self.yb)))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             # A Learner may compute its loss with the help of other callbacks; then it cannot be computed apart.
             log.warning("this Learner's loss cannot be measured, so the batch size is held: %s", error)
-            self._source = None
+            self._measurer = None
             self._run.forget_measurements()
-
-
-def bs_find(
-    self: Any,
-    lr: float | None = None,
-    num_it: int | None = None,
-    n_batch: int = 20,
-    beta: float = 0.99,
-    show_plot: bool = True,
-) -> BatchSizeSuggestion:
-    """Find the noise scale of a Learner on its training data, and the batch size to use; `learn.bs_find()`.
-
-    Everything is left as it was, also after Ctrl-C; only that the model lies on the device of `dls` then, as after a
-    fit. See `adaptbs.bs_find` for what is measured.
-
-    Args:
-        self: the Learner.
-        lr: to train with meanwhile, by a copy of the Learner's optimizer; None trains nothing.
-        num_it: how many batches; one epoch if None.
-        n_batch: batches pooled in one measurement.
-        beta: smoothing of tr(Sigma) and |G|^2 from measurement to measurement.
-        show_plot: draw noise, scale and their ratio with its band.
-    """
-    loss = BatchLoss(batch_loss=lambda model, batch: _loss(self, model, batch))
-    self.model.to(getattr(self.dls, "device", default_device()))
-    with _loader_left_as_found(self.dls.train):
-        found = finder.find(
-            self.model,
-            loss,
-            _batches(self),
-            (lambda: _optimizer_copy(self, lr)) if lr is not None else None,
-            num_it=num_it,
-            n_batch=n_batch,
-            beta=beta,
-            confidence=0.9,
-        )
-    if show_plot:
-        found.plot()
-    return found
 
 
 Learner.bs_find = bs_find
@@ -244,41 +219,3 @@ def _is_adaptive(opt: Any) -> bool:
     if isinstance(opt, OptimWrapper):
         return is_adaptive(opt.opt)
     return "sqr_mom" in opt.hypers[-1]  # fastai's name for the decay of Adam's squared gradient
-
-
-def _loss(learn: Any, model: nn.Module, batch: Any) -> Tensor:
-    xb, yb = batch
-    return learn.loss_func(model(*xb), *yb)
-
-
-def _batches(learn: Any) -> Iterator[tuple[Any, Any]]:
-    for batch in learn.dls.train:
-        n_inp = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
-        yield batch[:n_inp], batch[n_inp:]
-
-
-def _optimizer_copy(learn: Any, lr: float) -> Any:
-    made = learn.opt if learn.opt is not None else learn.opt_func
-    if isinstance(made, OptimWrapper):
-        return finder.copy_of(made.opt, lr)
-    twin = learn.opt_func(learn.splitter(learn.model), lr=lr)
-    if learn.opt is not None:
-        twin.load_state_dict(copy.deepcopy(learn.opt.state_dict()))
-        twin.set_hyper("lr", lr)
-    return twin
-
-
-@contextmanager
-def _loader_left_as_found(dl: Any) -> Iterator[None]:
-    attributes = getattr(dl, "__dict__", {})
-    found = dict(attributes)  # iterating a fastai DataLoader replaces its generator and leaves an iterator behind
-    rng = found.get("rng")
-    state = rng.getstate() if rng is not None else None
-    try:
-        with finder.loader_left_as_found(dl) if isinstance(dl, TorchLoader) else nullcontext():
-            yield
-    finally:
-        attributes.clear()
-        attributes.update(found)
-        if rng is not None:
-            rng.setstate(state)

@@ -9,6 +9,7 @@ import torch
 from fastai.data.load import DataLoader as FastaiLoader
 from fastai.torch_core import set_seed, to_device
 from fastcore.basics import GetAttr
+from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset, get_worker_info
 
@@ -31,6 +32,17 @@ def epoch_samples(dl: Any) -> int:
     """How many samples an epoch of this loader delivers."""
     n = getattr(dl, "partial_n", None) or dl.n  # PartialDL
     return int(n - n % dl.bs if dl.drop_last else n)
+
+
+def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
+    """The loss of a Learner on a batch (inputs, targets), as fastai computes it, but without its callbacks."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        xb, yb = batch
+        value: Tensor = learn.loss_func(model(*xb), *yb)
+        return value
+
+    return loss
 
 
 class AdaptiveBatches(GetAttr):  # type: ignore[misc]

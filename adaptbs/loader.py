@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from . import schedule
 from .controller import Controller
 from .gradients.batch_loss import BatchLoss
-from .gradients.source import BestSource
+from .gradients.measurer import Measurer
+from .gradients.views import views_of
 from .history import History
 from .lr_scaling import is_adaptive
 from .sampler import AdaptiveBatchSampler
@@ -62,6 +63,10 @@ class AdaptiveDataLoader(DataLoader[Any]):
         overhead: share of the run's time that measuring may cost; 0 measures nothing.
         step_time: (a, b), seconds of a step being a + b B. Given, no clock and no device is read, and a run can be
             repeated to the bit.
+        source: of the measurements: "halves" of a batch; "per_example" norms, which vary less but exist for some layers
+            only; "auto" takes those where they exist and pay.
+        metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.
+        by_group: report the noise scale of each of the optimizer's parameter groups too.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be; nothing has been changed then.
@@ -89,6 +94,9 @@ class AdaptiveDataLoader(DataLoader[Any]):
         confidence: float = 0.9,
         overhead: float = 0.05,
         step_time: tuple[float, float] | None = None,
+        source: str = "auto",
+        metric: str = "plain",
+        by_group: bool = False,
         drop_last: bool = False,
         generator: torch.Generator | None = None,
         **stock: Any,
@@ -102,6 +110,9 @@ class AdaptiveDataLoader(DataLoader[Any]):
             confidence=confidence,
             overhead=overhead,
             step_time=step_time,
+            source=source,
+            metric=metric,
+            by_group=by_group,
         )
         if stock.pop("batch_sampler", None) is not None:
             raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
@@ -124,7 +135,11 @@ class AdaptiveDataLoader(DataLoader[Any]):
                 "the length of the run is not known: decisions are paced by the epoch. "
                 "Give epochs=, or a scheduler with total_steps or T_max."
             )
-        self._source = BestSource(model, BatchLoss(loss_func, batch_loss, autocast)) if overhead else None
+        views = views_of(optimizer, metric=metric, by_group=by_group)
+        self._measurer: Measurer | None = None
+        if overhead:
+            loss = BatchLoss(loss_func, batch_loss, autocast)
+            self._measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
         self._controller = Controller(
             settings,
             batch_size=batch_size,
@@ -132,6 +147,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
             epochs=epochs,
             adaptive=is_adaptive(optimizer),
             device=next(model.parameters()).device,
+            views=tuple(views),
         )
         super().__init__(dataset, batch_sampler=cut, generator=generator, **stock)
         # DataLoader leaves these at their defaults beside a batch sampler, and forbids to assign them.
@@ -182,6 +198,11 @@ class AdaptiveDataLoader(DataLoader[Any]):
         return self._controller.noise_scale
 
     @property
+    def views(self) -> dict[str, NoiseScale]:
+        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`)."""
+        return self._controller.views
+
+    @property
     def history(self) -> History:
         """One record per decision and per measurement."""
         return self._controller.history
@@ -216,9 +237,9 @@ class AdaptiveDataLoader(DataLoader[Any]):
         return self._controller.batch_size
 
     def _measure(self, batch: Any) -> None:
-        if self._source is not None and self._controller.measure_next():
+        if self._measurer is not None and self._controller.measure_next():
             with self._controller.measuring():
-                self._controller.measured(self._source.measure(batch))
+                self._controller.measured(self._measurer.measure(batch))
 
 
 def _batch_sampler(

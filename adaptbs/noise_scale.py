@@ -82,6 +82,18 @@ def fieller(trace: float, grad_sq: float, covariance: np.ndarray, t: float) -> t
     return low, high
 
 
+def drifts(norms: Sequence[SquaredNorms], confidence: float) -> bool:
+    """Whether the intervals of the older and the newer half of these measurements have no noise scale in common.
+
+    Then the noise scale moved by more than noise explains, and their pooled estimate is one of neither.
+    """
+    middle = len(norms) // 2
+    if middle < FULL // 2:
+        return False
+    older, newer = estimate(norms[:middle], None, confidence), estimate(norms[middle:], None, confidence)
+    return older.high < newer.low or newer.high < older.low
+
+
 def student_t(confidence: float, degrees: float) -> float:
     """The two-sided quantile of Student's t."""
     from scipy.special import stdtrit  # here, because importing adaptbs should not cost a user scipy's import
@@ -102,6 +114,7 @@ class Window:
         self._fade = MEMORY * run_samples
         self._entries: list[tuple[int, SquaredNorms]] = []
         self._unread: list[tuple[int, SquaredNorms]] = []
+        self._skipped: list[int] = []  # samples seen at recent measurements that were not finite
         self._warned = False
 
     def add(self, samples: int, norms: SquaredNorms) -> None:
@@ -112,8 +125,9 @@ class Window:
         """The measurements added since the last read, as floats; those that were not finite are dropped."""
         samples = [s for s, _ in self._unread]
         read = list(zip(samples, to_floats([n for _, n in self._unread]), strict=True))
-        finite = [(s, n) for s, n in read if math.isfinite(float(n.small)) and math.isfinite(float(n.large))]
-        if len(finite) < len(read) and not self._warned:
+        finite = [(s, n) for s, n in read if _is_finite(n)]
+        self._skipped += [s for s, n in read if not _is_finite(n)]
+        if self._skipped and not self._warned:
             self._warned = True
             log.warning(
                 "a gradient was not finite (nan or inf): such steps are left out of the noise scale. "
@@ -132,17 +146,23 @@ class Window:
         recent = [entry for entry in self._entries[:-FULL] if newest - entry[0] <= FORGET * self._fade]
         self._entries = recent + self._entries[-FULL:]
         fade = max(self._fade, (newest - self._entries[-FULL:][0][0]) / 2)
+        self._skipped = [s for s in self._skipped if s >= self._entries[0][0]]
         weights = [n.large_size * math.exp((s - newest) / fade) for s, n in self._entries]
-        return estimate([n for _, n in self._entries], weights, confidence)
+        norms = [n for _, n in self._entries]
+        return replace(
+            estimate(norms, weights, confidence),
+            skipped=len(self._skipped),
+            drifting=drifts(norms, confidence),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         self.read()
         rows = [[s, n.small_size, n.small, n.large_size, n.large] for s, n in self._entries]
-        return {"entries": rows, "warned": self._warned}
+        return {"entries": rows, "skipped": list(self._skipped), "warned": self._warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._entries = [(s, SquaredNorms(b, small, B, large)) for s, b, small, B, large in state["entries"]]
-        self._unread, self._warned = [], state["warned"]
+        self._unread, self._skipped, self._warned = [], list(state["skipped"]), state["warned"]
 
 
 def to_floats(norms: Sequence[SquaredNorms]) -> list[SquaredNorms]:
@@ -152,3 +172,7 @@ def to_floats(norms: Sequence[SquaredNorms]) -> list[SquaredNorms]:
     read = iter(stack(tensors).tolist() if tensors else [])
     values = iter([next(read) if isinstance(v, Tensor) else float(v) for v in scalars])
     return [replace(n, small=next(values), large=next(values)) for n in norms]
+
+
+def _is_finite(norms: SquaredNorms) -> bool:
+    return math.isfinite(float(norms.small)) and math.isfinite(float(norms.large))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
+
+from .history import view_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,22 +19,43 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"  # told apart by colour-bli
 
 
 def plot_history(history: History) -> Figure:
-    """Noise scale with its band above the batch size, and the learning rate's factor, against samples."""
+    """Noise scale with its band and the batch size, and the learning rate's factor, against samples.
+
+    Between them, where there are any, a panel for each other noise scale: of a parameter group, in Adam's metric.
+    """
     columns = history.decisions()
     samples = columns["samples"]
-    figure, (top, bottom) = _axes(2)
-    plot_noise_scale(
-        top, samples, columns["noise_scale"], columns["low"], columns["high"], also=columns["batch_size"]
-    )
-    top.step(samples, columns["batch_size"], where="post", color=ORANGE, label="batch size")
-    top.set_ylabel("samples")
-    top.set_title("Noise scale and batch size")
-    top.legend()
+    figure, (*panels, bottom) = _axes(2 + len(history.views))
+    names = [("noise_scale", "low", "high"), *map(view_columns, history.views)]
+    for panel, (simple, low, high) in zip(panels, names, strict=True):
+        size = columns["batch_size"]
+        plot_noise_scale(panel, samples, columns[simple], columns[low], columns[high], also=size)
+        panel.step(samples, size, where="post", color=ORANGE, label="batch size")
+        panel.set_ylabel("samples")
+    ends = [panel.get_ylim() for panel in panels]
+    for panel, view in zip(panels[1:], history.views, strict=True):
+        panel.set_title(f"Noise scale: {view}")
+    for panel in panels:
+        panel.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))  # one scale: they are to be compared
+    plot_doubt(panels[0], columns)
+    panels[0].set_title("Noise scale and batch size")
+    panels[0].legend()
     bottom.step(samples, columns["lr_factor"], where="post", color=GREY)
     bottom.set_ylabel("factor")
     bottom.set_title("The learning rate is multiplied by")
     bottom.set_xlabel("samples seen")
     return figure
+
+
+def plot_doubt(axes: Axes, columns: dict[str, list[Any]]) -> None:
+    """A hollow marker on every estimate that is not to be believed as a number; the legend says why."""
+    doubts = sorted({d for d in columns["doubt"] if d is not None} - {"no measurements"})
+    points = list(zip(columns["samples"], columns["noise_scale"], columns["low"], columns["doubt"], strict=True))
+    for doubt, marker in zip(doubts, cycle("osD^v<>"), strict=False):
+        # Where there is no point estimate the lower limit is what can be said.
+        at = [(s, simple or low) for s, simple, low, d in points if d == doubt and (simple or low)]
+        if at:
+            axes.plot(*zip(*at, strict=True), marker, mfc="white", mec=BLUE, ls="", zorder=3, label=f"doubt: {doubt}")
 
 
 def plot_suggestion(found: BatchSizeSuggestion) -> Figure:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from .step_time import StepTime
-from .types import ENOUGH, Decision, NoiseScale, Target
+from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 
 EFFICIENCY_FLOOR = 0.8  # progress per sample, relative to the reference batch, that a fixed number of epochs must keep
 SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
@@ -26,6 +26,7 @@ class Situation:
         step_time: seconds of a step by batch size, None until two sizes have been run.
         max_batch_size: the user's limit, samples.
         memory: the largest size that memory affords, samples; inf where that is not known.
+        coupled: whether the loss couples samples, so that another batch size is another loss.
     """
 
     noise_scale: NoiseScale | None
@@ -35,6 +36,7 @@ class Situation:
     step_time: StepTime | None
     max_batch_size: int
     memory: float
+    coupled: bool = False
 
     @property
     def reference(self) -> int:
@@ -90,6 +92,8 @@ def decide(now: Situation, target: str | Target) -> Decision:
     if callable(target):
         wanted = target(now.noise_scale, now.batch_size, now.progress)
         return _capped(_checked(wanted), "target", now)
+    if now.coupled:
+        return _capped(now.batch_size, COUPLED, now)
     if now.noise_scale is None or now.noise_scale.measurements < ENOUGH:
         return _capped(now.batch_size, "few measurements", now)
     if now.noise_scale.cautious <= 0:

@@ -10,6 +10,9 @@ from .policy import TARGETS
 from .step_time import StepTime
 from .types import LRRule, Target
 
+SOURCES = ("auto", "halves", "per_example")
+METRICS = ("plain", "adam")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -23,13 +26,20 @@ class Settings:
     confidence: float = 0.9
     overhead: float = 0.05
     step_time: tuple[float, float] | None = None
+    source: str = "auto"
+    metric: str = "plain"
+    by_group: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "base_batch_size"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
-        _check_choice("target", self.target, tuple(TARGETS))
-        _check_choice("lr_scaling", self.lr_scaling, rules.NAMES)
+        check_choice("target", self.target, tuple(TARGETS), or_function=True)
+        check_choice("lr_scaling", self.lr_scaling, rules.NAMES, or_function=True)
+        check_choice("source", self.source, SOURCES)
+        check_choice("metric", self.metric, METRICS)
+        if self.source == "per_example" and (self.metric != "plain" or self.by_group):
+            raise ValueError("metric='adam' and by_group=True are measured by halves: leave source= at 'auto'")
         check_share("decide_every", self.decide_every)
         check_share("confidence", self.confidence)
         check_share("overhead", self.overhead, or_zero=True)
@@ -59,9 +69,11 @@ def check_size(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r}: it must be at least 1")
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not callable(value) and value not in choices:
-        raise ValueError(f"{name}={value!r}: it must be one of {', '.join(map(repr, choices))} or a function")
+def check_choice(name: str, value: object, choices: tuple[str, ...], *, or_function: bool = False) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices and not (or_function and callable(value)):
+        also = " or a function" if or_function else ""
+        raise ValueError(f"{name}={value!r}: it must be one of {', '.join(map(repr, choices))}{also}")
 
 
 def check_share(name: str, value: object, *, or_zero: bool = False) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ENOUGH = 4  # measurements without which an estimate is not acted on
+TOO_MANY_SKIPPED = 0.25  # share of recent measurements that were not finite, beyond which the rest is not believed
+COUPLED = "samples are coupled"  # the caveat of a loss that is no mean over samples
 
 #: A number that may still lie on the device: reading it there is a synchronisation, so it is read late.
 Scalar: TypeAlias = "float | Tensor"
@@ -28,12 +30,14 @@ class SquaredNorms:
         small: |G_b|^2, gradient^2: the mean over all gradients of that size.
         large_size: B > b, samples.
         large: |G_B|^2, gradient^2.
+        views: the same of other views of these gradients, by name: "adam", "group 0", ... (`gradients.views`).
     """
 
     small_size: int
     small: Scalar
     large_size: int
     large: Scalar
+    views: Mapping[str, SquaredNorms] = field(default_factory=dict)
 
     @property
     def grad_sq(self) -> Scalar:
@@ -49,6 +53,23 @@ class SquaredNorms:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurement:
+    """Squared norms, and what a reader of the history should know about them.
+
+    Attributes:
+        norms: the four numbers.
+        source: how they were measured: "per example" or "halves".
+        why: why that way.
+        caveat: what makes them doubtful whatever their number, such as a loss that couples samples.
+    """
+
+    norms: SquaredNorms
+    source: str
+    why: str
+    caveat: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NoiseScale:
     """An estimate of the simple noise scale B_simple = tr(Sigma)/|G|^2 and how far it is to be believed.
 
@@ -59,6 +80,8 @@ class NoiseScale:
         high: upper limit; `inf` while |G|^2 is not significantly above 0.
         cautious: the one-sigma lower limit, samples, which the built-in targets steer on.
         measurements: how many measurements were pooled.
+        skipped: how many recent ones were left out because they were not finite.
+        drifting: whether the older and the newer half of them contradict each other.
     """
 
     grad_sq: float
@@ -67,6 +90,8 @@ class NoiseScale:
     high: float
     cautious: float
     measurements: int
+    skipped: int = 0
+    drifting: bool = False
 
     @property
     def simple(self) -> float | None:
@@ -79,13 +104,18 @@ class NoiseScale:
     def doubt(self) -> str | None:
         """Why this is not to be believed as a number, if so.
 
-        "few measurements"; "nothing resolved": not even a lower limit; "at least low": |G|^2 is lost in its noise, so
-        there is no upper one.
+        "few measurements"; "non-finite steps": too many gradients were nan or inf; "nothing resolved": not even a lower
+        limit; "drifting": the noise scale moves faster than the window forgets, so that the estimate lags behind; "at
+        least low": |G|^2 is lost in its noise, so there is no upper limit.
         """
         if self.measurements < ENOUGH:
             return "few measurements"
+        if self.skipped > TOO_MANY_SKIPPED * (self.skipped + self.measurements):
+            return "non-finite steps"
         if self.cautious <= 0:
             return "nothing resolved"
+        if self.drifting:
+            return "drifting"
         return "at least low" if math.isinf(self.high) else None
 
 

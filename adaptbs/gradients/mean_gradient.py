@@ -31,7 +31,7 @@ class MeanGradient:
     def __call__(self, model: nn.Module, batch: Any) -> list[Tensor | None]:
         if self.sums is None:
             self.sums = self._shows_a_sum(model, batch)
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = trainable(model)
         with torch.enable_grad():
             loss = self._batch_loss(model, batch).reshape(())
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -52,6 +52,11 @@ class MeanGradient:
             whole, *halves = (self._batch_loss(model, part).item() for part in parts)
         ratio = sum(halves) / whole if whole else float("nan")
         return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a gradient here has an entry for, in order."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def squared_norm(gradient: Gradient) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from ..left_as_found import left_as_found
 from ..types import SquaredNorms
 from . import batches
 from .batch_loss import BatchLoss
-from .mean_gradient import Gradient, MeanGradient, dense, has_batch_norm, squared_norm
+from .mean_gradient import Gradient, MeanGradient, dense, has_batch_norm, squared_norm, trainable
+from .views import View
 
 
 class GradientPool:
@@ -48,10 +51,13 @@ class HalfBatches:
     """Measures on the two halves of a batch, in passes of its own that leave training as if they had not been.
 
     `.grad`, buffers and random states are as before; the halves see the same weights.
+
+    Args:
+        views: of the gradients, to be measured as well.
     """
 
-    def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
-        self._model, self._batch_loss = model, batch_loss
+    def __init__(self, model: nn.Module, batch_loss: BatchLoss, views: Mapping[str, View] | None = None) -> None:
+        self._model, self._batch_loss, self._views = model, batch_loss, views or {}
         self.mean_gradient = MeanGradient(batch_loss)
 
     def measure(self, batch: Any) -> SquaredNorms | None:
@@ -59,11 +65,25 @@ class HalfBatches:
         half = batches.length(batch) // 2
         if half < (2 if has_batch_norm(self._model) else 1):
             return None
-        pool = GradientPool(half)
-        with left_as_found(self._model):
-            for start in (0, half):  # an odd sample out is not measured, so that both halves are alike
-                pool.add(self.mean_gradient(self._model, batches.part(batch, start, start + half)))
-        return pool.norms()
+        with left_as_found(self._model):  # (an odd sample out is not measured, so that both halves are alike)
+            halves = [
+                self.mean_gradient(self._model, batches.part(batch, start, start + half)) for start in (0, half)
+            ]
+        looks = {name: view(trainable(self._model)) for name, view in self._views.items()}
+        seen = {name: [look(gradient) for gradient in halves] for name, look in looks.items() if look}
+        views = {name: _pooled(half, gradients) for name, gradients in seen.items() if not _empty(gradients)}
+        return replace(_pooled(half, halves), views=views)
+
+
+def _pooled(size: int, gradients: Sequence[Gradient]) -> SquaredNorms:
+    pool = GradientPool(size)
+    for gradient in gradients:
+        pool.add(gradient)
+    return pool.norms()
+
+
+def _empty(gradients: Sequence[Gradient]) -> bool:
+    return all(g is None for gradient in gradients for g in gradient)
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, Adam, AdamW
 from torch.optim import lr_scheduler as schedulers
 
 from adaptbs import AdaptiveDataLoader
@@ -259,12 +259,46 @@ def test_persistent_workers_deliver_each_sample_once_through_growth():
     assert max(run.sizes) == 256
 
 
-def test_a_model_whose_layers_allow_it_is_measured_per_example_and_the_history_says_so():
-    data = Numbered(400)
+def layer_normed() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 1))
+    return nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 1))
+
+
+def test_a_model_whose_layers_allow_it_is_measured_per_example_and_the_history_says_so():
+    data, model = Numbered(400), layer_normed()
     optimizer = SGD(model.parameters(), 0.01)
-    loader = adaptive(data, model, optimizer, overhead=0.5)
+    loader = adaptive(data, model, optimizer, overhead=0.5, step_time=(1.0, 0.0))
     train(model, optimizer, loader, 1)
     assert set(loader.history.to_dict()["source"]) - {None} == {"per example"}
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_with_a_clock_both_sources_are_tried_and_the_history_says_why_one_was_kept():
+    data, model = Numbered(1600), layer_normed()
+    optimizer = SGD(model.parameters(), 0.01)
+    loader = adaptive(data, model, optimizer, overhead=0.9)
+    train(model, optimizer, loader, 1)
+    columns = loader.history.to_dict()
+    measured = [
+        (source, why)
+        for event, source, why in zip(columns["event"], columns["source"], columns["reason"], strict=True)
+        if event == "measurement"
+    ]
+    assert [source for source, _ in measured[:8]] == ["per example", "halves"] * 4
+    assert "times as long" in measured[-1][1]
+    assert len({source for source, _ in measured[8:]}) == 1
+
+
+def test_the_noise_scale_of_each_group_and_in_adams_metric_beside_the_plain_one():
+    data, model = Numbered(1600), layer_normed()
+    groups = [{"params": list(model[:2].parameters())}, {"params": list(model[2:].parameters())}]
+    optimizer = Adam(groups, 1e-3)
+    loader = adaptive(data, model, optimizer, overhead=0.9, metric="adam", by_group=True, step_time=(1.0, 0.0))
+    train(model, optimizer, loader, 1)
+    assert set(loader.views) == {"adam", "group 0", "group 1"}
+    columns = loader.history.decisions()
+    assert columns["noise_scale_adam"][0] is None, "there is no v before the first step"
+    for name in ("adam", "group_0", "group_1"):
+        assert columns[f"low_{name}"][-1] >= 0
+    pooled = sum(loader.views[f"group {i}"].trace for i in (0, 1))
+    assert pooled == pytest.approx(loader.noise_scale.trace, rel=1e-4)

@@ -1,5 +1,6 @@
 import io
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,20 +11,27 @@ from adaptbs.controller import Controller
 from adaptbs.duty_cycle import FIRST
 from adaptbs.sampler import AdaptiveBatchSampler
 from adaptbs.settings import Settings
-from adaptbs.types import SquaredNorms
-
-NOISY = SquaredNorms(1, 1 + 1e6, 2, 1 + 5e5)  # |G|^2 = 1, tr(Sigma) = 10^6, and no doubt about either
+from adaptbs.types import COUPLED, Measurement, SquaredNorms
 
 
-def controller(n: int = 4000, start: int = 8, *, epochs: int | None = 1, adaptive: bool = True, **settings):
+def made(norms: SquaredNorms, caveat: str | None = None) -> Measurement:
+    return Measurement(norms, "halves", "asked for", caveat)
+
+
+NOISY = made(SquaredNorms(1, 1 + 1e6, 2, 1 + 5e5))  # |G|^2 = 1, tr(Sigma) = 10^6, and no doubt about either
+
+
+def controller(
+    n: int = 4000, start: int = 8, *, epochs: int | None = 1, adaptive: bool = True, views=(), **settings
+):
     settings = {"step_time": (1.0, 0.0)} | settings
     return Controller(
         Settings(**settings), batch_size=start, epoch_samples=n, epochs=epochs, adaptive=adaptive,
-        device=torch.device("cpu"),
+        device=torch.device("cpu"), views=views,
     )  # fmt: skip
 
 
-def run(run: Controller, norms: SquaredNorms | None = None) -> list[int]:
+def run(run: Controller, norms: Measurement | None = None) -> list[int]:
     """One epoch, every batch measured to be `norms`; the sizes it delivered."""
     cut = AdaptiveBatchSampler(range(run.epoch_samples), lambda: run.batch_size, run.start, drop_last=False)
     batches = iter(cut)
@@ -67,7 +75,7 @@ def test_at_a_large_batch_only_when_it_is_four_times_too_small(phi, decisions):
     cut = AdaptiveBatchSampler(range(64 * 9), lambda: run_.batch_size, 64, drop_last=False)
     batches = iter(cut)
     for _ in run_.deliver(batches, cut.issued):
-        run_.measured(SquaredNorms(1, 1 + phi, 2, 1 + phi / 2))
+        run_.measured(made(SquaredNorms(1, 1 + phi, 2, 1 + phi / 2)))
     assert len(run_.history.decisions()["event"]) == decisions  # the start among them
 
 
@@ -136,7 +144,7 @@ def test_it_remembers_whether_any_batch_was_cut_at_another_size():
 
 def test_history_has_the_start_every_measurement_and_every_decision():
     run_ = growing(8, overhead=0.05)
-    run(run_, SquaredNorms(2, 5.0, 4, 4.0))
+    run(run_, made(SquaredNorms(2, 5.0, 4, 4.0)))
     columns = run_.history.to_dict()
     assert columns["event"][0] == "start"
     assert columns["event"].count("decision") == 4
@@ -216,3 +224,49 @@ def test_step_times_come_from_the_steps_where_none_is_given():
     fitted = run_._step_times.fit()
     assert fitted is not None
     assert 0 < fitted(4) < math.inf
+
+
+def test_a_loss_that_couples_samples_holds_the_batch_and_says_so():
+    coupled = controller()
+    assert set(run(coupled, made(NOISY.norms, caveat=COUPLED))) == {8}
+    decisions = coupled.history.decisions()
+    assert set(decisions["reason"][1:]) == set(decisions["doubt"][1:]) == {COUPLED}
+
+
+def test_other_caveats_are_spoken_and_do_not_hold():
+    doubtful = controller()
+    run(doubtful, made(NOISY.norms, caveat="BatchNorm over 4"))
+    assert doubtful.batch_size > 8
+    assert doubtful.history.to_dict()["doubt"][-1] == "BatchNorm over 4"
+
+
+def test_a_measurement_that_is_not_finite_is_recorded_and_not_used():
+    run_ = controller()
+    run(run_, made(SquaredNorms(1, float("inf"), 2, 1.0)))
+    columns = run_.history.to_dict()
+    of_measurements = {d for d, e in zip(columns["doubt"], columns["event"], strict=True) if e == "measurement"}
+    assert of_measurements == {"not finite"}
+    assert run_.noise_scale is None
+    assert run_.batch_size == 8
+
+
+def test_views_are_reported_beside_and_decide_nothing():
+    views = {"adam": SquaredNorms(1, 11.0, 2, 6.0), "group 1": SquaredNorms(1, 3.0, 2, 2.0)}  # B_simple 10 and 2
+    plain, viewed = controller(), controller(views=("adam", "group 0", "group 1"))
+    assert run(viewed, made(replace(NOISY.norms, views=views))) == run(plain, NOISY)
+    columns = viewed.history.to_dict()
+    assert columns["noise_scale_adam"][-1] == pytest.approx(10)
+    assert columns["low_group_1"][-1] == pytest.approx(2)
+    assert set(columns["high_group_0"]) == {None}
+    assert viewed.views["group 1"].simple == pytest.approx(2)
+
+
+def test_views_go_on_where_the_run_was_stopped():
+    views = {"adam": SquaredNorms(1, 11.0, 2, 6.0)}
+    first, second, without = controller(views=("adam",)), controller(views=("adam",)), controller()
+    run(first, made(replace(NOISY.norms, views=views)))
+    state = first.state_dict()
+    second.load_state_dict(state)
+    without.load_state_dict(state)  # a run may go on without them
+    assert second._measurements.estimate_views(0.9)["adam"].simple == pytest.approx(10)
+    assert len(second.history) == len(without.history) == len(first.history)

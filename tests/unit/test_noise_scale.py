@@ -154,9 +154,42 @@ def test_a_gradient_that_is_not_finite_is_left_out_with_one_warning(bad, caplog)
     assert "not finite" in caplog.text
 
 
+def filled(*values: tuple[float, float]) -> Window:
+    """A window with a measurement of each (trace, |G|^2), one sample apart, in a run long enough to forget none."""
+    window = Window(10**6)
+    for samples, (trace, grad_sq) in enumerate(values):
+        window.add(samples, norms(trace, grad_sq))
+    return window
+
+
+STEADY = [(100 + i % 3, 1 + 0.1 * (i % 5)) for i in range(20)]
+
+
+def test_too_many_gradients_that_are_not_finite_are_a_doubt():
+    assert filled(*STEADY).estimate(0.9).doubt is None
+    assert filled(*STEADY, *[(math.nan, 1)] * 6).estimate(0.9).doubt is None
+    found = filled(*STEADY, *[(math.nan, 1)] * 7).estimate(0.9)
+    assert (found.skipped, found.doubt) == (7, "non-finite steps")
+
+
+def test_a_noise_scale_that_moves_within_the_window_by_more_than_noise_explains_is_a_doubt():
+    doubled = [(2 * trace, grad_sq) for trace, grad_sq in STEADY]
+    assert filled(*STEADY, *doubled).estimate(0.9).doubt == "drifting"
+    assert filled(*STEADY, *STEADY).estimate(0.9).doubt is None
+
+
+def test_drift_is_not_seen_in_noise():
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(400):
+        values = zip(rng.normal(100, 30, 40), rng.normal(1, 0.5, 40), strict=True)
+        alarms += filled(*values).estimate(0.9).drifting
+    assert alarms < 0.05 * 400
+
+
 def test_a_window_goes_on_from_its_state():
     window, copy = Window(1000), Window(1000)
-    for samples, grad_sq in ((0, 1), (30, 3)):
+    for samples, grad_sq in ((0, 1), (30, 3), (40, math.nan)):
         window.add(samples, norms(10, grad_sq))
     copy.load_state_dict(window.state_dict())
     assert copy.estimate(0.9) == window.estimate(0.9)

@@ -80,3 +80,24 @@ def test_a_suggestion_that_knows_nothing_is_drawn_too():
     figure = plot_suggestion(found(lost, batch_size=None))
     figure.canvas.draw()
     assert len(figure.axes) == 2
+
+
+def test_doubtful_estimates_are_hollow_and_the_legend_says_why():
+    rows = [(100, 64, 900.0, 600.0, math.inf), (200, 128, 900.0, 600.0, 1500.0), (300, 128, None, 70.0, 1e9)]
+    made = history(START, *rows)
+    for record, doubt in zip(made.records, ("no measurements", "at least low", None, "drifting"), strict=True):
+        record["doubt"] = doubt
+    top = plot_history(made).axes[0]
+    hollow = {line.get_label(): list(line.get_xydata().tolist()) for line in top.lines if line.get_mfc() == "white"}
+    assert hollow == {"doubt: at least low": [[100, 900]], "doubt: drifting": [[300, 70]]}
+
+
+def test_each_view_has_a_panel_on_the_scale_of_the_plain_one():
+    made = History(views=("adam", "group 0"))
+    row = {"noise_scale": 900.0, "low": 600.0, "high": 1500.0, "noise_scale_adam": 9000.0, "low_adam": 5000.0}
+    made.add(event="decision", samples=1, batch_size=64, lr_factor=1.0, high_adam=20000.0, **row)
+    plain, adam, group, _ = plot_history(made).axes
+    assert (adam.get_title(), group.get_title()) == ("Noise scale: adam", "Noise scale: group 0")
+    assert list(adam.lines[0].get_ydata()) == [9000]
+    assert plain.get_ylim() == adam.get_ylim() == group.get_ylim()
+    assert adam.get_ylim()[1] >= 20000

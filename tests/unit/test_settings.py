@@ -58,3 +58,17 @@ def test_a_share_lies_between_0_and_1():
 def test_other_shares_are_refused(value, error):
     with pytest.raises(error, match=f"confidence={value!r}: it must"):
         check_share("confidence", value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "thirds"}, "source='thirds': it must be one of 'auto', 'halves', 'per_example'"),
+        ({"source": lambda: None}, "source="),
+        ({"metric": "fisher"}, "metric='fisher': it must be one of 'plain', 'adam'"),
+        ({"source": "per_example", "by_group": True}, "are measured by halves"),
+    ],
+)
+def test_how_to_measure_is_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**arguments)

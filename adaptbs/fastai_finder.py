@@ -1,0 +1,89 @@
+"""`learn.bs_find()`: the finder on a fastai Learner, which is left as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import default_device
+from torch.utils.data import DataLoader as TorchLoader
+
+from . import finder
+from .fastai_batches import batch_loss
+from .finder import BatchSizeSuggestion
+from .gradients.batch_loss import BatchLoss
+
+
+def bs_find(
+    self: Any,
+    lr: float | None = None,
+    num_it: int | None = None,
+    n_batch: int = 20,
+    beta: float = 0.99,
+    show_plot: bool = True,
+) -> BatchSizeSuggestion:
+    """Find the noise scale of a Learner on its training data, and the batch size to use; `learn.bs_find()`.
+
+    Everything is left as it was, also after Ctrl-C; only that the model lies on the device of `dls` then, as after a
+    fit. See `adaptbs.bs_find` for what is measured.
+
+    Args:
+        self: the Learner.
+        lr: to train with meanwhile, by a copy of the Learner's optimizer; None trains nothing.
+        num_it: how many batches; one epoch if None.
+        n_batch: batches pooled in one measurement.
+        beta: smoothing of tr(Sigma) and |G|^2 from measurement to measurement.
+        show_plot: draw noise, scale and their ratio with its band.
+    """
+    loss = BatchLoss(batch_loss=batch_loss(self))
+    self.model.to(getattr(self.dls, "device", default_device()))
+    with _loader_left_as_found(self.dls.train):
+        found = finder.find(
+            self.model,
+            loss,
+            _batches(self),
+            (lambda: _optimizer_copy(self, lr)) if lr is not None else None,
+            num_it=num_it,
+            n_batch=n_batch,
+            beta=beta,
+            confidence=0.9,
+        )
+    if show_plot:
+        found.plot()
+    return found
+
+
+def _batches(learn: Any) -> Iterator[tuple[Any, Any]]:
+    for batch in learn.dls.train:
+        n_inp = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
+        yield batch[:n_inp], batch[n_inp:]
+
+
+def _optimizer_copy(learn: Any, lr: float) -> Any:
+    made = learn.opt if learn.opt is not None else learn.opt_func
+    if isinstance(made, OptimWrapper):
+        return finder.copy_of(made.opt, lr)
+    twin = learn.opt_func(learn.splitter(learn.model), lr=lr)
+    if learn.opt is not None:
+        twin.load_state_dict(copy.deepcopy(learn.opt.state_dict()))
+        twin.set_hyper("lr", lr)
+    return twin
+
+
+@contextmanager
+def _loader_left_as_found(dl: Any) -> Iterator[None]:
+    attributes = getattr(dl, "__dict__", {})
+    found = dict(attributes)  # iterating a fastai DataLoader replaces its generator and leaves an iterator behind
+    rng = found.get("rng")
+    state = rng.getstate() if rng is not None else None
+    try:
+        with finder.loader_left_as_found(dl) if isinstance(dl, TorchLoader) else nullcontext():
+            yield
+    finally:
+        attributes.clear()
+        attributes.update(found)
+        if rng is not None:
+            rng.setstate(state)

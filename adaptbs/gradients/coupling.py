@@ -1,0 +1,59 @@
+"""Whether a loss is a mean (or a sum) over its samples at all, which every formula here assumes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..left_as_found import left_as_found
+from . import batches
+from .batch_loss import BatchLoss
+
+LOOKS = 3  # batches that are looked at
+FEWEST = 16  # samples of such a batch: with fewer, the weights of samples (classes, ignored targets) could do the same
+OFF = 0.05  # of the loss: those weights change it by far less, a contrastive loss by about log 2 / log n
+
+
+class Coupling:
+    """Compares the losses of two halves of a batch with that of the whole, for the first few batches.
+
+    Two halves add up to one whole of a sum, and to two of a mean. Of a contrastive loss they do neither: the more
+    samples, the more there is to tell apart. The model is left as it was.
+    """
+
+    def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
+        self._model, self._batch_loss = model, batch_loss
+        self._deviations: list[float] = []
+
+    @property
+    def found(self) -> bool:
+        """Whether every batch looked at was off, all in one direction; weights of samples are off by chance."""
+        signs = {math.copysign(1, d) for d in self._deviations}
+        return len(self._deviations) == LOOKS and len(signs) == 1 and min(map(abs, self._deviations)) > OFF
+
+    def look(self, batch: Any) -> None:
+        """Take a batch into account; nothing once enough have been."""
+        if len(self._deviations) < LOOKS and batches.length(batch) >= FEWEST:
+            self._deviations += [d for d in [self._deviation(batch)] if math.isfinite(d)]
+
+    def _deviation(self, batch: Any) -> float:
+        n = batches.length(batch) // 2 * 2
+        parts = [batches.part(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
+        noisy = [m for m in self._model.modules() if m.training and isinstance(m, NOISY)]
+        try:
+            for module in noisy:  # (not the whole model: some compute something else in evaluation mode)
+                module.training = False
+            with torch.no_grad(), left_as_found(self._model):
+                whole, *halves = (self._batch_loss(self._model, part).item() for part in parts)
+        finally:
+            for module in noisy:
+                module.training = True
+        ratio = sum(halves) / whole if whole else math.nan
+        return min(ratio - 1, ratio / 2 - 1, key=abs)
+
+
+# Layers that in training tie samples together or add chance, while they leave the loss's own form alone.
+NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)

@@ -1,0 +1,93 @@
+"""Other views of the same gradients: one parameter group alone, or all of them in Adam's metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .mean_gradient import Gradient, dense
+
+#: What is looked at in place of a gradient; None stands for a parameter that is left out.
+Look: TypeAlias = Callable[[Gradient], Gradient]
+
+#: Makes the look of a measurement from the parameters that its gradients belong to; None where there is none yet.
+View: TypeAlias = Callable[[Sequence[Tensor]], "Look | None"]
+
+DEAD = 0.1  # quantile of sqrt(v) that no coordinate is divided by less than
+SAMPLE = 2**16  # coordinates that this quantile is taken from
+SECOND_MOMENT = ("exp_avg_sq", "square_avg", "sqr_avg")  # names in the state of Adam, of RMSprop, of fastai's Adam
+
+
+def views_of(optimizer: Any, *, metric: str, by_group: bool) -> dict[str, View]:
+    """The views that `metric=` and `by_group=` ask for, by name: "adam"; "group 0", "group 1", ...
+
+    Args:
+        optimizer: torch's or fastai's.
+
+    Raises:
+        ValueError: for metric="adam" where the optimizer keeps no second moment.
+    """
+    views: dict[str, View] = {}
+    if metric == "adam":
+        kind = type(optimizer).__name__
+        if "sqr_mom" not in optimizer.param_groups[0] and not any(name in kind.lower() for name in ("adam", "rmsprop")):
+            raise ValueError(f"metric='adam' needs the second moment that Adam keeps, which {kind} does not")
+        views["adam"] = adam(optimizer)
+    if by_group:
+        views |= {f"group {i}": group(optimizer, i) for i in range(len(optimizer.param_groups))}
+    return views
+
+
+def group(optimizer: Any, i: int) -> View:
+    """The gradient of the optimizer's i-th parameter group alone, the rest left out."""
+
+    def view(parameters: Sequence[Tensor]) -> Look:
+        # Asked anew each time: groups are frozen and unfrozen while a model trains.
+        inside = {id(p) for p in optimizer.param_groups[i]["params"]}
+        kept = [id(p) in inside for p in parameters]
+        return lambda gradient: [g if keep else None for g, keep in zip(gradient, kept, strict=True)]
+
+    return view
+
+
+def adam(optimizer: Any) -> View:
+    """Every coordinate divided by sqrt(v) + eps, as Adam's step does, v being that of before the step.
+
+    A coordinate that hardly ever has a gradient would dominate: sqrt(v) counts at least as its 10 % quantile over all
+    coordinates that are alive. v is taken as it is kept, not bias-corrected: a factor common to all coordinates leaves
+    B_simple as it is. Before the first step there is no v, and no view.
+
+    Source: Kingma & Ba 2015, arXiv:1412.6980, for the metric.
+    """
+
+    def view(parameters: Sequence[Tensor]) -> Look | None:
+        eps = {id(p): g.get("eps", 0.0) for g in optimizer.param_groups for p in g["params"]}
+        roots = [_root_of_second_moment(optimizer.state.get(p, {})) for p in parameters]
+        known = [root for root in roots if root is not None]
+        if not known:
+            return None
+        floor = _alive_quantile(known)
+        scales = [
+            None if root is None else 1 / (torch.maximum(root, floor.to(root.device)) + eps.get(id(p), 0.0))
+            for p, root in zip(parameters, roots, strict=True)
+        ]
+        return lambda gradient: [
+            None if g is None or s is None else dense(g) * s for g, s in zip(gradient, scales, strict=True)
+        ]
+
+    return view
+
+
+def _root_of_second_moment(state: Mapping[str, Any]) -> Tensor | None:
+    v = next((state[name] for name in SECOND_MOMENT if name in state), None)
+    return None if v is None else v.detach().float().sqrt()
+
+
+def _alive_quantile(roots: Sequence[Tensor]) -> Tensor:
+    """The DEAD quantile of what is above 0, from a regular sample of it; without waiting for the device."""
+    every = max(1, sum(r.numel() for r in roots) // SAMPLE)
+    sample = torch.cat([r.flatten()[::every].to(roots[0].device) for r in roots])
+    return torch.nanquantile(torch.where(sample > 0, sample, torch.nan), DEAD).nan_to_num(0.0)

@@ -1,0 +1,68 @@
+"""The measurements of a run: the noise scale and its other views, and what there is to say against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .noise_scale import Window
+from .types import Measurement, NoiseScale, SquaredNorms
+
+
+class Measurements:
+    """Keeps one window for the plain noise scale and one for each view.
+
+    Args:
+        run_samples: length of the run, samples.
+        views: names of the views that may be measured.
+    """
+
+    def __init__(self, run_samples: int, views: Sequence[str] = ()) -> None:
+        self._run_samples, self._names = run_samples, tuple(views)
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing."""
+        self._plain = Window(self._run_samples)
+        self._views = {name: Window(self._run_samples) for name in self._names}
+        self._unread: dict[int, Measurement] = {}  # by the samples seen
+        self.caveat: str | None = None  # of the latest measurement
+
+    def add(self, samples: int, made: Measurement) -> None:
+        """Put in a measurement made when `samples` samples had been seen; nothing is read from the device."""
+        self._unread[samples] = made
+        self._plain.add(samples, replace(made.norms, views={}))
+        for name, norms in made.norms.views.items():
+            self._views[name].add(samples, norms)
+
+    def read(self) -> list[tuple[int, Measurement, SquaredNorms | None]]:
+        """Those added since the last read: samples, measurement, and its norms as floats; None if not finite."""
+        finite = dict(self._plain.read())
+        read = [(samples, made, finite.get(samples)) for samples, made in self._unread.items()]
+        if read:
+            self.caveat = read[-1][1].caveat
+        self._unread = {}
+        return read
+
+    def estimate(self, confidence: float) -> NoiseScale | None:
+        """The noise scale as of the latest measurement; None where there is none."""
+        return self._plain.estimate(confidence)
+
+    def estimate_views(self, confidence: float) -> dict[str, NoiseScale]:
+        """Those of the views that have been measured."""
+        found = {name: window.estimate(confidence) for name, window in self._views.items()}
+        return {name: estimate for name, estimate in found.items() if estimate is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Call `read` before: what is unread is not kept."""
+        views = {name: window.state_dict() for name, window in self._views.items()}
+        return {"plain": self._plain.state_dict(), "views": views, "caveat": self.caveat}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; a view that only one of the two runs measures begins anew."""
+        self.forget()
+        self._plain.load_state_dict(state["plain"])
+        for name in self._views.keys() & state["views"].keys():
+            self._views[name].load_state_dict(state["views"][name])
+        self.caveat = state["caveat"]
