@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .history import History
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"  # told apart by colour-blind eyes (Okabe and Ito)
+PLAIN = ("noise_scale", "low", "high")  # columns of the history
 
 
 def plot_history(history: History) -> Figure:
@@ -26,17 +27,15 @@ def plot_history(history: History) -> Figure:
     columns = history.decisions()
     samples = columns["samples"]
     figure, (*panels, bottom) = _axes(2 + len(history.views))
-    names = [("noise_scale", "low", "high"), *map(view_columns, history.views)]
-    for panel, (simple, low, high) in zip(panels, names, strict=True):
-        size = columns["batch_size"]
-        plot_noise_scale(panel, samples, columns[simple], columns[low], columns[high], also=size)
+    bands = [[columns[name] for name in names] for names in (PLAIN, *map(view_columns, history.views))]
+    size = columns["batch_size"]
+    limits = noise_scale_limits(size, *(values for band in bands for values in band))  # of all, to be compared
+    for panel, band in zip(panels, bands, strict=True):
+        plot_noise_scale(panel, samples, *band, limits=limits)
         panel.step(samples, size, where="post", color=ORANGE, label="batch size")
         panel.set_ylabel("samples")
-    ends = [panel.get_ylim() for panel in panels]
     for panel, view in zip(panels[1:], history.views, strict=True):
         panel.set_title(f"Noise scale: {view}")
-    for panel in panels:
-        panel.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))  # one scale: they are to be compared
     plot_doubt(panels[0], columns)
     panels[0].set_title("Noise scale and batch size")
     panels[0].legend()
@@ -67,10 +66,8 @@ def plot_suggestion(found: BatchSizeSuggestion) -> Figure:
     top.set_title("Noise and scale of the gradient, smoothed")
     top.set_ylabel("gradient$^2$")
     top.legend()
-    plot_noise_scale(
-        bottom, found.samples, [n.simple for n in found.curve],
-        [n.low for n in found.curve], [n.high for n in found.curve], also=[found.batch_size],
-    )  # fmt: skip
+    band = [[getattr(n, name) for n in found.curve] for name in ("simple", "low", "high")]
+    plot_noise_scale(bottom, found.samples, *band, limits=noise_scale_limits([found.batch_size], *band))
     if found.batch_size is not None:
         bottom.axhline(found.batch_size, color=GREY, linestyle="--", label=f"use batch size {found.batch_size}")
     bottom.set_ylabel("samples")
@@ -80,20 +77,21 @@ def plot_suggestion(found: BatchSizeSuggestion) -> Figure:
     return figure
 
 
-def plot_noise_scale(axes: Axes, samples: Any, simple: Any, low: Any, high: Any, also: Any) -> None:
-    """B_simple as a line, its limits as a band; an upper limit of inf runs off the top, an unknown one leaves a gap.
+def noise_scale_limits(*columns: Any) -> tuple[float, float]:
+    """An axis that reaches over all that is finite and above 0."""
+    known = [v for values in columns for v in values if v is not None and math.isfinite(v) and v > 0]
+    return max(1.0, min(known, default=1.0) / 2), 2 * max([1.0, *known])
 
-    The axis reaches over all that is finite, and over what is `also` drawn there.
-    """
-    nan = float("nan")
-    line = [nan if s is None else s for s in simple]
-    known = [v for v in (*simple, *low, *high, *also) if v is not None and math.isfinite(v) and v > 0]
-    top = 2 * max([1.0, *known])
-    bottom = max(1.0, min(known, default=1.0) / 2)
+
+def plot_noise_scale(
+    axes: Axes, samples: Any, simple: Any, low: Any, high: Any, *, limits: tuple[float, float]
+) -> None:
+    """B_simple as a line, its limits as a band; an upper limit of inf runs off the top, an unknown one leaves a gap."""
+    nan, (bottom, top) = float("nan"), limits
     below = [nan if v is None else max(v, bottom) for v in low]
     above = [nan if v is None else min(v, top) for v in high]
     axes.fill_between(samples, below, above, color=BLUE, alpha=0.2, linewidth=0, label="confidence band")
-    axes.plot(samples, line, color=BLUE, marker=".", label=r"$B_{simple}$")
+    axes.plot(samples, [nan if s is None else s for s in simple], color=BLUE, marker=".", label=r"$B_{simple}$")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylim(bottom, top)
