@@ -32,6 +32,7 @@ LAYERS = (
     "gradients.coupling",
     "gradients.views",
     "gradients.micro_batches",
+    "gradients.accumulated",
     "gradients.per_example",
     "gradients.measurer",
     "memory",
