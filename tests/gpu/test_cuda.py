@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.clock import DeviceClock
+from adaptbs.controller import Controller
 from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.memory import affordable
@@ -82,6 +83,41 @@ def test_a_measurement_waits_for_nothing():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert norms.small.is_cuda
+
+
+def test_between_decisions_nothing_waits_for_the_device(monkeypatch):
+    model = network()
+    optimizer = AdamW(model.parameters(), 1e-3, fused=True)
+    on_device = TensorDataset(*(t.cuda() for t in data().tensors))
+    loader = AdaptiveDataLoader(
+        on_device, 32, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func,
+        epochs=4, max_batch_size=32, overhead=0.5, decide_every=0.1,
+    )  # fmt: skip
+    decided = []
+
+    def may_wait(method):
+        def waiting(*args, **kwargs):
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return method(*args, **kwargs)
+            finally:
+                decided.append(method.__name__)
+                torch.cuda.set_sync_debug_mode("error" if len(decided) >= 2 else "default")
+
+        return waiting
+
+    # The first measurements look at what kind of loss this is, and wait for it; from the second reading on nothing may.
+    monkeypatch.setattr(Controller, "_read", may_wait(Controller._read))
+    try:
+        for _ in range(4):
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss_func(model(x), y).backward()
+                optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(decided) >= 5
+    assert loader.history.to_dict()["event"].count("measurement") > 30
 
 
 def test_events_time_the_device_not_the_queue():
