@@ -71,7 +71,7 @@ class Controller:
         self._clock: Clock = GivenClock(self._given) if self._given else DeviceClock(device)
         self._step_times, self._duty = StepTimes(), DutyCycle(settings.overhead)
         self._window = Window(self._run_samples)
-        self._elapsed = self._spent = 0.0  # seconds of training, and of measuring
+        self._elapsed = self._spent = 0.0  # seconds of training; of measuring and deciding
         self._costs: deque[float] = deque(maxlen=16)  # seconds of the latest measurements
         self._decided_at, self._since_decision = 0, 0  # samples; measurements
         self.samples = self.epoch_position = 0  # delivered, in the run and in this epoch
@@ -121,7 +121,8 @@ class Controller:
                 yield batch
                 self._clock.step(self.delivered.length)
                 if self._due():
-                    self._decide()
+                    with self._clock.deciding():
+                        self._decide()
         finally:
             self.epoch_position = 0
 
@@ -167,8 +168,9 @@ class Controller:
             return False
         # Enough new measurements to tell: is the batch still far from where it should be?
         self._since_decision = 0
-        estimate = self._read()
-        self._calibrate(self._step_times.median(self.delivered.nominal))
+        with self._clock.deciding():
+            estimate = self._read()
+            self._calibrate(self._step_times.median(self.delivered.nominal))
         return self.batch_size < SMALL or (estimate is not None and estimate.cautious >= FAR * self.batch_size)
 
     def _read(self) -> NoiseScale | None:
@@ -178,7 +180,7 @@ class Controller:
             self._step_times.add(size, seconds)
             self._elapsed += seconds
         self._costs.extend(timings.measurements)
-        self._spent += sum(timings.measurements)
+        self._spent += sum(timings.measurements) + timings.decisions
         for samples, norms in self._window.read():
             self.history.add(
                 event="measurement",
