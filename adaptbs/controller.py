@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import lr_scaling, memory, policy
 from .clock import Clock, DeviceClock, GivenClock
-from .duty_cycle import FIRST, DutyCycle
+from .duty_cycle import FIRST, TRY, DutyCycle
 from .history import History
 from .noise_scale import Window
 from .sampler import Issued
@@ -164,6 +164,10 @@ class Controller:
     def _due(self) -> bool:
         if self.samples - self._decided_at >= self._settings.decide_every * self._run_samples:
             return True
+        if self._since_decision == TRY and not self._costs:
+            with self._clock.deciding():
+                self._read()
+                self._calibrate(self._step_times.median(self.delivered.nominal))
         if callable(self._settings.target) or self._since_decision < FIRST:
             return False
         # Enough new measurements to tell: is the batch still far from where it should be?
@@ -211,6 +215,8 @@ class Controller:
                 "batch size %d -> %d (%s) at %.0f %%",
                 self.batch_size, decision.batch_size, decision.reason, 100 * self.progress,
             )  # fmt: skip
+        if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
+            self._duty.decided(decision, self.batch_size, self.noise_scale)
         self.batch_size = decision.batch_size
         self._decided_at, self._since_decision = self.samples, 0
         self._record("decision", decision.reason)
