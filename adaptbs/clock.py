@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -15,6 +15,7 @@ from .step_time import StepTime
 if TYPE_CHECKING:
     from torch import device as Device
 
+AFTERMATH = 1.1  # what a measurement costs in all, over what it takes itself: caches have to be filled again
 MEASURING = 1.0  # cost of a measurement, in steps, where no clock is read: about one pass more (docs/measuring.md)
 
 Moment: TypeAlias = Any  # a float of the host's clock or, on a CUDA device, a torch.cuda.Event
@@ -26,11 +27,13 @@ class Timings:
 
     Attributes:
         steps: (batch size, seconds) of each step, measuring left out.
-        measurements: seconds of each measurement.
+        measurements: seconds of each measurement, and what it slows the steps around it.
+        decisions: seconds of reading, estimating and deciding between steps, all together.
     """
 
     steps: list[tuple[int, float]] = field(default_factory=list)
     measurements: list[float] = field(default_factory=list)
+    decisions: float = 0.0
 
 
 class Clock(Protocol):
@@ -39,6 +42,7 @@ class Clock(Protocol):
     def start(self) -> None: ...
     def step(self, batch_size: int) -> None: ...
     def measuring(self, batch_size: int) -> AbstractContextManager[None]: ...
+    def deciding(self) -> AbstractContextManager[None]: ...
     def read(self) -> Timings: ...
 
 
@@ -61,6 +65,9 @@ class GivenClock:
             yield
         finally:
             self._timings.measurements.append(MEASURING * self._step_time(batch_size))
+
+    def deciding(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def read(self) -> Timings:
         timings, self._timings = self._timings, Timings()
@@ -103,6 +110,7 @@ class DeviceClock:
         self._last: Moment | None = None
         self._inside: list[tuple[Moment, Moment]] = []
         self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]]]] = []
+        self._decisions: list[tuple[Moment, Moment]] = []
 
     def start(self) -> None:
         self._last, self._inside = self._watch.mark(), []
@@ -121,13 +129,23 @@ class DeviceClock:
         finally:
             self._inside.append((begin, self._watch.mark()))
 
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Between two steps: the second begins when this ends."""
+        begin = self._watch.mark()
+        try:
+            yield
+        finally:
+            self._last = self._watch.mark()
+            self._decisions.append((begin, self._last))
+
     def read(self) -> Timings:
-        if self._steps:
+        if self._steps or self._decisions:
             self._watch.wait()
-        timings = Timings()
+        timings = Timings(decisions=sum(self._watch.seconds(*span) for span in self._decisions))
         for batch_size, begin, end, inside in self._steps:
             measured = [self._watch.seconds(*span) for span in inside]
-            timings.measurements += measured
+            timings.measurements += [AFTERMATH * seconds for seconds in measured]
             timings.steps.append((batch_size, self._watch.seconds(begin, end) - sum(measured)))
-        self._steps = []
+        self._steps, self._decisions = [], []
         return timings

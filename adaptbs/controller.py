@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import lr_scaling, memory, policy
 from .clock import Clock, DeviceClock, GivenClock
-from .duty_cycle import FIRST, DutyCycle
+from .duty_cycle import FIRST, TRY, DutyCycle
 from .history import History
 from .measurements import Measurements
 from .sampler import Issued
@@ -74,7 +74,7 @@ class Controller:
         self._step_times, self._duty = StepTimes(), DutyCycle(settings.overhead)
         self._measurements = Measurements(self._run_samples, views)
         self._spoken: str | None = None  # the doubt that the log knows of
-        self._elapsed = self._spent = 0.0  # seconds of training, and of measuring
+        self._elapsed = self._spent = 0.0  # seconds of training; of measuring and deciding
         self._costs: deque[float] = deque(maxlen=16)  # seconds of the latest measurements
         self._decided_at, self._since_decision = 0, 0  # samples; measurements
         self.samples = self.epoch_position = 0  # delivered, in the run and in this epoch
@@ -125,7 +125,8 @@ class Controller:
                 yield batch
                 self._clock.step(self.delivered.length)
                 if self._due():
-                    self._decide()
+                    with self._clock.deciding():
+                        self._decide()
         finally:
             self.epoch_position = 0
 
@@ -168,12 +169,17 @@ class Controller:
     def _due(self) -> bool:
         if self.samples - self._decided_at >= self._settings.decide_every * self._run_samples:
             return True
+        if self._since_decision == TRY and not self._costs:
+            with self._clock.deciding():
+                self._read()
+                self._calibrate(self._step_times.median(self.delivered.nominal))
         if callable(self._settings.target) or self._since_decision < FIRST:
             return False
         # Enough new measurements to tell: is the batch still far from where it should be?
         self._since_decision = 0
-        estimate = self._read()
-        self._calibrate(self._step_times.median(self.delivered.nominal))
+        with self._clock.deciding():
+            estimate = self._read()
+            self._calibrate(self._step_times.median(self.delivered.nominal))
         return self.batch_size < SMALL or (estimate is not None and estimate.cautious >= FAR * self.batch_size)
 
     def _read(self) -> NoiseScale | None:
@@ -183,7 +189,7 @@ class Controller:
             self._step_times.add(size, seconds)
             self._elapsed += seconds
         self._costs.extend(timings.measurements)
-        self._spent += sum(timings.measurements)
+        self._spent += sum(timings.measurements) + timings.decisions
         for samples, made, norms in self._measurements.read():
             self.history.add_measurement(samples, samples / self._run_samples if self._epochs else None, made, norms)
         return self._measurements.estimate(self._settings.confidence)
@@ -211,6 +217,8 @@ class Controller:
         if self.doubt != self._spoken:
             self._spoken = self.doubt
             log.info("the noise scale's doubt at %.0f %%: %s", 100 * self.progress, self.doubt or "none")
+        if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
+            self._duty.decided(decision, self.batch_size, self.noise_scale)
         self.batch_size = decision.batch_size
         self._decided_at, self._since_decision = self.samples, 0
         self._record("decision", decision.reason)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import random
 from typing import Any
 
-FIRST = 8  # measurements made at once, every 2nd step, for the first decision
+from .types import Decision, NoiseScale
+
+FIRST = 8  # measurements made at once, every 2nd step, for the first decision,
+TRY = 3  # and so many of them before their cost is looked at
 DENSEST = 0.5  # share of steps measured at most
+EAGER, IDLE = 2.0, 0.25  # while the batch may still move, and once it has settled, relative to the rate that just fits
+KEEP_UP = 160  # measurements spread over a run with which the estimate still follows: 8 in a twentieth, which it spans
+KEPT = 3  # decisions in a row that leave the batch as it is
+OUT_OF_REACH = 4  # a limit is where the batch stays while the noise scale is this many times above it
 
 
 def measuring_rate(
@@ -32,6 +39,21 @@ def measuring_rate(
     return min(DENSEST, budget / ahead * step / cost)
 
 
+def has_settled(decision: Decision, estimate: NoiseScale | None, kept: int) -> bool:
+    """Whether the next decisions are unlikely to change anything, so that few measurements will do.
+
+    Args:
+        decision: the latest.
+        estimate: that it was made from.
+        kept: how many decisions in a row, this one the last, have left the batch as it is.
+    """
+    if estimate is None or not kept:
+        return False
+    if decision.reason in ("max_batch_size", "memory"):
+        return estimate.low >= OUT_OF_REACH * decision.batch_size
+    return kept >= KEPT and estimate.doubt is None
+
+
 class DutyCycle:
     """A coin for each step: random, so that it never falls in with a rhythm of the data.
 
@@ -42,7 +64,10 @@ class DutyCycle:
     def __init__(self, overhead: float) -> None:
         self._overhead = overhead
         self._rng = random.Random(0)
-        self._rate = overhead  # until measuring has been timed: as if it cost one step
+        self._rate = overhead / EAGER  # until measuring has been timed: as if it cost one step
+        self._even = overhead  # the rate at which all of the run would cost the overhead
+        self._left = float("inf")  # measurements that the budget is still good for, known from when they are timed
+        self._kept, self._settled = 0, False  # decisions in a row that left the batch as it is
         self._steps = self._measured = 0
 
     def measure_next(self, steps_in_run: float) -> bool:
@@ -51,27 +76,45 @@ class DutyCycle:
             return False
         first, self._steps = self._steps == 0, self._steps + 1
         affordable = self._overhead * steps_in_run >= 2 * FIRST  # a measurement may cost two steps
-        if first or (self._measured < FIRST and affordable):
+        if first or (self._measured < FIRST and affordable and self._left >= 1):
             chosen = self._steps % 2 == 1
         else:
-            chosen = self._rng.random() < self._rate
+            chosen = self._rng.random() < self._paced(steps_in_run) and self._left >= 1
         self._measured += chosen
+        self._left -= chosen
         return chosen
 
+    def decided(self, decision: Decision, batch_size: int, estimate: NoiseScale | None) -> None:
+        """Take note of a decision that was made from this estimate at this batch size."""
+        self._kept = self._kept + 1 if decision.batch_size == batch_size else 0
+        self._settled = has_settled(decision, estimate, self._kept)
+
     def calibrate(self, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float) -> None:
-        """Set the rate by `measuring_rate`."""
+        """Set the rate by `measuring_rate`, and how many measurements it may come to before the next call."""
         if step > 0 and cost > 0:
+            self._even = self._overhead * step / cost
             self._rate = measuring_rate(
                 self._overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost
             )
+            self._left = max(0.0, self._overhead * (elapsed + seconds_left) - spent) / cost
+
+    def _paced(self, steps_in_run: float) -> float:
+        # Twice what would use up the budget evenly while the batch may still move, because that is when measurements
+        # decide something; once it has settled, as seldom as lets the estimate keep up.
+        if not self._settled:
+            return min(DENSEST, EAGER * self._rate)
+        return min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = self._rng.getstate()
         return {
-            "rng": [version, list(words), gauss], "rate": self._rate, "steps": self._steps, "measured": self._measured
-        }
+            "rng": [version, list(words), gauss], "rate": self._rate, "even": self._even, "left": self._left,
+            "kept": self._kept, "settled": self._settled, "steps": self._steps, "measured": self._measured,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         version, words, gauss = state["rng"]
         self._rng.setstate((version, tuple(words), gauss))
-        self._rate, self._steps, self._measured = state["rate"], state["steps"], state["measured"]
+        self._rate, self._even, self._left = state["rate"], state["even"], state["left"]
+        self._kept, self._settled = state["kept"], state["settled"]
+        self._steps, self._measured = state["steps"], state["measured"]

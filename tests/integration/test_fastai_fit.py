@@ -65,7 +65,7 @@ def test_a_fixed_batch_trains_a_tabular_learner_as_without_adaptbs() -> None:
 
 
 def test_measuring_leaves_training_untouched() -> None:
-    callback = AdaptiveBatchSize(max_batch_size=4)
+    callback = AdaptiveBatchSize(max_batch_size=4, overhead=0.2)
     make = partial(make_learner, bs=4, n=340, model=touchy_model, rows=Augmented)
     stock, ours = one_cycle(make()), one_cycle(make(), callback)
     assert callback.history.to_dict()["event"].count("measurement") >= 8

@@ -123,7 +123,7 @@ def test_saved_between_epochs_and_resumed_is_never_stopped():
     data = Numbered(600)
 
     def parts():
-        model = network()
+        model = network(2)  # whose batch grows
         optimizer = SGD(model.parameters(), 0.01, momentum=0.9)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=4 * 38)
         loader = adaptive(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adaptbs.clock import MEASURING, DeviceClock, GivenClock
+from adaptbs.clock import AFTERMATH, MEASURING, DeviceClock, GivenClock
 from adaptbs.step_time import StepTime
 
 
@@ -11,8 +11,11 @@ def test_a_given_clock_says_what_it_was_given():
     with clock.measuring(4):
         pass
     clock.step(4)
+    with clock.deciding():
+        pass
     clock.step(2)
     timings = clock.read()
+    assert timings.decisions == 0
     assert timings.steps == [(4, 3.0), (2, 2.0)]
     assert timings.measurements == [3.0 * MEASURING]
 
@@ -40,8 +43,31 @@ def test_measuring_is_not_charged_to_the_step(clock):
     clock.step(16)  # at 11
     timings = clock.read()
     assert timings.steps == [(8, 8.0), (16, 1.0)]
-    assert timings.measurements == [2.0]
+    assert timings.measurements == [2.0 * AFTERMATH]
     assert clock.read().steps == []
+
+
+def test_deciding_is_not_charged_to_the_step_after_it(clock):
+    clock.start()  # at 0
+    clock.step(8)  # at 1
+    with clock.deciding():  # from 3 to 10
+        assert clock.read().steps == [(8, 1.0)]
+    clock.step(8)  # at 11
+    timings = clock.read()
+    assert timings.steps == [(8, 1.0)]
+    assert timings.decisions == 7.0
+    assert clock.read().decisions == 0
+
+
+def test_deciding_at_the_end_of_an_epoch_is_not_forgotten(clock):
+    clock.start()  # at 0
+    with clock.deciding():  # from 1 to 3
+        pass
+    clock.start()  # at 10
+    clock.step(8)  # at 11
+    timings = clock.read()
+    assert timings.steps == [(8, 1.0)]
+    assert timings.decisions == 2.0
 
 
 def test_time_before_the_start_is_not_counted(clock):

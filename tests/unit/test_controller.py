@@ -1,14 +1,14 @@
 import io
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from adaptbs.controller import Controller
-from adaptbs.duty_cycle import FIRST
+from adaptbs.duty_cycle import FIRST, IDLE, KEEP_UP
 from adaptbs.sampler import AdaptiveBatchSampler
 from adaptbs.settings import Settings
 from adaptbs.types import COUPLED, Measurement, SquaredNorms
@@ -169,18 +169,28 @@ def test_without_overhead_nothing_is_to_be_measured():
     assert not any(run_.measure_next() for _ in range(1000))
 
 
-def test_measuring_keeps_to_its_share_of_the_time():
-    run_ = controller(80_000, 8, max_batch_size=8)
+def measured_in(run_: Controller, steps: int) -> int:
+    """How many of this many batches are measured, with `NOISY` as the result."""
     measured = 0
-    cut = AdaptiveBatchSampler(range(80_000), lambda: run_.batch_size, 8, drop_last=False)
+    cut = AdaptiveBatchSampler(range(run_.epoch_samples), lambda: run_.batch_size, run_.start, drop_last=False)
     batches = iter(cut)
-    for _ in run_.deliver(batches, cut.issued):
+    for _ in islice(run_.deliver(batches, cut.issued), steps):
         if run_.measure_next():
             measured += 1
             with run_.measuring():
                 run_.measured(NOISY)
+    return measured
+
+
+def test_measuring_uses_up_its_share_of_the_time():
     # 10,000 steps of a second, and a measurement counted as one more step: 5 % of 10,000
-    assert 400 < measured < 550
+    held = controller(80_000, 8, max_batch_size=8, target=lambda *_: 8)
+    assert measured_in(held, 10_000) == pytest.approx(490, abs=10)
+
+
+def test_at_a_limit_that_the_noise_scale_is_far_above_it_measures_less():
+    capped = controller(80_000, 8, max_batch_size=8)
+    assert measured_in(capped, 10_000) == pytest.approx(max(KEEP_UP, 10_000 * IDLE * 0.05), abs=40)
 
 
 def test_it_goes_on_from_its_state_through_a_file_as_if_never_stopped():

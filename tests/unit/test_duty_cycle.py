@@ -1,8 +1,23 @@
+import math
 import random
+import statistics
 
 import pytest
 
-from adaptbs.duty_cycle import DENSEST, FIRST, DutyCycle, measuring_rate
+from adaptbs.duty_cycle import (
+    DENSEST,
+    EAGER,
+    FIRST,
+    IDLE,
+    KEEP_UP,
+    KEPT,
+    OUT_OF_REACH,
+    TRY,
+    DutyCycle,
+    has_settled,
+    measuring_rate,
+)
+from adaptbs.types import Decision, NoiseScale
 
 
 def rate(**changed: float) -> float:
@@ -38,9 +53,9 @@ def test_no_overhead_means_no_measurement():
 
 def test_a_long_run_begins_with_every_second_step():
     duty = DutyCycle(0.05)
-    duty.calibrate(elapsed=1, spent=1, seconds_left=1, step=1, cost=1)  # and here has nothing left to spend then
-    first = [duty.measure_next(1000) for _ in range(2 * FIRST + 100)]
-    assert first == [True, False] * FIRST + [False] * 100
+    assert [duty.measure_next(1000) for _ in range(2 * FIRST)] == [True, False] * FIRST
+    duty.calibrate(elapsed=1, spent=1, seconds_left=1, step=1, cost=1)
+    assert not any(duty.measure_next(1000) for _ in range(100)), "and here has nothing left to spend then"
 
 
 def test_a_short_run_cannot_afford_that():
@@ -48,11 +63,121 @@ def test_a_short_run_cannot_afford_that():
     assert sum(duty.measure_next(100) for _ in range(100)) < FIRST + 4  # 5 expected
 
 
-def test_steps_are_chosen_by_chance_as_often_as_the_rate_says():
+def test_steps_are_chosen_by_chance_at_twice_the_even_rate_while_the_batch_may_move():
     duty = DutyCycle(0.05)
-    duty.calibrate(elapsed=600, spent=20, seconds_left=400, step=1, cost=1)  # 20 of the 200 s ahead
+    duty.calibrate(elapsed=600, spent=20, seconds_left=40_000, step=1, cost=1)  # 1,010 of the 20,000 s ahead
     chosen = [duty.measure_next(0) for _ in range(5000)]
-    assert sum(chosen) == pytest.approx(500, abs=100)
+    assert sum(chosen) == pytest.approx(5000 * EAGER * 0.0505, abs=100)
+
+
+def test_between_two_looks_at_the_clock_no_more_is_measured_than_is_left():
+    duty = DutyCycle(0.05)
+    duty.calibrate(elapsed=600, spent=20, seconds_left=400, step=1, cost=1)
+    assert sum(duty.measure_next(0) for _ in range(5000)) == 30
+
+
+def estimate(low: float = 60.0, high: float = 100.0) -> NoiseScale:
+    return NoiseScale(1.0, 80.0, low=low, high=high, cautious=70.0, measurements=20)
+
+
+STAYS, CAPPED = Decision(64, "noise scale"), Decision(64, "max_batch_size")
+
+
+@pytest.mark.parametrize(
+    ("decision", "found", "kept", "settled"),
+    [
+        (STAYS, estimate(), KEPT, True),
+        (STAYS, estimate(), KEPT - 1, False),
+        (STAYS, estimate(high=math.inf), KEPT, False),  # in doubt
+        (STAYS, None, KEPT, False),
+        (CAPPED, estimate(low=OUT_OF_REACH * 64), 1, True),
+        (CAPPED, estimate(low=OUT_OF_REACH * 64, high=math.inf), 1, True),  # at least that
+        (CAPPED, estimate(low=OUT_OF_REACH * 64), 0, False),  # it has only just got there
+        (CAPPED, estimate(low=65), KEPT, False),  # it may fall below the limit again
+        (Decision(64, "memory"), estimate(low=OUT_OF_REACH * 64), 1, True),
+    ],
+)
+def test_a_batch_has_settled_where_no_decision_will_move_it(decision, found, kept, settled):
+    assert has_settled(decision, found, kept) is settled
+
+
+def measured_of(steps: int, duty: DutyCycle, steps_in_run: float) -> int:
+    duty.calibrate(elapsed=1e6, spent=4e4, seconds_left=1e6, step=1, cost=1)  # 7 % of the half ahead
+    return sum(duty.measure_next(steps_in_run) for _ in range(steps))
+
+
+def test_settled_it_measures_a_quarter_until_the_batch_moves_again():
+    duty = DutyCycle(0.05)
+    for _ in range(KEPT):
+        duty.decided(STAYS, 64, estimate())
+    assert measured_of(20_000, duty, 1e9) == pytest.approx(20_000 * IDLE * 0.05, abs=60)
+    duty.decided(Decision(128, "noise scale"), 64, estimate())
+    assert measured_of(20_000, duty, 1e9) == pytest.approx(20_000 * EAGER * 0.07, abs=200)
+
+
+def test_settled_in_a_short_run_it_still_measures_enough_to_follow():
+    duty = DutyCycle(0.05)
+    for _ in range(KEPT):
+        duty.decided(STAYS, 64, estimate())
+    assert measured_of(20_000, duty, 4000) == pytest.approx(20_000 * KEEP_UP / 4000, abs=100)
+    assert measured_of(20_000, duty, 400) == pytest.approx(20_000 * 0.07, abs=150), "but not more than is affordable"
+
+
+def share_spent(
+    overhead: float, steps: int, seed: int, growth: int = 1, *, cost: float = 1.2, early: bool = False
+) -> float:
+    """Measuring over training in a simulated run: noisy costs, a dear first one, a batch that doubles up to `growth`.
+
+    A step of the first size takes a second, one of twice the size 1.1. Decisions come every twentieth of the run and,
+    where `early`, after every 8 measurements.
+    """
+    noise, duty = random.Random(seed), DutyCycle(overhead)
+    duty._rng.seed(seed)
+    size, done, decided, fresh = 1, 0, 0, 0
+    elapsed = spent = 0.0
+    costs: list[float] = []
+    while done < steps:
+        step = 0.9 + 0.1 * size
+        if duty.measure_next(steps / size):
+            costs.append(cost * step * noise.lognormvariate(0, 0.3) * (1 if costs else 4))
+            spent += costs[-1]
+            fresh += 1
+        elapsed += step * noise.lognormvariate(0, 0.1)
+        done += size
+        decide = done - decided >= steps / 20 or (early and fresh >= FIRST)
+        if decide:
+            size, decided, fresh = min(2 * size, growth), done, 0
+            spent += 0.1  # the decision itself
+            step = 0.9 + 0.1 * size
+        if decide or len(costs) == TRY:
+            cost_now = statistics.median(costs[-16:])
+            duty.calibrate(
+                elapsed=elapsed, spent=spent, seconds_left=(steps - done) / size * step, step=step, cost=cost_now
+            )
+    return spent / elapsed
+
+
+@pytest.mark.parametrize("overhead", [0.02, 0.05])
+@pytest.mark.parametrize(("steps", "cost"), [(1000, 0.3), (1000, 1.2), (5000, 0.3), (5000, 2.5), (5000, 5.0)])
+def test_the_whole_run_keeps_to_its_budget_and_uses_it(overhead, cost, steps):
+    shares = [share_spent(overhead, steps, seed, cost=cost) for seed in range(8)]
+    assert max(shares) < overhead + 0.005
+    assert statistics.median(shares) > 0.85 * overhead
+
+
+def test_a_dear_measurement_ends_the_dense_start():
+    duty = DutyCycle(0.05)
+    assert sum(duty.measure_next(1000) for _ in range(2 * TRY)) == TRY
+    duty.calibrate(elapsed=6, spent=45, seconds_left=994, step=1, cost=15)
+    assert sum(duty.measure_next(1000) for _ in range(100)) == 0
+
+
+@pytest.mark.parametrize("overhead", [0.02, 0.05])
+@pytest.mark.parametrize(("steps", "growth", "early"), [(5000, 4, False), (5000, 8, True), (20_000, 32, False)])
+def test_also_where_the_batch_grows_and_the_run_gets_shorter(overhead, steps, growth, early):
+    shares = [share_spent(overhead, steps, seed, growth, early=early) for seed in range(8)]
+    assert statistics.median(shares) < overhead + 0.003
+    assert max(shares) < overhead + 0.01
 
 
 def test_a_budget_already_spent_stops_measuring():
@@ -80,5 +205,8 @@ def test_the_coin_goes_on_from_its_state():
     duty, copy = DutyCycle(0.3), DutyCycle(0.3)
     for _ in range(10):
         duty.measure_next(1000)
+    duty.decided(STAYS, 64, estimate())
+    duty.calibrate(elapsed=600, spent=0, seconds_left=400, step=1, cost=1)
     copy.load_state_dict(duty.state_dict())
+    assert copy.state_dict() == duty.state_dict()
     assert [copy.measure_next(1000) for _ in range(50)] == [duty.measure_next(1000) for _ in range(50)]
