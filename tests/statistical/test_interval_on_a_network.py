@@ -19,7 +19,7 @@ from tests.problems import digits, digits_mlp, exact, per_example_gradients
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from frozen import Population, train
 
-REPETITIONS, MEASUREMENTS, BATCH = 500, 30, 64
+REPETITIONS, MEASUREMENTS, BATCH = 400, 30, 64
 
 
 @pytest.fixture(params=[0, 300], ids=["at the start", "after 300 steps"])
