@@ -50,21 +50,48 @@ def coverage() -> str:
     """How often the interval covers, by B_simple relative to the smaller batch of the halves."""
     result = load("coverage")
     rows = [
-        [row["source"], str(row["ratio"])]
+        [row["problem"], row["source"], f"{row['noise_scale'] / 64:.0f}"]
         + [f"{row[k]:.1%}" for k in ("covered", "truth_above_cautious", "no_upper_limit")]
         for row in result["rows"]
     ]
-    header = ["source", "B_simple/64", "interval covers", "above the cautious limit", "no upper limit"]
-    return markdown(header, rows) + where(result, "python benchmarks/coverage.py")
+    header = ["gradients", "source", "B_simple/64", "interval covers", "above the cautious limit", "no upper limit"]
+    return markdown(header, rows) + where(result, "python benchmarks/coverage.py --mnist DIR")
 
 
 def spread() -> str:
-    """Relative standard deviation of the estimate, by samples measured."""
-    result = load("coverage")
-    samples = sorted({row["samples"] for row in result["spread"]})
-    found = {(row["source"], row["samples"]): f"{row['sd_of_log']:.3f}" for row in result["spread"]}
-    rows = [[source, *(found[source, n] for n in samples)] for source in ("halves", "per example")]
-    return markdown(["source", *(f"{n:,} samples" for n in samples)], rows)
+    """Standard deviation of log B_simple by way of pooling and samples measured; theory in brackets."""
+    result, rows = load("coverage"), []
+    samples = sorted({row["samples"] for row in result["spread"][0]["rows"]})
+    for problem in result["spread"]:
+        cells = [f"{row['sd_of_log']:.3f} ({row['theory']:.3f})" for row in problem["rows"]]
+        found = {(row["way"], row["samples"]): cell for row, cell in zip(problem["rows"], cells, strict=True)}
+        which = [problem["problem"], f"{problem['noise_scale']:.0f}", f"{problem['r']:.0f}"]
+        ways = dict.fromkeys(row["way"] for row in problem["rows"])
+        rows += [[*which, way, *(found[way, n] for n in samples)] for way in ways]
+    return markdown(["gradients", "B_simple", "r", "pairs of", *(f"{n:,} samples" for n in samples)], rows)
+
+
+def epoch() -> str:
+    """Estimate over exact value, for one epoch of MNIST with every step measured."""
+    result = load("epoch_average")
+    rows = [
+        [source, f"{row['mean_of_seeds']:.3f} ± {row['standard_error']:.3f}"]
+        + [f"{row['lowest']:.2f}-{row['highest']:.2f}"]
+        + [f"{row[k]:.3f}" for k in ("pooled", "trace", "grad_sq")]
+        for source, row in result["averages"].items()
+    ]
+    header = ["source", "B_simple, mean of 20 seeds", "lowest-highest", "of sums over seeds", "tr(Sigma)", "\\|G\\|²"]
+    return markdown(header, rows) + where(result, "python benchmarks/epoch_average.py --mnist DIR")
+
+
+def windows() -> str:
+    """How the interval fares while weights move, with other covariances beside the package's."""
+    result, rows = load("epoch_average"), []
+    for source, row in result["windows"].items():
+        for kind in ("independent", "Newey-West", "batch means"):
+            shares = [row[f"{kind}: covers {what}"] for what in ("window average", "moment")]
+            rows.append([source, kind, *(f"{share:.1%}" for share in shares)])
+    return markdown(["source", "measurements taken as", "covers the window's average", "covers the moment"], rows)
 
 
 TASKS = {
@@ -117,6 +144,8 @@ TABLES = {
     "measuring": measuring,
     "coverage": coverage,
     "spread": spread,
+    "epoch": epoch,
+    "windows": windows,
     "comparison": comparison,
     "demo": demo,
 }
