@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from ..left_as_found import left_as_found
 from ..types import SquaredNorms
 from . import batches
 from .batch_loss import BatchLoss
-from .mean_gradient import MeanGradient, has_batch_norm, squared_norm
+from .mean_gradient import MeanGradient, dense, has_batch_norm, squared_norm
 
 #: (layer, what went in, what came back) -> squared norm of each example's term, shape (n,)
 Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
@@ -71,9 +72,9 @@ class PerExample:
             if output.requires_grad:
                 # On the tensor as it is now: a later in-place operation does not reach this gradient.
                 keep = lambda g: caught[layer].append((inputs[0].detach(), g.detach()))  # noqa: E731
-                output.register_hook(keep)  # type: ignore[no-untyped-call]
+                handles.append(output.register_hook(keep))  # type: ignore[no-untyped-call]
 
-        handles = [layer.register_forward_hook(catch, with_kwargs=True) for layer in caught]
+        handles: list[RemovableHandle] = [layer.register_forward_hook(catch, with_kwargs=True) for layer in caught]
         try:
             gradient = self.mean_gradient(self._model, batch)
         finally:
@@ -92,7 +93,8 @@ class PerExample:
         if not isinstance(total, Tensor):
             raise Unsupported("the loss reached none of its layers through their own forward")
         own = 1 if self.mean_gradient.sums else n  # a mean's gradient is 1/n of an example's own
-        return total * own**2, gradient
+        scale = 1.0 if self.mean_gradient.scale is None else self.mean_gradient.scale  # (that of this very pass)
+        return total * (own / scale) ** 2, gradient
 
     def _check(self, one: Any) -> bool:
         """One example alone: its norm must be that of its gradient, or a weight is used behind its layer's back.
@@ -110,8 +112,6 @@ def supported_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that own the model's trainable parameters. Raises Unsupported if any cannot be measured."""
     if has_batch_norm(model):
         raise Unsupported("BatchNorm in training mode ties the examples of a batch together")
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
-        raise Unsupported("hooks would make a compiled model compile anew")
     owners = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
     for owner in owners:
         why = _why_not(owner)
@@ -126,6 +126,8 @@ def supported_layers(model: nn.Module) -> list[nn.Module]:
 def _why_not(layer: nn.Module) -> str | None:
     if _rule(layer) is None:
         return "no formula for this layer"
+    if any(name not in ("weight", "bias") for name, _ in layer.named_parameters(recurse=False)):
+        return "it has parameters besides its weight and bias"  # weight_norm's, say
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and (layer.max_norm is not None or layer.scale_grad_by_freq):
         return "max_norm and scale_grad_by_freq are not covered"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
@@ -143,9 +145,7 @@ def _rule(layer: nn.Module) -> Rule | None:
 
 def _in_chunks(rule: Rule, layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     """`rule` on as many examples at a time as keep its intermediate results small."""
-    if g.dtype in (torch.float16, torch.bfloat16):
-        g = g.float()
-        x = x.float() if x.is_floating_point() else x
+    x, g = dense(x), dense(g)
     positions = max(1, g[0].numel() // max(1, g.shape[-1] if isinstance(layer, nn.Linear) else g.shape[1]))
     weight = max(p.numel() for p in layer.parameters(recurse=False))
     chunk = max(1, AT_ONCE // max(1, min(positions**2, weight), x[0].numel(), g[0].numel()))

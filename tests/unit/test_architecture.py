@@ -27,6 +27,8 @@ LAYERS = (
     "gradients",
     "gradients.batches",
     "gradients.batch_loss",
+    "gradients.loss_scale",
+    "gradients.backward",
     "gradients.mean_gradient",
     "gradients.micro_batches",
     "gradients.per_example",
