@@ -49,9 +49,10 @@ class MeanGradient:
         self.scale = self._loss_scale.on(loss.device) if graph.in_half else None
         gradient = list(graph.gradient(parameters, self.scale))
         if self.scale is not None:
-            gradient = [dense(g) / self.scale if g is not None else None for g in gradient]
+            gradient = [dense(g) / self.scale.to(g.device) if g is not None else None for g in gradient]
             # A loss that is not finite itself tells nothing of the scale.
-            self._loss_scale.update(loss.isfinite() & ~squared_norm(gradient).isfinite())
+            self._loss_scale.update(loss.isfinite() & ~squared_norm(gradient).isfinite().to(loss.device))
+        gradient = _not_finite_if(loss.detach(), gradient)
         if not self.sums:
             return gradient
         return [g / batches.length(batch) if g is not None else None for g in gradient]
@@ -69,6 +70,16 @@ class MeanGradient:
             whole, *halves = (self._batch_loss(model, part).item() for part in parts)
         ratio = sum(halves) / whole if whole else float("nan")
         return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
+
+
+def _not_finite_if(loss: Tensor, gradient: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradient, which is made nan where the loss is: of one whose targets are all ignored, autograd's is 0."""
+    present = [g for g in gradient if g is not None]
+    smallest = min(present, key=Tensor.numel, default=None)  # it is enough for the norm to show it
+    if smallest is None:
+        return gradient
+    shown = dense(smallest) + (0 * loss).to(smallest.device)
+    return [shown if g is smallest else g for g in gradient]
 
 
 def squared_norm(gradient: Gradient) -> Tensor:

@@ -26,6 +26,7 @@ from .mean_gradient import MeanGradient, dense, has_batch_norm, squared_norm
 #: (layer, what went in, what came back) -> squared norm of each example's term, shape (n,)
 Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 
+OUTSIDE = "a weight is used outside its own layer's forward"
 AT_ONCE = 2**24  # numbers in the largest intermediate result of a layer; beyond it examples are taken in chunks
 
 
@@ -39,6 +40,12 @@ class PerExample:
     Exact, and of less variance than two halves. Only where every trainable parameter belongs to one layer of the kinds
     in `LAYERS`, used once in a pass, with examples along the first dimension, and no BatchNorm in training mode, which
     makes one example's loss depend on the others.
+
+    Exact where the loss is a plain mean or sum over rows. Under a weighted mean sum_i w_i l_i / sum_i w_i (class
+    weights, ignored targets, sequences of other lengths in a mean over tokens) a row's gradient counts as
+    w_i g_i/mean(w), where w_i (g_i - G)/mean(w) + G would be right: with cv the weights' standard deviation over their
+    mean, B_simple comes out too large by cv^2 samples where weights have nothing to do with gradients, and is never off
+    by more than cv^2 + 2 cv sqrt(B_simple) in expectation.
     """
 
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
@@ -80,8 +87,12 @@ class PerExample:
         finally:
             for handle in handles:
                 handle.remove()
+        trainable = (p for p in self._model.parameters() if p.requires_grad)
+        reached = {id(p) for p, g in zip(trainable, gradient, strict=True) if g is not None}
         total: Tensor | float = 0.0
         for layer, uses in caught.items():
+            if not uses and any(id(p) in reached for p in layer.parameters(recurse=False)):
+                raise Unsupported(OUTSIDE)
             if len(uses) > 1:
                 raise Unsupported(f"a {type(layer).__name__} is used {len(uses)} times in one pass")
             rule = _rule(layer)
@@ -91,7 +102,7 @@ class PerExample:
                     raise Unsupported(f"a {type(layer).__name__} does not have the examples along its first dimension")
                 total = total + _in_chunks(rule, layer, x, g)
         if not isinstance(total, Tensor):
-            raise Unsupported("the loss reached none of its layers through their own forward")
+            raise Unsupported("the loss reached none of its layers")
         own = 1 if self.mean_gradient.sums else n  # a mean's gradient is 1/n of an example's own
         scale = 1.0 if self.mean_gradient.scale is None else self.mean_gradient.scale  # (that of this very pass)
         return total * (own / scale) ** 2, gradient
@@ -104,7 +115,7 @@ class PerExample:
         squares, gradient = self._squares(one, 1)
         found, expected = squares[0].item(), squared_norm(gradient).item()
         if not math.isclose(found, expected, rel_tol=1e-2) and math.isfinite(found) and math.isfinite(expected):
-            raise Unsupported("a weight is used outside its own layer's forward")
+            raise Unsupported(OUTSIDE)
         return math.isfinite(expected) and expected > 0
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
@@ -104,11 +105,41 @@ def test_attention_of_which_only_a_linear_layer_trains():
     refused(model, (SEQUENCES, None, LABELS), "outside its own layer's forward")
 
 
+class Sometimes(nn.Module):
+    """Uses a layer's weight behind its back only where the first example, on which all is checked, does not show it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(x + (x @ self.layer.weight if len(x) > 1 else self.layer(x)))
+
+
+def test_a_weight_used_behind_its_layers_back_later():
+    refused(Sometimes(), (VECTORS, LABELS), "outside its own layer's forward")
+
+
 def test_a_padded_batch_as_a_dict_with_its_mask():
     mask = (torch.arange(5) < torch.tensor([[5], [3], [4], [1], [2], [5]])).long()
     batch = {"input_ids": torch.randint(0, 12, (N, 5)), "attention_mask": mask, "labels": LABELS}
     for check in (by_halves, per_example):
         check(Attention(), batch, lambda model, batch: model(**batch)["loss"])
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.recurrent, self.head = nn.GRU(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.recurrent(packed)[1][-1])
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_sequences_packed_by_their_lengths(kind):
+    by_halves(Packed(), (SEQUENCES, kind([5, 3, 4, 1, 2, 5]), LABELS))
 
 
 class TwoTowers(nn.Module):
