@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Restore buffers (BatchNorm's) and random states (torch's, NumPy's, Python's), also after an exception."""
-    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    """Restore buffers (BatchNorm's) and random states (torch's, NumPy's, Python's), also after an exception.
+
+    Meanwhile compiled models run as they are written: they keep what they were compiled for.
+    """
+    buffers = [(m._buffers, dict(m._buffers)) for m in model.modules()]
+    values = [(b, b.clone()) for _, found in buffers for b in found.values() if b is not None]
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=cuda_devices(model)):
+    with torch.random.fork_rng(devices=cuda_devices(model)), _nothing_compiled():
         try:
             yield
         finally:
             with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer.copy_(value)
+                for buffer, value in values:
+                    buffer.copy_(value)
+            for now, found in buffers:
+                _restore(now, found)
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def grads_left_as_found(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give tensors an empty `.grad` for a while, and spare them the hooks that wait for it to be complete.
+
+    Such a hook (`register_post_accumulate_grad_hook`) may well take the optimizer's step.
+    """
+    found = []
+    for tensor in {id(tensor): tensor for tensor in tensors}.values():
+        hooks = tensor._post_accumulate_grad_hooks
+        found.append((tensor, tensor.grad, hooks, dict(hooks or {})))
+    try:
+        for tensor, _, hooks, _ in found:
+            tensor.grad = None
+            if hooks:
+                hooks.clear()  # emptied, not replaced: a hook's handle removes it from this very dictionary
+        yield
+    finally:
+        for tensor, grad, hooks, calls in found:
+            tensor.grad = grad
+            if calls:
+                hooks.update(calls)
 
 
 @contextmanager
@@ -50,3 +80,18 @@ def weights_left_as_found(model: nn.Module) -> Iterator[None]:
 def cuda_devices(model: nn.Module) -> list[int]:
     """Indices of the CUDA devices that the model's parameters lie on."""
     return sorted({p.get_device() for p in model.parameters() if p.device.type == "cuda"})
+
+
+def _restore(buffers: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> None:
+    """Undo what a forward pass has added, replaced or filled."""
+    for name in buffers.keys() - found.keys():
+        del buffers[name]
+    for name, buffer in found.items():
+        if name not in buffers or buffers[name] is not buffer:
+            buffers[name] = buffer
+
+
+def _nothing_compiled() -> AbstractContextManager[Any]:
+    """Runs compiled code as it is written, for what it would do on other sizes, or seeing hooks, is compile anew."""
+    # Where nothing has loaded the compiler, nothing is compiled, and loading it takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

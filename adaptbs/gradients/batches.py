@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections import UserDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch import device as Device
+from torch.nn.utils.rnn import PackedSequence
 
 
 def length(batch: Any) -> int:
@@ -18,17 +22,26 @@ def length(batch: Any) -> int:
 
 
 def part(batch: Any, start: int, stop: int) -> Any:
-    """Samples start..stop: every tensor as long as the batch is sliced, anything else goes along whole."""
+    """Samples start..stop: whatever holds one entry a sample is sliced, anything else goes along whole.
+
+    Those are tensors and arrays as long as the batch, and lists of as many things: lengths, texts, or tensors that
+    differ in size. A tuple as long only if it holds texts, as PyTorch collates them: of numbers it is rather a shape.
+    """
     n = length(batch)
-    return _map(lambda t: t[start:stop] if t.dim() and t.shape[0] == n else t, batch)
+    return _map(lambda item: item[start:stop], batch, lambda item: _has_rows(item, n))
 
 
 def to_device(batch: Any, device: Device) -> Any:
     """The batch with its tensors on `device`; the batch itself is not changed."""
-    return _map(lambda t: t.to(device, non_blocking=True), batch)
+    return _map(lambda t: t.to(device, non_blocking=True), batch, lambda item: isinstance(item, Tensor))
 
 
 def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, PackedSequence):
+        raise TypeError(
+            "a PackedSequence holds its samples time step by time step, so they cannot be told apart: "
+            "let batches be padded, with their lengths, and pack them in the model or in batch_loss="
+        )
     if isinstance(batch, Tensor):
         return [batch]
     if isinstance(batch, Mapping):
@@ -36,13 +49,27 @@ def _tensors(batch: Any) -> list[Tensor]:
     return [t for item in batch for t in _tensors(item)] if isinstance(batch, (list, tuple)) else []
 
 
-def _map(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    if isinstance(batch, Tensor):
+def _has_rows(item: Any, n: int) -> bool:
+    """Whether it holds one entry for each of n samples."""
+    if isinstance(item, (Tensor, np.ndarray)):
+        return item.ndim > 0 and item.shape[0] == n
+    if isinstance(item, list):
+        # A list of tensors that are all as long as the batch holds several inputs, even if it has n of them.
+        return len(item) == n and not (n and all(isinstance(i, Tensor) and _has_rows(i, n) for i in item))
+    return isinstance(item, tuple) and len(item) == n and all(isinstance(i, str) for i in item)
+
+
+def _map(function: Callable[[Any], Any], batch: Any, at: Callable[[Any], bool], inside: bool = False) -> Any:
+    """The same layout with `function` of every part that `at` is true of; a list or tuple on its own is a layout."""
+    if at(batch) and (inside or not isinstance(batch, (list, tuple))):
         return function(batch)
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    mapped = [_map(function, value, at, inside=True) for value in values]
     if isinstance(batch, Mapping):
-        return {key: _map(function, value) for key, value in batch.items()}
+        # Of the same kind if it can be: Hugging Face's batches are also read by attribute.
+        made = copy.copy(batch) if isinstance(batch, (dict, UserDict)) else dict(batch)
+        made.update(zip(batch, mapped, strict=True))
+        return made
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a namedtuple takes its fields one by one
-        return type(batch)(*(_map(function, value) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_map(function, value) for value in batch)
-    return batch
+        return type(batch)(*mapped)
+    return type(batch)(mapped) if isinstance(batch, (list, tuple)) else batch

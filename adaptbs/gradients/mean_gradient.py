@@ -12,7 +12,9 @@ from torch.nn.utils import get_total_norm
 
 from ..left_as_found import left_as_found
 from . import batches
+from .backward import Graph
 from .batch_loss import BatchLoss
+from .loss_scale import LossScale
 
 Gradient = Sequence[Tensor | None]
 
@@ -22,11 +24,20 @@ class MeanGradient:
 
     A sum's gradient is n times the mean's. Which of the two a loss is, it says itself (`.reduction`), or it shows on
     the first batch: the losses of two halves add up to one whole of a sum, and to two of a mean.
+
+    A loss that went through float16 is scaled on its way back, or small gradients would vanish (`LossScale`). Where
+    one overflows after all, the gradient is not finite, and the next is scaled less.
+
+    Attributes:
+        sums: whether the loss sums over the batch; None while that is not known.
+        scale: what gradients were multiplied by inside the latest pass; what is returned is divided by it.
     """
 
     def __init__(self, batch_loss: BatchLoss) -> None:
         self._batch_loss = batch_loss
+        self._loss_scale = LossScale()
         self.sums: bool | None = {"sum": True, "mean": False}.get(batch_loss.reduction or "")
+        self.scale: Tensor | None = None
 
     def __call__(self, model: nn.Module, batch: Any) -> list[Tensor | None]:
         if self.sums is None:
@@ -34,9 +45,16 @@ class MeanGradient:
         parameters = trainable(model)
         with torch.enable_grad():
             loss = self._batch_loss(model, batch).reshape(())
-        gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
+        graph = Graph(loss)
+        self.scale = self._loss_scale.on(loss.device) if graph.in_half else None
+        gradient = list(graph.gradient(parameters, self.scale))
+        if self.scale is not None:
+            gradient = [dense(g) / self.scale.to(g.device) if g is not None else None for g in gradient]
+            # A loss that is not finite itself tells nothing of the scale.
+            self._loss_scale.update(loss.isfinite() & ~squared_norm(gradient).isfinite().to(loss.device))
+        gradient = _not_finite_if(loss.detach(), gradient)
         if not self.sums:
-            return list(gradient)
+            return gradient
         return [g / batches.length(batch) if g is not None else None for g in gradient]
 
     def _shows_a_sum(self, model: nn.Module, batch: Any) -> bool | None:
@@ -47,11 +65,21 @@ class MeanGradient:
         n = batches.length(batch)
         if n < (4 if has_batch_norm(model) else 2):  # (BatchNorm refuses a half of one sample)
             return None
-        with torch.no_grad(), left_as_found(model):
+        with torch.enable_grad(), left_as_found(model):  # (without gradients a checkpoint would warn)
             parts = (batch, batches.part(batch, 0, n // 2), batches.part(batch, n // 2, n))
             whole, *halves = (self._batch_loss(model, part).item() for part in parts)
         ratio = sum(halves) / whole if whole else float("nan")
         return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
+
+
+def _not_finite_if(loss: Tensor, gradient: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradient, which is made nan where the loss is: of one whose targets are all ignored, autograd's is 0."""
+    present = [g for g in gradient if g is not None]
+    smallest = min(present, key=Tensor.numel, default=None)  # it is enough for the norm to show it
+    if smallest is None:
+        return gradient
+    shown = dense(smallest) + (0 * loss).to(smallest.device)
+    return [shown if g is smallest else g for g in gradient]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

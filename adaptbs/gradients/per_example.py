@@ -15,16 +15,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from ..left_as_found import left_as_found
 from ..types import SquaredNorms
 from . import batches
 from .batch_loss import BatchLoss
-from .mean_gradient import MeanGradient, has_batch_norm, squared_norm
+from .mean_gradient import MeanGradient, dense, has_batch_norm, squared_norm
 
 #: (layer, what went in, what came back) -> squared norm of each example's term, shape (n,)
 Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 
+OUTSIDE = "a weight is used outside its own layer's forward"
 AT_ONCE = 2**24  # numbers in the largest intermediate result of a layer; beyond it examples are taken in chunks
 
 
@@ -38,6 +40,12 @@ class PerExample:
     Exact, and of less variance than two halves. Only where every trainable parameter belongs to one layer of the kinds
     in `LAYERS`, used once in a pass, with examples along the first dimension, and no BatchNorm in training mode, which
     makes one example's loss depend on the others.
+
+    Exact where the loss is a plain mean or sum over rows. Under a weighted mean sum_i w_i l_i / sum_i w_i (class
+    weights, ignored targets, sequences of other lengths in a mean over tokens) a row's gradient counts as
+    w_i g_i/mean(w), where w_i (g_i - G)/mean(w) + G would be right: with cv the weights' standard deviation over their
+    mean, B_simple comes out too large by cv^2 samples where weights have nothing to do with gradients, and is never off
+    by more than cv^2 + 2 cv sqrt(B_simple) in expectation.
     """
 
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
@@ -71,16 +79,20 @@ class PerExample:
             if output.requires_grad:
                 # On the tensor as it is now: a later in-place operation does not reach this gradient.
                 keep = lambda g: caught[layer].append((inputs[0].detach(), g.detach()))  # noqa: E731
-                output.register_hook(keep)  # type: ignore[no-untyped-call]
+                handles.append(output.register_hook(keep))  # type: ignore[no-untyped-call]
 
-        handles = [layer.register_forward_hook(catch, with_kwargs=True) for layer in caught]
+        handles: list[RemovableHandle] = [layer.register_forward_hook(catch, with_kwargs=True) for layer in caught]
         try:
             gradient = self.mean_gradient(self._model, batch)
         finally:
             for handle in handles:
                 handle.remove()
+        trainable = (p for p in self._model.parameters() if p.requires_grad)
+        reached = {id(p) for p, g in zip(trainable, gradient, strict=True) if g is not None}
         total: Tensor | float = 0.0
         for layer, uses in caught.items():
+            if not uses and any(id(p) in reached for p in layer.parameters(recurse=False)):
+                raise Unsupported(OUTSIDE)
             if len(uses) > 1:
                 raise Unsupported(f"a {type(layer).__name__} is used {len(uses)} times in one pass")
             rule = _rule(layer)
@@ -90,9 +102,10 @@ class PerExample:
                     raise Unsupported(f"a {type(layer).__name__} does not have the examples along its first dimension")
                 total = total + _in_chunks(rule, layer, x, g)
         if not isinstance(total, Tensor):
-            raise Unsupported("the loss reached none of its layers through their own forward")
+            raise Unsupported("the loss reached none of its layers")
         own = 1 if self.mean_gradient.sums else n  # a mean's gradient is 1/n of an example's own
-        return total * own**2, gradient
+        scale = 1.0 if self.mean_gradient.scale is None else self.mean_gradient.scale  # (that of this very pass)
+        return total * (own / scale) ** 2, gradient
 
     def _check(self, one: Any) -> bool:
         """One example alone: its norm must be that of its gradient, or a weight is used behind its layer's back.
@@ -102,7 +115,7 @@ class PerExample:
         squares, gradient = self._squares(one, 1)
         found, expected = squares[0].item(), squared_norm(gradient).item()
         if not math.isclose(found, expected, rel_tol=1e-2) and math.isfinite(found) and math.isfinite(expected):
-            raise Unsupported("a weight is used outside its own layer's forward")
+            raise Unsupported(OUTSIDE)
         return math.isfinite(expected) and expected > 0
 
 
@@ -110,8 +123,6 @@ def supported_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that own the model's trainable parameters. Raises Unsupported if any cannot be measured."""
     if has_batch_norm(model):
         raise Unsupported("BatchNorm in training mode ties the examples of a batch together")
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
-        raise Unsupported("hooks would make a compiled model compile anew")
     owners = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
     for owner in owners:
         why = _why_not(owner)
@@ -126,6 +137,8 @@ def supported_layers(model: nn.Module) -> list[nn.Module]:
 def _why_not(layer: nn.Module) -> str | None:
     if _rule(layer) is None:
         return "no formula for this layer"
+    if any(name not in ("weight", "bias") for name, _ in layer.named_parameters(recurse=False)):
+        return "it has parameters besides its weight and bias"  # weight_norm's, say
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and (layer.max_norm is not None or layer.scale_grad_by_freq):
         return "max_norm and scale_grad_by_freq are not covered"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
@@ -143,9 +156,7 @@ def _rule(layer: nn.Module) -> Rule | None:
 
 def _in_chunks(rule: Rule, layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     """`rule` on as many examples at a time as keep its intermediate results small."""
-    if g.dtype in (torch.float16, torch.bfloat16):
-        g = g.float()
-        x = x.float() if x.is_floating_point() else x
+    x, g = dense(x), dense(g)
     positions = max(1, g[0].numel() // max(1, g.shape[-1] if isinstance(layer, nn.Linear) else g.shape[1]))
     weight = max(p.numel() for p in layer.parameters(recurse=False))
     chunk = max(1, AT_ONCE // max(1, min(positions**2, weight), x[0].numel(), g[0].numel()))

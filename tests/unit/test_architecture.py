@@ -28,6 +28,8 @@ LAYERS = (
     "gradients",
     "gradients.batches",
     "gradients.batch_loss",
+    "gradients.loss_scale",
+    "gradients.backward",
     "gradients.mean_gradient",
     "gradients.coupling",
     "gradients.views",

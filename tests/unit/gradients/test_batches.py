@@ -1,7 +1,10 @@
-from collections import namedtuple
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from adaptbs.gradients import batches
 
@@ -46,3 +49,70 @@ def test_a_batch_is_moved_as_a_copy():
     assert moved[0].device.type == moved[1]["y"].device.type == "meta"
     assert moved[2] == 7
     assert batch[0].device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("whole", "sliced"),
+    [
+        ([5, 3, 2, 4], [3, 2]),
+        (["a", "b", "c", "d"], ["b", "c"]),
+        (("a", "b", "c", "d"), ("b", "c")),  # as PyTorch collates texts
+        ([{"id": i} for i in range(4)], [{"id": 1}, {"id": 2}]),
+        ([[1], [2, 3], [], [4]], [[2, 3], []]),
+    ],
+)
+def test_a_list_with_one_entry_a_sample_is_sliced(whole, sliced):
+    assert batches.part((X, whole), 1, 3)[1] == sliced
+    assert batches.part({"x": X, "more": {"lengths": whole}}, 1, 3)["more"]["lengths"] == sliced
+    assert batches.part((X, whole[:3]), 1, 3)[1] == whole[:3]
+
+
+def test_a_shape_is_not_sliced():
+    assert batches.part((X, (4, 4, 4, 4)), 1, 3)[1] == (4, 4, 4, 4)
+
+
+def test_an_array_with_one_entry_a_sample_is_sliced():
+    x, ids, other = batches.part((X, np.arange(4), np.arange(3)), 1, 3)
+    assert len(x) == 2
+    assert ids.tolist() == [1, 2]
+    assert len(other) == 3
+
+
+def test_a_list_of_tensors_holds_samples_or_inputs_whichever_fits():
+    boxes = [torch.zeros(k, 2) for k in (0, 4, 2, 4)]
+    assert [len(b) for b in batches.part((X, boxes), 1, 3)[1]] == [4, 2]
+    assert [len(b) for b in batches.part((X, [X, X, X, X]), 1, 3)[1]] == [2, 2, 2, 2]
+    itself = [X, Y, torch.ones(3), torch.ones(3)]  # the batch is its inputs, even if they are as many as its samples
+    assert [len(b) for b in batches.part(itself, 1, 3)] == [2, 2, 3, 3]
+
+
+class Encoding(UserDict):
+    """As Hugging Face's BatchEncoding."""
+
+    def __getattr__(self, name):
+        try:
+            return self.data[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@pytest.mark.parametrize("kind", [Encoding, OrderedDict, lambda items: defaultdict(list, items)])
+def test_a_mapping_stays_what_it_is(kind):
+    batch = kind({"x": X, "y": Y})
+    part = batches.part(batch, 1, 3)
+    assert type(part) is type(batch)
+    assert part["y"].tolist() == [1, 2]
+    assert batch["y"] is Y
+    if kind is Encoding:
+        assert batches.to_device(batch, torch.device("meta")).y.is_meta
+
+
+def test_a_mapping_that_cannot_be_changed_becomes_a_dict():
+    assert batches.part(MappingProxyType({"y": Y}), 1, 3)["y"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("layout", [lambda packed: packed, lambda packed: (packed, Y), lambda packed: {"x": [packed]}])
+def test_a_packed_sequence_is_refused_with_the_way_out(layout):
+    packed = pack_padded_sequence(X[..., None], [2, 2, 2, 1], batch_first=True)
+    with pytest.raises(TypeError, match=r"PackedSequence.*padded, with their lengths"):
+        batches.length(layout(packed))
