@@ -123,8 +123,9 @@ def test_a_measurement_sees_neither_clipping_nor_weight_decay(make, autocast):
             mse_loss(model(x), y).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
             optimizer.step()
-    records = [record for record in loader.history.records if record["event"] == "measurement"]
-    assert len(records) > 10
+    measured = [record for record in loader.history.records if record["event"] == "measurement"]
+    records = [record for record in measured if record["doubt"] != "not finite"]  # float16's scale was too large there
+    assert len(records) > max(10, 0.8 * len(measured))
     for record in records:
         n, (small, large) = expected[record["samples"]]
         b, B = (1, n) if make is plain else (n // 2, n // 2 * 2)
