@@ -125,6 +125,31 @@ def comparison() -> str:
     return markdown(header, rows) + note + where(result, "python benchmarks/fixed_vs_adaptive.py --mnist DIR")
 
 
+def batch_norm() -> str:
+    """What batches of different sizes measure where each is normalised by its own statistics."""
+    result = load("batch_norm")
+    largest = {(r["model"], r["step"]): r for r in result["rows"]}  # the last of each is the largest
+    rows = [
+        [f"{row['model']}, step {row['step']}", str(row["size"])]
+        + [f"{row[k] / largest[row['model'], row['step']][k]:.2f}" for k in ("grad_sq", "trace", "noise_scale")]
+        for row in result["rows"]
+    ]
+    header = ["BatchNorm model", "b", "\\|G\\|² / that at 128", "tr(Sigma)", "B_simple"]
+    return markdown(header, rows) + where(result, "python benchmarks/batch_norm.py --mnist DIR")
+
+
+def adam_metric() -> str:
+    """Noise scales beside the batch that brings half of what a step can bring."""
+    result = load("adam_metric")
+    rows = [
+        [f"{row['model']}, step {row['step']:,}"]
+        + [f"{row[k]:,.0f}" for k in ("noise_scale_plain", "half_plain", "noise_scale_adam", "half_adam")]
+        for row in result["rows"]
+    ]
+    header = ["MNIST, trained by Adam", "B_simple", "half along g", "B_simple in Adam's metric", "half along g/(√v + ε)"]
+    return markdown(header, rows) + where(result, "python benchmarks/adam_metric.py --mnist DIR")
+
+
 def demo() -> str:
     """The run behind the picture."""
     result = load("demo")
@@ -147,6 +172,8 @@ TABLES = {
     "epoch": epoch,
     "windows": windows,
     "comparison": comparison,
+    "batch_norm": batch_norm,
+    "adam_metric": adam_metric,
     "demo": demo,
 }
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 TRIALS = 4  # measurements by each source before one is chosen, the first of them untimed
 WORTH = 2  # measurements by halves that say as much of |G|^2 as one per example: 1/(1 - b/B) at b = B/2
-FEW = 32  # samples; BatchNorm over fewer makes the noise scale another one (docs/measuring.md)
+FEW = 32  # samples; BatchNorm over fewer makes the noise scale another one (docs/believing.md)
 
 
 class Source(Protocol):

@@ -172,10 +172,19 @@ def test_too_many_gradients_that_are_not_finite_are_a_doubt():
     assert (found.skipped, found.doubt) == (7, "non-finite steps")
 
 
-def test_a_noise_scale_that_moves_within_the_window_by_more_than_noise_explains_is_a_doubt():
-    doubled = [(2 * trace, grad_sq) for trace, grad_sq in STEADY]
-    assert filled(*STEADY, *doubled).estimate(0.9).doubt == "drifting"
-    assert filled(*STEADY, *STEADY).estimate(0.9).doubt is None
+DOUBLED = [(2 * trace, grad_sq) for trace, grad_sq in STEADY]
+
+
+def test_what_the_newer_measurements_contradict_is_forgotten():
+    found = filled(*STEADY, *DOUBLED).estimate(0.9)
+    assert (found.measurements, found.doubt) == (20, None)
+    assert found.simple == pytest.approx(filled(*DOUBLED).estimate(0.9).simple, rel=1e-3)
+    assert filled(*STEADY, *STEADY).estimate(0.9).measurements == 40
+
+
+def test_a_contradiction_among_too_few_to_forget_any_is_a_doubt():
+    assert filled(*STEADY[:10], *DOUBLED[:10]).estimate(0.9).doubt == "drifting"
+    assert filled(*STEADY[:10], *STEADY[:10]).estimate(0.9).doubt is None
 
 
 def test_drift_is_not_seen_in_noise():
@@ -183,7 +192,7 @@ def test_drift_is_not_seen_in_noise():
     alarms = 0
     for _ in range(400):
         values = zip(rng.normal(100, 30, 40), rng.normal(1, 0.5, 40), strict=True)
-        alarms += filled(*values).estimate(0.9).drifting
+        alarms += filled(*values).estimate(0.9).measurements < 40
     assert alarms < 0.05 * 400
 
 
