@@ -146,7 +146,7 @@ def adam_metric() -> str:
         + [f"{row[k]:,.0f}" for k in ("noise_scale_plain", "half_plain", "noise_scale_adam", "half_adam")]
         for row in result["rows"]
     ]
-    header = ["MNIST, trained by Adam", "B_simple", "half along g", "B_simple in Adam's metric", "half along g/(√v + ε)"]
+    header = ["MNIST, by Adam", "B_simple", "half along g", "B_simple in Adam's metric", "half along g/(√v + ε)"]
     return markdown(header, rows) + where(result, "python benchmarks/adam_metric.py --mnist DIR")
 
 
