@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
-from .gradients.mean_gradient import MeanGradient
+from .gradients.mean_gradient import MeanGradient, squared_norm
 from .gradients.micro_batches import GradientPool
 from .left_as_found import weights_left_as_found
 from .loader import AdaptiveDataLoader
@@ -151,20 +151,27 @@ def find(
                 for batch in block:
                     train_step(model, loss, optimizer, batch)
     if not curve:
-        raise ValueError("the loader gave fewer than two batches of equal size: lower its batch size or raise num_it")
+        raise ValueError(
+            "the loader gave fewer than two batches of equal size and finite gradient: "
+            "lower its batch size or raise num_it"
+        )
     return suggest(curve, samples, measured[0].small_size)
 
 
 def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) -> SquaredNorms | None:
-    """Pool the batches of a block over all pairs, at the weights of now; None if fewer than two are equally long."""
+    """Pool the batches of a block over all pairs, at the weights of now; None if fewer than two are equally long.
+
+    A batch whose gradient is not finite is left out: in float16 one may overflow, to be scaled less the next time.
+    """
     size = nested.length(block[0])
     alike = [batch for batch in block if nested.length(batch) == size]
-    if len(alike) < 2:
-        return None
-    pool = GradientPool(size)
-    for batch in alike:
-        pool.add(gradient(model, batch))
-    return pool.norms()
+    pool, pooled = GradientPool(size), 0
+    for batch in alike if len(alike) > 1 else []:
+        found = gradient(model, batch)
+        if squared_norm(found).isfinite():  # (here, unlike in training, the device may be waited for)
+            pool.add(found)
+            pooled += 1
+    return pool.norms() if pooled > 1 else None
 
 
 def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) -> None:

@@ -39,8 +39,11 @@ class Graph:
 
 
 def _nodes(loss: Tensor) -> set[Node]:
-    found = todo = {loss.grad_fn} if loss.grad_fn is not None else set()
+    found: set[Node] = set()
+    todo = [loss.grad_fn]
     while todo:
-        todo = {n for node in todo for n, _ in node.next_functions if n is not None} - found
-        found = found | todo
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [earlier for earlier, _ in node.next_functions]
     return found

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch import device as Device
 
-START = 2.0**15  # the largest power of 2 that is a float16, for losses that are
+# GradScaler starts at 2^16 and expects its first steps to overflow; a measurement is dearer than the last bits of a
+# gradient. From here float16 holds numbers of 6e-11 to 64.
+START = 2.0**10
 LARGEST = 2.0**24
 BACK_OFF = 1 / 16  # after an overflow; measurements are few, and each overflow loses one
 GROW_AFTER = 64  # passes without one

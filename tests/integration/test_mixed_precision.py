@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptbs import AdaptiveDataLoader
+from adaptbs import AdaptiveDataLoader, bs_find
 from tests.oracle import brute
 
 START, EPOCHS = 16, 4
@@ -134,6 +134,19 @@ def test_a_measurement_sees_neither_clipping_nor_weight_decay(make, autocast):
         grad_sq, trace = record["grad_sq"], record["trace"]
         found = grad_sq + trace / b, grad_sq + trace / B
         assert found == pytest.approx((small, large), rel=tolerance, abs=0.01 * tolerance * small)
+
+
+def test_the_finder_leaves_out_what_overflows(monkeypatch):
+    found = []
+    for autocast, start in ((None, 1.0), (float16, 1.0), (float16, 2.0**20)):
+        monkeypatch.setattr("adaptbs.gradients.loss_scale.START", start)
+        torch.manual_seed(1)
+        loader = DataLoader(data(1700), START, shuffle=True)
+        found.append(bs_find(plain(), mse_loss, loader, n_batch=20, autocast=autocast))
+    exact, scaled, overflowed = (f.noise_scale for f in found)
+    assert scaled == pytest.approx(exact, rel=0.02)
+    assert overflowed == pytest.approx(exact, rel=0.2), "some of its batches are missing"
+    assert overflowed != scaled
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

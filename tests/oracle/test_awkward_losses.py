@@ -125,6 +125,19 @@ def test_per_example_is_off_by_some_samples_for_the_variance_of_the_weights(case
 
 
 @pytest.mark.parametrize("source", [HalfBatches, PerExample])
+def test_summed_rows_are_samples_whatever_their_weight(source):
+    # sum_i w_i l_i has no normaliser that varies: a row's gradient is w_i g_i, and 0 where its target is ignored.
+    (x, y), model, n = with_ignored(), mlp(), 32
+    loss_func = nn.CrossEntropyLoss(WEIGHTS, reduction="sum")
+    gradients = brute.rows(model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="sum"), (x[:n], y[:n]), n)
+    gradients *= WEIGHTS[y[:n].clamp(min=0)][:, None]
+    norms = source(model, BatchLoss(loss_func)).measure((x[:n], y[:n]))
+    small = gradients if source is PerExample else torch.stack([h.mean(0) for h in gradients.chunk(2)])
+    assert float(norms.small) == pytest.approx(small.square().sum(1).mean().item(), rel=1e-5)
+    assert float(norms.large) == pytest.approx(gradients.mean(0).square().sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("source", [HalfBatches, PerExample])
 def test_where_every_target_is_ignored_nothing_is_measured_and_nothing_raised(source):
     x, y = torch.randn(8, 6), torch.tensor([-100] * 4 + [0, 1, 2, 0])
     measure, window = source(mlp(), BatchLoss(batch_loss=cross_entropy)).measure, Window(1000)
