@@ -204,7 +204,7 @@ class AdaptiveBatchSize(Callback):
             return
         try:
             with self._run.measuring():
-                self._run.measured(self._measurer.measure((self.xb, self.yb)))
+                self._run.measured(self._measurer.measure((self.xb, self.yb), self._run.delivered.length))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             # A Learner may compute its loss with the help of other callbacks; then it cannot be computed apart.
             log.warning("this Learner's loss cannot be measured, so the batch size is held: %s", error)

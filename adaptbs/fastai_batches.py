@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fastai.data.load import DataLoader as FastaiLoader
-from fastai.torch_core import set_seed, to_device
+from fastai.torch_core import set_seed, to_device, to_float
 from fastcore.basics import GetAttr
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
@@ -35,11 +35,15 @@ def epoch_samples(dl: Any) -> int:
 
 
 def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
-    """The loss of a Learner on a batch (inputs, targets), as fastai computes it, but without its callbacks."""
+    """The loss of a Learner on a batch (inputs, targets), as fastai computes it, but without its callbacks.
+
+    Only that mixed precision hands the loss a prediction in single precision is done here too.
+    """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         xb, yb = batch
-        value: Tensor = learn.loss_func(model(*xb), *yb)
+        pred = model(*xb)
+        value: Tensor = learn.loss_func(to_float(pred) if hasattr(learn, "mixed_precision") else pred, *yb)
         return value
 
     return loss

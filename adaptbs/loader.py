@@ -239,7 +239,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
     def _measure(self, batch: Any) -> None:
         if self._measurer is not None and self._controller.measure_next():
             with self._controller.measuring():
-                self._controller.measured(self._measurer.measure(batch))
+                self._controller.measured(self._measurer.measure(batch, self._controller.delivered.length))
 
 
 def _batch_sampler(

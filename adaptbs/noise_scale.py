@@ -130,8 +130,9 @@ class Window:
         if self._skipped and not self._warned:
             self._warned = True
             log.warning(
-                "a gradient was not finite (nan or inf): such steps are left out of the noise scale. "
-                "If the loss is nan too, lower the learning rate. This is said once."
+                "a gradient was not finite (nan or inf): such batches are left out of the noise scale. That is usual "
+                "now and then in float16, and where no target of a batch counts; otherwise, or if the loss is nan, "
+                "lower the learning rate. This is said once."
             )
         self._entries += finite
         self._unread = []

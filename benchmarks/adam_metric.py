@@ -32,9 +32,9 @@ from adaptbs.gradients.views import View, views_of
 
 POINTS = (30, 300, 1500)  # steps of training
 SIZES = (32, 128, 512, 2048, 8192)  # B
-DRAWS = 24
+DRAWS = 16
 PART = 64  # size of the batches whose pairs are pooled
-HELD = 6000  # training samples that the loss is judged on
+HELD = 5000  # training samples that the loss is judged on
 loss_func = nn.functional.cross_entropy
 
 
@@ -87,7 +87,7 @@ def half_batch(model: nn.Module, view: View | None, x: Tensor, y: Tensor) -> tup
     shares = {}
     for size in SIZES:
         drawn = [direction(torch.randint(len(x), (size,))) for _ in range(DRAWS)]
-        shares[size] = gain(drawn, [eps * 2 ** (-k / 2) for k in range(-2, 15)])[0] / best
+        shares[size] = gain(drawn, [eps * 2 ** (-k / 2) for k in range(12)])[0] / best
     halves = [size * (1 / share - 1) for size, share in shares.items() if 0.1 < share < 0.9]
     return statistics.median(halves) if halves else float("nan"), shares
 

@@ -1,6 +1,7 @@
 """One epoch of MNIST with every step measured: does the pooled estimate agree with the exact noise scale of that epoch?
 
     python benchmarks/epoch_average.py --mnist DIR
+    python benchmarks/epoch_average.py --mnist DIR --lr 0.1 --every 1 --seeds 2
 
 MLP 784-64-10, batch 128, SGD .01, 20 seeds; each batch is measured by halves and per example before its step. Over the
 epoch B_simple = sum of tr(Sigma) / sum of |G|^2. The truth is that of all 60,000 samples in the middle of every 18
@@ -8,7 +9,8 @@ steps, pooled likewise (all 468 steps of one seed: the 26 miss their ratio by 1 
 replacement, so the truth is the mean over pairs of *different* samples (`exact.by_example`).
 
 The same runs show how the interval fares while weights move: `Window.estimate` at the 26 steps, against the truth of
-that moment and against the truth averaged with the window's weights. Written to results/epoch_average.json.
+that moment and against the truth averaged with the window's weights. At SGD .1, |G|^2 jumps by several times from step
+to step: there the truth is needed at every one. Written to results/epoch_average.json (or epoch_average_lr_0.1.json).
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.noise_scale import FORGET, MEMORY, Window, to_floats
-from adaptbs.types import SquaredNorms
+from adaptbs.types import ENOUGH, SquaredNorms
 
-SEEDS, BATCH, LR, EVERY = 20, 128, 0.01, 18
+BATCH, LR = 128, 0.01
 SOURCES = {"halves": HalfBatches, "per example": PerExample}
 
 
@@ -40,16 +42,19 @@ def mlp(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def run(seed: int, x: Tensor, y: Tensor) -> tuple[dict[str, list[SquaredNorms]], dict[int, SquaredNorms]]:
-    """Every measurement of an epoch by source, and the truth by step (at the first, and in the middle of every 18)."""
+Run = tuple[dict[str, list[SquaredNorms]], dict[int, SquaredNorms]]
+
+
+def run(seed: int, x: Tensor, y: Tensor, lr: float, every: int) -> Run:
+    """Every measurement of an epoch by source, and the truth by step (at the first, and amid every `every`)."""
     model = mlp(seed)
     sources = {name: kind(model, BatchLoss(cross_entropy)) for name, kind in SOURCES.items()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     measured: dict[str, list[SquaredNorms]] = {name: [] for name in sources}
     truth = {}
     for step, chosen in enumerate(torch.randperm(len(x))[: len(x) // BATCH * BATCH].split(BATCH)):
         batch = x[chosen], y[chosen]
-        if step % EVERY == EVERY // 2 or step == 0:
+        if step % every == every // 2 or step == 0:
             truth[step] = exact.by_example(model, cross_entropy, x, y)
         for name, source in sources.items():
             measured[name].append(source.measure(batch))
@@ -64,9 +69,10 @@ def pairs(norms: list[SquaredNorms]) -> np.ndarray:
     return np.array([[float(n.trace), float(n.grad_sq)] for n in norms])
 
 
-def averages(runs: list) -> dict[str, dict]:
+def averages(runs: list[Run], every: int) -> dict[str, dict]:
     """Estimate / truth of B_simple over the epoch: seed by seed, and sums over all seeds."""
-    true = np.array([pairs([t for step, t in truth.items() if step]).mean(0) for _, truth in runs])
+    middle = [[t for step, t in truth.items() if step % every == every // 2] for _, truth in runs]
+    true = np.array([pairs(values).mean(0) for values in middle])
     rows = {}
     for name in SOURCES:
         found = np.array([pairs(measured[name]).mean(0) for measured, _ in runs])
@@ -84,7 +90,7 @@ def averages(runs: list) -> dict[str, dict]:
     return rows
 
 
-def in_windows(runs: list, n: int) -> list[dict]:
+def in_windows(runs: list[Run], n: int) -> list[dict]:
     """What `Window.estimate` says at each step with a truth, and what the residuals in that window look like."""
     rows = []
     for measured, truth in runs:
@@ -94,7 +100,7 @@ def in_windows(runs: list, n: int) -> list[dict]:
             window = Window(n)
             for step, measurement in enumerate(norms):
                 window.add((step + 1) * BATCH, measurement)
-                if step not in truth or step == 0:
+                if step not in truth or step + 1 < ENOUGH:
                     continue
                 estimate = window.estimate(0.9)
                 recent = slice(max(0, step - int(FORGET * MEMORY * n / BATCH)), step + 1)
@@ -139,26 +145,31 @@ def summary(rows: list[dict], name: str) -> dict:
     }
 
 
-def main(folder: Path | None) -> None:
+def main(folder: Path | None, seeds: int, lr: float, every: int) -> None:
     torch.set_num_threads(1)
     x, y = mnist.load(folder)
     x = x.flatten(1)
     runs = []
-    for seed in range(SEEDS):
-        runs.append(run(seed, x, y))
+    for seed in range(seeds):
+        runs.append(run(seed, x, y, lr, every))
         print(f"seed {seed} done", flush=True)
     rows = in_windows(runs, len(x))
     ends = np.array([[pairs([truth[step]])[0] for step in (min(truth), max(truth))] for _, truth in runs])
     first, last = np.median(ends[..., 0] / ends[..., 1], axis=0).tolist()  # B_simple
     result = {
-        "seeds": SEEDS, "batch_size": BATCH, "lr": LR, "truth_at_start": first, "truth_at_end": last,
-        "averages": averages(runs), "windows": {name: summary(rows, name) for name in SOURCES},
+        "seeds": seeds, "batch_size": BATCH, "lr": lr, "truth_every": every,
+        "truth_at_start": first, "truth_at_end": last,
+        "averages": averages(runs, every), "windows": {name: summary(rows, name) for name in SOURCES},
     }  # fmt: skip
     print(result)
-    print(save("epoch_average", result))
+    print(save("epoch_average" if lr == LR else f"epoch_average_lr_{lr}", result))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, help="folder of MNIST's four files; downloaded if not given")
-    main(parser.parse_args().mnist)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=LR)
+    parser.add_argument("--every", type=int, default=18, help="steps between two exact values")
+    args = parser.parse_args()
+    main(args.mnist, args.seeds, args.lr, args.every)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..clock import Moment, Stopwatch
 from ..types import COUPLED, Measurement, SquaredNorms
+from . import batches
 from .batch_loss import BatchLoss
 from .coupling import Coupling
 from .mean_gradient import has_batch_norm
@@ -64,8 +65,12 @@ class Measurer:
         self._stopwatch = Stopwatch(next(model.parameters()).device)
         self._picked, self._why = self._pick_at_once(views, timed)
 
-    def measure(self, batch: Any) -> Measurement | None:
+    def measure(self, batch: Any, samples: int) -> Measurement | None:
         """The four numbers of a batch, on the device; None where it is too short.
+
+        Args:
+            batch: nested tensors, samples along their first dimension.
+            samples: how many it was cut from.
 
         Raises:
             Unsupported: where source="per_example" was asked for and the model does not allow it.
@@ -82,7 +87,9 @@ class Measurer:
             norms = self._sources[name].measure(batch)
         if self._picked is None:
             self._trials[name].append((begin, self._stopwatch.mark()))
-        return Measurement(norms, name, self._why, self._caveat(norms)) if norms is not None else None
+        if norms is None:
+            return None
+        return Measurement(norms, name, self._why, self._caveat(norms, batches.length(batch), samples))
 
     def _pick_at_once(self, views: Mapping[str, View] | None, timed: bool) -> tuple[str | None, str]:
         if self._choice != "auto":
@@ -111,7 +118,9 @@ class Measurer:
         log.info("the noise scale is measured %s: %s", "by halves" if name == "halves" else name, why)
         return name
 
-    def _caveat(self, norms: SquaredNorms) -> str | None:
+    def _caveat(self, norms: SquaredNorms, rows: int, samples: int) -> str | None:
+        if rows != samples:
+            return f"{rows} rows of {samples} samples"
         if self._coupling.found:
             return COUPLED
         if norms.small_size < FEW and has_batch_norm(self._model):

@@ -13,6 +13,7 @@ from adaptbs.clock import DeviceClock
 from adaptbs.controller import Controller
 from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.gradients.per_example import PerExample
 from adaptbs.memory import affordable
 
 pytestmark = [
@@ -72,9 +73,12 @@ def test_it_grows_and_times_its_steps_by_events():
     assert loader.noise_scale.trace > 0
 
 
-def test_a_measurement_waits_for_nothing():
+@pytest.mark.parametrize("kind", [HalfBatches, PerExample])
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_a_measurement_waits_for_nothing(kind, dtype):
     model = network()
-    source = HalfBatches(model, BatchLoss(nn.MSELoss()))
+    autocast = (lambda: torch.autocast("cuda", dtype)) if dtype else None
+    source = kind(model, BatchLoss(nn.MSELoss(), autocast=autocast))
     batch = [t.cuda() for t in data()[:64]]
     source.measure(batch)
     torch.cuda.set_sync_debug_mode("error")

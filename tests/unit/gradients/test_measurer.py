@@ -15,7 +15,7 @@ BATCH = (torch.randn(8, 4), torch.randn(8, 1))
 
 
 def sources(measurer: Measurer, times: int = 1, batch=BATCH) -> list[str]:
-    return [measurer.measure(batch).source for _ in range(times)]
+    return [measurer.measure(batch, len(batch[0])).source for _ in range(times)]
 
 
 def untimed(model: nn.Module, **arguments) -> Measurer:
@@ -37,7 +37,7 @@ def test_without_a_clock_linear_layers_are_measured_per_example():
 def test_anything_else_by_halves_and_the_reason_is_logged_once(model, why, timed, caplog):
     with caplog.at_level(logging.INFO, "adaptbs"):
         measurer = Measurer(model, BatchLoss(mse_loss), timed=timed)
-        first, second = measurer.measure(BATCH), measurer.measure(BATCH)
+        first, second = measurer.measure(BATCH, 8), measurer.measure(BATCH, 8)
     assert first.source == second.source == "halves"
     assert why in first.why
     assert caplog.text.count(why) == 1
@@ -45,7 +45,7 @@ def test_anything_else_by_halves_and_the_reason_is_logged_once(model, why, timed
 
 def test_without_a_clock_convolutions_by_halves():
     measurer = untimed(nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 1, 2), nn.Flatten()))
-    assert measurer.measure(BATCH).why == "it has convolutions"
+    assert measurer.measure(BATCH, 8).why == "it has convolutions"
 
 
 class FakeWatch:
@@ -74,7 +74,7 @@ def test_with_a_clock_it_tries_both_and_keeps_the_one_that_pays(example, picked)
     measurer._stopwatch = FakeWatch(example=example, halves=1.0)
     tried = sources(measurer, 8)
     assert tried == ["per example", "halves"] * 4
-    made = measurer.measure(BATCH)
+    made = measurer.measure(BATCH, 8)
     assert made.source == picked
     assert f"{example:.1f} times as long" in made.why
 
@@ -89,14 +89,14 @@ def test_it_does_not_wait_for_the_device_to_compare():
 
 @pytest.mark.parametrize("choice", ["halves", "per_example"])
 def test_what_is_asked_for_is_done(choice):
-    made = Measurer(nn.Linear(4, 1), BatchLoss(mse_loss), choice=choice).measure(BATCH)
+    made = Measurer(nn.Linear(4, 1), BatchLoss(mse_loss), choice=choice).measure(BATCH, 8)
     assert (made.source, made.why) == (choice.replace("_", " "), "asked for")
 
 
 def test_what_is_asked_for_and_cannot_be_is_an_error_that_says_what_to_do():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     with pytest.raises(Unsupported, match=r"source='per_example' .* BatchNorm .* Use 'auto'"):
-        Measurer(model, BatchLoss(mse_loss), choice="per_example").measure(BATCH)
+        Measurer(model, BatchLoss(mse_loss), choice="per_example").measure(BATCH, 8)
 
 
 def test_batch_norm_in_evaluation_mode_does_not_stand_in_the_way_until_it_trains():
@@ -110,16 +110,16 @@ def test_batch_norm_in_evaluation_mode_does_not_stand_in_the_way_until_it_trains
 def test_a_layer_unfrozen_later_is_counted():
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 1))
     measurer = untimed(model)
-    frozen = float(measurer.measure(BATCH).norms.small)
+    frozen = float(measurer.measure(BATCH, 8).norms.small)
     model.requires_grad_(True)
-    assert float(measurer.measure(BATCH).norms.small) > frozen
+    assert float(measurer.measure(BATCH, 8).norms.small) > frozen
 
 
 @pytest.mark.parametrize(("half", "caveat"), [(31, "BatchNorm over 31"), (32, None)])
 def test_batch_norm_over_few_samples_is_a_caveat(half, caveat):
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     batch = torch.randn(2 * half, 4), torch.randn(2 * half, 1)
-    assert untimed(model).measure(batch).caveat == caveat
+    assert untimed(model).measure(batch, 2 * half).caveat == caveat
 
 
 def contrastive(model: nn.Module, batch) -> torch.Tensor:
@@ -152,7 +152,11 @@ def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for
         model = nn.Sequential(nn.Linear(4, 16), layer(), nn.Linear(16, 2))
         measurer = Measurer(model, BatchLoss(batch_loss=loss), choice="halves")
         for _ in range(3):
-            made = measurer.measure((torch.randn(64, 4), torch.zeros(64)))
+            made = measurer.measure((torch.randn(64, 4), torch.zeros(64)), 64)
         assert all(m.training for m in model.modules())
         found.append(made.caveat == COUPLED)
     assert found == [coupled] * 10
+
+
+def test_rows_that_are_not_the_samples_are_a_caveat():
+    assert untimed(nn.Linear(4, 1)).measure(BATCH, samples=5).caveat == "8 rows of 5 samples"
