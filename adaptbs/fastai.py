@@ -119,6 +119,10 @@ class AdaptiveBatchSize(Callback):
         """Let the next fit go on from `state_dict()`; it raises ValueError if its loader or batch size differ."""
         self._resumed = state["controller"]
 
+    def __call__(self, event_name: str) -> Any:
+        """Handle an event; nothing where there is no method for it: fastai takes long to find out, six times a step."""
+        return super().__call__(event_name) if hasattr(type(self), event_name) else None
+
     def before_fit(self) -> None:
         """Begin a run, unless this is a mock fit (`lr_find`) or no fit at all: validation, too, says before_fit."""
         self.run = not hasattr(self.learn, "lr_finder") and not self.learn.lock.locked()  # which validation holds

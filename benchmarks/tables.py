@@ -94,6 +94,30 @@ def windows() -> str:
     return markdown(["source", "measurements taken as", "covers the window's average", "covers the moment"], rows)
 
 
+def overhead() -> str:
+    """Time of a whole run with adaptbs in place over that without, the batch being held."""
+    result = load("overhead")
+    runs = {"control": "plain again", "0": "`overhead=0`", "0.02": "0.02", "0.05": "0.05"}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["task"], {})[row["run"]] = row
+
+    def show(row: dict[str, Any]) -> str:
+        rounds = row["rounds"]
+        spread = f" ({min(rounds):.3f}-{max(rounds):.3f})" if len(rounds) > 1 else ""
+        return f"{row['ratio']:.3f}{spread}, {row['cpu_ratio']:.3f}"
+
+    rows = [
+        [task, f"{by_run['0']['step_ms']:.1f} ms", f"{by_run['0']['steps']:,}", *(show(by_run[run]) for run in runs)]
+        for task, by_run in found.items()
+    ]
+    rounds = len(result["rows"][0]["rounds"])
+    medians = f"median of {rounds} rounds, lowest and highest in brackets" if rounds > 1 else "one round"
+    note = f"\nTime on the wall ({medians}), and of the processor."
+    header = ["run", "plain step", "steps", *runs.values()]
+    return markdown(header, rows) + note + where(result, "python benchmarks/overhead.py")
+
+
 TASKS = {
     "flights": ("flights, fastai tabular, RMSE", "{:.2f} min"),
     "mnist": ("MNIST, small CNN in a plain loop, NLL", "{:.4f}"),
@@ -167,6 +191,7 @@ def demo() -> str:
 
 TABLES = {
     "measuring": measuring,
+    "overhead": overhead,
     "coverage": coverage,
     "spread": spread,
     "epoch": epoch,

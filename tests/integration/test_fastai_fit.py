@@ -65,11 +65,22 @@ def test_a_fixed_batch_trains_a_tabular_learner_as_without_adaptbs() -> None:
 
 
 def test_measuring_leaves_training_untouched() -> None:
-    callback = AdaptiveBatchSize(max_batch_size=4, overhead=0.2)
+    callback = AdaptiveBatchSize(max_batch_size=4, step_time=(1e-3, 1e-6))  # so that no clock cuts it short
     make = partial(make_learner, bs=4, n=340, model=touchy_model, rows=Augmented)
     stock, ours = one_cycle(make()), one_cycle(make(), callback)
     assert callback.history.to_dict()["event"].count("measurement") >= 8
     assert same(weights(stock), weights(ours))
+
+
+def test_a_subclass_may_handle_events_that_the_callback_does_not() -> None:
+    class Counting(AdaptiveBatchSize):
+        steps = 0
+
+        def after_step(self) -> None:
+            Counting.steps += 1
+
+    make_learner(bs=20, n=100).fit(1, cbs=Counting(overhead=0))
+    assert Counting.steps == 5
 
 
 # A batch that grows: the same samples, and the same schedule in samples.
@@ -320,7 +331,7 @@ def test_the_batch_grows_where_noise_is_large_and_the_loss_does_not_suffer() -> 
 
 
 def test_measuring_copes_with_four_samples_and_batch_norm(caplog: pytest.LogCaptureFixture) -> None:
-    callback = AdaptiveBatchSize(max_batch_size=4, overhead=0.5)
+    callback = AdaptiveBatchSize(max_batch_size=4, overhead=0.5, step_time=(1e-3, 1e-6))  # too short a run to be timed
     make_learner(bs=4, n=80, model=touchy_model).fit(1, cbs=callback)
     assert callback.noise_scale is not None and callback.noise_scale.measurements >= 4
     assert not caplog.records
