@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from .types import Decision, NoiseScale
+from .types import COUPLED, Decision, NoiseScale
 
 FIRST = 8  # measurements made at once, every 2nd step, for the first decision,
 TRY = 3  # and so many of them before their cost is looked at
@@ -47,6 +47,8 @@ def has_settled(decision: Decision, estimate: NoiseScale | None, kept: int) -> b
         estimate: that it was made from.
         kept: how many decisions in a row, this one the last, have left the batch as it is.
     """
+    if decision.reason == COUPLED:
+        return True
     if estimate is None or not kept:
         return False
     if decision.reason in ("max_batch_size", "memory"):

@@ -88,7 +88,7 @@ def windows() -> str:
     """How the interval fares while weights move, with other covariances beside the package's."""
     result, rows = load("epoch_average"), []
     for source, row in result["windows"].items():
-        for kind in ("independent", "Newey-West", "batch means"):
+        for kind in ("as it is", "independent", "Newey-West", "batch means"):
             shares = [row[f"{kind}: covers {what}"] for what in ("window average", "moment")]
             rows.append([source, kind, *(f"{share:.1%}" for share in shares)])
     return markdown(["source", "measurements taken as", "covers the window's average", "covers the moment"], rows)

@@ -16,6 +16,7 @@ from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from torch import nn
 
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.gradients.per_example import Unsupported
 from tests.integration.fastai_learners import (
     TORCH_ADAMW,
     Augmented,
@@ -221,6 +222,29 @@ def test_a_frozen_body_is_neither_moved_nor_measured() -> None:
     after = weights(learn)
     assert same(before[:2], after[:2]) and not same(before[2:], after[2:])
     assert callback.noise_scale is not None
+
+
+def test_the_noise_scale_of_each_of_the_splitters_groups_and_in_adams_metric() -> None:
+    learn = make_learner(bs=8, n=1600, splitter=body_and_head)
+    callback = AdaptiveBatchSize(step_time=(4e-3, 1e-6), overhead=0.5, metric="adam", by_group=True)
+    learn.fit(1, cbs=callback)
+    assert set(callback.views) == {"adam", "group 0", "group 1"}
+    assert callback.noise_scale is not None
+    parts = callback.views["group 0"].trace + callback.views["group 1"].trace
+    assert parts == pytest.approx(callback.noise_scale.trace, rel=1e-4)
+    learn.freeze()
+    learn.fit(1, cbs=callback)
+    assert set(callback.views) == {"adam", "group 1"}, "a frozen group has no gradient"
+
+
+def test_adams_metric_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="metric='adam' needs the second moment"):
+        make_learner(opt_func=SGD).fit(1, cbs=AdaptiveBatchSize(metric="adam"))
+
+
+def test_a_source_that_cannot_measure_the_model_is_an_error_where_it_was_asked_for() -> None:
+    with pytest.raises(Unsupported, match="BatchNorm"):
+        make_learner(model=touchy_model).fit(1, cbs=AdaptiveBatchSize(source="per_example"))
 
 
 def test_an_instance_serves_two_fits() -> None:

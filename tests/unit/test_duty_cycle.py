@@ -17,7 +17,7 @@ from adaptbs.duty_cycle import (
     has_settled,
     measuring_rate,
 )
-from adaptbs.types import Decision, NoiseScale
+from adaptbs.types import COUPLED, Decision, NoiseScale
 
 
 def rate(**changed: float) -> float:
@@ -95,6 +95,7 @@ STAYS, CAPPED = Decision(64, "noise scale"), Decision(64, "max_batch_size")
         (CAPPED, estimate(low=OUT_OF_REACH * 64), 0, False),  # it has only just got there
         (CAPPED, estimate(low=65), KEPT, False),  # it may fall below the limit again
         (Decision(64, "memory"), estimate(low=OUT_OF_REACH * 64), 1, True),
+        (Decision(64, COUPLED), estimate(high=math.inf), 0, True),  # held for good
     ],
 )
 def test_a_batch_has_settled_where_no_decision_will_move_it(decision, found, kept, settled):
