@@ -47,7 +47,7 @@ def cnn() -> nn.Module:
 
 def mnist_tasks(folder: Path | None) -> dict[str, Task]:
     data, loss_func = mnist.load(folder), nn.functional.cross_entropy
-    return {"MLP": Task(mlp, loss_func, data, 6000), "CNN": Task(cnn, loss_func, data, 1920)}
+    return {"MLP": Task(mlp, loss_func, data, 3000), "CNN": Task(cnn, loss_func, data, 960)}
 
 
 def flights_task() -> Task:
@@ -62,7 +62,7 @@ def flights_task() -> Task:
         for columns, kind in ((table.cats, torch.long), (table.conts, torch.float), (table.ys, torch.float))
     )
     model = demo_flights.make_learner(flights, BATCH, seed=0).model.train()
-    return Task(lambda: copy.deepcopy(model), nn.functional.mse_loss, data, 6000)
+    return Task(lambda: copy.deepcopy(model), nn.functional.mse_loss, data, 3000)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""At weights that do not move every estimator of `benchmarks/rivals.py` is right on average: the moving alone is wrong."""
+"""At weights that do not move all of `benchmarks/rivals.py` is right on average: it is the moving that biases."""
 
 import math
 import sys
