@@ -6,10 +6,10 @@
 
 From a moment of training (`estimators_cases`) many windows of 40 steps run on, each with a data order of its own; in
 each, every estimator sees the same steps. Pooled over the windows, estimate / truth should be 1. Truth moves along a
-window and differs between windows, so it is averaged too: at four steps of each window, one of every quarter, placed at
-random but symmetrically within each half, so that a steady drift cancels.
-Windows are added until the estimate by halves has a standard error of 5 % of the true |G|^2: at least 24, and then for
-at most `--seconds` in all. Results go to results/estimators.json, case by case, beside those already there.
+window and differs between windows, so it is averaged too: at four steps of each window, one of every quarter, placed
+symmetrically within each half, so that a steady drift cancels, and in turn over the windows.
+Windows are added, 30 at a time, until the estimate by halves has a standard error of 5 % of the true |G|^2 or `--seconds`
+have passed. Results go to results/estimators.json, case by case, beside those already there.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from pathlib import Path
 
 import estimators_cost
 import estimators_epoch
-import exact
+import estimators_truth
 import machine
 import numpy as np
 import torch
-from estimators_cases import BATCH, CASES, PEAK, Case, Run, Task, batches, flights_task, mnist_tasks, trained
+from estimators_cases import BATCH, CASES, PARTS, STEPS, Case, Run, Task, batches, flights_task, mnist_tasks, trained
+from estimators_truth import short, truth, truth_sizes
 from rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Stored, TwoRuns
 from variance_law import second_moments, variance_law
 
@@ -41,17 +42,15 @@ from adaptbs.left_as_found import left_as_found
 from adaptbs.noise_scale import to_floats
 from adaptbs.types import SquaredNorms
 
-STEPS = 40
-PARTS = 4  # micro-batches, as with gradient accumulation
-ENOUGH, TARGET = 24, 0.05  # windows, and the standard error of |G|^2 at which a case is done
-SELDOM = 4  # the costlier estimators run in every 4th window
-BATCH_NORM_SAMPLES = 20_000
+BLOCK, TARGET = 30, 0.05  # windows at a time, and the standard error of |G|^2 at which a case is done
+SELDOM = 3  # the costlier estimators run in every 3rd window
 SEED = 2018
 #: The batch whose gradient an estimator measures; with BatchNorm the expected gradient depends on it.
 SIZE = {"halves": BATCH // 2, "micro-batches": BATCH // PARTS}
 #: (parts k, their size b) for which the variance law is known.
 SPLIT = {"halves": (2, BATCH // 2), "micro-batches": (PARTS, BATCH // PARTS), "per example": (BATCH, 1)}
 
+PARTS_OF_IT = ("windows", "cost", "batch_norm", "unseen", "epoch", "picture")
 Found = dict[str, list[SquaredNorms]]
 
 
@@ -75,8 +74,8 @@ def window(start: Run, number: int, seldom: bool) -> tuple[Found, list[torch.Ten
     run = start.copy()
     order = torch.Generator().manual_seed(SEED + 1 + number)
     source = list(itertools.islice(batches(run.task, BATCH, order), 2 * STEPS))
-    half, place = STEPS // 2, int(torch.randint(STEPS // 4, (), generator=order))
-    truth_at = {place, half - 1 - place, half + place, STEPS - 1 - place}
+    half, at = STEPS // 2, place(number)
+    truth_at = {at, half - 1 - at, half + at, STEPS - 1 - at}
     loss = BatchLoss(run.task.loss_func)
     ours: dict = {"halves": HalfBatches(run.model, loss)}
     if not run.couples_samples:
@@ -107,25 +106,14 @@ def window(start: Run, number: int, seldom: bool) -> tuple[Found, list[torch.Ten
     return {name: to_floats(norms) for name, norms in found.items()}, frozen
 
 
+def place(number: int) -> int:
+    """Where in a quarter a window takes its truth: a block of windows has each place equally often."""
+    return number % (STEPS // 4)
+
+
 def _keep(found: list[SquaredNorms], norms: SquaredNorms | None) -> None:
     if norms is not None:
         found.append(norms)
-
-
-def truth_sizes(run: Run, every: bool) -> tuple[int, ...]:
-    """The batch sizes whose expected gradients are wanted: 1 where they are all the same."""
-    if not run.couples_samples:
-        return (1,)
-    return (BATCH // PARTS, BATCH // 2, BATCH) if every else (BATCH // 2,)
-
-
-def truth(run: Run, size: int, samples: int | None, generator: torch.Generator) -> SquaredNorms:
-    """Over all pairs of a random choice of samples, which is unbiased for the whole data set; exact for None."""
-    chosen = torch.randperm(len(run.task.data[0]), generator=generator)[:samples]
-    data = [t[chosen] for t in run.task.data]
-    if size == 1:
-        return exact.by_example(run.model, run.task.loss_func, *data)
-    return exact.by_batches(run.model, run.task.loss_func, *data, size=size, generator=generator)
 
 
 def summary(case: Case, found: list[Found], shape: tuple[float, float], at_rest: SquaredNorms, seconds: float) -> dict:
@@ -136,12 +124,21 @@ def summary(case: Case, found: list[Found], shape: tuple[float, float], at_rest:
         windows = [f[name] for f in found if name in f and beside in f]
         return np.array([[np.mean([n.grad_sq for n in w]), np.mean([n.trace for n in w])] for w in windows])
 
+    def error(residuals: np.ndarray, name: str, beside: str) -> np.ndarray:
+        """Standard error of the mean; where windows are many enough, what comes from truth's place is taken out."""
+        at = np.array([place(i) for i, f in enumerate(found, 1) if name in f and beside in f])
+        places, n = np.unique(at), len(at)
+        if n < 2 * len(places):
+            return residuals.std(0, ddof=1) / math.sqrt(n)
+        inside = np.concatenate([residuals[at == p] - residuals[at == p].mean(0) for p in places])
+        return np.sqrt((inside**2).sum(0) / (n - len(places)) / n)
+
     names = list(dict.fromkeys(name for f in found for name in f))
     sizes = [int(name.split()[1]) for name in names if name.startswith("truth")]
     true, result = {}, {}
     for size in sizes:
         rows = column(f"truth {size}", f"truth {size}")
-        mean, se = rows.mean(0), rows.std(0, ddof=1) / math.sqrt(len(rows))
+        mean, se = rows.mean(0), error(rows, f"truth {size}", f"truth {size}")
         true[size] = {
             "noise_scale": mean[1] / mean[0], "grad_sq": mean[0], "grad_sq_se": se[0] / mean[0],
             "trace": mean[1], "trace_se": se[1] / mean[1],
@@ -155,7 +152,7 @@ def summary(case: Case, found: list[Found], shape: tuple[float, float], at_rest:
             values = np.full_like(rows, [at_rest.grad_sq, at_rest.trace])
         n, mean, single = len(rows), values.mean(0), column(name, name)
         ratio = rows.mean(0) / mean
-        se = (rows - ratio * values).std(0, ddof=1) / math.sqrt(n) / mean  # of a ratio of sums over windows
+        se = error(rows - ratio * values, name, of_size) / mean  # of a ratio of sums over windows
         entry = {
             "windows": n, "grad_sq": ratio[0], "grad_sq_se": se[0], "trace": ratio[1], "trace_se": se[1],
             "spread": single[:, 0].std(ddof=1) / mean[0], "negative": (single[:, 0] < 0).mean(),
@@ -166,16 +163,12 @@ def summary(case: Case, found: list[Found], shape: tuple[float, float], at_rest:
             square, along = here["trace"] ** 2 / r, alignment * here["grad_sq"] * here["trace"]
             law = math.sqrt(variance_law(*SPLIT[name], STEPS, square, along)) / here["grad_sq"]
             entry |= {"law": law, "negative_by_law": math.erfc(1 / law / math.sqrt(2)) / 2}
-        result[name] = _short(entry)
+        result[name] = short(entry)
     return {
         "name": case.name, "task": case.task, "optimizer": case.optimizer, "lr": case.lr, "step": case.step,
-        "truth": {str(size): _short(values) for size, values in true.items()},
-        **_short({"r": r, "alignment": alignment, "seconds": seconds}), "windows": len(found), "estimators": result,
+        "truth": {str(size): short(values) for size, values in true.items()},
+        **short({"r": r, "alignment": alignment, "seconds": seconds}), "windows": len(found), "estimators": result,
     }  # fmt: skip
-
-
-def _short(values: dict) -> dict:
-    return {k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in values.items()}
 
 
 def run_case(case: Case, task: Task, seconds: float) -> dict:
@@ -189,27 +182,13 @@ def run_case(case: Case, task: Task, seconds: float) -> dict:
         if frozen:
             moments.append(second_moments(frozen, BATCH))
         spent = time.perf_counter() - begin
-        if number >= ENOUGH and number % SELDOM == 0:
+        if number % BLOCK == 0:
             trace, square, along = np.mean(moments, 0)
             shape = trace**2 / square, along / (at_rest.grad_sq * trace)  # r, and how far noise lies along G
             result = summary(case, found, shape, at_rest, spent)
             if spent > seconds or result["estimators"]["halves"]["grad_sq_se"] <= TARGET:
                 return result
     raise AssertionError("itertools.count ended")
-
-
-def batch_norm(task: Task) -> list[dict]:
-    """How truth depends on the batch size it is the expected gradient of: on the same samples at the same weights."""
-    rows = []
-    for case in (case for case in CASES if case.task == "CNN" and case.step in (300, PEAK)):
-        start = trained(case, task, SEED)
-        sizes = (BATCH // PARTS, BATCH // 2, BATCH)
-        found = {s: truth(start, s, BATCH_NORM_SAMPLES, torch.Generator().manual_seed(SEED)) for s in sizes}
-        rows.append({"name": case.name, "sizes": {
-            str(s): _short({"grad_sq": n.grad_sq, "trace": n.trace, "noise_scale": n.trace / n.grad_sq})
-            for s, n in found.items()
-        }})  # fmt: skip
-    return rows
 
 
 def update(**parts) -> Path:
@@ -230,7 +209,7 @@ def update_case(result: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mnist", type=Path, help="folder of MNIST's gzipped idx files; downloaded if left out")
-    parser.add_argument("--part", choices=("windows", "cost", "batch_norm", "epoch", "picture"), help="all if left out")
+    parser.add_argument("--part", choices=PARTS_OF_IT, help="all if left out")
     parser.add_argument("--case", default="", help="only cases whose name has this in it")
     parser.add_argument("--seconds", type=float, default=100, help="at most so long a case")
     args = parser.parse_args()
@@ -248,7 +227,9 @@ def main() -> None:
     if args.part in (None, "cost"):
         print(update(cost=estimators_cost.compare(tasks)))
     if args.part in (None, "batch_norm"):
-        print(update(batch_norm=batch_norm(tasks["CNN"])))
+        print(update(batch_norm=estimators_truth.batch_norm(tasks["CNN"], SEED)))
+    if args.part in (None, "unseen"):
+        print(update(unseen=estimators_truth.unseen(tasks["MLP"], SEED)))
     if args.part in (None, "epoch"):
         print(update(epoch=estimators_epoch.run(tasks["MLP"])))
         print(estimators_epoch.draw())

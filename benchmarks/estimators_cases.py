@@ -17,6 +17,8 @@ from adaptbs import demo_flights
 from adaptbs.gradients.mean_gradient import has_batch_norm
 
 BATCH = 128
+PARTS = 4  # micro-batches, as with gradient accumulation
+STEPS = 40  # of a window
 WARM_UP, ONE_CYCLE_STEPS, DIVISOR = 0.25, 1200, 25  # fastai's one-cycle: lr/25 up to lr over a quarter of the run
 BEFORE_PEAK = 20  # a window of 40 steps that starts so many before the peak has it in its middle
 PEAK = int(WARM_UP * ONE_CYCLE_STEPS) - BEFORE_PEAK

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from estimators_cases import BATCH, Case, Run, Task, batches
+from estimators_cases import BATCH, PARTS, Case, Run, Task, batches
 from rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Stored, TwoRuns, numbers_kept
 from torch.profiler import ProfilerActivity, profile
 
@@ -18,7 +18,6 @@ from adaptbs.gradients.per_example import PerExample
 
 GROUP = 20  # the rivals' n: what they do once a group shows in one step of 20
 GROUPS = 10
-PARTS = 4
 RIVALS = {"A": MovingAverages, "B": Stored, "D1": LastBatch, "D2": Consecutive, "AdaptDL": PreviousGradient}
 
 
