@@ -8,8 +8,8 @@ From a moment of training (`estimators_cases`) many windows of 40 steps run on, 
 each, every estimator sees the same steps. Pooled over the windows, estimate / truth should be 1. Truth moves along a
 window and differs between windows, so it is averaged too: at four steps of each window, one of every quarter, placed
 symmetrically within each half, so that a steady drift cancels, and in turn over the windows.
-Windows are added, 30 at a time, until the estimate by halves has a standard error of 5 % of the true |G|^2 or `--seconds`
-have passed. Results go to results/estimators.json, case by case, beside those already there.
+Windows are added, 30 at a time, until the estimate by halves has a standard error of 5 % of the true |G|^2, or
+`--seconds` have passed. Results go to results/estimators.json, case by case, beside those already there.
 """
 
 from __future__ import annotations
