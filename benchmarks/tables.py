@@ -6,31 +6,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import tables_of_estimates
+from result_tables import load, markdown, where
+
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def where(result: dict[str, Any], command: str) -> str:
-    machine = result["machine"]
-    cores = machine.get("cores") or machine.get("cpu_cores")
-    device = machine.get("cuda") or f"{cores} CPU cores, no GPU"
-    return f"\n`{command}` on {result['date'][:10]}: {device}, torch {machine['torch'].split('+')[0]}.\n"
 
 
 def measuring() -> str:
@@ -44,54 +30,6 @@ def measuring() -> str:
     ]
     header = ["model", "batch", "plain step", "extra: two halves", "extra: per example", "extra: split step"]
     return markdown(header, rows) + where(result, "python benchmarks/measuring_cost.py")
-
-
-def coverage() -> str:
-    """How often the interval covers, by B_simple relative to the smaller batch of the halves."""
-    result = load("coverage")
-    rows = [
-        [row["problem"], row["source"], f"{row['noise_scale'] / 64:.0f}"]
-        + [f"{row[k]:.1%}" for k in ("covered", "truth_above_cautious", "no_upper_limit")]
-        for row in result["rows"]
-    ]
-    header = ["gradients", "source", "B_simple/64", "interval covers", "above the cautious limit", "no upper limit"]
-    return markdown(header, rows) + where(result, "python benchmarks/coverage.py --mnist DIR")
-
-
-def spread() -> str:
-    """Standard deviation of log B_simple by way of pooling and samples measured; theory in brackets."""
-    result, rows = load("coverage"), []
-    samples = sorted({row["samples"] for row in result["spread"][0]["rows"]})
-    for problem in result["spread"]:
-        cells = [f"{row['sd_of_log']:.3f} ({row['theory']:.3f})" for row in problem["rows"]]
-        found = {(row["way"], row["samples"]): cell for row, cell in zip(problem["rows"], cells, strict=True)}
-        which = [problem["problem"], f"{problem['noise_scale']:.0f}", f"{problem['r']:.0f}"]
-        ways = dict.fromkeys(row["way"] for row in problem["rows"])
-        rows += [[*which, way, *(found[way, n] for n in samples)] for way in ways]
-    return markdown(["gradients", "B_simple", "r", "pairs of", *(f"{n:,} samples" for n in samples)], rows)
-
-
-def epoch() -> str:
-    """Estimate over exact value, for one epoch of MNIST with every step measured."""
-    result = load("epoch_average")
-    rows = [
-        [source, f"{row['mean_of_seeds']:.3f} ± {row['standard_error']:.3f}"]
-        + [f"{row['lowest']:.2f}-{row['highest']:.2f}"]
-        + [f"{row[k]:.3f}" for k in ("pooled", "trace", "grad_sq")]
-        for source, row in result["averages"].items()
-    ]
-    header = ["source", "B_simple, mean of 20 seeds", "lowest-highest", "of sums over seeds", "tr(Sigma)", "\\|G\\|²"]
-    return markdown(header, rows) + where(result, "python benchmarks/epoch_average.py --mnist DIR")
-
-
-def windows() -> str:
-    """How the interval fares while weights move, with other covariances beside the package's."""
-    result, rows = load("epoch_average"), []
-    for source, row in result["windows"].items():
-        for kind in ("as it is", "independent", "Newey-West", "batch means"):
-            shares = [row[f"{kind}: covers {what}"] for what in ("window average", "moment")]
-            rows.append([source, kind, *(f"{share:.1%}" for share in shares)])
-    return markdown(["source", "measurements taken as", "covers the window's average", "covers the moment"], rows)
 
 
 def overhead() -> str:
@@ -149,31 +87,6 @@ def comparison() -> str:
     return markdown(header, rows) + note + where(result, "python benchmarks/fixed_vs_adaptive.py --mnist DIR")
 
 
-def batch_norm() -> str:
-    """What batches of different sizes measure where each is normalised by its own statistics."""
-    result = load("batch_norm")
-    largest = {(r["model"], r["step"]): r for r in result["rows"]}  # the last of each is the largest
-    rows = [
-        [f"{row['model']}, step {row['step']}", str(row["size"])]
-        + [f"{row[k] / largest[row['model'], row['step']][k]:.2f}" for k in ("grad_sq", "trace", "noise_scale")]
-        for row in result["rows"]
-    ]
-    header = ["BatchNorm model", "b", "\\|G\\|² / that at 128", "tr(Sigma)", "B_simple"]
-    return markdown(header, rows) + where(result, "python benchmarks/batch_norm.py --mnist DIR")
-
-
-def adam_metric() -> str:
-    """Noise scales beside the batch that brings half of what a step can bring."""
-    result = load("adam_metric")
-    rows = [
-        [f"{row['model']}, step {row['step']:,}"]
-        + [f"{row[k]:,.0f}" for k in ("noise_scale_plain", "half_plain", "noise_scale_adam", "half_adam")]
-        for row in result["rows"]
-    ]
-    header = ["MNIST, by Adam", "B_simple", "half along g", "B_simple in Adam's metric", "half along g/(√v + ε)"]
-    return markdown(header, rows) + where(result, "python benchmarks/adam_metric.py --mnist DIR")
-
-
 def demo() -> str:
     """The run behind the picture."""
     result = load("demo")
@@ -192,14 +105,9 @@ def demo() -> str:
 TABLES = {
     "measuring": measuring,
     "overhead": overhead,
-    "coverage": coverage,
-    "spread": spread,
-    "epoch": epoch,
-    "windows": windows,
     "comparison": comparison,
-    "batch_norm": batch_norm,
-    "adam_metric": adam_metric,
     "demo": demo,
+    **tables_of_estimates.TABLES,
 }
 
 
