@@ -15,6 +15,7 @@ from .step_time import StepTime
 if TYPE_CHECKING:
     from torch import device as Device
 
+PER_STEP = 5e-5  # seconds that adaptbs takes on the host at every step, measured or not (docs/measuring.md)
 AFTERMATH = 1.1  # what a measurement costs in all, over what it takes itself: caches have to be filled again
 MEASURING = 1.0  # cost of a measurement, in steps, where no clock is read: about one pass more (docs/measuring.md)
 
@@ -28,12 +29,12 @@ class Timings:
     Attributes:
         steps: (batch size, seconds) of each step, measuring left out.
         measurements: seconds of each measurement, and what it slows the steps around it.
-        decisions: seconds of reading, estimating and deciding between steps, all together.
+        besides: seconds of reading, estimating and deciding between steps, and of what is done at every step.
     """
 
     steps: list[tuple[int, float]] = field(default_factory=list)
     measurements: list[float] = field(default_factory=list)
-    decisions: float = 0.0
+    besides: float = 0.0
 
 
 class Clock(Protocol):
@@ -79,6 +80,7 @@ class Stopwatch:
 
     def __init__(self, device: Device) -> None:
         self._cuda = device if device.type == "cuda" else None
+        self.host = self._cuda is None  # else what the host does is done while the device computes
 
     def mark(self) -> Moment:
         """The moment at which the device has done all that it has been given so far."""
@@ -142,7 +144,8 @@ class DeviceClock:
     def read(self) -> Timings:
         if self._steps or self._decisions:
             self._watch.wait()
-        timings = Timings(decisions=sum(self._watch.seconds(*span) for span in self._decisions))
+        deciding = sum(self._watch.seconds(*span) for span in self._decisions)
+        timings = Timings(besides=deciding + self._watch.host * PER_STEP * len(self._steps))
         for batch_size, begin, end, inside in self._steps:
             measured = [self._watch.seconds(*span) for span in inside]
             timings.measurements += [AFTERMATH * seconds for seconds in measured]

@@ -74,7 +74,7 @@ class Controller:
         self._step_times, self._duty = StepTimes(), DutyCycle(settings.overhead)
         self._measurements = Measurements(self._run_samples, views)
         self._spoken: str | None = None  # the doubt that the log knows of
-        self._elapsed = self._spent = 0.0  # seconds of training; of measuring and deciding
+        self._elapsed = self._spent = 0.0  # seconds of training, and of all that is done for its batch size
         self._costs: deque[float] = deque(maxlen=16)  # seconds of the latest measurements
         self._decided_at, self._since_decision = 0, 0  # samples; measurements
         self.samples = self.epoch_position = 0  # delivered, in the run and in this epoch
@@ -189,7 +189,7 @@ class Controller:
             self._step_times.add(size, seconds)
             self._elapsed += seconds
         self._costs.extend(timings.measurements)
-        self._spent += sum(timings.measurements) + timings.decisions
+        self._spent += sum(timings.measurements) + timings.besides
         for samples, made, norms in self._measurements.read():
             self.history.add_measurement(samples, samples / self._run_samples if self._epochs else None, made, norms)
         return self._measurements.estimate(self._settings.confidence)
