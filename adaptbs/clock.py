@@ -38,7 +38,13 @@ class Timings:
 
 
 class Clock(Protocol):
-    """Times steps from one `step` to the next; `start` begins, so that what lies before it is not counted."""
+    """Times steps from one `step` to the next; `start` begins, so that what lies before it is not counted.
+
+    Attributes:
+        per_step: seconds that adaptbs takes at every step, measured or not.
+    """
+
+    per_step: float
 
     def start(self) -> None: ...
     def step(self, batch_size: int) -> None: ...
@@ -49,6 +55,8 @@ class Clock(Protocol):
 
 class GivenClock:
     """Reads no clock: a step takes what `step_time` says, so that a run can be repeated to the bit."""
+
+    per_step = 0.0
 
     def __init__(self, step_time: StepTime) -> None:
         self._step_time = step_time
@@ -80,7 +88,6 @@ class Stopwatch:
 
     def __init__(self, device: Device) -> None:
         self._cuda = device if device.type == "cuda" else None
-        self.host = self._cuda is None  # else what the host does is done while the device computes
 
     def mark(self) -> Moment:
         """The moment at which the device has done all that it has been given so far."""
@@ -109,6 +116,8 @@ class DeviceClock:
 
     def __init__(self, device: Device) -> None:
         self._watch = Stopwatch(device)
+        # (Where a device computes, the host does this meanwhile.)
+        self.per_step = PER_STEP if device.type != "cuda" else 0.0
         self._last: Moment | None = None
         self._inside: list[tuple[Moment, Moment]] = []
         self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]]]] = []
@@ -145,7 +154,7 @@ class DeviceClock:
         if self._steps or self._decisions:
             self._watch.wait()
         deciding = sum(self._watch.seconds(*span) for span in self._decisions)
-        timings = Timings(besides=deciding + self._watch.host * PER_STEP * len(self._steps))
+        timings = Timings(besides=deciding + self.per_step * len(self._steps))
         for batch_size, begin, end, inside in self._steps:
             measured = [self._watch.seconds(*span) for span in inside]
             timings.measurements += [AFTERMATH * seconds for seconds in measured]

@@ -235,6 +235,7 @@ class Controller:
             seconds_left=step * samples_left / self.batch_size,
             step=step,
             cost=sorted(self._costs)[len(self._costs) // 2],
+            per_step=self._clock.per_step,
         )
 
     @property

@@ -17,7 +17,14 @@ OUT_OF_REACH = 4  # a limit is where the batch stays while the noise scale is th
 
 
 def measuring_rate(
-    overhead: float, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float
+    overhead: float,
+    *,
+    elapsed: float,
+    spent: float,
+    seconds_left: float,
+    step: float,
+    cost: float,
+    per_step: float = 0.0,
 ) -> float:
     """The share of the coming steps to measure so that the run stays within its budget.
 
@@ -25,15 +32,16 @@ def measuring_rate(
     batch stays the other half is planned for later, at the same rate.
 
     Args:
-        overhead: share of the run's time that measuring may cost.
+        overhead: share of the run's time that may be spent.
         elapsed: seconds of training so far.
-        spent: seconds of measuring so far.
+        spent: seconds spent so far, on measuring and on all else.
         seconds_left: of training still to come, at the batch size of now.
         step: seconds of a step.
         cost: extra seconds of a measurement.
+        per_step: seconds spent at every step, measured or not.
     """
     ahead = seconds_left / 2
-    budget = overhead * (elapsed + ahead) - spent
+    budget = overhead * (elapsed + ahead) - spent - per_step / step * ahead
     if ahead <= 0 or budget <= 0:
         return 0.0
     return min(DENSEST, budget / ahead * step / cost)
@@ -91,14 +99,26 @@ class DutyCycle:
         self._kept = self._kept + 1 if decision.batch_size == batch_size else 0
         self._settled = has_settled(decision, estimate, self._kept)
 
-    def calibrate(self, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float) -> None:
+    def calibrate(
+        self,
+        *,
+        elapsed: float,
+        spent: float,
+        seconds_left: float,
+        step: float,
+        cost: float,
+        per_step: float = 0.0,
+    ) -> None:
         """Set the rate by `measuring_rate`, and how many measurements it may come to before the next call."""
         if step > 0 and cost > 0:
-            self._even = self._overhead * step / cost
+            standing = per_step / step
+            self._even = max(0.0, self._overhead - standing) * step / cost
             self._rate = measuring_rate(
-                self._overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost
-            )
-            self._left = max(0.0, self._overhead * (elapsed + seconds_left) - spent) / cost
+                self._overhead,
+                elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost, per_step=per_step,
+            )  # fmt: skip
+            left = self._overhead * (elapsed + seconds_left) - spent - standing * seconds_left
+            self._left = max(0.0, left) / cost
 
     def _paced(self, steps_in_run: float) -> float:
         # Twice what would use up the budget evenly while the batch may still move, because that is when measurements

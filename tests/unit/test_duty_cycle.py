@@ -42,6 +42,12 @@ def test_nothing_is_measured_where_nothing_is_left(changed):
     assert rate(**changed) == 0
 
 
+def test_what_every_step_costs_is_left_over_for_it():
+    assert rate(per_step=0.04) == pytest.approx(0.06)
+    assert rate(per_step=0.04, step=2.0) == pytest.approx(0.16)
+    assert rate(per_step=0.2) == 0
+
+
 def test_at_most_every_second_step_is_measured():
     assert rate(cost=0.01) == DENSEST
 
@@ -125,7 +131,7 @@ def test_settled_in_a_short_run_it_still_measures_enough_to_follow():
 
 
 def share_spent(
-    overhead: float, steps: int, seed: int, growth: int = 1, *, cost: float = 1.2, early: bool = False
+    overhead: float, steps: int, seed: int, growth: int = 1, *, cost: float = 1.2, early: bool = False, per_step=0.0
 ) -> float:
     """Measuring over training in a simulated run: noisy costs, a dear first one, a batch that doubles up to `growth`.
 
@@ -144,6 +150,7 @@ def share_spent(
             spent += costs[-1]
             fresh += 1
         elapsed += step * noise.lognormvariate(0, 0.1)
+        spent += per_step
         done += size
         decide = done - decided >= steps / 20 or (early and fresh >= FIRST)
         if decide:
@@ -153,8 +160,9 @@ def share_spent(
         if decide or len(costs) == TRY:
             cost_now = statistics.median(costs[-16:])
             duty.calibrate(
-                elapsed=elapsed, spent=spent, seconds_left=(steps - done) / size * step, step=step, cost=cost_now
-            )
+                elapsed=elapsed, spent=spent, seconds_left=(steps - done) / size * step, step=step, cost=cost_now,
+                per_step=per_step,
+            )  # fmt: skip
     return spent / elapsed
 
 
@@ -164,6 +172,13 @@ def test_the_whole_run_keeps_to_its_budget_and_uses_it(overhead, cost, steps):
     shares = [share_spent(overhead, steps, seed, cost=cost) for seed in range(8)]
     assert max(shares) < overhead + 0.005
     assert statistics.median(shares) > 0.85 * overhead
+
+
+@pytest.mark.parametrize("per_step", [0.005, 0.015])
+def test_the_budget_is_also_for_what_every_step_costs(per_step):
+    shares = [share_spent(0.02, 5000, seed, per_step=per_step) for seed in range(8)]
+    assert max(shares) < 0.02 + 0.005
+    assert statistics.median(shares) > 0.85 * 0.02
 
 
 def test_a_dear_measurement_ends_the_dense_start():
