@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class StepTimes:
     def median(self, batch_size: int) -> float | None:
         """Median seconds of a step of exactly this size; None if none was made."""
         kept = self._seconds.get(batch_size)
-        return float(np.median(kept)) if kept else None
+        return statistics.median(kept) if kept else None
 
     def fit(self) -> StepTime | None:
         """Least squares on the medians, relative errors, a and b not negative; None until two sizes can be told.
@@ -51,7 +52,7 @@ class StepTimes:
         sizes = sorted(size for size, kept in self._seconds.items() if len(kept) >= ENOUGH)
         if len(sizes) < 2:
             return None
-        medians = np.array([np.median(self._seconds[size]) for size in sizes])
+        medians = np.array([statistics.median(self._seconds[size]) for size in sizes])
         b, a = np.polyfit(sizes, medians, 1, w=1 / medians)
         if b <= 0:
             return StepTime(float(medians.mean()), 0.0)
