@@ -216,7 +216,8 @@ class Controller:
             )  # fmt: skip
         if self.doubt != self._spoken:
             self._spoken = self.doubt
-            log.info("the noise scale's doubt at %.0f %%: %s", 100 * self.progress, self.doubt or "none")
+            state = f"not to be believed as a number ({self.doubt})" if self.doubt else "in no doubt"
+            log.info("the noise scale is %s at %.0f %%", state, 100 * self.progress)
         if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
             self._duty.decided(decision, self.batch_size, self.noise_scale)
         self.batch_size = decision.batch_size

@@ -19,6 +19,7 @@ ONE_SIGMA = math.erf(1 / math.sqrt(2))  # .683: the share of a normal distributi
 MEMORY = 0.05  # share of the run after which a measurement's weight has fallen to 1/e
 FORGET = 5  # a measurement older than this many MEMORY is dropped,
 FULL = 16  # but not the latest few, which in a short run reach further back: fewer resolve nothing
+ROUNDING = 1e-6  # relative; two limits that differ by less do not
 
 
 def estimate(
@@ -91,7 +92,7 @@ def drifts(norms: Sequence[SquaredNorms], confidence: float) -> bool:
     if middle < FULL // 2:
         return False
     older, newer = estimate(norms[:middle], None, confidence), estimate(norms[middle:], None, confidence)
-    return older.high < newer.low or newer.high < older.low
+    return older.high < (1 - ROUNDING) * newer.low or newer.high < (1 - ROUNDING) * older.low
 
 
 def student_t(confidence: float, degrees: float) -> float:

@@ -280,3 +280,12 @@ def test_views_go_on_where_the_run_was_stopped():
     without.load_state_dict(state)  # a run may go on without them
     assert second._measurements.estimate_views(0.9)["adam"].simple == pytest.approx(10)
     assert len(second.history) == len(without.history) == len(first.history)
+
+
+def test_the_log_says_when_doubt_comes_and_goes(caplog):
+    with caplog.at_level("INFO", "adaptbs"):
+        run(controller(), NOISY)
+    assert "the noise scale is" not in caplog.text
+    with caplog.at_level("INFO", "adaptbs"):
+        run(controller(), made(SquaredNorms(1, 5.0, 2, 5.0)))  # no noise at all, so no limit above 0
+    assert "not to be believed as a number (nothing resolved)" in caplog.text
