@@ -29,12 +29,12 @@ class Timings:
     Attributes:
         steps: (batch size, seconds) of each step, measuring left out.
         measurements: seconds of each measurement, and what it slows the steps around it.
-        besides: seconds of reading, estimating and deciding between steps, and of what is done at every step.
+        deciding: seconds of reading, estimating and deciding between steps, all together.
     """
 
     steps: list[tuple[int, float]] = field(default_factory=list)
     measurements: list[float] = field(default_factory=list)
-    besides: float = 0.0
+    deciding: float = 0.0
 
 
 class Clock(Protocol):
@@ -154,7 +154,7 @@ class DeviceClock:
         if self._steps or self._decisions:
             self._watch.wait()
         deciding = sum(self._watch.seconds(*span) for span in self._decisions)
-        timings = Timings(besides=deciding + self.per_step * len(self._steps))
+        timings = Timings(deciding=deciding)
         for batch_size, begin, end, inside in self._steps:
             measured = [self._watch.seconds(*span) for span in inside]
             timings.measurements += [AFTERMATH * seconds for seconds in measured]

@@ -14,6 +14,7 @@ from .clock import Clock, DeviceClock, GivenClock
 from .duty_cycle import FIRST, TRY, DutyCycle
 from .history import History
 from .measurements import Measurements
+from .noise_scale import student_t
 from .sampler import Issued
 from .settings import Settings
 from .step_time import StepTime, StepTimes
@@ -66,15 +67,15 @@ class Controller:
         self.base_batch_size = int(settings.base_batch_size or batch_size)
         self.max_batch_size = settings.max_batch_size or max(batch_size, epoch_samples // 8)
         self.epoch_samples, self._epochs = epoch_samples, epochs
-        self._lr_rule = lr_scaling.resolve(
-            settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size
-        )
+        self._lr_rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
         self._given = StepTime(*settings.step_time) if settings.step_time else None
         self._clock: Clock = GivenClock(self._given) if self._given else DeviceClock(device)
         self._step_times, self._duty = StepTimes(), DutyCycle(settings.overhead)
         self._measurements = Measurements(self._run_samples, views)
         self._spoken: str | None = None  # the doubt that the log knows of
-        self._elapsed = self._spent = 0.0  # seconds of training, and of all that is done for its batch size
+        if settings.overhead:
+            student_t(settings.confidence, FIRST)  # loads SciPy, which would else be charged to the budget
+        self._elapsed = self._spent = 0.0  # seconds of training; of measuring and deciding
         self._costs: deque[float] = deque(maxlen=16)  # seconds of the latest measurements
         self._decided_at, self._since_decision = 0, 0  # samples; measurements
         self.samples = self.epoch_position = 0  # delivered, in the run and in this epoch
@@ -189,7 +190,7 @@ class Controller:
             self._step_times.add(size, seconds)
             self._elapsed += seconds
         self._costs.extend(timings.measurements)
-        self._spent += sum(timings.measurements) + timings.besides
+        self._spent += sum(timings.measurements) + timings.deciding
         for samples, made, norms in self._measurements.read():
             self.history.add_measurement(samples, samples / self._run_samples if self._epochs else None, made, norms)
         return self._measurements.estimate(self._settings.confidence)
@@ -242,7 +243,7 @@ class Controller:
     @property
     def doubt(self) -> str | None:
         """Why the latest estimate is not to be believed as a number, if so."""
-        return self._measurements.caveat or (self.noise_scale.doubt if self.noise_scale else "no measurements")
+        return self._measurements.doubt(self.noise_scale)
 
     def _record(self, event: str, reason: str) -> None:
         self.history.add_estimate(
@@ -267,6 +268,7 @@ class Controller:
             **state, **parts,
             "delivered": list(self.delivered), "costs": list(self._costs),
             "noise_scale": astuple(self.noise_scale) if self.noise_scale else None,
+            "views": {name: astuple(view) for name, view in self.views.items()},
             "history": [dict(record) for record in self.history.records],
         }  # fmt: skip
 
@@ -288,6 +290,7 @@ class Controller:
             {name: record.get(name) for name in self.history.columns} for record in state["history"]
         ]
         self.noise_scale = NoiseScale(*state["noise_scale"]) if state["noise_scale"] else None
+        self.views = {name: NoiseScale(*view) for name, view in state["views"].items() if name in self.history.views}
 
 
 _PARTS = ("_step_times", "_duty", "_measurements")

@@ -17,14 +17,7 @@ OUT_OF_REACH = 4  # a limit is where the batch stays while the noise scale is th
 
 
 def measuring_rate(
-    overhead: float,
-    *,
-    elapsed: float,
-    spent: float,
-    seconds_left: float,
-    step: float,
-    cost: float,
-    per_step: float = 0.0,
+    overhead: float, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float
 ) -> float:
     """The share of the coming steps to measure so that the run stays within its budget.
 
@@ -34,14 +27,13 @@ def measuring_rate(
     Args:
         overhead: share of the run's time that may be spent.
         elapsed: seconds of training so far.
-        spent: seconds spent so far, on measuring and on all else.
+        spent: seconds spent so far, on measuring and on deciding.
         seconds_left: of training still to come, at the batch size of now.
         step: seconds of a step.
         cost: extra seconds of a measurement.
-        per_step: seconds spent at every step, measured or not.
     """
     ahead = seconds_left / 2
-    budget = overhead * (elapsed + ahead) - spent - per_step / step * ahead
+    budget = overhead * (elapsed + ahead) - spent
     if ahead <= 0 or budget <= 0:
         return 0.0
     return min(DENSEST, budget / ahead * step / cost)
@@ -109,16 +101,18 @@ class DutyCycle:
         cost: float,
         per_step: float = 0.0,
     ) -> None:
-        """Set the rate by `measuring_rate`, and how many measurements it may come to before the next call."""
+        """Set the rate by `measuring_rate`, and how many measurements it may come to before the next call.
+
+        What is done at every step, measured or not, has its share of the overhead, at most half: not measuring would
+        save nothing of it.
+        """
         if step > 0 and cost > 0:
-            standing = per_step / step
-            self._even = max(0.0, self._overhead - standing) * step / cost
+            overhead = self._overhead - min(per_step / step, self._overhead / 2)
+            self._even = overhead * step / cost
             self._rate = measuring_rate(
-                self._overhead,
-                elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost, per_step=per_step,
-            )  # fmt: skip
-            left = self._overhead * (elapsed + seconds_left) - spent - standing * seconds_left
-            self._left = max(0.0, left) / cost
+                overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost
+            )
+            self._left = max(0.0, overhead * (elapsed + seconds_left) - spent) / cost
 
     def _paced(self, steps_in_run: float) -> float:
         # Twice what would use up the budget evenly while the batch may still move, because that is when measurements

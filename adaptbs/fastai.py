@@ -14,6 +14,7 @@ from .fastai_batches import AdaptiveBatches, batch_loss, check, epoch_samples
 from .fastai_finder import bs_find
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
+from .gradients.per_example import Unsupported
 from .gradients.views import views_of
 from .history import History
 from .lr_scaling import is_adaptive
@@ -209,7 +210,9 @@ class AdaptiveBatchSize(Callback):
         try:
             with self._run.measuring():
                 self._run.measured(self._measurer.measure((self.xb, self.yb), self._run.delivered.length))
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except Unsupported:
+            raise  # a source was asked for that cannot be
+        except Exception as error:
             # A Learner may compute its loss with the help of other callbacks; then it cannot be computed apart.
             log.warning("this Learner's loss cannot be measured, so the batch size is held: %s", error)
             self._measurer = None

@@ -11,7 +11,7 @@ COLUMNS = (
     "event",  # "start", "measurement" or "decision"
     "samples",  # seen when the record was made
     "progress",  # share of the run, 0..1; None where the length of the run is not known
-    "batch_size",  # from here on, samples
+    "batch_size",  # from here on, samples; of a measurement, how many were measured
     "global_batch_size",  # samples per optimizer step
     "noise_scale",  # B_simple, samples; a decision's estimate
     "doubt",  # why that is not to be believed as a number; None where it is
@@ -86,7 +86,7 @@ class History:
         return len(self.records)
 
     def __repr__(self) -> str:
-        sizes = [s for s in self.to_dict()["batch_size"] if s is not None]
+        sizes = [s for s in self.decisions()["batch_size"] if s is not None]
         path = [s for i, s in enumerate(sizes) if i == 0 or s != sizes[i - 1]]
         return f"History({len(self)} records, batch size {' -> '.join(map(str, path)) or 'not started'})"
 

@@ -20,7 +20,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     Meanwhile compiled models run as they are written: they keep what they were compiled for.
     """
     buffers = [(m._buffers, dict(m._buffers)) for m in model.modules()]
-    values = [(b, b.clone()) for _, found in buffers for b in found.values() if b is not None]
+    values = [(b, b.clone()) for _, found in buffers for b in found.values() if b is not None and _writable(b)]
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=cuda_devices(model)), _nothing_compiled():
         try:
@@ -28,7 +28,9 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         finally:
             with torch.no_grad():
                 for buffer, value in values:
-                    buffer.copy_(value)
+                    # (By `.data`, which autograd does not count as a change: a graph that is still to go backward may
+                    # hold this buffer.)
+                    buffer.data.copy_(value)
             for now, found in buffers:
                 _restore(now, found)
             random.setstate(python)
@@ -89,6 +91,11 @@ def _restore(buffers: dict[str, Tensor | None], found: dict[str, Tensor | None])
     for name, buffer in found.items():
         if name not in buffers or buffers[name] is not buffer:
             buffers[name] = buffer
+
+
+def _writable(buffer: Tensor) -> bool:
+    """Whether each of its entries has memory of its own; of an expanded one nothing can be written in place."""
+    return not any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def _nothing_compiled() -> AbstractContextManager[Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .noise_scale import Window
-from .types import Measurement, NoiseScale, SquaredNorms
+from .types import COUPLED, Measurement, NoiseScale, SquaredNorms
 
 
 class Measurements:
@@ -25,7 +25,7 @@ class Measurements:
     def forget(self) -> None:
         """Know nothing."""
         self._plain = Window(self._run_samples)
-        self._views = {name: Window(self._run_samples) for name in self._names}
+        self._views = {name: Window(self._run_samples, warns=False) for name in self._names}
         self._unread: dict[int, Measurement] = {}  # by the samples seen
         self.caveat: str | None = None  # of the latest measurement
 
@@ -40,10 +40,18 @@ class Measurements:
         """Those added since the last read: samples, measurement, and its norms as floats; None if not finite."""
         finite = dict(self._plain.read())
         read = [(samples, made, finite.get(samples)) for samples, made in self._unread.items()]
-        if read:
+        if read and self.caveat != COUPLED:  # (what the loss is once it remains, also when a run is resumed)
             self.caveat = read[-1][1].caveat
         self._unread = {}
         return read
+
+    def doubt(self, estimate: NoiseScale | None) -> str | None:
+        """Why this estimate is not to be believed as a number, if so."""
+        if self.caveat:
+            return self.caveat
+        if estimate is not None:
+            return estimate.doubt
+        return "non-finite steps" if self._plain.skipped else "no measurements"
 
     def estimate(self, confidence: float) -> NoiseScale | None:
         """The noise scale as of the latest measurement; None where there is none."""

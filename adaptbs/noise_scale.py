@@ -109,14 +109,20 @@ class Window:
 
     Args:
         run_samples: length of the run, samples; memory fades over a share of it.
+        warns: whether to log a warning, once, when a measurement is not finite.
     """
 
-    def __init__(self, run_samples: int) -> None:
+    def __init__(self, run_samples: int, *, warns: bool = True) -> None:
         self._fade = MEMORY * run_samples
         self._entries: list[tuple[int, SquaredNorms]] = []
         self._unread: list[tuple[int, SquaredNorms]] = []
         self._skipped: list[int] = []  # samples seen at recent measurements that were not finite
-        self._warned = False
+        self._warned = not warns
+
+    @property
+    def skipped(self) -> int:
+        """How many recent measurements were not finite."""
+        return len(self._skipped)
 
     def add(self, samples: int, norms: SquaredNorms) -> None:
         """Put in a measurement made when `samples` samples had been seen."""

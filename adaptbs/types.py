@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENOUGH = 4  # measurements without which an estimate is not acted on
-TOO_MANY_SKIPPED = 0.25  # share of recent measurements that were not finite, beyond which the rest is not believed
+TOO_MANY_SKIPPED = 0.25  # share of recent measurements that were not finite, beyond which the rest is in doubt
 COUPLED = "samples are coupled"  # the caveat of a loss that is no mean over samples
 
 #: A number that may still lie on the device: reading it there is a synchronisation, so it is read late.
@@ -104,14 +104,14 @@ class NoiseScale:
     def doubt(self) -> str | None:
         """Why this is not to be believed as a number, if so.
 
-        "few measurements"; "non-finite steps": too many gradients were nan or inf; "nothing resolved": not even a lower
+        "non-finite steps": too many gradients were nan or inf; "few measurements"; "nothing resolved": not even a lower
         limit; "drifting": the noise scale moves faster than the window forgets, so that the estimate lags behind; "at
         least low": |G|^2 is lost in its noise, so there is no upper limit.
         """
-        if self.measurements < ENOUGH:
-            return "few measurements"
         if self.skipped > TOO_MANY_SKIPPED * (self.skipped + self.measurements):
             return "non-finite steps"
+        if self.measurements < ENOUGH:
+            return "few measurements"
         if self.cautious <= 0:
             return "nothing resolved"
         if self.drifting:

@@ -26,7 +26,7 @@ class AccumulatedGradients:
         watch.close()
 
     Whether the loss is divided by k, summed or scaled makes no difference to B_simple; |G|^2 and tr(Sigma) carry that
-    factor squared. Hooks on the parameters do it, from construction to `close()`.
+    factor squared. Hooks on the parameters that train when it is made do it, until `close()`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,9 +50,9 @@ class AccumulatedGradients:
         self._reset()
         if passes < 2:
             return None
-        small = torch.stack([s for each in squares.values() for s in each]).sum() / passes
-        large = torch.stack(list(totals.values())).sum() / passes**2
-        return SquaredNorms(size, torch.where(torch.stack(clean).all(), small, torch.nan), passes * size, large)
+        small = _together([s for each in squares.values() for s in each]).sum() / passes
+        large = _together(list(totals.values())).sum() / passes**2
+        return SquaredNorms(size, torch.where(_together(clean).all(), small, torch.nan), passes * size, large)
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -76,6 +76,11 @@ class AccumulatedGradients:
             self._clean.append(torch.isclose(total, self._pending[i]) | ~total.isfinite())
         self._squares.setdefault(i, []).append(self._pending.pop(i))
         self._totals[i] = total
+
+
+def _together(scalars: list[Tensor]) -> Tensor:
+    """In one tensor, also where a model lies on several devices."""
+    return torch.stack([s.to(scalars[0].device) for s in scalars])
 
 
 def _square(gradient: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -12,9 +13,11 @@ from ..left_as_found import left_as_found
 from . import batches
 from .batch_loss import BatchLoss
 
-LOOKS = 3  # batches that are looked at
+log = logging.getLogger(__name__)
+
+LOOKS = 5  # batches that are looked at
 FEWEST = 16  # samples of such a batch: with fewer, the weights of samples (classes, ignored targets) could do the same
-OFF = 0.05  # of the loss: those weights change it by far less, a contrastive loss by about log 2 / log n
+OFF = 0.05  # of the loss: those weights rarely change it as much time after time, a contrastive loss by log 2 / log n
 
 
 class Coupling:
@@ -27,6 +30,7 @@ class Coupling:
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
         self._model, self._batch_loss = model, batch_loss
         self._deviations: list[float] = []
+        self._looks = LOOKS
 
     @property
     def found(self) -> bool:
@@ -36,8 +40,16 @@ class Coupling:
 
     def look(self, batch: Any) -> None:
         """Take a batch into account; nothing once enough have been."""
-        if len(self._deviations) < LOOKS and batches.length(batch) >= FEWEST:
-            self._deviations += [d for d in [self._deviation(batch)] if math.isfinite(d)]
+        if not self._looks or batches.length(batch) < FEWEST:
+            return
+        self._looks -= 1
+        try:
+            deviation = self._deviation(batch)
+        except Exception as error:  # what is wrong here shows in the measurement itself, or is of no harm to it
+            log.info("whether the loss couples samples is not known: %s: %s", type(error).__name__, error)
+            self._looks = 0
+        else:
+            self._deviations += [deviation] if math.isfinite(deviation) else []
 
     def _deviation(self, batch: Any) -> float:
         n = batches.length(batch) // 2 * 2
@@ -46,7 +58,7 @@ class Coupling:
         try:
             for module in noisy:  # (not the whole model: some compute something else in evaluation mode)
                 module.training = False
-            with torch.no_grad(), left_as_found(self._model):
+            with torch.enable_grad(), left_as_found(self._model):  # (a loss may ask for gradients itself)
                 whole, *halves = (self._batch_loss(self._model, part).item() for part in parts)
         finally:
             for module in noisy:

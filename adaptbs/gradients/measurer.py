@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 TRIALS = 4  # measurements by each source before one is chosen, the first of them untimed
 WORTH = 2  # measurements by halves that say as much of |G|^2 as one per example: 1/(1 - b/B) at b = B/2
+SHORT = 4  # samples
 FEW = 32  # samples; BatchNorm over fewer makes the noise scale another one (docs/believing.md)
 
 
@@ -61,6 +62,7 @@ class Measurer:
             "per example": PerExample(model, batch_loss),  # tried first, since a model may not allow it
             "halves": HalfBatches(model, batch_loss, views),
         }
+        self._longest = 0  # rows of the longest batch so far
         self._trials: dict[str, list[tuple[Moment, Moment]]] = {name: [] for name in self._sources}
         self._stopwatch = Stopwatch(next(model.parameters()).device)
         self._picked, self._why = self._pick_at_once(views, timed)
@@ -75,21 +77,29 @@ class Measurer:
         Raises:
             Unsupported: where source="per_example" was asked for and the model does not allow it.
         """
+        rows = batches.length(batch)
+        self._longest = max(self._longest, rows)
+        if rows < SHORT <= self._longest:
+            return None  # an epoch's last few samples: many a model that never sees one alone cannot take one
         self._coupling.look(batch)
         name = self._picked or self._pick_by_time() or min(self._trials, key=lambda name: len(self._trials[name]))
-        begin = self._stopwatch.mark()
+        begin, norms, failed = self._stopwatch.mark(), None, None
         try:
             norms = self._sources[name].measure(batch)
-        except Unsupported as why:
-            if self._choice == "per_example":
-                raise Unsupported(f"source='per_example' cannot measure this model: {why}. Use 'auto'") from why
-            name = self._pick("halves", str(why))
+        except Exception as error:  # a single example, hooks, memory: whatever stops this source may suit the other
+            if self._choice == "per_example" and isinstance(error, Unsupported):
+                raise Unsupported(f"source='per_example' cannot measure this model: {error}. Use 'auto'") from error
+            if self._choice != "auto" or name == "halves":
+                raise
+            failed = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
+        if failed is not None:  # (outside of the except block, which would keep alive what the failed pass holds)
+            name = self._pick("halves", failed)
             norms = self._sources[name].measure(batch)
         if self._picked is None:
             self._trials[name].append((begin, self._stopwatch.mark()))
         if norms is None:
             return None
-        return Measurement(norms, name, self._why, self._caveat(norms, batches.length(batch), samples))
+        return Measurement(norms, name, self._why, self._caveat(norms, rows, samples))
 
     def _pick_at_once(self, views: Mapping[str, View] | None, timed: bool) -> tuple[str | None, str]:
         if self._choice != "auto":
@@ -119,10 +129,10 @@ class Measurer:
         return name
 
     def _caveat(self, norms: SquaredNorms, rows: int, samples: int) -> str | None:
-        if rows != samples:
-            return f"{rows} rows of {samples} samples"
         if self._coupling.found:
             return COUPLED
+        if rows != samples:
+            return f"{rows} rows of {samples} samples"
         if norms.small_size < FEW and has_batch_norm(self._model):
             return f"BatchNorm over {norms.small_size}"
         return None

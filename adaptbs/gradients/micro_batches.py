@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..left_as_found import left_as_found
@@ -69,10 +70,11 @@ class HalfBatches:
             halves = [
                 self.mean_gradient(self._model, batches.part(batch, start, start + half)) for start in (0, half)
             ]
+        filled = _filled(*halves)
         looks = {name: view(trainable(self._model)) for name, view in self._views.items()}
-        seen = {name: [look(gradient) for gradient in halves] for name, look in looks.items() if look}
+        seen = {name: [look(gradient) for gradient in filled] for name, look in looks.items() if look}
         views = {name: _pooled(half, gradients) for name, gradients in seen.items() if not _empty(gradients)}
-        return replace(_pooled(half, halves), views=views)
+        return replace(_pooled(half, filled), views=views)
 
 
 def _pooled(size: int, gradients: Sequence[Gradient]) -> SquaredNorms:
@@ -80,6 +82,14 @@ def _pooled(size: int, gradients: Sequence[Gradient]) -> SquaredNorms:
     for gradient in gradients:
         pool.add(gradient)
     return pool.norms()
+
+
+def _filled(a: Gradient, b: Gradient) -> list[Gradient]:
+    """Both with zeros for a parameter that only the other reached, as a branch of the model that few samples take."""
+    return [
+        [torch.zeros_like(h) if g is None and h is not None else g for g, h in zip(*pair, strict=True)]
+        for pair in ((a, b), (b, a))
+    ]
 
 
 def _empty(gradients: Sequence[Gradient]) -> bool:

@@ -21,7 +21,7 @@ from ..left_as_found import left_as_found
 from ..types import SquaredNorms
 from . import batches
 from .batch_loss import BatchLoss
-from .mean_gradient import MeanGradient, dense, has_batch_norm, squared_norm
+from .mean_gradient import MeanGradient, dense, has_batch_norm, squared_norm, trainable
 
 #: (layer, what went in, what came back) -> squared norm of each example's term, shape (n,)
 Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
@@ -51,7 +51,7 @@ class PerExample:
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
         self._model, self._batch_loss = model, batch_loss
         self.mean_gradient = MeanGradient(batch_loss)
-        self._checked = False
+        self._checked: set[int] = set()  # ids of the parameters that were trainable when an example was checked
 
     def measure(self, batch: Any) -> SquaredNorms | None:
         """The four numbers, on the device; None for a batch of one.
@@ -63,8 +63,9 @@ class PerExample:
         if n < 2:
             return None
         with left_as_found(self._model):
-            if not self._checked:
-                self._checked = self._check(batches.part(batch, 0, 1))
+            training = {id(p) for p in trainable(self._model)}
+            if not training <= self._checked and self._check(batches.part(batch, 0, 1)):
+                self._checked |= training
             squares, gradient = self._squares(batch, n)
         return SquaredNorms(1, squares.mean(), n, squared_norm(gradient))
 
@@ -87,8 +88,7 @@ class PerExample:
         finally:
             for handle in handles:
                 handle.remove()
-        trainable = (p for p in self._model.parameters() if p.requires_grad)
-        reached = {id(p) for p, g in zip(trainable, gradient, strict=True) if g is not None}
+        reached = {id(p) for p, g in zip(trainable(self._model), gradient, strict=True) if g is not None}
         total: Tensor | float = 0.0
         for layer, uses in caught.items():
             if not uses and any(id(p) in reached for p in layer.parameters(recurse=False)):
@@ -157,11 +157,21 @@ def _rule(layer: nn.Module) -> Rule | None:
 def _in_chunks(rule: Rule, layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     """`rule` on as many examples at a time as keep its intermediate results small."""
     x, g = dense(x), dense(g)
-    positions = max(1, g[0].numel() // max(1, g.shape[-1] if isinstance(layer, nn.Linear) else g.shape[1]))
-    weight = max(p.numel() for p in layer.parameters(recurse=False))
-    chunk = max(1, AT_ONCE // max(1, min(positions**2, weight), x[0].numel(), g[0].numel()))
+    chunk = max(1, AT_ONCE // max(1, _largest(layer, x[0].numel(), g[0])))
     chunks = zip(torch.split(x, chunk), torch.split(g, chunk), strict=True)
     return torch.cat([rule(layer, xs, gs) for xs, gs in chunks])
+
+
+def _largest(layer: nn.Module, inputs: int, g: Tensor) -> int:
+    """Numbers in the largest intermediate result of one example, with `inputs` numbers in and gradient `g` back."""
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        return max(inputs**2, g.numel())  # all pairs of its tokens
+    patches = inputs
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        patches *= math.prod(layer.kernel_size)
+    positions = max(1, g.numel() // max(1, g.shape[-1] if isinstance(layer, nn.Linear) else g.shape[0]))
+    weight = max(p.numel() for p in layer.parameters(recurse=False))
+    return max(min(positions**2, weight), patches, g.numel())
 
 
 def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ def views_of(optimizer: Any, *, metric: str, by_group: bool) -> dict[str, View]:
     views: dict[str, View] = {}
     if metric == "adam":
         kind = type(optimizer).__name__
-        if "sqr_mom" not in optimizer.param_groups[0] and not any(name in kind.lower() for name in ("adam", "rmsprop")):
+        keeps = any(name in kind.lower() for name in ("adam", "rmsprop")) and kind != "Adamax"
+        if not keeps and "sqr_mom" not in optimizer.param_groups[0]:
             raise ValueError(f"metric='adam' needs the second moment that Adam keeps, which {kind} does not")
         views["adam"] = adam(optimizer)
     if by_group:

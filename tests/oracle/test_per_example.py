@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adaptbs.gradients.batch_loss import BatchLoss
-from adaptbs.gradients.per_example import PerExample, Unsupported
+from adaptbs.gradients.per_example import PerExample, Unsupported, _largest
 
 N = 6
 
@@ -203,3 +203,40 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(why):
     with pytest.raises(Unsupported, match=why):
         PerExample(model, BatchLoss(batch_loss=loss)).measure((x,))
     assert not any(m._forward_hooks for m in model.modules())
+
+
+class TiedByHand(nn.Module):
+    """Its embedding's weight is the output layer's too, without that layer's forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(9, 8), nn.Linear(8, 8)
+
+    def forward(self, tokens):
+        return nn.functional.linear(self.hidden(self.embedding(tokens)), self.embedding.weight)
+
+
+def test_what_is_unfrozen_later_is_checked_then():
+    model, batch = TiedByHand(), (TOKENS[:, 0], torch.arange(N) % 3)
+    model.embedding.requires_grad_(False)
+    source = PerExample(model, BatchLoss(nn.functional.cross_entropy))
+    assert source.measure(batch) is not None
+    model.embedding.requires_grad_(True)
+    with pytest.raises(Unsupported, match="outside its own layer"):
+        source.measure(batch)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs", "gradient"),
+    [
+        (nn.Embedding(9, 4), (50,), (50, 4)),
+        (nn.EmbeddingBag(9, 4), (50,), (4,)),
+        (nn.Conv2d(2, 3, 5, padding=2), (2, 10, 10), (3, 10, 10)),
+        (nn.Linear(6, 5), (40, 6), (40, 5)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_chunks_are_as_small_as_the_largest_intermediate_result_asks_for(layer, inputs, gradient):
+    held = {"Embedding": 50**2, "EmbeddingBag": 50**2, "Conv2d": 2 * 25 * 100, "Linear": 40 * 6}[type(layer).__name__]
+    x, g = torch.zeros(inputs), torch.zeros(gradient)
+    assert held <= _largest(layer, x.numel(), g) <= 2 * held

@@ -61,6 +61,30 @@ def test_a_frozen_group_is_left_out_until_it_trains():
     assert set(measured(model, optimizer, by_group=True).views) == {"group 0", "group 1"}
 
 
+class Branch(nn.Module):
+    """Its second layer sees only samples of the second class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.branch = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taken = x[:, 0] > 0
+        out = self.trunk(x)
+        return out.masked_scatter(taken[:, None], self.branch(x[taken])) if taken.any() else out
+
+
+def test_a_group_that_only_one_half_reaches_counts_as_zero_in_the_other():
+    model, x, y = Branch(), torch.ones(8, 4), torch.arange(8) % 2
+    x[:4, 0] = -1
+    optimizer = SGD([{"params": model.trunk.parameters()}, {"params": model.branch.parameters()}], 0.1)
+    views = HalfBatches(
+        model, BatchLoss(cross_entropy), views_of(optimizer, metric="plain", by_group=True)
+    ).measure((x, y)).views  # fmt: skip
+    branch = views["group 1"]
+    assert float(branch.small) == pytest.approx(2 * float(branch.large), rel=1e-5)  # of (0, g): |g|^2/2 and |g/2|^2
+
+
 def scales(second_moments: list[Tensor], eps: float) -> Tensor:
     root = torch.cat([v.flatten() for v in second_moments]).double().sqrt()
     return 1 / (root.clamp(min=root[root > 0].quantile(DEAD)) + eps)

@@ -256,6 +256,7 @@ def test_a_measurement_that_is_not_finite_is_recorded_and_not_used():
     columns = run_.history.to_dict()
     of_measurements = {d for d, e in zip(columns["doubt"], columns["event"], strict=True) if e == "measurement"}
     assert of_measurements == {"not finite"}
+    assert set(run_.history.decisions()["doubt"][1:]) == {"non-finite steps"}
     assert run_.noise_scale is None
     assert run_.batch_size == 8
 

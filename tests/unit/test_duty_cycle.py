@@ -42,12 +42,6 @@ def test_nothing_is_measured_where_nothing_is_left(changed):
     assert rate(**changed) == 0
 
 
-def test_what_every_step_costs_is_left_over_for_it():
-    assert rate(per_step=0.04) == pytest.approx(0.06)
-    assert rate(per_step=0.04, step=2.0) == pytest.approx(0.16)
-    assert rate(per_step=0.2) == 0
-
-
 def test_at_most_every_second_step_is_measured():
     assert rate(cost=0.01) == DENSEST
 
@@ -150,7 +144,6 @@ def share_spent(
             spent += costs[-1]
             fresh += 1
         elapsed += step * noise.lognormvariate(0, 0.1)
-        spent += per_step
         done += size
         decide = done - decided >= steps / 20 or (early and fresh >= FIRST)
         if decide:
@@ -163,7 +156,7 @@ def share_spent(
                 elapsed=elapsed, spent=spent, seconds_left=(steps - done) / size * step, step=step, cost=cost_now,
                 per_step=per_step,
             )  # fmt: skip
-    return spent / elapsed
+    return (spent + per_step * steps) / elapsed
 
 
 @pytest.mark.parametrize("overhead", [0.02, 0.05])
@@ -174,11 +167,16 @@ def test_the_whole_run_keeps_to_its_budget_and_uses_it(overhead, cost, steps):
     assert statistics.median(shares) > 0.85 * overhead
 
 
-@pytest.mark.parametrize("per_step", [0.005, 0.015])
+@pytest.mark.parametrize("per_step", [0.005, 0.012])
 def test_the_budget_is_also_for_what_every_step_costs(per_step):
     shares = [share_spent(0.02, 5000, seed, per_step=per_step) for seed in range(8)]
     assert max(shares) < 0.02 + 0.005
     assert statistics.median(shares) > 0.85 * 0.02
+
+
+def test_half_of_the_budget_is_for_measuring_however_short_the_steps():
+    shares = [share_spent(0.02, 5000, seed, per_step=0.5) - 0.5 for seed in range(8)]
+    assert 0.006 < statistics.median(shares) < 0.011
 
 
 def test_a_dear_measurement_ends_the_dense_start():

@@ -166,7 +166,7 @@ def unreduced(prediction, target):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"loss_func": unreduced}, ValueError, ["the loss must be one number", "(4, 1)", "reduce it to its mean"]),
+        ({"loss_func": unreduced}, ValueError, ["the loss must be one number", "shape", "reduce it to its mean"]),
         ({"loss_func": lambda *_: 1.0}, ValueError, ["the loss must be one number", "got float"]),
         ({"collate_fn": lambda items: {"x": torch.ones(4, 1)}}, TypeError, ["loss_func=", "dict", "give batch_loss="]),
     ],

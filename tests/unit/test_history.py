@@ -34,3 +34,10 @@ def test_a_column_that_does_not_exist_is_refused(history):
     with pytest.raises(ValueError, match=r"no such column: \['bach_size'\]"):
         history.add(bach_size=8)
     assert len(history) == 4
+
+
+def test_it_is_summed_up_by_its_decisions():
+    history = History()
+    for event, size in (("start", 33), ("measurement", 32), ("decision", 33), ("decision", 66), ("measurement", 66)):
+        history.add(event=event, batch_size=size)
+    assert repr(history) == "History(5 records, batch size 33 -> 66)"

@@ -72,3 +72,22 @@ def test_all_three_random_generators_are_restored(model):
 
 def test_a_model_on_the_cpu_has_no_cuda_device(model):
     assert cuda_devices(model) == []
+
+
+def test_a_graph_that_is_still_to_go_backward_does_not_notice():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.register_buffer("mask", torch.ones(3))
+            self.register_buffer("spread", torch.ones(1).expand(3))  # cannot be written in place
+
+        def forward(self, x):
+            return self.layer(x) * self.mask * self.spread
+
+    model = Masked()
+    loss = model(torch.ones(2, 3)).sum()
+    with left_as_found(model):
+        pass
+    loss.backward()
+    assert model.layer.weight.grad is not None

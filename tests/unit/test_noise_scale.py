@@ -175,6 +175,10 @@ def test_too_many_gradients_that_are_not_finite_are_a_doubt():
 DOUBLED = [(2 * trace, grad_sq) for trace, grad_sq in STEADY]
 
 
+def test_gradients_that_are_never_finite_are_a_doubt_before_they_are_few():
+    assert filled((100, 1), (math.nan, 1)).estimate(0.9).doubt == "non-finite steps"
+
+
 def test_what_the_newer_measurements_contradict_is_forgotten():
     found = filled(*STEADY, *DOUBLED).estimate(0.9)
     assert (found.measurements, found.doubt) == (20, None)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.nn.functional import mse_loss
 
 from adaptbs.gradients.batch_loss import BatchLoss
+from adaptbs.gradients.coupling import LOOKS
 from adaptbs.gradients.measurer import Measurer
 from adaptbs.gradients.per_example import Unsupported
 from adaptbs.types import COUPLED
@@ -151,7 +152,7 @@ def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(4, 16), layer(), nn.Linear(16, 2))
         measurer = Measurer(model, BatchLoss(batch_loss=loss), choice="halves")
-        for _ in range(3):
+        for _ in range(LOOKS):
             made = measurer.measure((torch.randn(64, 4), torch.zeros(64)), 64)
         assert all(m.training for m in model.modules())
         found.append(made.caveat == COUPLED)
@@ -160,3 +161,49 @@ def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for
 
 def test_rows_that_are_not_the_samples_are_a_caveat():
     assert untimed(nn.Linear(4, 1)).measure(BATCH, samples=5).caveat == "8 rows of 5 samples"
+
+
+class Squeezed(nn.Module):
+    """Cannot take one sample alone, as many a model that squeezes its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        out = self.layer(x).squeeze()
+        assert out.dim() == 1
+        return out[:, None]
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_model_that_takes_no_single_example_is_measured_by_halves(timed):
+    measurer = Measurer(Squeezed(), BatchLoss(mse_loss), timed=timed)
+    made = measurer.measure(BATCH, 8)
+    assert made.source == "halves"
+    assert "AssertionError" in made.why
+    assert measurer.measure((BATCH[0][:2], BATCH[1][:2]), 2) is None, "too short for halves of two"
+
+
+def test_an_error_by_halves_is_the_users_to_see():
+    with pytest.raises(AssertionError):
+        Measurer(Squeezed(), BatchLoss(mse_loss), choice="halves").measure((BATCH[0][:2], BATCH[1][:2]), 2)
+
+
+def test_a_loss_that_asks_for_gradients_itself_can_be_measured():
+    def penalty(model: nn.Module, batch) -> torch.Tensor:
+        x = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return (slope.norm(dim=1) - 1).square().mean()
+
+    model, batch = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), (torch.randn(32, 4), torch.zeros(32))
+    made = Measurer(model, BatchLoss(batch_loss=penalty), choice="halves").measure(batch, 32)
+    assert float(made.norms.trace) > 0
+
+
+def test_coupled_samples_are_said_even_where_rows_are_not_the_samples():
+    torch.manual_seed(0)
+    measurer = Measurer(nn.Linear(4, 16), BatchLoss(batch_loss=contrastive), choice="halves")
+    for _ in range(LOOKS):
+        made = measurer.measure((torch.randn(64, 4), torch.zeros(64)), samples=32)
+    assert made.caveat == COUPLED
