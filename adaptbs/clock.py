@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -89,10 +89,10 @@ class Stopwatch:
     def __init__(self, device: Device) -> None:
         self._cuda = device if device.type == "cuda" else None
 
-    def mark(self) -> Moment:
-        """The moment at which the device has done all that it has been given so far."""
-        if self._cuda is None:
-            return time.perf_counter()
+        #: The moment at which the device has done all that it has been given so far.
+        self.mark: Callable[[], Moment] = time.perf_counter if self._cuda is None else self._record
+
+    def _record(self) -> Moment:
         event: Moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._cuda))
         return event

@@ -77,6 +77,7 @@ class Controller:
             student_t(settings.confidence, FIRST)  # loads SciPy, which would else be charged to the budget
         self._elapsed = self._spent = 0.0  # seconds of training; of measuring and deciding
         self._costs: deque[float] = deque(maxlen=16)  # seconds of the latest measurements
+        self._pace = settings.decide_every * self._run_samples  # samples from one decision to the next
         self._decided_at, self._since_decision = 0, 0  # samples; measurements
         self.samples = self.epoch_position = 0  # delivered, in the run and in this epoch
         self.delivered = Issued(batch_size, batch_size)  # the batch in the user's hands
@@ -119,10 +120,11 @@ class Controller:
                 if not issued:
                     raise RuntimeError("persistent workers serve one iteration at a time: end it before the next")
                 self.delivered = issued.popleft()
-                self.samples += self.delivered.length
-                self.epoch_position = position = position + self.delivered.length
-                self._largest_run = max(self._largest_run, self.delivered.length)
-                self.ever_changed |= self.delivered.nominal != self.start
+                nominal, length = self.delivered
+                self.samples += length
+                self.epoch_position = position = position + length
+                self._largest_run = max(self._largest_run, length)
+                self.ever_changed |= nominal != self.start
                 yield batch
                 self._clock.step(self.delivered.length)
                 if self._due():
@@ -168,7 +170,7 @@ class Controller:
         return self.epoch_samples * (self._epochs or 1)
 
     def _due(self) -> bool:
-        if self.samples - self._decided_at >= self._settings.decide_every * self._run_samples:
+        if self.samples - self._decided_at >= self._pace:
             return True
         if self._since_decision == TRY and not self._costs:
             with self._clock.deciding():
@@ -249,15 +251,11 @@ class Controller:
         self.history.add_estimate(
             self.noise_scale,
             self.views,
-            event=event,
-            samples=self.samples,
-            progress=self.progress if self._epochs else None,
-            batch_size=self.batch_size,
-            global_batch_size=self.batch_size,
-            doubt=self.doubt,
+            event=event, reason=reason, doubt=self.doubt,
+            samples=self.samples, progress=self.progress if self._epochs else None,
+            batch_size=self.batch_size, global_batch_size=self.batch_size,
             lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, self.noise_scale),
-            reason=reason,
-        )
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Everything decisions depend on: numbers, strings and containers of them."""

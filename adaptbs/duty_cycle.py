@@ -12,6 +12,7 @@ TRY = 3  # and so many of them before their cost is looked at
 DENSEST = 0.5  # share of steps measured at most
 EAGER, IDLE = 2.0, 0.25  # while the batch may still move, and once it has settled, relative to the rate that just fits
 KEEP_UP = 160  # measurements spread over a run with which the estimate still follows: 8 in a twentieth, which it spans
+STANDING = 0.75  # share of the overhead that goes at most for what is done at every step
 KEPT = 3  # decisions in a row that leave the batch as it is
 OUT_OF_REACH = 4  # a limit is where the batch stays while the noise scale is this many times above it
 
@@ -103,11 +104,11 @@ class DutyCycle:
     ) -> None:
         """Set the rate by `measuring_rate`, and how many measurements it may come to before the next call.
 
-        What is done at every step, measured or not, has its share of the overhead, at most half: not measuring would
-        save nothing of it.
+        What is done at every step, measured or not, has its share of the overhead, but not all of it: not measuring
+        would save nothing there.
         """
         if step > 0 and cost > 0:
-            overhead = self._overhead - min(per_step / step, self._overhead / 2)
+            overhead = self._overhead - min(per_step / step, STANDING * self._overhead)
             self._even = overhead * step / cost
             self._rate = measuring_rate(
                 overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost

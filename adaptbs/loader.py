@@ -153,6 +153,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
         # DataLoader leaves these at their defaults beside a batch sampler, and forbids to assign them.
         self.__dict__.update(sampler=cut.sampler, drop_last=drop_last)
         self._cut = cut
+        self._scheduled = scheduler is not None
         self._place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
         # Last, so that an argument refused above has changed nothing of the user's.
         self._scaled_step = ScaledStep(optimizer, lambda: self._controller.lr_factor)
@@ -172,9 +173,11 @@ class AdaptiveDataLoader(DataLoader[Any]):
         with self._place.iteration():
             for batch in delivered:
                 self._scaled_step.restore()
-                at = self._controller.epoch_position
-                self._place.delivered(at - self._controller.delivered.length, at)
-                self._measure(batch)
+                if self._scheduled:
+                    at = self._controller.epoch_position
+                    self._place.delivered(at - self._controller.delivered.length, at)
+                if self._measurer is not None:
+                    self._measure(batch, self._measurer)
                 yield batch
 
     def __len__(self) -> int:
@@ -236,10 +239,10 @@ class AdaptiveDataLoader(DataLoader[Any]):
     def _next_size(self) -> int:
         return self._controller.batch_size
 
-    def _measure(self, batch: Any) -> None:
-        if self._measurer is not None and self._controller.measure_next():
+    def _measure(self, batch: Any, measurer: Measurer) -> None:
+        if self._controller.measure_next():
             with self._controller.measuring():
-                self._controller.measured(self._measurer.measure(batch, self._controller.delivered.length))
+                self._controller.measured(measurer.measure(batch, self._controller.delivered.length))
 
 
 def _batch_sampler(

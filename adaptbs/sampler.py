@@ -53,10 +53,10 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         return self._batches(iter(self.sampler), self.issued)
 
     def _batches(self, indices: Iterator[int], issued: deque[Issued]) -> Iterator[list[int]]:
-        left = self.epoch_samples
+        left, shortest_tail = self.epoch_samples, self.shortest_tail
         while left:
             nominal = self._size()
-            length = next_length(nominal, left, self.shortest_tail)
+            length = next_length(nominal, left, shortest_tail)
             batch = list(islice(indices, length))
             if not batch:
                 return

@@ -30,15 +30,24 @@ class ScaledStep:
         self._optimizer, self._factor = optimizer, factor
         self._unscaled: list[Any] | None = None
         self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._scale()),
-            optimizer.register_step_post_hook(lambda *_: self.restore()),
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
         ]
 
-    def _scale(self) -> None:
-        self.restore()
+    # (These run at every step, with the processor's caches full of the model's: the less they touch, the better.)
+
+    def _before(self, *_: Any) -> None:
+        if self._unscaled is not None:
+            self.restore()
         factor = self._factor()
-        if factor == 1:
-            return
+        if factor != 1:
+            self._scale(factor)
+
+    def _after(self, *_: Any) -> None:
+        if self._unscaled is not None:
+            self.restore()
+
+    def _scale(self, factor: float) -> None:
         self._unscaled = [group["lr"] for group in self._optimizer.param_groups]
         for group in self._optimizer.param_groups:
             group["lr"] = group["lr"] * factor

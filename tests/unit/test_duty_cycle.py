@@ -174,8 +174,8 @@ def test_the_budget_is_also_for_what_every_step_costs(per_step):
     assert statistics.median(shares) > 0.85 * 0.02
 
 
-def test_half_of_the_budget_is_for_measuring_however_short_the_steps():
-    shares = [share_spent(0.02, 5000, seed, per_step=0.5) - 0.5 for seed in range(8)]
+def test_a_quarter_of_the_budget_is_for_measuring_however_short_the_steps():
+    shares = [share_spent(0.04, 5000, seed, per_step=0.5) - 0.5 for seed in range(8)]
     assert 0.006 < statistics.median(shares) < 0.011
 
 
