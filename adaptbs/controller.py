@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -201,6 +202,7 @@ class Controller:
         # Between decisions the estimate stays: a learning rate rule may depend on it.
         self.noise_scale = self._read()
         self.views = self._measurements.estimate_views(self._settings.confidence)
+        may_grow = self._given is None and self.batch_size < self.max_batch_size  # else memory is not asked
         now = policy.Situation(
             noise_scale=self.noise_scale,
             coupled=self._measurements.caveat == COUPLED,
@@ -209,7 +211,7 @@ class Controller:
             progress=self.progress,
             step_time=self._given or self._step_times.fit(),
             max_batch_size=self.max_batch_size,
-            memory=float("inf") if self._given else memory.affordable(self._largest_run, self._device),
+            memory=memory.affordable(self._largest_run, self._device) if may_grow else math.inf,
         )
         decision = policy.decide(now, self._settings.target)
         if decision.batch_size != self.batch_size:

@@ -118,6 +118,7 @@ class Window:
         self._unread: list[tuple[int, SquaredNorms]] = []
         self._skipped: list[int] = []  # samples seen at recent measurements that were not finite
         self._warned = not warns
+        self._estimates: dict[float, NoiseScale | None] = {}  # by confidence, as of the latest measurement
 
     @property
     def skipped(self) -> int:
@@ -130,6 +131,9 @@ class Window:
 
     def read(self) -> list[tuple[int, SquaredNorms]]:
         """The measurements added since the last read, as floats; those that were not finite are dropped."""
+        if not self._unread:
+            return []
+        self._estimates = {}
         samples = [s for s, _ in self._unread]
         read = list(zip(samples, to_floats([n for _, n in self._unread]), strict=True))
         finite = [(s, n) for s, n in read if _is_finite(n)]
@@ -148,6 +152,11 @@ class Window:
     def estimate(self, confidence: float) -> NoiseScale | None:
         """The noise scale as of the latest measurement, or None where nothing has been measured."""
         self.read()
+        if confidence not in self._estimates:
+            self._estimates[confidence] = self._estimate(confidence)
+        return self._estimates[confidence]
+
+    def _estimate(self, confidence: float) -> NoiseScale | None:
         if not self._entries:
             return None
         newest = self._entries[-1][0]
@@ -171,6 +180,7 @@ class Window:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._entries = [(s, SquaredNorms(b, small, B, large)) for s, b, small, B, large in state["entries"]]
         self._unread, self._skipped, self._warned = [], list(state["skipped"]), state["warned"]
+        self._estimates = {}
 
 
 def to_floats(norms: Sequence[SquaredNorms]) -> list[SquaredNorms]:

@@ -135,6 +135,17 @@ def test_old_measurements_are_dropped_but_never_the_latest_few(latest, kept):
     assert window.estimate(0.9).measurements == kept
 
 
+def test_an_estimate_is_as_of_the_latest_measurement_whoever_has_read_it():
+    window = Window(1000)
+    window.add(0, norms(10, 1))
+    first = window.estimate(0.9)
+    assert window.estimate(0.9) is first
+    window.add(1, norms(10, 3))
+    window.read()
+    assert window.estimate(0.9).measurements == 2
+    assert window.estimate(0.5).low >= window.estimate(0.9).low
+
+
 def test_reading_gives_each_measurement_once():
     window = Window(1000)
     window.add(7, SquaredNorms(1, torch.tensor(3.0), 2, torch.tensor(2.0)))
