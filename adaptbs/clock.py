@@ -15,8 +15,8 @@ from .step_time import StepTime
 if TYPE_CHECKING:
     from torch import device as Device
 
-PER_STEP = 5e-5  # seconds that adaptbs takes on the host at every step, measured or not (docs/measuring.md)
-AFTERMATH = 1.1  # what a measurement costs in all, over what it takes itself: caches have to be filled again
+PER_STEP = 5e-5  # seconds allowed for what adaptbs does on the host at every step, measured or not (docs/measuring.md)
+AFTERMATH = 1.1  # what a measurement is charged, over what it takes: caches have to be filled again; an allowance too
 MEASURING = 1.0  # cost of a measurement, in steps, where no clock is read: about one pass more (docs/measuring.md)
 
 Moment: TypeAlias = Any  # a float of the host's clock or, on a CUDA device, a torch.cuda.Event

@@ -162,15 +162,13 @@ class Window:
         newest = self._entries[-1][0]
         recent = [entry for entry in self._entries[:-FULL] if newest - entry[0] <= FORGET * self._fade]
         self._entries = recent + self._entries[-FULL:]
-        while len(self._entries) >= 2 * FULL and drifts([n for _, n in self._entries], confidence):
+        while (drifting := drifts([n for _, n in self._entries], confidence)) and len(self._entries) >= 2 * FULL:
             del self._entries[: len(self._entries) // 2]  # the older half is about another noise scale
         self._skipped = [s for s in self._skipped if s >= self._entries[0][0]]
         fade = max(self._fade, (newest - self._entries[-FULL:][0][0]) / 2)
         weights = [n.large_size * math.exp((s - newest) / fade) for s, n in self._entries]
-        norms = [n for _, n in self._entries]
-        return replace(
-            estimate(norms, weights, confidence), skipped=len(self._skipped), drifting=drifts(norms, confidence)
-        )
+        pooled = estimate([n for _, n in self._entries], weights, confidence)
+        return replace(pooled, skipped=len(self._skipped), drifting=drifting)
 
     def state_dict(self) -> dict[str, Any]:
         self.read()

@@ -5,7 +5,7 @@
 
 MLP 784-64-10, batch 128, SGD .01, 20 seeds; each batch is measured by halves and per example before its step. Over the
 epoch B_simple = sum of tr(Sigma) / sum of |G|^2. The truth is that of all 60,000 samples in the middle of every 18
-steps, pooled likewise (all 468 steps of one seed: the 26 miss their ratio by 1 %). Samples are drawn without
+steps, pooled likewise. Samples are drawn without
 replacement, so the truth is the mean over pairs of *different* samples (`exact.by_example`).
 
 The same runs show how the interval fares while weights move: `Window.estimate` at the 26 steps, against the truth of
