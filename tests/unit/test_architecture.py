@@ -22,6 +22,7 @@ LAYERS = (
     "schedule",
     "policy",
     "settings",
+    "targets",
     "duty_cycle",
     "clock",
     "left_as_found",
