@@ -146,12 +146,12 @@ def seesaw(start: int, schedule: Callable[[float], float], factor: float = 2) ->
 
     The learning rate has to follow k = B/start. Over N samples plain SGD moves N/B * lr * |g|; steps divided by the
     gradient's size (normalised SGD; Adam) move N/B * lr * |g| sqrt(B) while noise makes up that size, which then falls
-    as 1/sqrt(B). So to move as far as at `start` the schedule's lr is to be multiplied by k, or by sqrt(k). That is what
-    `lr_scaling="auto"` does (with `base_batch_size` at `start`), so there is no rule of its own to give. At k = 1/s
-    Adam's learning rate comes to s sqrt(1/s) = sqrt(s) of its peak, which is Seesaw: where the schedule cuts by alpha,
-    cut by sqrt(alpha), and alpha times the batch. SGD's stays at its peak, as in Smith et al. 2018, arXiv:1711.00489.
-    Both hold for any k, so too where a limit holds the batch below 1/s. They do not hold far above the noise scale,
-    where noise no longer makes up the gradient's size: let `max_batch_size` be no more than that.
+    as 1/sqrt(B). So to move as far as at `start` the schedule's lr is to be multiplied by k, or by sqrt(k). That is
+    what `lr_scaling="auto"` does (with `base_batch_size` at `start`), so there is no rule of its own to give. Where
+    k = 1/s Adam's learning rate comes to s sqrt(1/s) = sqrt(s) of its peak, which is Seesaw: where the schedule cuts by
+    alpha, cut by sqrt(alpha), and alpha times the batch. SGD's stays at its peak, as in Smith et al. 2018,
+    arXiv:1711.00489. Both hold for any k, so too where a limit holds the batch below 1/s. They do not hold far above
+    the noise scale, where noise no longer makes up the gradient's size: let `max_batch_size` be no more than that.
 
     Args:
         start: the batch size until the peak, samples.

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
-import torch
 from fastai.callback.schedule import combined_cos
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -14,13 +10,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 from adaptbs.fastai import AdaptiveBatchSize
 from adaptbs.targets import exponential_ramp, linear_ramp, on_plateau, seesaw, step_ramp
 from tests.integration.fastai_learners import Watch, make_learner
-from tests.integration.test_readme import surroundings
 from tests.integration.training import Numbered, adaptive, loss_of, network, train
 
 EPOCHS, START, N = 4, 16, 800
 OPTIONS = {"overhead": 0, "decide_every": 0.0001, "max_batch_size": 128}
-DOCS = Path(__file__).parents[2] / "docs"
-BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "targets.md").read_text(), re.DOTALL)
 
 
 def halving(progress: float) -> float:
@@ -123,9 +116,3 @@ def test_seesaw_with_adam_cuts_by_the_square_root_of_fastais_schedule():
             assert 1 / k >= s > 1 / (2 * k)  # grown by as many factors of 2 as the schedule was cut by
             assert s**0.5 / 2**0.5 < s * factor <= s**0.5
     assert max(used["batch_size"]) == OPTIONS["max_batch_size"]
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_the_blocks_of_the_docs_run(block):
-    torch.manual_seed(0)
-    exec(compile(block, "targets.md", "exec"), surroundings())
