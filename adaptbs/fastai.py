@@ -20,6 +20,7 @@ from .history import History
 from .lr_scaling import is_adaptive
 from .schedule import ROUNDING
 from .settings import Settings
+from .trade_off import TradeOff, trade_off_of_run
 from .types import LRRule, NoiseScale, Target
 
 if TYPE_CHECKING:
@@ -113,6 +114,19 @@ class AdaptiveBatchSize(Callback):
     def history(self) -> History:
         """One record per decision and per measurement of the latest fit."""
         return self._controller.history if self._controller else History()
+
+    def trade_off(self, base: int | None = None) -> TradeOff:
+        """What fixed batch sizes would have taken for the progress of the latest fit: steps, samples, time.
+
+        Args:
+            base: the size that all is relative to, samples; the one the fit began with where None.
+
+        Raises:
+            RuntimeError: where no noise scale has been measured yet.
+        """
+        run = self._controller
+        step_time, largest = (run.step_time, run.epoch_samples) if run else (None, 0)
+        return trade_off_of_run(self.history.decisions(), step_time, base=base, largest=largest)
 
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""

@@ -24,6 +24,7 @@ from .lr_scaling import is_adaptive
 from .sampler import AdaptiveBatchSampler, indices
 from .scaled_step import ScaledStep
 from .settings import Settings, check_size
+from .trade_off import TradeOff, trade_off_of_run
 from .types import LRRule, NoiseScale, Target
 
 if TYPE_CHECKING:
@@ -253,6 +254,18 @@ class AdaptiveDataLoader(DataLoader[Any]):
     def lr_factor(self) -> float:
         """What the learning rate of the delivered batch is multiplied by inside the optimizer's step."""
         return self._controller.lr_factor
+
+    def trade_off(self, base: int | None = None) -> TradeOff:
+        """What fixed batch sizes would have taken for the progress made so far: steps, samples, time on this device.
+
+        Args:
+            base: the size that all is relative to, samples; the one the run began with where None.
+
+        Raises:
+            RuntimeError: where no noise scale has been measured yet.
+        """
+        step_time, largest = self._controller.step_time, self._cut.epoch_samples
+        return trade_off_of_run(self.history.decisions(), step_time, base=base, largest=largest)
 
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""
