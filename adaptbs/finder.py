@@ -92,7 +92,7 @@ def bs_find(
     Block by block, `n_batch` batches are measured at unmoved weights and pooled over all pairs; then, with an `lr`,
     the same batches are trained on. Model, optimizer, random states and loader are left exactly as they were, also
     after an exception or Ctrl-C. Costs a forward and backward pass a batch, two when training meanwhile, and at the end
-    some fifty batches more, of training steps that are timed.
+    a second or some fifty batches of training steps, which are timed.
 
     Args:
         model: to be measured in training mode.

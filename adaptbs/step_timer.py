@@ -13,7 +13,7 @@ from .clock import Stopwatch
 from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
 from .left_as_found import grads_left_as_found
-from .step_time import ENOUGH, WARM_UP, StepTimes
+from .step_time import ENOUGH, KEEP, WARM_UP, StepTimes
 
 if TYPE_CHECKING:
     from .step_time import Time
@@ -24,6 +24,7 @@ T = TypeVar("T")
 LARGER = (2, 4)  # times the batch
 SMALLEST = 2  # samples; BatchNorm refuses one alone
 LONG = 1.0  # seconds; where a step takes as long, no larger one is tried
+BUDGET = 1.0  # seconds; quick steps, whose times vary more, are taken as often as fit into it
 
 
 def measure_step_time(
@@ -72,7 +73,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
     for _ in range(WARM_UP):  # which `StepTimes` leaves out
         took = seconds(block[0])
         times.add(size, took)
-    chosen = {size: block[0]}
+    chosen, round_takes = {size: block[0]}, took
     for factor in LARGER:
         if len(alike) < factor or took >= LONG:
             break
@@ -82,11 +83,12 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
             optimizer.zero_grad()
             break
         chosen[factor * size], took = larger, tried
+        round_takes += took
     if size // 2 >= SMALLEST:
         smaller = nested.part(block[0], 0, size // 2)
         if _attempt(lambda: seconds(smaller)) is not None:
             chosen[size // 2] = smaller
-    for _ in range(ENOUGH):
+    for _ in range(max(ENOUGH, min(KEEP, int(BUDGET / round_takes)))):
         for length, batch in chosen.items():
             times.add(length, seconds(batch))
     return times.fit()

@@ -79,6 +79,12 @@ def test_no_larger_step_is_tried_once_one_takes_long(steps, monkeypatch):
     assert set(steps) == {4, 8, 16}
 
 
+def test_quick_steps_are_taken_more_often(steps, monkeypatch):
+    monkeypatch.setattr(step_timer, "BUDGET", 400.0)  # a round of 8, 16 and 32 takes 7 + 11 + 19 seconds
+    measure(steps, [8] * 4)
+    assert steps[WARM_UP + 3 :] == [8, 16, 32, 4] * 10
+
+
 def test_nothing_is_known_of_one_size_or_of_steps_that_fail(steps):
     def refuses(size):
         raise ValueError("no loss without the callbacks")
