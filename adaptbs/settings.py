@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 from . import lr_scaling as rules
+from . import transfer as hyperparameters
 from .policy import TARGETS
 from .step_time import StepTime
 from .types import LRRule, Target
@@ -22,6 +24,7 @@ class Settings:
     base_batch_size: int | None = None
     target: str | Target = "goodput"
     lr_scaling: str | LRRule = "auto"
+    transfer: Collection[str] | None = None
     decide_every: float = 0.05
     confidence: float = 0.9
     overhead: float = 0.05
@@ -36,6 +39,8 @@ class Settings:
                 check_size(name, getattr(self, name))
         check_choice("target", self.target, tuple(TARGETS), or_function=True)
         check_choice("lr_scaling", self.lr_scaling, rules.NAMES, or_function=True)
+        if "lr" not in self.following:
+            object.__setattr__(self, "lr_scaling", "none")
         check_choice("source", self.source, SOURCES)
         check_choice("metric", self.metric, METRICS)
         if self.source == "per_example" and (self.metric != "plain" or self.by_group):
@@ -45,6 +50,11 @@ class Settings:
         check_share("overhead", self.overhead, or_zero=True)
         if self.step_time is not None:
             object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
+
+    @property
+    def following(self) -> frozenset[str]:
+        """Which hyperparameters follow the batch."""
+        return hyperparameters.resolve(self.transfer, self.lr_scaling)
 
     def check_start(self, batch_size: int, samples: int) -> None:
         """Raise ValueError if a run of `samples` samples an epoch cannot start with `batch_size`."""

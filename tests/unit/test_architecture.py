@@ -19,6 +19,9 @@ LAYERS = (
     "noise_scale",
     "measurements",
     "lr_scaling",
+    "transfer",
+    "bias_correction",
+    "hyperparameters",
     "schedule",
     "policy",
     "settings",
@@ -47,6 +50,7 @@ LAYERS = (
     "plot",
     "",  # the package itself: adaptbs/__init__.py
     "fastai_batches",
+    "fastai_hyperparameters",
     "fastai_finder",
     "fastai",
     "demo_flights",
