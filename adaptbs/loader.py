@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class AdaptiveDataLoader(DataLoader[Any]):
     """In place of `torch.utils.data.DataLoader`: measures the noise scale and grows the batch toward it.
 
-    Iterate over it as over a DataLoader and train as ever: `optimizer.step()` finds the learning rate scaled to the
+    Iterate over it as over a DataLoader and train as ever: `optimizer.step()` finds its hyperparameters set for the
     batch, and `scheduler.step()`, called where it always was, ends where it would have ended.
 
     Measuring takes passes of its own through `loss_func` on some of the batches, before they are delivered; `.grad`,
@@ -46,18 +46,20 @@ class AdaptiveDataLoader(DataLoader[Any]):
         shuffle, sampler, drop_last, and every other argument of DataLoader: as there. With `drop_last` an epoch
             delivers as many samples as a DataLoader of the starting size would.
         model: being trained. Needed, as `loss_func` is, unless `overhead=0`.
-        optimizer: whose learning rate to scale.
+        optimizer: whose hyperparameters follow the batch.
         loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`.
         batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
         autocast: makes the context that the forward pass runs under, as `lambda: torch.autocast("cuda")`.
         scheduler: a torch LR scheduler that the loop steps, per batch or per epoch.
         epochs: length of the run; read from the scheduler's `total_steps` or `T_max` where None.
         max_batch_size: never exceeded, samples; an eighth of the dataset where None.
-        base_batch_size: the size the learning rate is stated for, samples; `batch_size` where None.
+        base_batch_size: the size the hyperparameters are stated for, samples; `batch_size` where None.
         target: "goodput" (most progress per second), "noise_scale", or a function
             `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto" (sqrt for Adam and its kin, linear for SGD), "linear", "sqrt", "gain", "none", or a
             function `(k, noise_scale) -> factor`.
+        transfer: which hyperparameters follow the batch, out of "lr", "betas", "eps" and "weight_decay"; where None all
+            of them with `lr_scaling="auto"`, else "lr" only. What each becomes: docs/transfer.md.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time that measuring may cost; 0 measures nothing.
@@ -90,6 +92,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
         base_batch_size: int | None = None,
         target: str | Target = "goodput",
         lr_scaling: str | LRRule = "auto",
+        transfer: Collection[str] | None = None,
         decide_every: float = 0.05,
         confidence: float = 0.9,
         overhead: float = 0.05,
@@ -106,6 +109,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
             base_batch_size=base_batch_size,
             target=target,
             lr_scaling=lr_scaling,
+            transfer=transfer,
             decide_every=decide_every,
             confidence=confidence,
             overhead=overhead,
@@ -156,7 +160,8 @@ class AdaptiveDataLoader(DataLoader[Any]):
         self._scheduled = scheduler is not None
         self._place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
         # Last, so that an argument refused above has changed nothing of the user's.
-        self._scaled_step = ScaledStep(optimizer, lambda: self._controller.lr_factor)
+        run = self._controller
+        self._scaled_step = ScaledStep(optimizer, lambda: run.lr_factor, lambda: run.k, settings.following)
         if scheduler is not None:
             schedule.drive(scheduler, self._place.steps_due)
 
@@ -170,6 +175,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
         return iter(super().__iter__())
 
     def _measured(self, delivered: Iterable[Any]) -> Iterator[Any]:
+        self._scaled_step.hyperparameters.count(wait=True)
         with self._place.iteration():
             for batch in delivered:
                 self._scaled_step.restore()
@@ -222,19 +228,24 @@ class AdaptiveDataLoader(DataLoader[Any]):
         return plot_history(self.history)
 
     def close(self) -> None:
-        """Leave the optimizer as it was found: its learning rate is no longer scaled."""
+        """Leave the optimizer as it was found: its hyperparameters no longer follow."""
         self._scaled_step.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """What decisions depend on, to be saved between epochs. Raises RuntimeError in the middle of one."""
         if self._controller.mid_epoch:
             raise RuntimeError("an epoch is under way: save between epochs")
-        return {"controller": self._controller.state_dict(), "schedule": self._place.state_dict()}
+        return {
+            "controller": self._controller.state_dict(),
+            "schedule": self._place.state_dict(),
+            "hyperparameters": self._scaled_step.hyperparameters.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()` of a loader over as much data; a ValueError says what differs."""
         self._controller.load_state_dict(state["controller"])
         self._place.load_state_dict(state["schedule"])
+        self._scaled_step.hyperparameters.load_state_dict(state.get("hyperparameters", []))
 
     def _next_size(self) -> int:
         return self._controller.batch_size
