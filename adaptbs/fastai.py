@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from fastai.callback.core import Callback
@@ -12,6 +13,7 @@ from fastai.optimizer import OptimWrapper
 from .controller import Controller
 from .fastai_batches import AdaptiveBatches, batch_loss, check, epoch_samples
 from .fastai_finder import bs_find
+from .fastai_hyperparameters import ScaledHypers
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.per_example import Unsupported
@@ -32,15 +34,16 @@ log = logging.getLogger(__name__)
 class AdaptiveBatchSize(Callback):
     """Measures the noise scale while a Learner trains and grows its training batch toward it.
 
-    A fit starts at `learn.dls.bs`. The learning rate follows the batch, the schedule runs in samples and ends where it
+    A fit starts at `learn.dls.bs`. The hyperparameters follow the batch, the schedule runs in samples and ends where it
     would have ended, and after the fit the loaders are what they were. The arguments are those of
     `adaptbs.AdaptiveDataLoader`; none is needed.
 
     Args:
         max_batch_size: never exceeded, samples; an eighth of the training set where None.
-        base_batch_size: the size the learning rate is stated for, samples; `dls.bs` where None.
+        base_batch_size: the size the hyperparameters are stated for, samples; `dls.bs` where None.
         target: "goodput", "noise_scale", or `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto", "linear", "sqrt", "gain", "none", or `(k, noise_scale) -> factor`.
+        transfer: which hyperparameters follow the batch, out of "lr", "betas" (mom and sqr_mom), "eps", "weight_decay".
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time that measuring may cost; 0 measures nothing.
@@ -60,6 +63,7 @@ class AdaptiveBatchSize(Callback):
         base_batch_size: int | None = None,
         target: str | Target = "goodput",
         lr_scaling: str | LRRule = "auto",
+        transfer: Collection[str] | None = None,
         decide_every: float = 0.05,
         confidence: float = 0.9,
         overhead: float = 0.05,
@@ -73,6 +77,7 @@ class AdaptiveBatchSize(Callback):
             base_batch_size=base_batch_size,
             target=target,
             lr_scaling=lr_scaling,
+            transfer=transfer,
             decide_every=decide_every,
             confidence=confidence,
             overhead=overhead,
@@ -83,7 +88,7 @@ class AdaptiveBatchSize(Callback):
         )
         self._controller: Controller | None = None
         self._measurer: Measurer | None = None
-        self._unscaled: list[float] | None = None
+        self._hypers: ScaledHypers | None = None
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
 
     @property
@@ -114,11 +119,14 @@ class AdaptiveBatchSize(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the decisions of the latest fit depend on: numbers, strings and containers of them."""
-        return {"controller": self._controller.state_dict() if self._controller else self._resumed}
+        if self._controller is None or self._hypers is None:
+            return self._resumed or {"controller": None}
+        hyperparameters = self._hypers.hyperparameters.state_dict()
+        return {"controller": self._controller.state_dict(), "hyperparameters": hyperparameters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next fit go on from `state_dict()`; it raises ValueError if its loader or batch size differ."""
-        self._resumed = state["controller"]
+        self._resumed = state if state["controller"] else None
 
     def __call__(self, event_name: str) -> Any:
         """Handle an event; nothing where there is no method for it: fastai takes long to find out, six times a step."""
@@ -150,10 +158,12 @@ class AdaptiveBatchSize(Callback):
             device=parameter.device,
             views=tuple(views),
         )
+        self._hypers = ScaledHypers(self.opt, settings.following)
         if self._resumed is not None:
-            self._controller.load_state_dict(self._resumed)
+            self._controller.load_state_dict(self._resumed["controller"])
+            self._hypers.hyperparameters.load_state_dict(self._resumed.get("hyperparameters", []))
             self._resumed = None
-        self._epoch_steps, self._unscaled = len(dl), None
+        self._epoch_steps = len(dl)
         self._measurer = None
         if settings.overhead:
             loss = BatchLoss(batch_loss=batch_loss(self.learn))
@@ -163,15 +173,15 @@ class AdaptiveBatchSize(Callback):
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""
         self._run.skip_epochs(self.epoch)  # those before `start_epoch`
+        assert self._hypers is not None
+        self._hypers.hyperparameters.count(wait=True)
         self.learn.dl = AdaptiveBatches(self.dl, self._run, self._restore)
 
     def before_batch(self) -> None:
-        """Scale the learning rate to the batch; correct the totals; measure if it is this batch's turn."""
+        """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
         run = self._run
-        factor = run.lr_factor
-        if factor != 1:
-            self._unscaled = [hyper["lr"] for hyper in self.opt.hypers]
-            self.opt.set_hyper("lr", [lr * factor for lr in self._unscaled])
+        assert self._hypers is not None
+        self._hypers.scale(run.k, run.lr_factor)
         if run.ever_changed:
             self.learn.n_iter = self.iter + 1 + run.batches_left
             if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):
@@ -179,7 +189,7 @@ class AdaptiveBatchSize(Callback):
         self._measure()
 
     def after_batch(self) -> None:
-        """Give the learning rate back, after the Recorder (50) has seen what was used, and place the schedule."""
+        """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""
         self._restore()
         if self._run.ever_changed:
             # Where the fixed run stood after as many samples. While nothing has changed, fastai's own running sum is
@@ -189,15 +199,14 @@ class AdaptiveBatchSize(Callback):
             self.learn.pct_train = (self.epoch + share) / self.n_epoch
 
     def after_train(self) -> None:
-        """Give the learning rate back where another callback ended the batch's epoch or fit before our turn."""
+        """Give the hyperparameters back where another callback ended the batch's epoch or fit before our turn."""
         self._restore()
 
     after_epoch = after_fit = after_train
 
     def _restore(self) -> None:
-        if self._unscaled is not None:
-            self.opt.set_hyper("lr", self._unscaled)
-            self._unscaled = None
+        if self._hypers is not None:
+            self._hypers.restore()
 
     @property
     def _run(self) -> Controller:
