@@ -80,7 +80,7 @@ class DutyCycle:
             return False
         first, self._steps = self._steps == 0, self._steps + 1
         affordable = min(FIRST, self._overhead * steps_in_run / 2)  # a measurement may cost two steps
-        if first or (self._measured < affordable and self._left >= 1):
+        if first or (self._measured < affordable and self._left >= self._measured):  # (half of the budget, at most)
             chosen = self._steps % 2 == 1
         else:
             chosen = self._rng.random() < self._paced(steps_in_run) and self._left >= 1

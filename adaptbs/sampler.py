@@ -64,6 +64,8 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
             issued.append(Issued(nominal, len(batch)))
             yield batch
             left -= length
+        for _ in indices:  # what drop_last drops; and a stock loader, too, asks once more: RandomSampler draws then
+            pass
 
     def __len__(self) -> int:
         return -(-self.epoch_samples // self._size())

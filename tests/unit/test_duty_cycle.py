@@ -31,6 +31,10 @@ def test_a_tenth_of_the_time_for_measurements_that_cost_one_step_or_two():
     assert rate(step=2.0) == pytest.approx(0.2)
 
 
+def test_a_run_that_is_quicker_than_at_its_first_size_may_spend_that_much_more():
+    assert rate(speed=3.0) == pytest.approx(0.3)
+
+
 def test_what_has_been_spent_is_made_up_for_in_half_of_what_is_left():
     # 100 of 200 s done: 15 s may be spent by 150 s, and 10 have been: on schedule. 12.5 have been: half the rate.
     assert rate(elapsed=100.0, spent=10.0) == pytest.approx(0.1)
@@ -60,7 +64,15 @@ def test_a_long_run_begins_with_every_second_step():
 
 def test_a_short_run_cannot_afford_that():
     duty = DutyCycle(0.05)
-    assert sum(duty.measure_next(100) for _ in range(100)) < FIRST + 4  # 5 expected
+    assert sum(duty.measure_next(100) for _ in range(100)) < 12  # 5 expected
+
+
+def test_not_more_than_half_of_the_budget_goes_at_once():
+    duty = DutyCycle(0.05)
+    assert sum(duty.measure_next(1000) for _ in range(2 * TRY)) == TRY
+    duty.calibrate(elapsed=6, spent=3, seconds_left=294, step=1, cost=1)  # 12 are left
+    assert [duty.measure_next(1000) for _ in range(10)] == [True, False] * 5, "8 of 15, by the time 7 are left"
+    assert sum(duty.measure_next(1000) for _ in range(5)) < 4
 
 
 def test_steps_are_chosen_by_chance_at_twice_the_even_rate_while_the_batch_may_move():
@@ -130,8 +142,13 @@ def share_spent(
     """Measuring over training in a simulated run: noisy costs, a dear first one, a batch that doubles up to `growth`.
 
     A step of the first size takes a second, one of twice the size 1.1. Decisions come every twentieth of the run and,
-    where `early`, after every 8 measurements.
+    where `early`, after every 8 measurements. Training counts as what it would have taken at the first size, up to 3
+    times what it took.
     """
+
+    def speed(size: int) -> float:
+        return min(3.0, size / (0.9 + 0.1 * size))
+
     noise, duty = random.Random(seed), DutyCycle(overhead)
     duty._rng.seed(seed)
     size, done, decided, fresh = 1, 0, 0, 0
@@ -143,9 +160,9 @@ def share_spent(
             costs.append(cost * step * noise.lognormvariate(0, 0.3) * (1 if costs else 4))
             spent += costs[-1]
             fresh += 1
-        elapsed += step * noise.lognormvariate(0, 0.1)
+        elapsed += speed(size) * step * noise.lognormvariate(0, 0.1)
         done += size
-        decide = done - decided >= steps / 20 or (early and fresh >= FIRST)
+        decide = done - decided >= steps / 20 or (early and fresh >= 8)
         if decide:
             size, decided, fresh = min(2 * size, growth), done, 0
             spent += 0.1  # the decision itself
@@ -154,7 +171,7 @@ def share_spent(
             cost_now = statistics.median(costs[-16:])
             duty.calibrate(
                 elapsed=elapsed, spent=spent, seconds_left=(steps - done) / size * step, step=step, cost=cost_now,
-                per_step=per_step,
+                per_step=per_step, speed=speed(size),
             )  # fmt: skip
     return (spent + per_step * steps) / elapsed
 

@@ -5,20 +5,24 @@ import numpy as np
 import pytest
 
 from adaptbs.policy import (
+    CRITICAL,
     Situation,
     decide,
     efficiency,
+    efficiency_floor,
     goodput,
     goodput_optimum,
     largest_efficient,
     nearest_power_of_2,
     noise_scale,
 )
-from adaptbs.step_time import StepTime
+from adaptbs.step_time import StepTable, StepTime
 from adaptbs.types import Decision, NoiseScale
 
 
-def known(phi: float, measurements: int = 9) -> NoiseScale:
+def known(critical: float, measurements: int = 9) -> NoiseScale:
+    """An estimate in no doubt, of this critical batch."""
+    phi = critical / CRITICAL
     return NoiseScale(grad_sq=1.0, trace=phi, low=phi, high=phi, cautious=phi, measurements=measurements)
 
 
@@ -67,8 +71,22 @@ def test_goodput_stops_where_the_step_time_makes_more_useless():
 
 
 def test_the_noise_scale_target_is_the_cautious_limit():
-    assert noise_scale(NOW) == (1024, "noise scale")
-    assert decide(replace(NOW, batch_size=512), "noise_scale") == Decision(1024, "noise scale")
+    assert noise_scale(NOW) == (256, "noise scale")
+    assert decide(replace(NOW, batch_size=128), "noise_scale") == Decision(256, "noise scale")
+
+
+def test_where_progress_counts_the_floor_is_lower_and_never_below_what_the_end_requires():
+    assert efficiency_floor(0.1, required=0.5) == 0.6
+    assert efficiency_floor(0.5, required=0.4) == 0.5
+    assert efficiency_floor(0.5, required=0.7) == 0.7
+    assert goodput(replace(NOW, floor=0.5)) == (1024, "noise scale")  # 1,128 samples keep .5
+
+
+def test_a_table_of_step_times_is_searched_up_to_one_size_that_has_not_been_run():
+    flat = StepTable((64, 128, 256), (1.0, 1.0, 1.0))
+    steep = StepTable((64, 128, 256), (1.0, 1.0, 4.0))  # 256 takes four times as long as 128
+    assert goodput_optimum(1e6, flat) == 512
+    assert goodput_optimum(1e6, steep) == 128
 
 
 def test_a_decision_at_most_doubles():
