@@ -11,14 +11,15 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import lr_scaling, memory, policy
-from .clock import Clock, DeviceClock, GivenClock
-from .duty_cycle import FIRST, TRY, DutyCycle
+from .duty_cycle import FIRST, TRY
 from .history import History
 from .measurements import Measurements
 from .noise_scale import student_t
+from .progress import Progress, rate
 from .sampler import Issued
 from .settings import Settings
-from .step_time import StepTime, StepTimes
+from .step_time import StepTime, Time
+from .timekeeper import Timekeeper
 from .types import COUPLED, Measurement, NoiseScale
 
 if TYPE_CHECKING:
@@ -69,18 +70,16 @@ class Controller:
         self.max_batch_size = settings.max_batch_size or max(batch_size, epoch_samples // 8)
         self.epoch_samples, self._epochs = epoch_samples, epochs
         self._lr_rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
-        self._given = StepTime(*settings.step_time) if settings.step_time else None
-        self._clock: Clock = GivenClock(self._given) if self._given else DeviceClock(device)
-        self._step_times, self._duty = StepTimes(), DutyCycle(settings.overhead)
-        self._measurements = Measurements(self._run_samples, views)
+        self.run = Progress(epoch_samples, epochs)
+        given = StepTime(*settings.step_time) if settings.step_time else None
+        self._time = Timekeeper(given, device, settings.overhead)
+        self._measurements = Measurements(self.run.planned, views)
         self._spoken: str | None = None  # the doubt that the log knows of
         if settings.overhead:
             student_t(settings.confidence, FIRST)  # loads SciPy, which would else be charged to the budget
-        self._elapsed = self._spent = 0.0  # seconds of training; of measuring and deciding
-        self._costs: deque[float] = deque(maxlen=16)  # seconds of the latest measurements
-        self._pace = settings.decide_every * self._run_samples  # samples from one decision to the next
-        self._decided_at, self._since_decision = 0, 0  # samples; measurements
-        self.samples = self.epoch_position = 0  # delivered, in the run and in this epoch
+        self.schedule_span = (0.0, 0.0)  # where the schedule is before and after the delivered batch, samples
+        self._pace = settings.decide_every * self.run.planned  # samples' worth from one decision to the next
+        self._decided_at, self._since_decision = 0.0, 0  # in the same; measurements
         self.delivered = Issued(batch_size, batch_size)  # the batch in the user's hands
         self.ever_changed = False  # whether any batch so far was cut at another size than the first
         self.noise_scale: NoiseScale | None = None
@@ -88,11 +87,20 @@ class Controller:
         self.history = History(views)
         self._record("start", reason="start")
 
+    def end_by_progress(self) -> None:
+        """Let the run end when its progress is complete, if that is its budget and there is anything to tell it by."""
+        if self._settings.budget == "progress" and self._settings.overhead and self._epochs:
+            self.run.max_extra = self._settings.max_extra
+
     @property
     def progress(self) -> float:
-        """Share of the run delivered so far, 0..1; of an epoch, and above 1, where the run's length is not known."""
-        share = self.samples / self._run_samples
-        return min(share, 1.0) if self._epochs else share
+        """Share of the run done, 0..1; of an epoch, and above 1, where the run's length is not known."""
+        return self.run.share
+
+    @property
+    def step_time(self) -> Time | None:
+        """Seconds of a step by batch size, as given or as fitted to the run so far."""
+        return self._time.step_time
 
     @property
     def lr_factor(self) -> float:
@@ -105,48 +113,50 @@ class Controller:
     @property
     def batches_left(self) -> int:
         """Batches still to come in this epoch, at the size of now."""
-        return -(-(self.epoch_samples - self.epoch_position) // self.batch_size)
+        return -(-(self.epoch_samples - self.run.epoch_position) // self.batch_size)
 
     def deliver(self, batches: Iterable[T], issued: deque[Issued]) -> Iterator[T]:
-        """Pass an epoch's batches on, keep count, and decide between them.
+        """Pass an epoch's batches on, keep count, and decide between them; end where the run does.
 
         Args:
             batches: an epoch of them.
             issued: what each was cut at, in the same order; filled by the sampler as it goes.
         """
         position = 0  # of this iteration: another may be under way
-        self._clock.start()
+        self._time.clock.start()
         try:
             for batch in batches:
                 if not issued:
                     raise RuntimeError("persistent workers serve one iteration at a time: end it before the next")
                 self.delivered = issued.popleft()
                 nominal, length = self.delivered
-                self.samples += length
-                self.epoch_position = position = position + length
+                position += length
+                self.schedule_span = self.run.deliver(nominal, length, position, self._worth(nominal))
                 self._largest_run = max(self._largest_run, length)
                 self.ever_changed |= nominal != self.start
                 yield batch
-                self._clock.step(self.delivered.length)
+                self._time.clock.step(self.delivered.length)
                 if self._due():
-                    with self._clock.deciding():
+                    with self._time.clock.deciding():
                         self._decide()
+                if self.run.complete:
+                    return
         finally:
-            self.epoch_position = 0
+            self.run.end_epoch()
 
     @property
     def mid_epoch(self) -> bool:
         """Whether an epoch is under way."""
-        return 0 < self.epoch_position < self.epoch_samples
+        return 0 < self.run.epoch_position < self.epoch_samples
 
     def measure_next(self) -> bool:
         """Whether the delivered batch should be measured: by chance, as often as `overhead` allows."""
-        return self._duty.measure_next(self._run_samples / self.batch_size)
+        return self._time.duty.measure_next(self.run.planned / self.batch_size)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Put around a measurement, to charge its time to `overhead` instead of to the step."""
-        with self._clock.measuring(self.delivered.length):
+        with self._time.clock.measuring(self.delivered.length):
             yield
 
     def forget_measurements(self) -> None:
@@ -156,60 +166,60 @@ class Controller:
 
     def skip_epochs(self, epochs: int) -> None:
         """Begin after so many epochs, where a run is resumed; nothing once samples have been delivered."""
-        if not self.samples:
-            self.samples = self._decided_at = epochs * self.epoch_samples
+        if not self.run.samples:
+            self.run.skip(epochs)
+            self._decided_at = self.run.worth
 
     def measured(self, made: Measurement | None) -> None:
         """Take in a measurement of the delivered batch; None where it could not be measured."""
         if made is None:
             return
-        self._measurements.add(self.samples, made)
+        self._measurements.add(self.run.samples, made, self.progress if self._epochs else None)
         self._since_decision += 1
 
-    @property
-    def _run_samples(self) -> int:
-        return self.epoch_samples * (self._epochs or 1)
+    def _worth(self, batch_size: int) -> float:
+        # A loss that couples samples has no noise scale, and its batch is held: a sample is a sample there.
+        coupled = self._measurements.caveat == COUPLED
+        return 1.0 if coupled else rate(batch_size, policy.reference(self.start), self.noise_scale)
 
     def _due(self) -> bool:
-        if self.samples - self._decided_at >= self._pace:
+        if self.run.worth - self._decided_at >= self._pace:
             return True
-        if self._since_decision == TRY and not self._costs:
-            with self._clock.deciding():
+        if self._since_decision == TRY and not self._time.knows_cost:
+            with self._time.clock.deciding():
                 self._read()
-                self._calibrate(self._step_times.median(self.delivered.nominal))
+                self._calibrate()
         if callable(self._settings.target) or self._since_decision < FIRST:
             return False
         # Enough new measurements to tell: is the batch still far from where it should be?
         self._since_decision = 0
-        with self._clock.deciding():
+        with self._time.clock.deciding():
             estimate = self._read()
-            self._calibrate(self._step_times.median(self.delivered.nominal))
+            self._calibrate()
         return self.batch_size < SMALL or (estimate is not None and estimate.cautious >= FAR * self.batch_size)
 
     def _read(self) -> NoiseScale | None:
         """Read clock and measurements, the only place where the host waits for the device; the estimate of now."""
-        timings = self._clock.read()
-        for size, seconds in timings.steps:
-            self._step_times.add(size, seconds)
-            self._elapsed += seconds
-        self._costs.extend(timings.measurements)
-        self._spent += sum(timings.measurements) + timings.deciding
-        for samples, made, norms in self._measurements.read():
-            self.history.add_measurement(samples, samples / self._run_samples if self._epochs else None, made, norms)
+        self._time.read()
+        for samples, progress, made, norms in self._measurements.read():
+            self.history.add_measurement(samples, progress, made, norms)
         return self._measurements.estimate(self._settings.confidence)
 
     def _decide(self) -> None:
         # Between decisions the estimate stays: a learning rate rule may depend on it.
         self.noise_scale = self._read()
         self.views = self._measurements.estimate_views(self._settings.confidence)
-        may_grow = self._given is None and self.batch_size < self.max_batch_size  # else memory is not asked
+        # Where nothing may be read, or the batch may not grow, memory is not asked.
+        may_grow = self._settings.step_time is None and self.batch_size < self.max_batch_size
+        by_progress = self.run.max_extra is not None
         now = policy.Situation(
             noise_scale=self.noise_scale,
             coupled=self._measurements.caveat == COUPLED,
             batch_size=self.batch_size,
             start=self.start,
             progress=self.progress,
-            step_time=self._given or self._step_times.fit(),
+            step_time=self.step_time,
+            floor=policy.efficiency_floor(self.progress, self.run.required) if by_progress else policy.FLOOR_OF_EPOCHS,
             max_batch_size=self.max_batch_size,
             memory=memory.affordable(self._largest_run, self._device) if may_grow else math.inf,
         )
@@ -224,25 +234,15 @@ class Controller:
             state = f"not to be believed as a number ({self.doubt})" if self.doubt else "in no doubt"
             log.info("the noise scale is %s at %.0f %%", state, 100 * self.progress)
         if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
-            self._duty.decided(decision, self.batch_size, self.noise_scale)
+            self._time.duty.decided(decision, self.batch_size, self.noise_scale)
         self.batch_size = decision.batch_size
-        self._decided_at, self._since_decision = self.samples, 0
+        self._decided_at, self._since_decision = self.run.worth, 0
         self._record("decision", decision.reason)
-        at_now = now.step_time(self.batch_size) if now.step_time else None
-        self._calibrate(at_now or self._step_times.median(self.delivered.nominal))
+        self._calibrate()
 
-    def _calibrate(self, step: float | None) -> None:
-        if step is None or not self._costs:
-            return
-        samples_left = self._run_samples - self.samples if self._epochs else self.epoch_samples
-        self._duty.calibrate(
-            elapsed=self._elapsed,
-            spent=self._spent,
-            seconds_left=step * samples_left / self.batch_size,
-            step=step,
-            cost=sorted(self._costs)[len(self._costs) // 2],
-            per_step=self._clock.per_step,
-        )
+    def _calibrate(self) -> None:
+        left = self.run.planned - self.run.worth if self._epochs else self.epoch_samples
+        self._time.calibrate(self.delivered.nominal, self.batch_size, left)
 
     @property
     def doubt(self) -> str | None:
@@ -254,7 +254,7 @@ class Controller:
             self.noise_scale,
             self.views,
             event=event, reason=reason, doubt=self.doubt,
-            samples=self.samples, progress=self.progress if self._epochs else None,
+            samples=self.run.samples, progress=self.progress if self._epochs else None,
             batch_size=self.batch_size, global_batch_size=self.batch_size,
             lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, self.noise_scale),
         )  # fmt: skip
@@ -266,7 +266,7 @@ class Controller:
         parts = {name: getattr(self, name).state_dict() for name in _PARTS}
         return {
             **state, **parts,
-            "delivered": list(self.delivered), "costs": list(self._costs),
+            "delivered": list(self.delivered),
             "noise_scale": astuple(self.noise_scale) if self.noise_scale else None,
             "views": {name: astuple(view) for name, view in self.views.items()},
             "history": [dict(record) for record in self.history.records],
@@ -285,7 +285,6 @@ class Controller:
         for name in _PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.delivered = Issued(*state["delivered"])
-        self._costs = deque(state["costs"], self._costs.maxlen)
         self.history.records = [
             {name: record.get(name) for name in self.history.columns} for record in state["history"]
         ]
@@ -293,8 +292,7 @@ class Controller:
         self.views = {name: NoiseScale(*view) for name, view in state["views"].items() if name in self.history.views}
 
 
-_PARTS = ("_step_times", "_duty", "_measurements")
+_PARTS = ("run", "_time", "_measurements")
 _REMEMBERED = (
-    "start", "epoch_samples", "batch_size", "samples", "epoch_position", "ever_changed",
-    "_largest_run", "_elapsed", "_spent", "_decided_at", "_since_decision",
+    "start", "epoch_samples", "batch_size", "ever_changed", "_largest_run", "_decided_at", "_since_decision",
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 
@@ -18,6 +18,7 @@ from .gradients.per_example import Unsupported
 from .gradients.views import views_of
 from .history import History
 from .lr_scaling import is_adaptive
+from .schedule import ROUNDING
 from .settings import Settings
 from .types import LRRule, NoiseScale, Target
 
@@ -41,6 +42,9 @@ class AdaptiveBatchSize(Callback):
         base_batch_size: the size the learning rate is stated for, samples; `dls.bs` where None.
         target: "goodput", "noise_scale", or `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto", "linear", "sqrt", "gain", "none", or `(k, noise_scale) -> factor`.
+        budget: "progress": the fit ends when it has come as far as its epochs would have with a small batch, in fewer
+            steps and rather more samples, so there may be more epochs, the last a short one; "epochs": after those.
+        max_extra: how many more samples than planned a budget of progress may take, as a share of them.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time that measuring may cost; 0 measures nothing.
@@ -60,6 +64,8 @@ class AdaptiveBatchSize(Callback):
         base_batch_size: int | None = None,
         target: str | Target = "goodput",
         lr_scaling: str | LRRule = "auto",
+        budget: str = "progress",
+        max_extra: float = 0.5,
         decide_every: float = 0.05,
         confidence: float = 0.9,
         overhead: float = 0.05,
@@ -73,6 +79,8 @@ class AdaptiveBatchSize(Callback):
             base_batch_size=base_batch_size,
             target=target,
             lr_scaling=lr_scaling,
+            budget=budget,
+            max_extra=max_extra,
             decide_every=decide_every,
             confidence=confidence,
             overhead=overhead,
@@ -154,15 +162,29 @@ class AdaptiveBatchSize(Callback):
             self._controller.load_state_dict(self._resumed)
             self._resumed = None
         self._epoch_steps, self._unscaled = len(dl), None
+        self._controller.end_by_progress()
+        # As many epochs as there may be: fastai counts them when all callbacks are through with `before_fit`.
+        self._planned, self.learn.n_epoch = self.n_epoch, self._controller.run.most_epochs
         self._measurer = None
         if settings.overhead:
             loss = BatchLoss(batch_loss=batch_loss(self.learn))
             timed = settings.step_time is None
             self._measurer = Measurer(model, loss, choice=settings.source, views=views, timed=timed)
 
+    def before_epoch(self) -> None:
+        """Show the epochs that are planned, and those that come on top; end the fit where its progress is complete."""
+        self.learn.n_epoch = max(self._planned, self.epoch + 1)
+        bar = getattr(getattr(self.learn, "progress", None), "mbar", None)
+        if self.n_epoch > self._planned and bar is not None:
+            bar.main_bar.total = self.n_epoch
+        if self._run.run.complete:
+            raise CancelFitException
+
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""
         self._run.skip_epochs(self.epoch)  # those before `start_epoch`
+        if self._by_progress:
+            self._place_schedule(self._run.run.worth)
         self.learn.dl = AdaptiveBatches(self.dl, self._run, self._restore)
 
     def before_batch(self) -> None:
@@ -181,12 +203,21 @@ class AdaptiveBatchSize(Callback):
     def after_batch(self) -> None:
         """Give the learning rate back, after the Recorder (50) has seen what was used, and place the schedule."""
         self._restore()
-        if self._run.ever_changed:
-            # Where the fixed run stood after as many samples. While nothing has changed, fastai's own running sum is
-            # left alone: it is the same number but for rounding.
-            at = self._run.epoch_position
-            share = at / (self._run.start * self._epoch_steps) if at < self._run.epoch_samples else 1.0
-            self.learn.pct_train = (self.epoch + share) / self.n_epoch
+        self._place_schedule(self._run.schedule_span[1])
+
+    @property
+    def _by_progress(self) -> bool:
+        return self._run.run.max_extra is not None
+
+    def _place_schedule(self, samples: float) -> None:
+        """Put the schedule where the fixed run's stood after so many samples, of this epoch or of the whole plan."""
+        run = self._run
+        if run.ever_changed or run.run.worth != run.run.samples:
+            # (While nothing has changed, fastai's own running sum is left alone: the same number but for rounding.)
+            epochs, within = divmod(samples + ROUNDING, run.epoch_samples)
+            before = 0 if self._by_progress else self.epoch
+            share = min(within / (run.start * self._epoch_steps), 1.0)
+            self.learn.pct_train = min((before + epochs + share) / self._planned, 1.0)
 
     def after_train(self) -> None:
         """Give the learning rate back where another callback ended the batch's epoch or fit before our turn."""

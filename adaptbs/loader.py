@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from . import schedule
 from .controller import Controller
@@ -20,7 +21,7 @@ from .gradients.measurer import Measurer
 from .gradients.views import views_of
 from .history import History
 from .lr_scaling import is_adaptive
-from .sampler import AdaptiveBatchSampler
+from .sampler import AdaptiveBatchSampler, indices
 from .scaled_step import ScaledStep
 from .settings import Settings, check_size
 from .types import LRRule, NoiseScale, Target
@@ -58,6 +59,10 @@ class AdaptiveDataLoader(DataLoader[Any]):
             `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto" (sqrt for Adam and its kin, linear for SGD), "linear", "sqrt", "gain", "none", or a
             function `(k, noise_scale) -> factor`.
+        budget: of a run of `for epoch in loader.epochs(n)`. "progress": it ends when it has come as far as the plan
+            would have with a small batch, in fewer steps and rather more samples; "epochs": after n epochs. A plain
+            loop over the loader has the epochs that it has.
+        max_extra: how many more samples than planned a budget of progress may take, as a share of them.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time that measuring may cost; 0 measures nothing.
@@ -90,6 +95,8 @@ class AdaptiveDataLoader(DataLoader[Any]):
         base_batch_size: int | None = None,
         target: str | Target = "goodput",
         lr_scaling: str | LRRule = "auto",
+        budget: str = "progress",
+        max_extra: float = 0.5,
         decide_every: float = 0.05,
         confidence: float = 0.9,
         overhead: float = 0.05,
@@ -106,6 +113,8 @@ class AdaptiveDataLoader(DataLoader[Any]):
             base_batch_size=base_batch_size,
             target=target,
             lr_scaling=lr_scaling,
+            budget=budget,
+            max_extra=max_extra,
             decide_every=decide_every,
             confidence=confidence,
             overhead=overhead,
@@ -126,33 +135,31 @@ class AdaptiveDataLoader(DataLoader[Any]):
             check_size("epochs", epochs)
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
-        cut = _batch_sampler(dataset, batch_size, shuffle, sampler, drop_last, generator, settings, self._next_size)
+        order = indices(dataset, shuffle, sampler, generator)
+        settings.check_start(batch_size, len(order))
+        cut = AdaptiveBatchSampler(order, self._next_size, batch_size, drop_last)
         epoch_steps = -(-cut.epoch_samples // batch_size)
         if epochs is None and scheduler is not None:
             epochs = schedule.run_epochs(scheduler, epoch_steps)
-        if epochs is None:
-            log.warning(
-                "the length of the run is not known: decisions are paced by the epoch. "
-                "Give epochs=, or a scheduler with total_steps or T_max."
-            )
         views = views_of(optimizer, metric=metric, by_group=by_group)
         self._measurer: Measurer | None = None
         if overhead:
             loss = BatchLoss(loss_func, batch_loss, autocast)
             self._measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
-        self._controller = Controller(
+        self._start_run = partial(
+            Controller,
             settings,
             batch_size=batch_size,
             epoch_samples=cut.epoch_samples,
-            epochs=epochs,
             adaptive=is_adaptive(optimizer),
             device=next(model.parameters()).device,
             views=tuple(views),
         )
+        self._epochs, self._controller = epochs, self._start_run(epochs=epochs)
         super().__init__(dataset, batch_sampler=cut, generator=generator, **stock)
         # DataLoader leaves these at their defaults beside a batch sampler, and forbids to assign them.
         self.__dict__.update(sampler=cut.sampler, drop_last=drop_last)
-        self._cut = cut
+        self._cut, self._warned = cut, False
         self._scheduled = scheduler is not None
         self._place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
         # Last, so that an argument refused above has changed nothing of the user's.
@@ -160,8 +167,41 @@ class AdaptiveDataLoader(DataLoader[Any]):
         if scheduler is not None:
             schedule.drive(scheduler, self._place.steps_due)
 
+    def epochs(self, n: int) -> Iterator[int]:
+        """The epochs of a run planned to take `n`: `for epoch in loader.epochs(5): for batch in loader: ...`.
+
+        With `budget="progress"` there may be more of them, and the last may be short, because the run ends when its
+        progress is complete, at the latest after (1 + `max_extra`) times the planned samples. A resumed run goes on
+        with the epoch that it had come to.
+
+        Raises:
+            ValueError: where `epochs=` or the scheduler has said another length.
+        """
+        check_size("n", n)
+        if self._epochs is None and not self._controller.run.samples:
+            self._epochs, self._controller = n, self._start_run(epochs=n)
+        if self._epochs != n:
+            said = "a run of unknown length has begun" if self._epochs is None else f"the run has {self._epochs} epochs"
+            raise ValueError(f"epochs({n}): {said}: give epochs={n} to the loader, or a scheduler of that length")
+        self._controller.end_by_progress()
+        self._place.by_progress = self._controller.run.max_extra is not None
+        return self._run_epochs()
+
+    def _run_epochs(self) -> Iterator[int]:
+        run = self._controller.run
+        while run.epoch < run.most_epochs and not run.complete:
+            epoch = run.epoch
+            yield epoch
+            run.epoch = epoch + 1  # once, whatever the loop's body did with the loader
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, their size changing on the way."""
+        if self._epochs is None and not self._warned:
+            self._warned = True
+            log.warning(
+                "the length of the run is not known: decisions are paced by the epoch. "
+                "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
+            )
         fetched = super().__iter__()
         return self._measured(self._controller.deliver(fetched, self._cut.issued))
 
@@ -174,8 +214,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
             for batch in delivered:
                 self._scaled_step.restore()
                 if self._scheduled:
-                    at = self._controller.epoch_position
-                    self._place.delivered(at - self._controller.delivered.length, at)
+                    self._place.delivered(*self._controller.schedule_span)
                 if self._measurer is not None:
                     self._measure(batch, self._measurer)
                 yield batch
@@ -243,28 +282,3 @@ class AdaptiveDataLoader(DataLoader[Any]):
         if self._controller.measure_next():
             with self._controller.measuring():
                 self._controller.measured(measurer.measure(batch, self._controller.delivered.length))
-
-
-def _batch_sampler(
-    dataset: Any,
-    batch_size: int,
-    shuffle: bool | None,
-    sampler: Any,
-    drop_last: bool,
-    generator: torch.Generator | None,
-    settings: Settings,
-    size: Callable[[], int],
-) -> AdaptiveBatchSampler:
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"dataset of type {type(dataset).__name__} has no length: the batch grows by shares of the data, "
-            "so give a dataset with __len__ and __getitem__"
-        )
-    if sampler is not None and shuffle:
-        raise ValueError("give sampler= or shuffle=True, not both")
-    if sampler is None:
-        sampler = RandomSampler(cast(Any, dataset), generator=generator) if shuffle else SequentialSampler(dataset)
-    if not hasattr(sampler, "__len__"):
-        raise TypeError(f"sampler of type {type(sampler).__name__} has no length: give it a __len__")
-    settings.check_start(batch_size, len(sampler))
-    return AdaptiveBatchSampler(sampler, size, batch_size, drop_last)

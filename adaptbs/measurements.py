@@ -26,22 +26,22 @@ class Measurements:
         """Know nothing."""
         self._plain = Window(self._run_samples)
         self._views = {name: Window(self._run_samples, warns=False) for name in self._names}
-        self._unread: dict[int, Measurement] = {}  # by the samples seen
+        self._unread: dict[int, tuple[float | None, Measurement]] = {}  # by the samples seen
         self.caveat: str | None = None  # of the latest measurement
 
-    def add(self, samples: int, made: Measurement) -> None:
+    def add(self, samples: int, made: Measurement, progress: float | None = None) -> None:
         """Put in a measurement made when `samples` samples had been seen; nothing is read from the device."""
-        self._unread[samples] = made
+        self._unread[samples] = progress, made
         self._plain.add(samples, replace(made.norms, views={}))
         for name, norms in made.norms.views.items():
             self._views[name].add(samples, norms)
 
-    def read(self) -> list[tuple[int, Measurement, SquaredNorms | None]]:
-        """Those added since the last read: samples, measurement, and its norms as floats; None if not finite."""
+    def read(self) -> list[tuple[int, float | None, Measurement, SquaredNorms | None]]:
+        """Those added since the last read: samples, progress, measurement, its norms as floats; None if not finite."""
         finite = dict(self._plain.read())
-        read = [(samples, made, finite.get(samples)) for samples, made in self._unread.items()]
+        read = [(samples, progress, made, finite.get(samples)) for samples, (progress, made) in self._unread.items()]
         if read and self.caveat != COUPLED:  # (what the loss is once it remains, also when a run is resumed)
-            self.caveat = read[-1][1].caveat
+            self.caveat = read[-1][2].caveat
         self._unread = {}
         return read
 

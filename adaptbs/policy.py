@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
-from .step_time import StepTime
+from .step_time import StepTime, Time
 from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 
-EFFICIENCY_FLOOR = 0.8  # progress per sample, relative to the reference batch, that a fixed number of epochs must keep
+# The efficiency, progress per sample relative to the reference batch, that the batch must keep:
+FLOOR_OF_EPOCHS = 0.8  # with a fixed number of samples, each less efficient is quality lost;
+FLOOR, EARLY_FLOOR, EARLY = 0.5, 0.6, 0.25  # where progress is what counts, it is only time (the first quarter apart)
 SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
 PACE = 2  # the batch at most doubles, or halves, in one decision
 
@@ -24,6 +26,7 @@ class Situation:
         start: the size the run began with, samples.
         progress: share of the run done, 0..1.
         step_time: seconds of a step by batch size, None until two sizes have been run.
+        floor: the efficiency that the batch must keep.
         max_batch_size: the user's limit, samples.
         memory: the largest size that memory affords, samples; inf where that is not known.
         coupled: whether the loss couples samples, so that another batch size is another loss.
@@ -33,15 +36,21 @@ class Situation:
     batch_size: int
     start: int
     progress: float
-    step_time: StepTime | None
+    step_time: Time | None
     max_batch_size: int
     memory: float
+    floor: float = FLOOR_OF_EPOCHS
     coupled: bool = False
 
     @property
     def reference(self) -> int:
         """R, the batch whose quality the run must keep, samples."""
-        return min(self.start, 64)
+        return reference(self.start)
+
+
+def reference(start: int) -> int:
+    """R of a run that starts at this batch size, samples."""
+    return min(start, 64)
 
 
 def efficiency(phi: float, batch_size: float, reference: float) -> float:
@@ -54,11 +63,28 @@ def largest_efficient(phi: float, reference: float, floor: float) -> float:
     return (phi * (1 - floor) + reference) / floor
 
 
-def goodput_optimum(phi: float, step_time: StepTime | None) -> float:
-    """argmax of B/(a + b B) * 1/(phi + B), which is sqrt(a phi/b), samples; inf where the step time sets no bound."""
-    if step_time is None or step_time.b == 0:
+def efficiency_floor(progress: float, required: float) -> float:
+    """What the batch must keep where a run ends by progress.
+
+    Args:
+        progress: share of the run done, 0..1.
+        required: what a sample must be worth on average for the run to end within its samples.
+    """
+    return max(EARLY_FLOOR if progress < EARLY else FLOOR, required)
+
+
+def goodput_optimum(phi: float, step_time: Time | None) -> float:
+    """argmax of B/t(B) * 1/(phi + B), samples; inf where the step time sets no bound.
+
+    That is sqrt(a phi/b) where t(B) = a + b B (Pollux, Qiao et al. 2021, arXiv:2008.12260), and symmetric about it in
+    log B, so the power of 2 nearest to it is the best one. In a table the best power of 2 is looked up.
+    """
+    if step_time is None:
         return math.inf
-    return math.sqrt(step_time.a * phi / step_time.b)
+    if isinstance(step_time, StepTime):
+        return math.sqrt(step_time.a * phi / step_time.b) if step_time.b else math.inf
+    powers = [float(1 << i) for i in range(step_time.sizes[-1].bit_length() + 1)]  # the largest has not been run
+    return max(powers, key=lambda size: size / step_time(size) / (phi + size))
 
 
 def nearest_power_of_2(size: float) -> int:
@@ -71,7 +97,7 @@ def goodput(now: Situation) -> tuple[int, str]:
     assert now.noise_scale is not None
     phi = now.noise_scale.cautious
     fastest = goodput_optimum(phi, now.step_time)
-    ceiling = largest_efficient(phi, now.reference, EFFICIENCY_FLOOR)
+    ceiling = largest_efficient(phi, now.reference, now.floor)
     size = nearest_power_of_2(min(fastest, ceiling))
     while size > max(ceiling, 1):  # rounding up is free in time, but must not break the promise of the floor
         size //= 2

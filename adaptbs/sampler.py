@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch.utils.data import Sampler
+from torch import Generator
+from torch.utils.data import IterableDataset, RandomSampler, Sampler, SequentialSampler
 
 
 class Issued(NamedTuple):
@@ -81,3 +82,23 @@ def next_length(size: int, left: int, shortest_tail: int) -> int:
     if rest >= shortest_tail:
         return size
     return left - shortest_tail if left >= 2 * shortest_tail else -(-left // 2)
+
+
+def indices(dataset: Any, shuffle: bool | None, sampler: Any, generator: Generator | None) -> Any:
+    """The sampler of indices that a DataLoader of these arguments would use; one that has a length.
+
+    Raises:
+        TypeError, ValueError: where the data have no length, or there are two orders.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"dataset of type {type(dataset).__name__} has no length: the batch grows by shares of the data, "
+            "so give a dataset with __len__ and __getitem__"
+        )
+    if sampler is not None and shuffle:
+        raise ValueError("give sampler= or shuffle=True, not both")
+    if sampler is None:
+        sampler = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    if not hasattr(sampler, "__len__"):
+        raise TypeError(f"sampler of type {type(sampler).__name__} has no length: give it a __len__")
+    return sampler

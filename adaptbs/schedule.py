@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+ROUNDING = 1e-6  # samples: sums of shares come this near to whole ones
+
 
 class SchedulePlace:
     """How many steps of the schedule one call of `scheduler.step()` stands for.
@@ -15,7 +17,8 @@ class SchedulePlace:
     As many as the fixed run would have delivered batches meanwhile, for each batch that was delivered: exactly 1 while
     the batch has its first size, wherever the loop makes its calls (every batch, every m-th, with some left out). So
     after s samples of an epoch a loop that calls every batch has made min(floor(s/start), n) steps, and all n at the
-    epoch's end. A call outside an iteration, as by a scheduler stepped once an epoch, is one step.
+    epoch's end. A call outside an iteration, as by a scheduler stepped once an epoch, is one step; in a run that ends
+    by progress, as many as whole epochs of the plan have been completed since the last such call.
 
     Args:
         start: the size the run began with, samples.
@@ -25,6 +28,9 @@ class SchedulePlace:
 
     def __init__(self, start: int, epoch_samples: int, epoch_steps: int) -> None:
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
+        self.by_progress = False
+        self._at = 0.0  # where the schedule is, samples of the plan
+        self._epochs = 0  # steps made by calls outside an iteration
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
         self._passed = self._batches = 0  # since the latest call: batches of the fixed run, and batches delivered
         self._owed = 0.0  # part of a step that calls so far have come to beyond whole ones
@@ -38,15 +44,20 @@ class SchedulePlace:
         finally:
             self._iterations -= 1
 
-    def delivered(self, before: int, after: int) -> None:
-        """Take note of a batch that the loop now holds: samples before..after of its epoch."""
+    def delivered(self, before: float, after: float) -> None:
+        """Take note of a batch that the loop now holds: samples before..after of its epoch, or of the whole plan."""
         self._batches += 1
+        self._at = after
         self._passed += self._fixed_batches(after) - self._fixed_batches(before)
 
     def steps_due(self) -> int:
         """How many steps the call being made stands for."""
         passed, batches = self._passed, self._batches
         self._passed = self._batches = 0
+        if not self._iterations and self.by_progress:
+            due = int(self._at / self._epoch_samples + 1e-9) - self._epochs
+            self._epochs += due
+            return due
         if not self._iterations or not batches:
             return 1
         self._owed += passed / batches
@@ -54,14 +65,24 @@ class SchedulePlace:
         self._owed -= steps
         return steps
 
-    def _fixed_batches(self, samples: int) -> int:
-        return self._epoch_steps if samples >= self._epoch_samples else samples // self._start
+    def _fixed_batches(self, samples: float) -> int:
+        return fixed_batches(samples, self._start, self._epoch_samples, self._epoch_steps)
 
     def state_dict(self) -> dict[str, float]:
-        return {"passed": self._passed, "batches": self._batches, "owed": self._owed}
+        return {name: getattr(self, f"_{name}") for name in _REMEMBERED}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._passed, self._batches, self._owed = state["passed"], state["batches"], state["owed"]
+        for name in _REMEMBERED:
+            setattr(self, f"_{name}", state[name])
+
+
+_REMEMBERED = ("passed", "batches", "owed", "at", "epochs")
+
+
+def fixed_batches(samples: float, start: int, epoch_samples: int, epoch_steps: int) -> int:
+    """How many batches the fixed run has delivered after so many samples of the plan."""
+    epochs, within = divmod(samples + ROUNDING, epoch_samples)
+    return int(epochs) * epoch_steps + min(int(within // start), epoch_steps)
 
 
 def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:

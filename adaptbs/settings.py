@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -12,6 +13,7 @@ from .types import LRRule, Target
 
 SOURCES = ("auto", "halves", "per_example")
 METRICS = ("plain", "adam")
+BUDGETS = ("progress", "epochs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +24,8 @@ class Settings:
     base_batch_size: int | None = None
     target: str | Target = "goodput"
     lr_scaling: str | LRRule = "auto"
+    budget: str = "progress"
+    max_extra: float = 0.5
     decide_every: float = 0.05
     confidence: float = 0.9
     overhead: float = 0.05
@@ -36,6 +40,13 @@ class Settings:
                 check_size(name, getattr(self, name))
         check_choice("target", self.target, tuple(TARGETS), or_function=True)
         check_choice("lr_scaling", self.lr_scaling, rules.NAMES, or_function=True)
+        check_choice("budget", self.budget, BUDGETS)
+        if isinstance(self.max_extra, bool) or not isinstance(self.max_extra, Real):
+            raise TypeError(f"max_extra={self.max_extra!r}: it must be a number, a share of the planned samples")
+        if not 0 <= float(self.max_extra) < math.inf:
+            raise ValueError(
+                f"max_extra={self.max_extra!r}: it must be 0 (no more samples than planned) or more, and finite"
+            )
         check_choice("source", self.source, SOURCES)
         check_choice("metric", self.metric, METRICS)
         if self.source == "per_example" and (self.metric != "plain" or self.by_group):

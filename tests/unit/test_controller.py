@@ -231,7 +231,7 @@ def test_a_state_of_another_run_is_refused():
 def test_step_times_come_from_the_steps_where_none_is_given():
     run_ = controller(128, 4, step_time=None, target=lambda *_: 8, decide_every=0.25)
     run(run_)
-    fitted = run_._step_times.fit()
+    fitted = run_.step_time
     assert fitted is not None
     assert 0 < fitted(4) < math.inf
 

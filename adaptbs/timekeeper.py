@@ -1,0 +1,85 @@
+"""Reads the clock: what steps take, what measuring has cost, and how much of it the run can still afford."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from .clock import Clock, DeviceClock, GivenClock
+from .duty_cycle import DutyCycle
+from .step_time import StepTime, StepTimes, Time
+
+if TYPE_CHECKING:
+    from torch import device as Device
+
+KEEP = 16  # costs of the latest measurements
+
+
+class Timekeeper:
+    """Accounts for the seconds of a run.
+
+    Args:
+        given: the user's step time; then no clock is read.
+        device: that trains.
+        overhead: share of the run's time that measuring may cost.
+    """
+
+    def __init__(self, given: StepTime | None, device: Device, overhead: float) -> None:
+        self._given = given
+        self.clock: Clock = GivenClock(given) if given else DeviceClock(device)
+        self.step_times, self.duty = StepTimes(), DutyCycle(overhead)
+        self._elapsed = self._spent = 0.0  # seconds of training; of measuring and deciding
+        self._costs: deque[float] = deque(maxlen=KEEP)  # seconds of the latest measurements
+
+    @property
+    def step_time(self) -> Time | None:
+        """t(B) as given, or as fitted to the steps so far; None until two sizes can be told apart."""
+        return self._given or self.step_times.fit()
+
+    @property
+    def knows_cost(self) -> bool:
+        """Whether a measurement has been timed."""
+        return bool(self._costs)
+
+    def read(self) -> None:
+        """Take in what the clock has seen since the last time; here the host may wait for the device."""
+        timings = self.clock.read()
+        for size, seconds in timings.steps:
+            self.step_times.add(size, seconds)
+            self._elapsed += seconds
+        self._costs.extend(timings.measurements)
+        self._spent += sum(timings.measurements) + timings.deciding
+
+    def calibrate(self, delivered: int, batch_size: int, samples_left: float) -> None:
+        """Set how often to measure from here on.
+
+        Args:
+            delivered: the size of the latest batch, samples, of which steps have been timed.
+            batch_size: of the batches to come, samples.
+            samples_left: of the run.
+        """
+        fitted = self.step_time
+        step = fitted(batch_size) if fitted else self.step_times.median(delivered)
+        if step is None or not self._costs:
+            return
+        self.duty.calibrate(
+            elapsed=self._elapsed,
+            spent=self._spent,
+            seconds_left=step * samples_left / batch_size,
+            step=step,
+            cost=sorted(self._costs)[len(self._costs) // 2],
+            per_step=self.clock.per_step,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Call `read` before."""
+        return {
+            "step_times": self.step_times.state_dict(), "duty": self.duty.state_dict(),
+            "elapsed": self._elapsed, "spent": self._spent, "costs": list(self._costs),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step_times.load_state_dict(state["step_times"])
+        self.duty.load_state_dict(state["duty"])
+        self._elapsed, self._spent = state["elapsed"], state["spent"]
+        self._costs = deque(state["costs"], KEEP)
