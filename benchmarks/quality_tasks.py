@@ -1,12 +1,12 @@
 """The tasks of benchmarks/time_to_quality.py: plain torch, tensors in memory, everything decided by the seed.
 
 One-cycle (a quarter of the run up, cosine both ways; OneCycleLR's and fastai's ends) with the momentum not cycled, in
-all of them. Learning rates are stated for a batch of 64 and are the best on seed 0 of results/time_to_quality/
-base_lr.jsonl. The margins of non-inferiority were set here before any run was made.
+all of them. Hyperparameters are stated for a batch of 64.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from mnist import load as load_mnist
+from quality_margins import MEASURES, Measure
 from quality_models import DotProduct, Tabular, Transformer, cnn
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +25,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import Dataset
 
 BASE = 64  # samples: the batch that every hyperparameter here is stated for
-ADAM_LRS = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)  # candidates for a task's own learning rate
+ADAM_LRS = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # candidates for a task's own learning rate
 SGD_LRS = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 FLIGHTS_STRIDE = 3  # every 3rd day: prime to 7, so all weekdays stay
 CONTEXT = 16  # characters
@@ -66,25 +67,25 @@ class Task:
     """One thing to learn.
 
     Attributes:
-        metric: the held-out error, by name; the smaller the better.
-        margin: how much worse than fixed 64 still counts as no worse, relative.
-        lr: the learning rate's peak at batch 64, chosen among `lrs`.
+        name: among those of quality_margins.py.
+        lr: the learning rate's peak at batch 64; chosen among `lrs`, nan until then.
         adams: hyperparameters of Adam; None for SGD with momentum .9.
         make: fresh weights, from torch's global generator.
         evaluate: the metric of a model in eval mode.
     """
 
     name: str
-    title: str
-    metric: str
-    margin: float
     epochs: int
-    lr: float
     adams: Adams | None
     make: Callable[[], nn.Module]
     loss_func: Callable[[Tensor, Tensor], Tensor]
     train: Rows
     evaluate: Callable[[nn.Module], float]
+    lr: float = math.nan
+
+    @property
+    def measure(self) -> Measure:
+        return MEASURES[self.name]
 
     @property
     def lrs(self) -> tuple[float, ...]:
@@ -103,10 +104,10 @@ class Task:
             return Adam(model.parameters(), lr, adams.betas, adams.eps, fused=True)
         return AdamW(model.parameters(), lr, adams.betas, adams.eps, adams.weight_decay, fused=True)
 
-    def make_scheduler(self, optimizer: Optimizer, batch_size: int, epochs: int | None = None) -> OneCycleLR:
+    def make_scheduler(self, optimizer: Optimizer, batch_size: int) -> OneCycleLR:
         """One-cycle over a run of fixed batches of this size."""
         lr = optimizer.param_groups[0]["lr"]
-        steps = (epochs or self.epochs) * -(-len(self.train) // batch_size)
+        steps = self.epochs * -(-len(self.train) // batch_size)
         # torch counts the end from the start of the cycle: 25 x 4000 is fastai's peak/1e5.
         return OneCycleLR(
             optimizer, lr, total_steps=steps, pct_start=0.25, cycle_momentum=False, div_factor=25, final_div_factor=4e3
@@ -133,12 +134,12 @@ def _flights(data: Path) -> list[Task]:
         return F.mse_loss(model(held_x), held_y).sqrt().item() * sd.item()
 
     task = Task(
-        "flights", "flights, MLP, AdamW (beta2 .99)", "RMSE, minutes", 0.01, 3, 4e-3,
+        "flights", 3,
         Adams((0.9, 0.99), 1e-5, 0.01), lambda: Tabular(sizes, len(CONTINUOUS)), F.mse_loss,
         Rows(x[~valid], (y[~valid] - mean) / sd), rmse,
     )  # fmt: skip
     slow = Adams((0.9, 0.999), 1e-5, 0.01)
-    return [task, replace(task, name="flights_999", title="flights, MLP, AdamW (beta2 .999)", adams=slow)]
+    return [task, replace(task, name="flights_999", adams=slow)]
 
 
 def _movielens(data: Path) -> list[Task]:
@@ -157,13 +158,13 @@ def _movielens(data: Path) -> list[Task]:
 
     return [
         Task(
-            "movielens", "MovieLens, dot product, AdamW", "MSE, stars^2", 0.01, 5, 4e-3,
+            "movielens", 5,
             Adams((0.9, 0.99), 1e-5, 0.1), lambda: DotProduct(users, films), F.mse_loss, Rows(x[kept], y[kept]), mse,
         )
     ]  # fmt: skip
 
 
-def _mnist(folder: Path) -> list[Task]:
+def _mnist(folder: Path | None) -> list[Task]:
     """Handwritten digits, negative log-likelihood on the 10,000 held out."""
     train, (held_x, held_y) = Rows(*load_mnist(folder)), load_mnist(folder, train=False)
 
@@ -171,17 +172,17 @@ def _mnist(folder: Path) -> list[Task]:
         parts = zip(held_x.split(1000), held_y.split(1000), strict=True)  # what fits a processor's cache is quicker
         return statistics.fmean(F.cross_entropy(model(x), y).item() for x, y in parts)
 
-    def task(name: str, title: str, lr: float, adams: Adams | None, batch_norm: bool = False) -> Task:
+    def task(name: str, adams: Adams | None, batch_norm: bool = False) -> Task:
         return Task(
-            f"mnist_{name}", f"MNIST, CNN, {title}", "NLL, nats", 0.05, 2, lr, adams, lambda: cnn(batch_norm),
+            f"mnist_{name}", 2, adams, lambda: cnn(batch_norm),
             F.cross_entropy, train, nll,
         )  # fmt: skip
 
     return [
-        task("adam", "Adam (beta2 .999)", 4e-3, Adams((0.9, 0.999))),
-        task("adam_99", "Adam (beta2 .99)", 4e-3, Adams((0.9, 0.99))),
-        task("sgd", "SGD with momentum", 0.1, None),
-        task("bn", "BatchNorm, Adam (beta2 .999)", 4e-3, Adams((0.9, 0.999)), batch_norm=True),
+        task("adam", Adams((0.9, 0.999))),
+        task("adam_99", Adams((0.9, 0.99))),
+        task("sgd", None),
+        task("bn", Adams((0.9, 0.999)), batch_norm=True),
     ]
 
 
@@ -205,7 +206,7 @@ def _text() -> list[Task]:
 
     return [
         Task(
-            "text", "characters, transformer, AdamW", "log perplexity, nats", 0.01, 4, 4e-3,
+            "text", 4,
             Adams((0.9, 0.99), 1e-8, 0.01), lambda: Transformer(len(known), CONTEXT, 32), mean_nll,
             Rows(*windows(codes[:-tail])), log_perplexity,
         )

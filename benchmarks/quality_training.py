@@ -84,10 +84,10 @@ def train(
             seen(len(y))
 
 
-def epochs_of(task: Task, batch_size: int, seed: int, epochs: int | None = None) -> Iterator[Iterable[Any]]:
+def epochs_of(task: Task, batch_size: int, seed: int) -> Iterator[Iterable[Any]]:
     """Epochs of a stock loader."""
     loader = DataLoader(task.train, batch_size, shuffle=True, generator=order_of(seed), collate_fn=as_it_is)
-    return repeat(loader, epochs or task.epochs)
+    return repeat(loader, task.epochs)
 
 
 def fixed_run(task: Task, rule: Fixed, seed: int, looks: tuple[float, ...] = LOOKS) -> Row:
