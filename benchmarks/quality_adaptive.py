@@ -20,7 +20,7 @@ from adaptbs import AdaptiveDataLoader
 from adaptbs.types import NoiseScale
 
 LARGEST = 4096  # samples; and an eighth of the data, which is the package's own limit
-PIECES = 20  # of a ramp: the package looks at its target every 5 % of the run
+PIECES = 100  # of a ramp: how often its target is asked in a run
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ def ramp(start: int, mean: float, largest: int) -> Callable[[NoiseScale | None, 
         mean: of a run's batches, samples / steps, at least `start`.
         largest: never exceeded, samples.
     """
-    low, high = 1.0, float(largest) / start
-    for _ in range(50):
+    low, high = 1.0, 1e15  # (a steep one spends most of the run at the largest)
+    for _ in range(100):
         ratio = math.sqrt(low * high)
         low, high = (ratio, high) if mean_batch(start, ratio, largest) < mean else (low, ratio)
     return lambda noise_scale, batch_size, progress: ramp_size(start, ratio, progress, largest)
@@ -153,5 +153,5 @@ def ramp_size(start: int, ratio: float, progress: float, largest: int) -> int:
 
 
 def mean_batch(start: int, ratio: float, largest: int) -> float:
-    """Samples / steps of a ramp that is looked at every 5 %: the harmonic mean of its sizes."""
+    """Samples / steps of a ramp that is asked `PIECES` times: the harmonic mean of its sizes."""
     return PIECES / sum(1 / ramp_size(start, ratio, piece / PIECES, largest) for piece in range(PIECES))

@@ -15,6 +15,7 @@ from scipy.stats import t as student_t
 
 FOLDER = Path(__file__).parent / "results" / "time_to_quality"
 CHOOSING = range(10)  # seeds that anything may be chosen on, and nothing reported
+FIRST = CHOOSING[0]
 REPORTED = range(100, 105)  # seeds that are reported, and choose nothing
 
 Row = dict[str, Any]  # task, rule, seed, metric (None: diverged), steps, samples, ...
@@ -40,6 +41,14 @@ class Part:
         with self.path.open("a") as file:
             file.write(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n")
         self.rows[key(row)] = row
+
+
+def best_of(rules: list[str], task: str, part: Part) -> str | None:
+    """The rule of least error on the choosing seed; None until all have been run."""
+    rows = [part.rows.get((task, rule, FIRST)) for rule in rules]
+    if None in rows:
+        return None
+    return min(zip(rows, rules, strict=True), key=lambda pair: pair[0]["metric"] or float("inf"))[1]
 
 
 def key(row: Row) -> Key:

@@ -46,3 +46,8 @@ def transferred(lr: float, adams: Adams | None, k: float) -> tuple[float, Adams 
     root, (beta1, beta2) = math.sqrt(k), adams.betas
     decay = None if adams.weight_decay is None else adams.weight_decay * root
     return lr * root, replace(adams, betas=(beta1**k, beta2**k), eps=adams.eps / root, weight_decay=decay)
+
+
+def seconds_at(model: str, steps: int, samples: int) -> float:
+    """Modelled seconds of so many steps over so many samples, nothing else being done."""
+    return STEP_TIMES[model].a * steps + STEP_TIMES[model].b * samples

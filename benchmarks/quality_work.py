@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from quality_adaptive import BASE, LARGEST, Adaptive, adaptive_run, article_run, fixed_run_timed, ramp
-from quality_results import CHOOSING, REPORTED, Part, Row
+from quality_adaptive import LARGEST, PIECES, Adaptive, adaptive_run, article_run, fixed_run_timed, ramp
+from quality_results import CHOOSING, FIRST, REPORTED, Part, Row, best_of
 from quality_rules import MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
-from quality_tasks import Task
+from quality_tasks import BASE, Task
 from quality_training import fixed_run
 
-FIRST = CHOOSING[0]
 ALL = ("lr", "betas", "eps", "weight_decay")
 LR_ONLY = ("lr",)
 STARTS = (64, 16, 256)
@@ -71,14 +70,6 @@ def own_lr(tasks: Tasks) -> Iterator[Work]:
                     yield from (_fixed(task, rule, seed) for seed in REPORTED)
 
 
-def best_of(rules: list[str], task: str, part: Part) -> str | None:
-    """The rule of least error on the choosing seed; None until all have been run."""
-    rows = [part.rows.get((task, rule, FIRST)) for rule in rules]
-    if None in rows:
-        return None
-    return min(zip(rows, rules, strict=True), key=lambda pair: pair[0]["metric"] or float("inf"))[1]
-
-
 def adaptive(tasks: Tasks) -> Iterator[Work]:
     """From three starts, under the two models of the step time; and to the noise scale itself."""
     rules = [Adaptive(f"adaptive {start} {clock}", start, clock) for start in STARTS for clock in STEP_TIMES]
@@ -132,7 +123,10 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     return Adaptive(
         f"ramp like {clock}", clock=None,
         # A budget of progress needs measurements to be allowed; what they say is not asked.
-        options={"target": target, "transfer": ALL, "overhead": 1e-6, "max_extra": like["samples"] / planned},
+        options={
+            "target": target, "transfer": ALL, "overhead": 1e-6, "decide_every": 1 / PIECES,
+            "max_extra": like["samples"] / planned,
+        },
         patches={"adaptbs.controller.rate": lambda batch_size, reference, noise_scale: worth},
     )  # fmt: skip
 
