@@ -59,7 +59,7 @@ def panel(ax: Axes, task: str, model: str) -> None:
             point(ax, found, model, height, marker, start)
     ax.axhspan(lowest, measure.margin, color=BLUE, alpha=0.08, lw=0, label="no worse than fixed 64, by the margin")
     ax.set(xscale="log", ylim=(lowest * 1.15, highest * 1.08), title=measure.title)
-    ax.title.set_fontsize(10)
+    ax.title.set_fontsize(9)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0%}"))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.spines[["top", "right"]].set_visible(False)
