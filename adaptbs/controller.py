@@ -103,12 +103,14 @@ class Controller:
         return self._time.step_time
 
     @property
-    def lr_factor(self) -> float:
-        """What the learning rate of the delivered batch is to be multiplied by.
+    def k(self) -> float:
+        """Batch / base batch, by the size the batch was cut at: so an epoch's short last batch keeps its step."""
+        return self.delivered.nominal / self.base_batch_size
 
-        It follows the size the batch was cut at, so that an epoch's short last batch keeps its learning rate.
-        """
-        return self._lr_rule(self.delivered.nominal / self.base_batch_size, self.noise_scale)
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate of the delivered batch is to be multiplied by."""
+        return self._lr_rule(self.k, self.noise_scale)
 
     @property
     def batches_left(self) -> int:
@@ -285,9 +287,7 @@ class Controller:
         for name in _PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.delivered = Issued(*state["delivered"])
-        self.history.records = [
-            {name: record.get(name) for name in self.history.columns} for record in state["history"]
-        ]
+        self.history.records = [{name: old.get(name) for name in self.history.columns} for old in state["history"]]
         self.noise_scale = NoiseScale(*state["noise_scale"]) if state["noise_scale"] else None
         self.views = {name: NoiseScale(*view) for name, view in state["views"].items() if name in self.history.views}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import Any
 
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
@@ -12,36 +13,35 @@ from fastai.optimizer import OptimWrapper
 from .controller import Controller
 from .fastai_batches import AdaptiveBatches, batch_loss, check, epoch_samples
 from .fastai_finder import bs_find
+from .fastai_hyperparameters import ScaledHypers
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.per_example import Unsupported
 from .gradients.views import views_of
-from .history import History
 from .lr_scaling import is_adaptive
+from .report import RunReport
 from .schedule import ROUNDING
 from .settings import Settings
-from .types import LRRule, NoiseScale, Target
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .types import LRRule, Target
 
 __all__ = ["AdaptiveBatchSize", "bs_find"]
 
 log = logging.getLogger(__name__)
 
 
-class AdaptiveBatchSize(Callback):
+class AdaptiveBatchSize(RunReport, Callback):
     """Measures the noise scale while a Learner trains and grows its training batch toward it.
 
-    A fit starts at `learn.dls.bs`. The learning rate follows the batch, the schedule runs in samples and ends where it
+    A fit starts at `learn.dls.bs`. The hyperparameters follow the batch, the schedule runs in samples and ends where it
     would have ended, and after the fit the loaders are what they were. The arguments are those of
     `adaptbs.AdaptiveDataLoader`; none is needed.
 
     Args:
         max_batch_size: never exceeded, samples; an eighth of the training set where None.
-        base_batch_size: the size the learning rate is stated for, samples; `dls.bs` where None.
+        base_batch_size: the size the hyperparameters are stated for, samples; `dls.bs` where None.
         target: "goodput", "noise_scale", or `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto", "linear", "sqrt", "gain", "none", or `(k, noise_scale) -> factor`.
+        transfer: which hyperparameters follow the batch, out of "lr", "betas" (mom and sqr_mom), "eps", "weight_decay".
         budget: "progress": the fit ends when it has come as far as its epochs would have with a small batch, in fewer
             steps and rather more samples, so there may be more epochs, the last a short one; "epochs": after those.
         max_extra: how many more samples than planned a budget of progress may take, as a share of them.
@@ -64,6 +64,7 @@ class AdaptiveBatchSize(Callback):
         base_batch_size: int | None = None,
         target: str | Target = "goodput",
         lr_scaling: str | LRRule = "auto",
+        transfer: Collection[str] | None = None,
         budget: str = "progress",
         max_extra: float = 0.5,
         decide_every: float = 0.05,
@@ -79,6 +80,7 @@ class AdaptiveBatchSize(Callback):
             base_batch_size=base_batch_size,
             target=target,
             lr_scaling=lr_scaling,
+            transfer=transfer,
             budget=budget,
             max_extra=max_extra,
             decide_every=decide_every,
@@ -91,7 +93,7 @@ class AdaptiveBatchSize(Callback):
         )
         self._controller: Controller | None = None
         self._measurer: Measurer | None = None
-        self._unscaled: list[float] | None = None
+        self._hypers: ScaledHypers | None = None
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
 
     @property
@@ -99,34 +101,16 @@ class AdaptiveBatchSize(Callback):
         """The size of the batches that are cut now, samples; None before the first fit."""
         return self._controller.batch_size if self._controller else None
 
-    @property
-    def noise_scale(self) -> NoiseScale | None:
-        """The latest estimate; None before the first."""
-        return self._controller.noise_scale if self._controller else None
-
-    @property
-    def views(self) -> dict[str, NoiseScale]:
-        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`)."""
-        return self._controller.views if self._controller else {}
-
-    @property
-    def history(self) -> History:
-        """One record per decision and per measurement of the latest fit."""
-        return self._controller.history if self._controller else History()
-
-    def plot(self) -> Figure:
-        """Noise scale with its band, batch size and learning rate factor, against samples."""
-        from .plot import plot_history
-
-        return plot_history(self.history)
-
     def state_dict(self) -> dict[str, Any]:
         """What the decisions of the latest fit depend on: numbers, strings and containers of them."""
-        return {"controller": self._controller.state_dict() if self._controller else self._resumed}
+        if self._controller is None or self._hypers is None:
+            return self._resumed or {"controller": None}
+        hyperparameters = self._hypers.hyperparameters.state_dict()
+        return {"controller": self._controller.state_dict(), "hyperparameters": hyperparameters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next fit go on from `state_dict()`; it raises ValueError if its loader or batch size differ."""
-        self._resumed = state["controller"]
+        self._resumed = state if state["controller"] else None
 
     def __call__(self, event_name: str) -> Any:
         """Handle an event; nothing where there is no method for it: fastai takes long to find out, six times a step."""
@@ -158,10 +142,12 @@ class AdaptiveBatchSize(Callback):
             device=parameter.device,
             views=tuple(views),
         )
+        self._hypers = ScaledHypers(self.opt, settings.following)
         if self._resumed is not None:
-            self._controller.load_state_dict(self._resumed)
+            self._controller.load_state_dict(self._resumed["controller"])
+            self._hypers.hyperparameters.load_state_dict(self._resumed.get("hyperparameters", []))
             self._resumed = None
-        self._epoch_steps, self._unscaled = len(dl), None
+        self._epoch_steps = len(dl)
         self._controller.end_by_progress()
         # As many epochs as there may be: fastai counts them when all callbacks are through with `before_fit`.
         self._planned, self.learn.n_epoch = self.n_epoch, self._controller.run.most_epochs
@@ -183,17 +169,17 @@ class AdaptiveBatchSize(Callback):
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""
         self._run.skip_epochs(self.epoch)  # those before `start_epoch`
+        assert self._hypers is not None
+        self._hypers.hyperparameters.count(wait=True)
         if self._by_progress:
             self._place_schedule(self._run.run.worth)
         self.learn.dl = AdaptiveBatches(self.dl, self._run, self._restore)
 
     def before_batch(self) -> None:
-        """Scale the learning rate to the batch; correct the totals; measure if it is this batch's turn."""
+        """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
         run = self._run
-        factor = run.lr_factor
-        if factor != 1:
-            self._unscaled = [hyper["lr"] for hyper in self.opt.hypers]
-            self.opt.set_hyper("lr", [lr * factor for lr in self._unscaled])
+        assert self._hypers is not None
+        self._hypers.scale(run.k, run.lr_factor)
         if run.ever_changed:
             self.learn.n_iter = self.iter + 1 + run.batches_left
             if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):
@@ -201,7 +187,7 @@ class AdaptiveBatchSize(Callback):
         self._measure()
 
     def after_batch(self) -> None:
-        """Give the learning rate back, after the Recorder (50) has seen what was used, and place the schedule."""
+        """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""
         self._restore()
         self._place_schedule(self._run.schedule_span[1])
 
@@ -220,15 +206,14 @@ class AdaptiveBatchSize(Callback):
             self.learn.pct_train = min((before + epochs + share) / self._planned, 1.0)
 
     def after_train(self) -> None:
-        """Give the learning rate back where another callback ended the batch's epoch or fit before our turn."""
+        """Give the hyperparameters back where another callback ended the batch's epoch or fit before our turn."""
         self._restore()
 
     after_epoch = after_fit = after_train
 
     def _restore(self) -> None:
-        if self._unscaled is not None:
-            self.opt.set_hyper("lr", self._unscaled)
-            self._unscaled = None
+        if self._hypers is not None:
+            self._hypers.restore()
 
     @property
     def _run(self) -> Controller:

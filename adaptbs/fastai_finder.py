@@ -28,7 +28,7 @@ def bs_find(
     """Find the noise scale of a Learner on its training data, and the batch size to use; `learn.bs_find()`.
 
     Everything is left as it was, also after Ctrl-C; only that the model lies on the device of `dls` then, as after a
-    fit. See `adaptbs.bs_find` for what is measured.
+    fit. See `adaptbs.bs_find` for what is measured, and the suggestion's `.trade_off()` for what each batch size takes.
 
     Args:
         self: the Learner.
@@ -45,7 +45,8 @@ def bs_find(
             self.model,
             loss,
             _batches(self),
-            (lambda: _optimizer_copy(self, lr)) if lr is not None else None,
+            lambda lr: _optimizer_copy(self, lr),
+            lr=lr,
             num_it=num_it,
             n_batch=n_batch,
             beta=beta,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader
@@ -24,15 +23,19 @@ from .loader import AdaptiveDataLoader
 from .noise_scale import estimate, to_floats
 from .policy import Situation, goodput
 from .settings import check_share, check_size
+from .step_timer import measure_step_time, train_step
+from .trade_off import TradeOff, trade_off
 from .types import NoiseScale, SquaredNorms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .step_time import Time
+
 
 @dataclass(frozen=True)
 class BatchSizeSuggestion:
-    """What `bs_find` found.
+    """What `bs_find` found; `print(found.trade_off())` tells what each batch size would take.
 
     Attributes:
         noise_scale: B_simple, samples; None where the gradient was lost in its noise.
@@ -41,6 +44,9 @@ class BatchSizeSuggestion:
             it brings at a small batch, judged at the cautious limit; None where even that is not known.
         samples: seen up to each block of batches.
         curve: the smoothed estimate after each block.
+        loader_batch_size: of the batches that were measured, samples.
+        step_time: t(B), seconds of a training step on this device; None where it could not be measured. The
+            suggested `batch_size` asks nothing of it.
     """
 
     noise_scale: float | None
@@ -49,6 +55,16 @@ class BatchSizeSuggestion:
     batch_size: int | None
     samples: tuple[int, ...] = field(repr=False)
     curve: tuple[NoiseScale, ...] = field(repr=False)
+    loader_batch_size: int = field(repr=False)
+    step_time: Time | None = field(repr=False, default=None)
+
+    def trade_off(self, base: int | None = None) -> TradeOff:
+        """Steps, samples and time to the same progress, by batch size, relative to `base` (the loader's where None)."""
+        return trade_off(
+            self.noise_scale, self.low, self.high,
+            base_batch_size=self.loader_batch_size if base is None else base,
+            largest=self.samples[-1], step_time=self.step_time,
+        )  # fmt: skip
 
     def plot(self) -> Figure:
         """Noise tr(Sigma), scale |G|^2 and their ratio with its band, against samples."""
@@ -75,7 +91,8 @@ def bs_find(
 
     Block by block, `n_batch` batches are measured at unmoved weights and pooled over all pairs; then, with an `lr`,
     the same batches are trained on. Model, optimizer, random states and loader are left exactly as they were, also
-    after an exception or Ctrl-C. Costs a forward and backward pass a batch, two when training meanwhile.
+    after an exception or Ctrl-C. Costs a forward and backward pass a batch, two when training meanwhile, and at the end
+    a second or some fifty batches of training steps, which are timed.
 
     Args:
         model: to be measured in training mode.
@@ -85,7 +102,7 @@ def bs_find(
         num_it: how many batches; one epoch if None.
         n_batch: batches pooled in one block; four blocks or more make a useful interval.
         beta: smoothing of tr(Sigma) and |G|^2 from block to block, 0 (none) to 1 (plain mean).
-        optimizer: a copy of it trains; SGD if None.
+        optimizer: a copy of it trains, and takes the steps that are timed; SGD if None.
         batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
         autocast: makes the context of the forward pass.
         confidence: of the interval.
@@ -99,14 +116,13 @@ def bs_find(
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
 
-    def make_optimizer() -> Optimizer:
-        assert lr is not None
+    def make_optimizer(lr: float) -> Optimizer:
         return copy_of(optimizer, lr) if optimizer else SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
 
     with loader_left_as_found(loader):
         return find(
-            model, loss, _fetch(loader), make_optimizer if lr is not None else None,
-            num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
+            model, loss, _fetch(loader), make_optimizer,
+            lr=lr, num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
         )  # fmt: skip
 
 
@@ -114,14 +130,15 @@ def find(
     model: nn.Module,
     loss: BatchLoss,
     fetched: Iterator[Any],
-    make_optimizer: Callable[[], Any] | None,
+    make_optimizer: Callable[[float], Any],
     *,
+    lr: float | None,
     num_it: int | None,
     n_batch: int,
     beta: float,
     confidence: float,
 ) -> BatchSizeSuggestion:
-    """`bs_find` on an iterator of batches; `make_optimizer` makes what trains, anything with step and zero_grad."""
+    """`bs_find` on an iterator of batches; `make_optimizer(lr)` makes what trains: anything with step and zero_grad."""
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
     if num_it is not None:
@@ -135,10 +152,10 @@ def find(
     measured: list[SquaredNorms] = []
     curve: list[NoiseScale] = []
     samples: list[int] = []
-    seen = 0
+    seen, fullest = 0, list[Any]()
     with weights_left_as_found(model):
         model.train()
-        gradient, optimizer = MeanGradient(loss), make_optimizer() if make_optimizer else None
+        gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         for block in _blocks(islice(fetched, num_it), n_batch):
             seen += sum(nested.length(batch) for batch in block)
             norms = measure_block(model, gradient, block)
@@ -150,12 +167,16 @@ def find(
             if optimizer is not None:
                 for batch in block:
                     train_step(model, loss, optimizer, batch)
+            fullest = max(block, fullest, key=len)
+        step_time = None
+        if curve:
+            step_time = measure_step_time(model, loss, lambda: make_optimizer(lr or 0.0), fullest)
     if not curve:
         raise ValueError(
             "the loader gave fewer than two batches of equal size and finite gradient: "
             "lower its batch size or raise num_it"
         )
-    return suggest(curve, samples, measured[0].small_size)
+    return suggest(curve, samples, measured[0].small_size, step_time)
 
 
 def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) -> SquaredNorms | None:
@@ -174,23 +195,22 @@ def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) ->
     return pool.norms() if pooled > 1 else None
 
 
-def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) -> None:
-    """One plain step."""
-    optimizer.zero_grad()
-    with torch.enable_grad():
-        torch.autograd.backward(loss(model, batch))
-    optimizer.step()
+def suggest(
+    curve: list[NoiseScale], samples: list[int], batch_size: int, step_time: Time | None = None
+) -> BatchSizeSuggestion:
+    """The last estimate, and what the controller would aim at with it: at most an eighth of the samples seen.
 
-
-def suggest(curve: list[NoiseScale], samples: list[int], batch_size: int) -> BatchSizeSuggestion:
-    """The last estimate, and what the controller would aim at with it: at most an eighth of the samples seen."""
+    The size is for any device: it asks nothing of the step time, which `trade_off` shows beside it.
+    """
     last, largest = curve[-1], max(batch_size, samples[-1] // 8)
     now = Situation(
         noise_scale=last, batch_size=batch_size, start=batch_size, progress=0.0,
         step_time=None, max_batch_size=largest, memory=float("inf"),
     )  # fmt: skip
     size = min(goodput(now)[0], largest) if last.cautious > 0 else None
-    return BatchSizeSuggestion(last.simple, last.low, last.high, size, tuple(samples), tuple(curve))
+    return BatchSizeSuggestion(
+        last.simple, last.low, last.high, size, tuple(samples), tuple(curve), batch_size, step_time
+    )
 
 
 def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +19,20 @@ from .controller import Controller
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.views import views_of
-from .history import History
 from .lr_scaling import is_adaptive
+from .report import RunReport
 from .sampler import AdaptiveBatchSampler, indices
 from .scaled_step import ScaledStep
 from .settings import Settings, check_size
-from .types import LRRule, NoiseScale, Target
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .types import LRRule, Target
 
 log = logging.getLogger(__name__)
 
 
-class AdaptiveDataLoader(DataLoader[Any]):
+class AdaptiveDataLoader(RunReport, DataLoader[Any]):
     """In place of `torch.utils.data.DataLoader`: measures the noise scale and grows the batch toward it.
 
-    Iterate over it as over a DataLoader and train as ever: `optimizer.step()` finds the learning rate scaled to the
+    Iterate over it as over a DataLoader and train as ever: `optimizer.step()` finds its hyperparameters set for the
     batch, and `scheduler.step()`, called where it always was, ends where it would have ended.
 
     Measuring takes passes of its own through `loss_func` on some of the batches, before they are delivered; `.grad`,
@@ -47,18 +44,20 @@ class AdaptiveDataLoader(DataLoader[Any]):
         shuffle, sampler, drop_last, and every other argument of DataLoader: as there. With `drop_last` an epoch
             delivers as many samples as a DataLoader of the starting size would.
         model: being trained. Needed, as `loss_func` is, unless `overhead=0`.
-        optimizer: whose learning rate to scale.
+        optimizer: whose hyperparameters follow the batch.
         loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`.
         batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
         autocast: makes the context that the forward pass runs under, as `lambda: torch.autocast("cuda")`.
         scheduler: a torch LR scheduler that the loop steps, per batch or per epoch.
         epochs: length of the run; read from the scheduler's `total_steps` or `T_max` where None.
         max_batch_size: never exceeded, samples; an eighth of the dataset where None.
-        base_batch_size: the size the learning rate is stated for, samples; `batch_size` where None.
+        base_batch_size: the size the hyperparameters are stated for, samples; `batch_size` where None.
         target: "goodput" (most progress per second), "noise_scale", or a function
             `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto" (sqrt for Adam and its kin, linear for SGD), "linear", "sqrt", "gain", "none", or a
             function `(k, noise_scale) -> factor`.
+        transfer: which hyperparameters follow the batch, out of "lr", "betas", "eps" and "weight_decay"; where None all
+            of them with `lr_scaling="auto"`, else "lr" only. What each becomes: docs/transfer.md.
         budget: of a run of `for epoch in loader.epochs(n)`. "progress": it ends when it has come as far as the plan
             would have with a small batch, in fewer steps and rather more samples; "epochs": after n epochs. A plain
             loop over the loader has the epochs that it has.
@@ -95,6 +94,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
         base_batch_size: int | None = None,
         target: str | Target = "goodput",
         lr_scaling: str | LRRule = "auto",
+        transfer: Collection[str] | None = None,
         budget: str = "progress",
         max_extra: float = 0.5,
         decide_every: float = 0.05,
@@ -113,6 +113,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
             base_batch_size=base_batch_size,
             target=target,
             lr_scaling=lr_scaling,
+            transfer=transfer,
             budget=budget,
             max_extra=max_extra,
             decide_every=decide_every,
@@ -155,7 +156,8 @@ class AdaptiveDataLoader(DataLoader[Any]):
             device=next(model.parameters()).device,
             views=tuple(views),
         )
-        self._epochs, self._controller = epochs, self._start_run(epochs=epochs)
+        self._epochs = epochs
+        self._controller: Controller = self._start_run(epochs=epochs)
         super().__init__(dataset, batch_sampler=cut, generator=generator, **stock)
         # DataLoader leaves these at their defaults beside a batch sampler, and forbids to assign them.
         self.__dict__.update(sampler=cut.sampler, drop_last=drop_last)
@@ -163,7 +165,8 @@ class AdaptiveDataLoader(DataLoader[Any]):
         self._scheduled = scheduler is not None
         self._place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
         # Last, so that an argument refused above has changed nothing of the user's.
-        self._scaled_step = ScaledStep(optimizer, lambda: self._controller.lr_factor)
+        run = self._controller
+        self._scaled_step = ScaledStep(optimizer, lambda: run.lr_factor, lambda: run.k, settings.following)
         if scheduler is not None:
             schedule.drive(scheduler, self._place.steps_due)
 
@@ -210,6 +213,7 @@ class AdaptiveDataLoader(DataLoader[Any]):
         return iter(super().__iter__())
 
     def _measured(self, delivered: Iterable[Any]) -> Iterator[Any]:
+        self._scaled_step.hyperparameters.count(wait=True)
         with self._place.iteration():
             for batch in delivered:
                 self._scaled_step.restore()
@@ -235,45 +239,29 @@ class AdaptiveDataLoader(DataLoader[Any]):
         return None
 
     @property
-    def noise_scale(self) -> NoiseScale | None:
-        """The latest estimate; None before the first."""
-        return self._controller.noise_scale
-
-    @property
-    def views(self) -> dict[str, NoiseScale]:
-        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`)."""
-        return self._controller.views
-
-    @property
-    def history(self) -> History:
-        """One record per decision and per measurement."""
-        return self._controller.history
-
-    @property
     def lr_factor(self) -> float:
         """What the learning rate of the delivered batch is multiplied by inside the optimizer's step."""
         return self._controller.lr_factor
 
-    def plot(self) -> Figure:
-        """Noise scale with its band, batch size and learning rate factor, against samples."""
-        from .plot import plot_history
-
-        return plot_history(self.history)
-
     def close(self) -> None:
-        """Leave the optimizer as it was found: its learning rate is no longer scaled."""
+        """Leave the optimizer as it was found: its hyperparameters no longer follow."""
         self._scaled_step.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """What decisions depend on, to be saved between epochs. Raises RuntimeError in the middle of one."""
         if self._controller.mid_epoch:
             raise RuntimeError("an epoch is under way: save between epochs")
-        return {"controller": self._controller.state_dict(), "schedule": self._place.state_dict()}
+        return {
+            "controller": self._controller.state_dict(),
+            "schedule": self._place.state_dict(),
+            "hyperparameters": self._scaled_step.hyperparameters.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()` of a loader over as much data; a ValueError says what differs."""
         self._controller.load_state_dict(state["controller"])
         self._place.load_state_dict(state["schedule"])
+        self._scaled_step.hyperparameters.load_state_dict(state.get("hyperparameters", []))
 
     def _next_size(self) -> int:
         return self._controller.batch_size

@@ -1,4 +1,4 @@
-"""Pictures: of a run's history, and of what the finder found. matplotlib is imported inside."""
+"""Pictures: of a run's history, of what the finder found, and of a trade-off. matplotlib is imported inside."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from .finder import BatchSizeSuggestion
     from .history import History
+    from .trade_off import TradeOff
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"  # told apart by colour-blind eyes (Okabe and Ito)
+# Told apart by colour-blind eyes (Okabe and Ito):
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 PLAIN = ("noise_scale", "low", "high")  # columns of the history
 
 
@@ -74,6 +76,44 @@ def plot_suggestion(found: BatchSizeSuggestion) -> Figure:
     bottom.set_xlabel("samples seen")
     bottom.set_title("Noise scale")
     bottom.legend()
+    return figure
+
+
+def plot_trade_off(found: TradeOff) -> Figure:
+    """Steps, samples and, where it is known, time relative to the base batch, with their bands, by batch size."""
+    figure, axes = _axes(1)
+    figure.set_figheight(4.5)
+    columns = found.to_dict()
+    sizes = columns["batch_size"]
+    for name, color, marker in (("steps", BLUE, "o"), ("samples", ORANGE, "s"), ("time", GREEN, "^")):
+        if columns[f"{name}_low"][0] is None:
+            continue
+        band, line = (name, None) if found.phi is None else (None, name)  # what stands in the legend
+        low, high = columns[f"{name}_low"], columns[f"{name}_high"]
+        axes.fill_between(sizes, low, high, color=color, alpha=0.2, linewidth=0, label=band)
+        if found.phi is not None:
+            axes.plot(sizes, columns[name], color=color, marker=marker, markersize=4, label=line)
+    axes.axhline(1, color=GREY, linewidth=0.8)
+    axes.axvline(found.base_batch_size, color=GREY, linestyle="--", linewidth=1)
+    if found.phi is not None and sizes[0] <= found.phi <= sizes[-1]:
+        axes.axvline(found.phi, color=GREY, linestyle=":", linewidth=1.5)
+        axes.annotate(
+            "noise scale", (found.phi, 1), (4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
+            color=GREY, va="top",
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes)
+    bottom, top = axes.get_ylim()
+    decades = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)))
+    axes.set_yticks([v for i in decades for v in (10.0**i, 2 * 10.0**i, 5 * 10.0**i) if bottom <= v <= top])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.set_xlabel("batch size")
+    axes.set_ylabel(f"times what {found.base_batch_size:,} takes")
+    axes.set_title("To the same progress, predicted by the noise scale")
+    axes.legend()
     return figure
 
 

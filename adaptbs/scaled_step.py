@@ -1,34 +1,49 @@
-"""The learning rate as it is inside the optimizer's step, and nowhere else."""
+"""The hyperparameters as they are inside the optimizer's step, and nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch.optim import Optimizer
+
+from .hyperparameters import Hyperparameters
+from .transfer import LR, kind_of
 
 _NAME = "_adaptbs_scaled_step"  # beside the optimizer's state, which is what its state_dict holds
 
 
 class ScaledStep:
-    """Multiplies every group's learning rate just before a step and puts it back just after.
+    """Sets every group's hyperparameters to the batch just before a step and puts them back just after.
 
-    So LR schedulers, checkpoints and logs see the learning rate that the user set; they never see the factor.
+    So schedulers, checkpoints and logs see the hyperparameters that the user set; they never see the changed ones.
 
-    An optimizer has at most one: a second takes the place of the first, whose factor would otherwise come on top.
+    An optimizer has at most one: a second takes the place of the first, whose factors would otherwise come on top.
 
     Args:
         optimizer: whose steps to scale.
-        factor: asked before each step; exactly 1 leaves everything untouched.
+        lr_factor: of the learning rate, asked before each step.
+        k: batch size / base batch size, asked before each step; where both are exactly 1 everything is left untouched.
+        following: which hyperparameters follow k, out of `transfer.HYPERPARAMETERS`.
+
+    Attributes:
+        hyperparameters: of the optimizer, with what a checkpoint has to hold.
     """
 
-    def __init__(self, optimizer: Optimizer, factor: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr_factor: Callable[[], float],
+        k: Callable[[], float] = lambda: 1.0,
+        following: Collection[str] = LR,
+    ) -> None:
         earlier = optimizer.__dict__.get(_NAME)
         if earlier is not None:
             earlier.remove()
         optimizer.__dict__[_NAME] = self
-        self._optimizer, self._factor = optimizer, factor
-        self._unscaled: list[Any] | None = None
+        self._optimizer, self._lr_factor, self._k, self._following = optimizer, lr_factor, k, following
+        self.hyperparameters = Hyperparameters.beside(optimizer, kind_of, following)
+        self._unscaled: list[dict[str, Any]] | None = None
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -39,28 +54,27 @@ class ScaledStep:
     def _before(self, *_: Any) -> None:
         if self._unscaled is not None:
             self.restore()
-        factor = self._factor()
-        if factor != 1:
-            self._scale(factor)
+        k, lr_factor = self._k(), self._lr_factor()
+        if k != 1 or lr_factor != 1 or not self.hyperparameters.idle:
+            groups = self._optimizer.param_groups
+            new = self.hyperparameters.changed(groups, self._following, k=k, lr_factor=lr_factor)
+            self._unscaled = [{name: group[name] for name in values} for group, values in zip(groups, new, strict=True)]
+            for group, values in zip(groups, new, strict=True):
+                group.update(values)
 
     def _after(self, *_: Any) -> None:
         if self._unscaled is not None:
             self.restore()
 
-    def _scale(self, factor: float) -> None:
-        self._unscaled = [group["lr"] for group in self._optimizer.param_groups]
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
-
     def restore(self) -> None:
-        """Put the learning rates back; also after a step that raised, where no post hook ran."""
+        """Put the hyperparameters back; also after a step that raised, where no post hook ran."""
         if self._unscaled is not None:
-            for group, lr in zip(self._optimizer.param_groups, self._unscaled, strict=True):
-                group["lr"] = lr
+            for group, values in zip(self._optimizer.param_groups, self._unscaled, strict=True):
+                group.update(values)
             self._unscaled = None
 
     def remove(self) -> None:
-        """Leave the optimizer as it was found."""
+        """Leave the optimizer's steps as they were found."""
         self.restore()
         for handle in self._handles:
             handle.remove()

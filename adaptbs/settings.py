@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 from . import lr_scaling as rules
+from . import transfer as hyperparameters
 from .policy import TARGETS
 from .step_time import StepTime
 from .types import LRRule, Target
@@ -24,6 +26,7 @@ class Settings:
     base_batch_size: int | None = None
     target: str | Target = "goodput"
     lr_scaling: str | LRRule = "auto"
+    transfer: Collection[str] | None = None
     budget: str = "progress"
     max_extra: float = 0.5
     decide_every: float = 0.05
@@ -40,6 +43,8 @@ class Settings:
                 check_size(name, getattr(self, name))
         check_choice("target", self.target, tuple(TARGETS), or_function=True)
         check_choice("lr_scaling", self.lr_scaling, rules.NAMES, or_function=True)
+        if "lr" not in self.following:
+            object.__setattr__(self, "lr_scaling", "none")
         check_choice("budget", self.budget, BUDGETS)
         if isinstance(self.max_extra, bool) or not isinstance(self.max_extra, Real):
             raise TypeError(f"max_extra={self.max_extra!r}: it must be a number, a share of the planned samples")
@@ -56,6 +61,11 @@ class Settings:
         check_share("overhead", self.overhead, or_zero=True)
         if self.step_time is not None:
             object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
+
+    @property
+    def following(self) -> frozenset[str]:
+        """Which hyperparameters follow the batch."""
+        return hyperparameters.resolve(self.transfer, self.lr_scaling)
 
     def check_start(self, batch_size: int, samples: int) -> None:
         """Raise ValueError if a run of `samples` samples an epoch cannot start with `batch_size`."""

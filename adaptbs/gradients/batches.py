@@ -1,13 +1,14 @@
-"""Nested batches (tuples, lists, dicts of tensors): how many samples, a slice of them, on another device."""
+"""Nested batches (tuples, lists, dicts of tensors): how many samples, a slice, several as one, on another device."""
 
 from __future__ import annotations
 
 import copy
 from collections import UserDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch import device as Device
 from torch.nn.utils.rnn import PackedSequence
@@ -31,6 +32,16 @@ def part(batch: Any, start: int, stop: int) -> Any:
     return _map(lambda item: item[start:stop], batch, lambda item: _has_rows(item, n))
 
 
+def joined(batches: Sequence[Any]) -> Any:
+    """One batch of the samples of several, of the same layout; what is not sliced by `part` is taken from the first.
+
+    Raises RuntimeError or ValueError where they do not fit together, as texts padded to different lengths do not.
+    """
+    rest = [iter(_rows(batch)) for batch in batches[1:]]
+    n = length(batches[0])
+    return _map(lambda item: _concatenated([item, *map(next, rest)]), batches[0], lambda item: _has_rows(item, n))
+
+
 def to_device(batch: Any, device: Device) -> Any:
     """The batch with its tensors on `device`; the batch itself is not changed."""
     return _map(lambda t: t.to(device, non_blocking=True), batch, lambda item: isinstance(item, Tensor))
@@ -47,6 +58,27 @@ def _tensors(batch: Any) -> list[Tensor]:
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     return [t for item in batch for t in _tensors(item)] if isinstance(batch, (list, tuple)) else []
+
+
+def _rows(batch: Any) -> list[Any]:
+    """All that holds one entry a sample, in order."""
+    found: list[Any] = []
+
+    def take(item: Any) -> Any:
+        found.append(item)
+        return item
+
+    n = length(batch)
+    _map(take, batch, lambda item: _has_rows(item, n))
+    return found
+
+
+def _concatenated(items: list[Any]) -> Any:
+    if isinstance(items[0], Tensor):
+        return torch.cat(items)
+    if isinstance(items[0], np.ndarray):
+        return np.concatenate(items)
+    return type(items[0])(entry for item in items for entry in item)
 
 
 def _has_rows(item: Any, n: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fastai.basics import SGD, Adam, Callback, CancelFitException, Learner, OptimWrapper
+from fastai.basics import SGD, Adam, Callback, CancelFitException, Learner, OptimWrapper, RMSProp
 from fastai.callback.schedule import combined_cos
 from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from torch import nn
@@ -45,7 +45,7 @@ def one_cycle(learn: Learner, *cbs: Callback) -> Learner:
 # A batch that never changes leaves training as it was, to the bit.
 
 
-@pytest.mark.parametrize("opt_func", [Adam, TORCH_ADAMW], ids=["Adam", "OptimWrapper"])
+@pytest.mark.parametrize("opt_func", [Adam, RMSProp, TORCH_ADAMW], ids=["Adam", "RMSProp", "OptimWrapper"])
 @pytest.mark.parametrize(("num_workers", "drop_last"), [(0, False), (0, True), (2, False), (2, True)])
 def test_a_fixed_batch_trains_as_without_adaptbs(opt_func: Any, num_workers: int, drop_last: bool) -> None:
     def run(*cbs: Callback) -> Learner:
@@ -144,7 +144,7 @@ def test_where_both_have_seen_as_much_the_unscaled_lr_is_that_of_a_stock_run() -
 )
 def test_the_recorder_logs_the_lr_used_and_the_optimizer_gets_its_own_back(opt_func: Any, power: float) -> None:
     learn, watch = make_learner(n=403, opt_func=opt_func, splitter=body_and_head), Watch()
-    learn.fit(2, slice(1e-4, 1e-3), cbs=[growing(), watch])
+    learn.fit(2, slice(1e-4, 1e-3), cbs=[growing(transfer=["lr"]), watch])
 
     assert [hypers["lr"] for hypers in learn.opt.hypers] == pytest.approx([1e-4, 1e-3], rel=1e-12)
     used = iter(learn.recorder.lrs)
@@ -157,7 +157,7 @@ def test_the_recorder_logs_the_lr_used_and_the_optimizer_gets_its_own_back(opt_f
 
 
 def test_with_workers_the_lr_follows_the_batch_delivered_not_the_one_decided() -> None:
-    learn, watch, callback = make_learner(n=1203, num_workers=2), Watch(), growing()
+    learn, watch, callback = make_learner(n=1203, num_workers=2), Watch(), growing(transfer=["lr"])
     learn.fit(1, 1e-2, cbs=[callback, watch])
     decided = callback.history.to_dict()["samples"][1]
     grown = watch.sizes[0].index(40)
@@ -327,7 +327,7 @@ def test_a_fit_cancelled_by_a_callback_gives_the_lr_back() -> None:
 
 def test_epochs_cut_short_do_not_scale_the_lr_twice() -> None:
     learn = make_learner(n=403)
-    learn.fit(4, 1e-2, cbs=[growing(), ShortEpochCallback(pct=0.3)])
+    learn.fit(4, 1e-2, cbs=[growing(transfer=["lr"]), ShortEpochCallback(pct=0.3)])
     assert max(learn.recorder.lrs) == pytest.approx(1e-2 * math.sqrt(80 / 20))
     assert learn.opt.hypers[0]["lr"] == 1e-2
 

@@ -104,6 +104,33 @@ def test_the_learning_rate_survives_a_step_that_overflows(fused):
     assert max(used) == pytest.approx(4e-2)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_overflows_does_not_count_as_accumulated(fused):
+    model = plain()
+    optimizer = AdamW(model.parameters(), 1e-2, fused=fused)
+    doubled = {"target": lambda noise_scale, batch_size, progress: 2 * batch_size, "max_batch_size": 64}
+    loader = measuring(model, optimizer, autocast=float16, **doubled)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=1)
+    ks = []
+
+    def watched():
+        for batch in loader:
+            ks.append(loader.lr_factor**2)
+            yield batch
+
+    class Epochs:
+        def __iter__(self):
+            return watched()
+
+    _, taken = scaled_training(model, optimizer, Epochs(), scaler)
+    counted = loader._scaled_step.hyperparameters
+    counted.count()
+    ((steps, exponent, _, _),) = counted.state_dict()
+    assert steps == sum(taken) < len(taken)
+    assert False in taken[-10:]
+    assert exponent == pytest.approx(sum(k for k, made in zip(ks, taken, strict=True) if made))
+
+
 @pytest.mark.parametrize("autocast", [None, bfloat16, float16])
 @pytest.mark.parametrize("make", [plain, awkward], ids=["per example", "halves"])
 def test_a_measurement_sees_neither_clipping_nor_weight_decay(make, autocast):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim import lr_scheduler as schedulers
 
 from adaptbs import AdaptiveDataLoader
@@ -16,6 +16,7 @@ EPOCHS = 2
 OPTIMIZERS = {
     "sgd": lambda model: SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4),
     "adamw": lambda model: AdamW(model.parameters(), 1e-3),
+    "rmsprop": lambda model: RMSprop(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4),
 }
 
 

@@ -161,5 +161,47 @@ def test_an_optimizer_copy_has_the_state_but_not_the_hooks():
     assert optimizer.state[weight]["step"] == 1
 
 
+def test_timing_leaves_no_trace_and_steps_no_optimizer_of_the_users(model, data):
+    loader = DataLoader(data, batch_size=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    stepped = []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(stepped.append)
+        parameter.grad = torch.ones_like(parameter)
+    before = states(model), [p.grad.tolist() for p in model.parameters()]
+    found = bs_find(model, mse_loss, loader, n_batch=4, optimizer=optimizer)
+    assert found.step_time is not None and found.step_time(64) > 0
+    assert (states(model), [p.grad.tolist() for p in model.parameters()]) == before
+    assert stepped == []
+    assert not optimizer.state and optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_its_trade_off_is_relative_to_the_loaders_batch():
+    found = find(ONES, THREES, ONES, THREES)  # B_simple is 4/3, the batch 2
+    table = found.trade_off()
+    assert (table.base_batch_size, table.phi) == (2, found.noise_scale)
+    assert table.to_dict()["batch_size"] == [1, 2, 4, 8]  # 8 samples were seen
+    assert table.to_dict()["steps"] == pytest.approx([(1 + 4 / 3) / (5 / 3), 1, (4 / 3) / (5 / 3), (7 / 6) / (5 / 3)])
+    assert found.trade_off(base=4).to_dict()["steps"][2] == 1
+
+
+def test_a_model_whose_larger_steps_fail_has_no_step_time_but_a_trade_off(model, data):
+    def up_to_three(model, batch):
+        if len(batch[0]) > 3:
+            raise RuntimeError("out of memory")
+        return mse_loss(model(batch[0]), batch[1])
+
+    found = bs_find(model, None, DataLoader(data, batch_size=3), batch_loss=up_to_three, n_batch=4)
+    assert found.step_time is None
+    table = found.trade_off()
+    assert table.to_dict()["time"] == [None] * len(table.rows)
+    assert "times the samples." in repr(table)  # and nothing of time
+
+
+def test_printing_it_tells_of_the_noise_scale_only():
+    found = find(ONES, THREES)
+    assert repr(found) == f"BatchSizeSuggestion(noise_scale={found.noise_scale}, low=0.0, high=inf, batch_size=None)"
+
+
 def test_a_picture_of_it():
     assert len(find(ONES, THREES).plot().axes) == 2

@@ -5,7 +5,9 @@ import pytest
 
 from adaptbs import BatchSizeSuggestion, NoiseScale
 from adaptbs.history import History
-from adaptbs.plot import plot_history, plot_suggestion
+from adaptbs.plot import plot_history, plot_suggestion, plot_trade_off
+from adaptbs.step_time import StepTime
+from adaptbs.trade_off import trade_off
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +65,7 @@ def test_a_run_that_has_not_started_is_drawn_too():
 def found(*curve: NoiseScale, batch_size: int | None) -> BatchSizeSuggestion:
     last = curve[-1]
     samples = tuple(range(100, 100 * len(curve) + 1, 100))
-    return BatchSizeSuggestion(last.simple, last.low, last.high, batch_size, samples, curve)
+    return BatchSizeSuggestion(last.simple, last.low, last.high, batch_size, samples, curve, loader_batch_size=64)
 
 
 def test_a_suggestion_shows_noise_scale_and_what_to_use():
@@ -101,3 +103,25 @@ def test_each_view_has_a_panel_on_the_scale_of_the_plain_one():
     assert list(adam.lines[0].get_ydata()) == [9000]
     assert plain.get_ylim() == adam.get_ylim() == group.get_ylim()
     assert adam.get_ylim()[1] >= 20000
+
+
+def labels(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_a_trade_off_shows_three_curves_that_meet_at_the_base():
+    found = trade_off(1000.0, 700.0, 1500.0, base_batch_size=64, largest=4096, step_time=StepTime(0.004, 1e-5))
+    axes = plot_trade_off(found).axes[0]
+    assert labels(axes) == ["steps", "samples", "time"]
+    for line in axes.lines[:3]:
+        assert dict(line.get_xydata().tolist())[64] == 1
+    assert list(axes.lines[0].get_ydata()) == found.to_dict()["steps"]
+    bottom, top = axes.get_ylim()
+    assert bottom < found.rows[-1].steps.low and found.rows[-1].samples.high < top
+
+
+def test_a_trade_off_of_an_unresolved_noise_scale_shows_bands_only():
+    axes = plot_trade_off(trade_off(None, 700.0, math.inf, base_batch_size=64, largest=4096)).axes[0]
+    axes.figure.canvas.draw()
+    assert labels(axes) == ["steps", "samples"]
+    assert len(axes.lines) == 2  # the lines at 1 and at the base

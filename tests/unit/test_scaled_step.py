@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from adaptbs.scaled_step import ScaledStep
+from adaptbs.transfer import HYPERPARAMETERS
 
 
 def weight_one() -> tuple[nn.Parameter, torch.optim.SGD]:
@@ -70,3 +71,71 @@ def test_removed_it_is_as_if_it_had_not_been():
     assert weight.item() == pytest.approx(0.9)
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.1, amsgrad=True),
+    "Adam, foreach": lambda p: torch.optim.Adam(p, lr=0.1, foreach=True),
+    "Adam, tensors": lambda p: torch.optim.Adam(
+        p, lr=torch.tensor(0.1), betas=(torch.tensor(0.9), torch.tensor(0.99)), foreach=False
+    ),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1),
+    "AdamW, fused": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    "AdamW, fused, tensor": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.1), fused=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.9),
+    "RMSprop, foreach": lambda p: torch.optim.RMSprop(p, lr=0.1, foreach=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_after_each_step_everything_is_the_very_object_it_was(name):
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = OPTIMIZERS[name]([weight])
+    k, inside = 1.0, []
+    ScaledStep(optimizer, lambda: k, lambda: k, HYPERPARAMETERS)
+    optimizer.register_step_pre_hook(lambda *_: inside.append(dict(optimizer.param_groups[0])))
+    found = dict(optimizer.param_groups[0])
+    for k in (1.0, 4.0, 4.0, 1.0, 0.5):  # noqa: B007 (the lambdas read it)
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        group = optimizer.param_groups[0]
+        assert group.keys() == found.keys()
+        assert all(group[key] is found[key] for key in found)
+    assert inside[0] == found
+    assert inside[1]["lr"] == pytest.approx(0.4, rel=0.5)
+    assert all(later["lr"] != found["lr"] for later in inside[1:3])
+
+
+def test_steps_that_fail_or_are_skipped_are_not_counted():
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    scaled = ScaledStep(optimizer, lambda: 1.0, lambda: 4.0, HYPERPARAMETERS)
+    found = dict(optimizer.param_groups[0])
+
+    def fails():
+        raise RuntimeError
+
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    with pytest.raises(RuntimeError):
+        optimizer.step(fails)
+    scaled.restore()
+    assert optimizer.param_groups[0] == found
+    optimizer.step()
+    scaled.hyperparameters.count()
+    assert scaled.hyperparameters.state_dict() == [[2, 8.0, 4.0, False]]
+
+
+def test_at_a_constant_batch_adam_is_a_stock_adam_to_the_bit():
+    def run(ours: bool) -> float:
+        weight = nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.AdamW([weight], lr=0.1)
+        if ours:
+            ScaledStep(optimizer, lambda: 1.0, lambda: 1.0, HYPERPARAMETERS)
+        for i in range(20):
+            weight.grad = torch.full((1,), 1.0 + i % 3)
+            optimizer.step()
+        return weight.item()
+
+    assert run(True) == run(False)

@@ -72,3 +72,15 @@ def test_other_shares_are_refused(value, error):
 def test_how_to_measure_is_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         Settings(**arguments)
+
+
+def test_what_follows_the_batch():
+    assert Settings().following == {"lr", "betas", "eps", "weight_decay"}
+    assert Settings(lr_scaling="sqrt").following == {"lr"}
+    betas = Settings(transfer=["betas"])
+    assert (betas.following, betas.lr_scaling) == ({"betas"}, "none")
+
+
+def test_an_unknown_hyperparameter_is_refused():
+    with pytest.raises(ValueError, match="'wd' is none of 'lr', 'betas', 'eps', 'weight_decay'"):
+        Settings(transfer=["wd"])

@@ -116,3 +116,30 @@ def test_a_packed_sequence_is_refused_with_the_way_out(layout):
     packed = pack_padded_sequence(X[..., None], [2, 2, 2, 1], batch_first=True)
     with pytest.raises(TypeError, match=r"PackedSequence.*padded, with their lengths"):
         batches.length(layout(packed))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (X, Y),
+        {"pair": Pair(X, Y), "list": [X]},
+        (X, ["a", "b", "c", "d"], ("e", "f", "g", "h"), [{"id": i} for i in range(4)], np.arange(4)),
+        (X, torch.tensor(2.0), "name", torch.ones(3)),
+    ],
+)
+def test_parts_joined_are_the_whole(batch):
+    def plain(value):
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            return value.tolist()
+        if isinstance(value, dict):
+            return {name: plain(v) for name, v in value.items()}
+        return type(value).__name__, [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    halves = [batches.part(batch, 0, 2), batches.part(batch, 2, 4)]
+    assert plain(batches.joined(halves)) == plain(batch)
+    assert plain(batches.joined([batch])) == plain(batch)
+
+
+def test_batches_padded_to_different_lengths_cannot_be_joined():
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        batches.joined([(torch.ones(4, 3), Y), (torch.ones(4, 5), Y)])

@@ -1,0 +1,64 @@
+"""A fastai optimizer's hyperparameters at the batch of the moment, from one event of a Callback to another."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from fastai.optimizer import OptimWrapper
+
+from .hyperparameters import Hyperparameters
+from .transfer import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Kind
+from .transfer import kind_of as kind_of_torchs
+
+# fastai's optimizers are all of one class: what they do is in the names of the functions that they call. (QHAdam mixes
+# gradient and corrected average, so that its bias correction cannot be set right from outside.)
+_KINDS = {
+    "sgd_step": LR_ONLY, "momentum_step": LR_ONLY, "larc_step": LR_ONLY, "qhadam_step": LR_ONLY,
+    "adam_step": ADAM, "radam_step": RADAM, "lamb_step": LAMB, "rms_prop_step": RMSPROP,
+}  # fmt: skip
+
+
+def kind_of(opt: Any) -> Kind:
+    """The kind of one of fastai's own optimizers."""
+    names = [getattr(cb, "func", cb).__name__ for cb in opt.cbs]  # func: of a partial
+    kind = next((_KINDS[name] for name in names if name in _KINDS), Kind(known=False))
+    return replace(kind, decoupled="weight_decay" in names)  # the other is l2_reg
+
+
+class ScaledHypers:
+    """Sets a fastai optimizer's hyperparameters to the batch, and gives them back.
+
+    Args:
+        opt: fastai's, or torch's in an OptimWrapper.
+        following: which hyperparameters follow the batch, out of `transfer.HYPERPARAMETERS`.
+
+    Attributes:
+        hyperparameters: of the optimizer, with what a checkpoint has to hold.
+    """
+
+    def __init__(self, opt: Any, following: Collection[str]) -> None:
+        wrapped = isinstance(opt, OptimWrapper)
+        self._opt, self._following = opt, following
+        self._unscaled: dict[str, list[Any]] = {}  # a value for each group
+        self.hyperparameters = Hyperparameters.beside(
+            opt.opt if wrapped else opt, kind_of_torchs if wrapped else kind_of, following
+        )
+
+    def scale(self, k: float, lr_factor: float) -> None:
+        """Set them for the batch that is about to be trained on; nothing happens at k = 1."""
+        if k == 1 and lr_factor == 1 and self.hyperparameters.idle:
+            return
+        hypers = self._opt.hypers
+        new = self.hyperparameters.changed(hypers, self._following, k=k, lr_factor=lr_factor)
+        names = {name for values in new for name in values if all(name in hyper for hyper in hypers)}
+        self._unscaled = {name: [hyper[name] for hyper in hypers] for name in names}
+        for name, unscaled in self._unscaled.items():
+            self._opt.set_hyper(name, [values.get(name, old) for values, old in zip(new, unscaled, strict=True)])
+
+    def restore(self) -> None:
+        """Give back what `scale` found."""
+        for name, values in self._unscaled.items():
+            self._opt.set_hyper(name, values)
+        self._unscaled = {}

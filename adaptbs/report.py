@@ -1,0 +1,53 @@
+"""What a run tells its user: the same of a loader and of a callback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .controller import Controller
+from .history import History
+from .trade_off import TradeOff, trade_off_of_run
+from .types import NoiseScale
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class RunReport:
+    """Reads the latest run's controller; before the first run there is nothing to tell."""
+
+    _controller: Controller | None
+
+    @property
+    def noise_scale(self) -> NoiseScale | None:
+        """The latest estimate; None before the first."""
+        return self._controller.noise_scale if self._controller else None
+
+    @property
+    def views(self) -> dict[str, NoiseScale]:
+        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`)."""
+        return self._controller.views if self._controller else {}
+
+    @property
+    def history(self) -> History:
+        """One record per decision and per measurement."""
+        return self._controller.history if self._controller else History()
+
+    def trade_off(self, base: int | None = None) -> TradeOff:
+        """What fixed batch sizes would have taken for the progress made so far: steps, samples, time on this device.
+
+        Args:
+            base: the size that all is relative to, samples; the one the run began with where None.
+
+        Raises:
+            RuntimeError: where no noise scale has been measured yet.
+        """
+        run = self._controller
+        step_time, largest = (run.step_time, run.epoch_samples) if run else (None, 0)
+        return trade_off_of_run(self.history.decisions(), step_time, base=base, largest=largest)
+
+    def plot(self) -> Figure:
+        """Noise scale with its band, batch size and learning rate factor, against samples."""
+        from .plot import plot_history
+
+        return plot_history(self.history)

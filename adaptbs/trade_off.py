@@ -1,0 +1,238 @@
+"""What another batch size would take to get as far: steps, samples and time, by the noise scale and the step time.
+
+One step at batch B brings eps_max/(1 + phi/B) of progress, so that the same progress takes
+
+    steps    S(B) = S_min (1 + phi/B)
+    samples  E(B) = B S(B) = S_min (B + phi)
+    time     T(B) = S(B) t(B)
+
+(McCandlish et al. 2018, eq. 2.7 to 2.11, arXiv:1812.06162; phi is B_simple in place of their B_noise.) S_min, the steps
+that gradients without noise would take, is not known, and cancels in ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .settings import check_size
+from .step_time import Time
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BELOW = 2  # sizes shown below the base
+ABOVE = 3  # and above, at least
+BEYOND = 4  # times the noise scale, where steps hardly get fewer: as far as the table goes
+
+
+class Ratio(NamedTuple):
+    """A prediction relative to the base batch: at B_simple (None where that is not known) and at its limits."""
+
+    value: float | None
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        limits = f"{_figure(self.low)}-{_figure(self.high)}"
+        return limits if self.value is None else f"{_figure(self.value)} ({limits})"
+
+
+class Row(NamedTuple):
+    """What a batch size would take, relative to the base batch; `time` is None where the step time is not known."""
+
+    batch_size: int
+    steps: Ratio
+    samples: Ratio
+    time: Ratio | None
+
+
+def samples_ratio(phi: float, batch_size: float, base_batch_size: float) -> float:
+    """E(B)/E(B0) = (B + phi)/(B0 + phi): 1 far below the noise scale, B/B0 far above it."""
+    return 1.0 if math.isinf(phi) else (batch_size + phi) / (base_batch_size + phi)
+
+
+def steps_ratio(phi: float, batch_size: float, base_batch_size: float) -> float:
+    """S(B)/S(B0) = (1 + phi/B)/(1 + phi/B0): B0/B far below the noise scale, 1 far above it."""
+    return samples_ratio(phi, batch_size, base_batch_size) * base_batch_size / batch_size
+
+
+def time_ratio(phi: float, batch_size: float, base_batch_size: float, step_time: Time) -> float:
+    """T(B)/T(B0) = S(B)/S(B0) * t(B)/t(B0)."""
+    return steps_ratio(phi, batch_size, base_batch_size) * step_time(batch_size) / step_time(base_batch_size)
+
+
+@dataclass(frozen=True, repr=False)
+class TradeOff:
+    """Steps, samples and time to the same progress, by batch size; printed it is a table.
+
+    Attributes:
+        base_batch_size: B0, samples, that all is relative to.
+        phi: B_simple, samples, of a run the mean over its progress; None where the gradient was lost in its noise.
+        low, high: its confidence limits, samples; high may be inf.
+        step_time: t(B), seconds of a step on this device; None where that is not known.
+        rows: one a batch size, from small to large.
+    """
+
+    base_batch_size: int
+    phi: float | None
+    low: float
+    high: float
+    step_time: Time | None
+    rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def nearest(self) -> Row | None:
+        """The row nearest to the noise scale, where steps and samples are twice the fewest possible."""
+        phi = self.phi
+        return None if phi is None else min(self.rows, key=lambda row: abs(math.log(row.batch_size / phi)))
+
+    def __repr__(self) -> str:
+        head = ["batch size", "steps", "samples", "time"][: 3 if self.step_time is None else 4]
+        cells = [head]
+        for size, *ratios in self.rows:
+            shown = ["1" if size == self.base_batch_size else str(ratio) for ratio in ratios if ratio is not None]
+            cells.append([f"{size:,}", *shown])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(c.rjust(width) for c, width in zip(row, widths, strict=True)) for row in cells]
+        return "\n".join([self._title, "", *lines, *self._example])
+
+    @property
+    def _title(self) -> str:
+        limits = f"{self.low:,.0f} or more" if math.isinf(self.high) else f"{self.low:,.0f} to {self.high:,.0f}"
+        known = limits if self.phi is None else f"{self.phi:,.0f} ({limits})"
+        return f"To the same progress, relative to a batch of {self.base_batch_size:,}; noise scale {known}:"
+
+    @property
+    def _example(self) -> list[str]:
+        row = self.nearest
+        if row is None or row.batch_size == self.base_batch_size:
+            return []
+        named = {"steps": row.steps, "samples": row.samples, "time": row.time}
+        told = [f"{_figure(r.value)} times the {name}" for name, r in named.items() if r is not None and r.value]
+        return ["", f"{row.batch_size:,} instead of {self.base_batch_size:,} would take {', '.join(told)}."]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Columns of equal length: batch_size; steps, samples and time, each also with `_low` and `_high`."""
+        columns: dict[str, list[Any]] = {"batch_size": [row.batch_size for row in self.rows]}
+        for name in ("steps", "samples", "time"):
+            ratios = [getattr(row, name) or (None, None, None) for row in self.rows]
+            columns |= zip((name, f"{name}_low", f"{name}_high"), map(list, zip(*ratios, strict=True)), strict=True)
+        return columns
+
+    def plot(self) -> Figure:
+        """Steps, samples and time relative to the base, with their bands, against batch size."""
+        from .plot import plot_trade_off
+
+        return plot_trade_off(self)
+
+
+def trade_off(
+    phi: float | None,
+    low: float,
+    high: float,
+    *,
+    base_batch_size: int,
+    largest: float,
+    step_time: Time | None = None,
+) -> TradeOff:
+    """The trade-off at one noise scale.
+
+    Args:
+        phi: B_simple, samples, or None.
+        low, high: its limits, samples; high may be inf.
+        base_batch_size: B0, samples; the sizes shown are this times powers of 2.
+        largest: size that may be shown, samples.
+        step_time: seconds of a step by batch size.
+
+    Raises:
+        ValueError, TypeError: for a `base_batch_size` that is no whole number of at least 1.
+    """
+    check_size("base", base_batch_size)
+    base = int(base_batch_size)
+
+    def ratio(of: Callable[[float], float]) -> Ratio:
+        return Ratio(None if phi is None else of(phi), *sorted((of(low), of(high))))
+
+    def row(size: int) -> Row:
+        return Row(
+            size,
+            ratio(lambda phi: steps_ratio(phi, size, base)),
+            ratio(lambda phi: samples_ratio(phi, size, base)),
+            ratio(lambda phi: time_ratio(phi, size, base, step_time)) if step_time is not None else None,
+        )
+
+    sizes = _sizes(base, BEYOND * (low if phi is None else phi), largest)
+    return TradeOff(base, phi, low, high, step_time, tuple(map(row, sizes)))
+
+
+def trade_off_of_run(
+    columns: Mapping[str, Sequence[Any]], step_time: Time | None, *, base: int | None = None, largest: float
+) -> TradeOff:
+    """The trade-off of a run, by its history: at the noise scale's mean over the run.
+
+    A run at the fixed batch B takes S(B) = integral of (1 + phi/B) ds steps, s being its progress counted in noise-free
+    steps. That is S_min (1 + mean(phi)/B), the mean over s, so the formulas of one noise scale hold. n samples in
+    batches of B are n/B steps, and of progress n/(B + phi): that is what each stretch of the run weighs (McCandlish
+    et al. 2018, appendix D, arXiv:1812.06162).
+
+    Args:
+        columns: `history.decisions()`.
+        step_time: seconds of a step by batch size.
+        base: B0, samples; the size that the run began with where None.
+        largest: size that may be shown, samples.
+
+    Raises:
+        RuntimeError: where no noise scale has been measured yet.
+        ValueError, TypeError: for a `base` that is no whole number of at least 1.
+    """
+    sizes, ends = columns["batch_size"], columns["samples"]
+    # An estimate is of the samples before its decision, which came at the size of the decision before. Stretches
+    # without a point estimate are left out: they are taken to be like the others.
+    stretches = [
+        (ends[i] - ends[i - 1], sizes[i - 1], columns["noise_scale"][i], columns["low"][i], columns["high"][i])
+        for i in range(1, len(ends))
+        if columns["low"][i] is not None and ends[i] > ends[i - 1]
+    ]
+    if not stretches:
+        raise RuntimeError(
+            "no noise scale has been measured yet: train until a decision has been made, with overhead= above 0"
+        )
+    resolved = [stretch for stretch in stretches if stretch[2] is not None]
+    samples, batch, phi, low, high = zip(*(resolved or stretches), strict=True)
+    return trade_off(
+        mean_over_run(samples, batch, phi) if resolved else None,
+        mean_over_run(samples, batch, low),
+        mean_over_run(samples, batch, high),
+        base_batch_size=sizes[0] if base is None else base,
+        largest=largest,
+        step_time=step_time,
+    )
+
+
+def mean_over_run(samples: Sequence[float], batch_size: Sequence[float], phi: Sequence[float]) -> float:
+    """The mean of phi over progress: sum of w phi / sum of w, with w = n/(B + phi) for n samples in batches of B.
+
+    It rises with every phi, so the mean of the lower limits is a lower limit; inf where all are.
+    """
+    stretches = list(zip(samples, batch_size, phi, strict=True))
+    progress = sum(n / (B + p) for n, B, p in stretches)
+    noise = sum(n * (1.0 if math.isinf(p) else p / (B + p)) for n, B, p in stretches)
+    return noise / progress if progress else math.inf
+
+
+def _sizes(base: int, up_to: float, largest: float) -> list[int]:
+    """base * 2^i, from two below where that is whole to the first that reaches `up_to`, none above `largest`."""
+    sizes = [*(base // 2**i for i in range(BELOW, 0, -1) if base % 2**i == 0), base]
+    while sizes[-1] < max(up_to, base * 2**ABOVE) and 2 * sizes[-1] <= largest:
+        sizes.append(2 * sizes[-1])
+    return sizes
+
+
+def _figure(ratio: float | None) -> str:
+    """Two digits after the point, three where there would be too little left."""
+    if ratio is None:
+        return "?"
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"

@@ -1,0 +1,159 @@
+"""What each of an optimizer's hyperparameters becomes at k times the base batch. docs/transfer.md has the table.
+
+Everything here is a factor, or for a decay a power, and exactly 1 at k = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .types import LRRule
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
+LR = frozenset({"lr"})
+
+
+def resolve(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> frozenset[str]:
+    """Which hyperparameters follow the batch, for `transfer=`.
+
+    None is all of them, and the learning rate alone where `lr_scaling=` was chosen: who says how the learning rate is
+    to move gets that and no more.
+
+    Raises:
+        TypeError: not a collection of names.
+        ValueError: a name that is none, or one argument that contradicts the other.
+    """
+    if transfer is None:
+        return frozenset(HYPERPARAMETERS) if lr_scaling == "auto" else LR
+    if isinstance(transfer, str) or not isinstance(transfer, Collection):
+        raise TypeError(f"transfer={transfer!r}: it must be a collection of names, such as ('lr', 'betas')")
+    for name in transfer:
+        if name not in HYPERPARAMETERS:
+            raise ValueError(f"transfer={transfer!r}: {name!r} is none of {', '.join(map(repr, HYPERPARAMETERS))}")
+    if "lr" not in transfer and lr_scaling not in ("auto", "none"):
+        raise ValueError(
+            f"transfer={transfer!r} leaves the learning rate as it is, lr_scaling={lr_scaling!r} does not: "
+            "add 'lr' to transfer=, or leave lr_scaling= out"
+        )
+    return frozenset(transfer)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an optimizer does with its hyperparameters, as far as that decides what they become.
+
+    Attributes:
+        first: beta1 (fastai: mom) is the decay of an average of the gradient within the quotient, as Adam's.
+        second: beta2 (alpha, sqr_mom) is the decay of an average of its square.
+        eps: is added to the size of a gradient.
+        debiases_first, debiases_second: divides that average by 1 - beta^step.
+        decoupled: the step multiplies the weights by 1 - lr wd, for groups that do not say it themselves.
+        known: whether any of this was looked up; nothing but the learning rate transfers otherwise.
+    """
+
+    first: bool = False
+    second: bool = False
+    eps: bool = False
+    debiases_first: bool = False
+    debiases_second: bool = False
+    decoupled: bool = False
+    known: bool = True
+
+    @property
+    def debiases(self) -> bool:
+        """Whether a change of the betas asks for `bias_correction`."""
+        return self.debiases_first or self.debiases_second
+
+
+# SGD, and optimizers whose other hyperparameters mean the same at any batch, or nothing that is known to transfer.
+LR_ONLY = Kind()
+ADAM = Kind(first=True, second=True, eps=True, debiases_first=True, debiases_second=True)
+# NAdam divides its first average by the product of the decays it has really used.
+NADAM = replace(ADAM, debiases_first=False)
+# RAdam reads 2/(1 - beta2) as a number of steps, and below 5 it stops dividing by the gradient's size: at beta2^k it
+# would turn into SGD with momentum, at Adam's learning rate.
+RADAM = replace(ADAM, second=False, debiases_second=False)
+# Adamax keeps a maximum, which starts with all its mass.
+ADAMAX = replace(ADAM, debiases_second=False)
+# LAMB divides its step by the step's own size, and so by whatever the bias correction got wrong.
+LAMB = replace(ADAM, debiases_first=False, debiases_second=False)
+RMSPROP = Kind(second=True, eps=True)
+
+# By the name of the class in torch.optim, its own or inherited from.
+_KINDS = {
+    "SGD": LR_ONLY, "ASGD": LR_ONLY,
+    "AdamW": replace(ADAM, decoupled=True), "Adam": ADAM, "NAdam": NADAM, "RAdam": RADAM, "Adamax": ADAMAX,
+    "RMSprop": RMSPROP,
+    "Adagrad": LR_ONLY, "Adadelta": LR_ONLY, "Rprop": LR_ONLY, "SparseAdam": LR_ONLY,
+    "Adafactor": Kind(decoupled=True), "Muon": Kind(decoupled=True),
+}  # fmt: skip
+
+
+def kind_of(optimizer: Optimizer) -> Kind:
+    """The kind of a torch optimizer."""
+    for cls in type(optimizer).__mro__:
+        if cls.__module__.startswith("torch.optim") and cls.__name__ in _KINDS:
+            return _KINDS[cls.__name__]
+    return Kind(known=False)
+
+
+class Factors(NamedTuple):
+    """What one group's hyperparameters are multiplied by, or raised to (`first`, `second`)."""
+
+    lr: float
+    first: float
+    second: float
+    eps: float
+    weight_decay: float
+
+
+def factors(
+    kind: Kind,
+    following: Collection[str],
+    *,
+    k: float,
+    lr_factor: float,
+    decoupled: bool,
+    corrected: tuple[float, float] = (1.0, 1.0),
+) -> Factors:
+    """The factors at k (Malladi et al. 2022, arXiv:2205.10287, for Adam and RMSprop; see docs/transfer.md).
+
+    Args:
+        kind: of the optimizer.
+        following: names out of HYPERPARAMETERS.
+        k: batch size / base batch size.
+        lr_factor: of the learning rate, by its rule; 1 where "lr" does not follow.
+        decoupled: whether the step multiplies this group's weight decay by its learning rate.
+        corrected: what `bias_correction.correction` gives for the learning rate and eps.
+    """
+    to_betas = k if "betas" in following else 1.0
+    lr = lr_factor * corrected[0]
+    # lr wd, what a step takes off the weights, is to grow by k, and not to notice the bias correction.
+    decay = k if "weight_decay" in following else lr_factor
+    return Factors(
+        lr=lr,
+        first=to_betas if kind.first else 1.0,
+        second=to_betas if kind.second else 1.0,
+        eps=corrected[1] / math.sqrt(k) if kind.eps and "eps" in following else corrected[1],
+        weight_decay=decay / lr if decoupled else 1.0,
+    )
+
+
+def changed(group: Mapping[str, Any], by: Factors) -> dict[str, Any]:
+    """Those of a group's hyperparameters that change, in torch's names or fastai's; floats or tensors, as they were."""
+    new = {}
+    for name, factor in (("lr", by.lr), ("eps", by.eps), ("weight_decay", by.weight_decay), ("wd", by.weight_decay)):
+        if factor != 1 and name in group:
+            new[name] = group[name] * factor
+    for name, power in (("mom", by.first), ("sqr_mom", by.second), ("alpha", by.second)):
+        if power != 1 and name in group:
+            new[name] = group[name] ** power
+    if "betas" in group and (by.first != 1 or by.second != 1):
+        new["betas"] = (group["betas"][0] ** by.first, group["betas"][1] ** by.second)
+    return new
