@@ -65,7 +65,9 @@ def adaptive_run(task: Task, rule: Adaptive, seed: int) -> Row:
         took = timed(lambda: train(task, model, optimizer, scheduler, epochs, watch.step))
     watch.end()
     loader.close()
-    row = row_of(task, rule.name, seed, watch) | {"sizes": sizes_of(loader)}
+    row = row_of(task, rule.name, seed, watch)
+    if rule.clock is not None:
+        row["sizes"] = sizes_of(loader)
     return row | took if rule.clock == "cpu" else row
 
 
@@ -108,9 +110,10 @@ def timed(work: Callable[[], None]) -> dict[str, float | None]:
 def sizes_of(loader: AdaptiveDataLoader) -> list[tuple[float | None, int]]:
     """(progress, batch size) wherever the size changed."""
     changes: list[tuple[float | None, int]] = []
-    for record in loader.history.records:
-        if record["batch_size"] is not None and (not changes or changes[-1][1] != record["batch_size"]):
-            changes.append((rounded(record["progress"] or 0.0, 3), record["batch_size"]))
+    decided = loader.history.decisions()
+    for progress, size in zip(decided["progress"], decided["batch_size"], strict=True):
+        if not changes or changes[-1][1] != size:
+            changes.append((rounded(progress, 3), size))
     return changes
 
 
