@@ -22,7 +22,7 @@ from quality_results import (
 from quality_rules import MULTIPLIERS, STEP_TIMES, Fixed, seconds_at
 
 FIXED = "fixed 64"
-PARTS = ("fixed", "own_lr", "adaptive", "peers", "ablations")
+PARTS = ("fixed", "fixed_small", "own_lr", "adaptive", "peers", "ablations")
 
 
 @dataclass(frozen=True)

@@ -48,18 +48,17 @@ def summary() -> str:
     lines = []
     for task, measure in MEASURES.items():
         by_model = {model: compared(task, f"adaptive 64 {model}") for model in STEP_TIMES}
-        gpu = by_model["gpu"]
+        gpu, real = by_model["gpu"], cpu_ratios(task)
         if gpu is None:
             continue
-        faster = [_faster(c.times[model]) if c else NOT_RUN for model, c in by_model.items()]
-        real = cpu_ratios(task)
-        lines.append([
-            f"{measure.title}, {measure.metric.split(',')[0]}", *_difference(gpu), _faster(gpu.steps), *faster,
-            _faster(statistics.median(real)) if real else NOT_RUN,
-        ])  # fmt: skip
-    header = ["task, error", "error, adaptive / fixed 64 - 1 (upper limit)", "no worse", "fewer steps"]
-    header += [f"faster, {title}" for title in MODELS.values()] + ["faster, this CPU"]
-    return markdown(header, lines) + _where("adaptive")
+        cells = [f"{measure.title}, {measure.metric.split(',')[0]}", f"{measure.margin:.0%}"]
+        for model, found in by_model.items():
+            cells += [_verdict(found), _faster(found.times[model])] if found else [NOT_RUN, NOT_RUN]
+        lines.append([*cells, _faster(gpu.steps), _faster(statistics.median(real)) if real else NOT_RUN])
+    header = ["task, error", "margin"]
+    for title in MODELS.values():
+        header += [f"error (limit), {title}", f"faster, {title}"]
+    return markdown(header + ["fewer steps, GPU-like", "faster, this CPU"], lines) + _where("adaptive")
 
 
 def distance() -> str:
@@ -176,6 +175,12 @@ def _difference(found: Compared) -> list[str]:
     if found.metric is None:
         return ["diverged", "**no**"]
     return [f"{found.difference:+.2%} ({found.limit:+.2%})", "yes" if found.passed else "**no**"]
+
+
+def _verdict(found: Compared) -> str:
+    """The difference in one cell, marked where it is not below the margin."""
+    difference, no_worse = _difference(found)
+    return difference if no_worse == "yes" else f"**{difference}**"
 
 
 def _work(found: Compared) -> list[str]:
