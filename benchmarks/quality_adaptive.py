@@ -91,6 +91,8 @@ def article_run(task: Task, batch_size: int, seed: int, fits: int = 3) -> Row:
     watch = Watch(task, model, lambda: 0.0, looks=())
     seconds = cpu_seconds = 0.0
     for fit in range(fits):
+        for group in optimizer.param_groups:
+            group["lr"] = task.lr  # (the last fit has left it at its end)
         scheduler = task.make_scheduler(optimizer, batch_size)
         epochs = epochs_of(task, batch_size, 1000 * fit + seed)
         took = timed(lambda s=scheduler, e=epochs: train(task, model, optimizer, s, e, watch.step))

@@ -58,7 +58,7 @@ def summary() -> str:
     header = ["task, error", "margin"]
     for title in MODELS.values():
         header += [f"error (limit), {title}", f"faster, {title}"]
-    return markdown(header + ["fewer steps, GPU-like", "faster, this CPU"], lines) + _where("adaptive")
+    return markdown([*header, "fewer steps, GPU-like", "faster, this CPU"], lines) + _where("adaptive")
 
 
 def distance() -> str:
