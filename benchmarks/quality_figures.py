@@ -5,6 +5,7 @@ python benchmarks/quality_figures.py
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from quality_compared import Compared, compared
 from quality_margins import MEASURES
 from quality_rules import SIZES
@@ -21,7 +22,8 @@ from quality_tables import MODELS
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's, told apart by any eye
 STARTS = {16: "v", 64: "o", 256: "^"}
-BEST, WORST = -2.0, 8.0  # margins, at which the axis ends; what lies beyond stands on its edge
+TICKS = (0.03, 0.1, 0.3, 0.6, 0.8, 1, 2, 4)
+BEST, WORST = -2.0, 8.0  # margins, at which the axis ends; what lies beyond is drawn on its edge
 
 
 def draw(model: str) -> Path:
@@ -52,17 +54,27 @@ def panel(ax: Axes, task: str, model: str) -> None:
     ax.plot(
         times, differences, "-", color=GREY, lw=1, marker=".", label="fixed 16 ... 4096, hyperparameters transferred"
     )
-    for (size, _), x, y in zip(fixed, times, differences, strict=True):
-        ax.annotate(str(size), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+    label_sizes(ax, [size for size, _ in fixed], times, differences, highest)
     for start, marker in STARTS.items():
         if found := compared(task, f"adaptive {start} {model}"):
             point(ax, found, model, height, marker, start)
     ax.axhspan(lowest, measure.margin, color=BLUE, alpha=0.08, lw=0, label="no worse than fixed 64, by the margin")
     ax.set(xscale="log", ylim=(lowest * 1.15, highest * 1.08), title=measure.title)
-    ax.title.set_fontsize(9)
+    ax.title.set_fontsize(8.5)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0%}"))
+    ax.xaxis.set_major_locator(FixedLocator(TICKS))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def label_sizes(ax: Axes, sizes: list[int], times: list[float], heights: list[float], highest: float) -> None:
+    """Write the sizes at their points, from the right, where there is room; none on the axis' upper end."""
+    span, last = math.log(max(times) / min(times) or 1.0), math.inf
+    for size, x, y in zip(sizes, times, heights, strict=True):
+        if last - math.log(x) > 0.07 * span and y < highest:
+            last = math.log(x)
+            ax.annotate(str(size), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8, color=GREY)
 
 
 def point(ax: Axes, found: Compared, model: str, height, marker: str, start: int) -> None:
