@@ -22,7 +22,7 @@ from quality_tables import MODELS
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's, told apart by any eye
 STARTS = {16: "v", 64: "o", 256: "^"}
-TICKS = (0.03, 0.1, 0.3, 0.6, 0.8, 1, 2, 4)
+TICKS = {"gpu": (0.03, 0.1, 0.3, 1, 3), "compute": (0.6, 0.8, 1, 1.5, 2)}
 BEST, WORST = -2.0, 8.0  # margins, at which the axis ends; what lies beyond is drawn on its edge
 
 
@@ -62,7 +62,7 @@ def panel(ax: Axes, task: str, model: str) -> None:
     ax.set(xscale="log", ylim=(lowest * 1.15, highest * 1.08), title=measure.title)
     ax.title.set_fontsize(8.5)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0%}"))
-    ax.xaxis.set_major_locator(FixedLocator(TICKS))
+    ax.xaxis.set_major_locator(FixedLocator(TICKS[model]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.spines[["top", "right"]].set_visible(False)
