@@ -1,9 +1,9 @@
 """Adam's bias correction, right also where the betas have changed on the way.
 
 An average m <- β m + (1 - β) g that starts at 0 has, after t steps, the mass 1 - β^t, and Adam divides by it. It takes
-*today's* β for all the steps before. Once β has become β^k that is not what was accumulated, and the step jumps (by 1.6
-where β2 = .999 becomes .999^8 at step 500). A step at k multiplies what is missing by β^k, so the true mass is 1 - β^S,
-with S the sum of k over the steps made.
+*today's* β for all the steps before. Once β has become β^p that is not what was accumulated, and the step jumps (by 1.6
+where β2 = .999 becomes .999^8 at step 500). A step with β^p multiplies what is missing by β^p, so the true mass is
+1 - β^S, with S the sum of p over the steps made.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ class Accumulated:
 
     Attributes:
         steps: t, steps made.
-        exponent: S, the sum over those steps of the power that the betas were raised to.
-        k: the power at the latest step prepared, which may or may not have been made yet.
+        first, second: S, the sum over those steps of the power that beta1, beta2 was raised to.
+        power_first, power_second: at the latest step prepared, which may or may not have been made yet.
         prepared: whether a step has been prepared that is not counted in `steps`.
     """
 
     steps: int = 0
-    exponent: float = 0.0
-    k: float = 1.0
+    first: float = 0.0
+    second: float = 0.0
+    power_first: float = 1.0
+    power_second: float = 1.0
     prepared: bool = False
 
     def seen(self, steps: int | None) -> None:
@@ -42,36 +44,40 @@ class Accumulated:
         if steps is None:
             steps = self.steps + self.prepared
         if steps >= self.steps:
-            self.exponent += (steps - self.steps) * self.k
+            self.first += (steps - self.steps) * self.power_first
+            self.second += (steps - self.steps) * self.power_second
         else:
-            self.exponent *= steps / self.steps
+            self.first, self.second = self.first * steps / self.steps, self.second * steps / self.steps
         self.steps, self.prepared = steps, False
 
-    def prepare(self, k: float) -> tuple[int, float]:
-        """(t, S), the step included that is now to be made at k."""
-        self.k, self.prepared = k, True
-        return self.steps + 1, self.exponent + k
+    def prepare(self, first: float, second: float) -> tuple[int, float, float]:
+        """t and S of both betas, the step included that is now to be made with the betas raised to these powers."""
+        self.power_first, self.power_second, self.prepared = first, second, True
+        return self.steps + 1, self.first + first, self.second + second
 
 
-def correction(
-    beta1: float | None, beta2: float | None, *, k: float, steps: int, exponent: float
-) -> tuple[float, float]:
+def correction(first: float, second: float) -> tuple[float, float]:
     """(factor of the learning rate, factor of eps) that turn Adam's correction with today's betas into the true one.
 
-    Adam makes the step lr (m/M1)/(sqrt(v/M2) + eps) with M_i = 1 - (β_i^k)^t, where the masses are M_i/c_i = 1 - β_i^S.
-    The step with these is (lr c1/sqrt(c2)) (m/M1)/(sqrt(v/M2) + eps/sqrt(c2)).
+    Adam makes the step lr (m/M1)/(sqrt(v/M2) + eps) with M = 1 - (β^p)^t, where the true masses are M/c = 1 - β^S. The
+    step with these is (lr c1/sqrt(c2)) (m/M1)/(sqrt(v/M2) + eps/sqrt(c2)).
 
     Args:
-        beta1, beta2: at the base batch, today; None for an average that is not corrected, or whose beta is not moved.
-        k: the power that they are raised to in this step.
+        first, second: c1 and c2, see `mass_ratio`; 1 for an average that is not corrected.
+    """
+    return _unless_negligible(first / math.sqrt(second)), _unless_negligible(1 / math.sqrt(second))
+
+
+def mass_ratio(beta: float, *, power: float, steps: int, exponent: float) -> float:
+    """c: the mass that an optimizer takes its average to have, over the true one.
+
+    Args:
+        beta: at the base batch, today.
+        power: that it is raised to in this step.
         steps: t, this one included.
         exponent: S, this step included.
     """
-    c1, c2 = (
-        1.0 if beta is None else (1 - (beta**k) ** steps) / (1 - beta**exponent) for beta in (beta1, beta2)
-    )  # fmt: skip
-    lr, eps = c1 / math.sqrt(c2), 1 / math.sqrt(c2)
-    return _unless_negligible(lr), _unless_negligible(eps)
+    return float((1 - (beta**power) ** steps) / (1 - beta**exponent))
 
 
 def _unless_negligible(factor: float) -> float:

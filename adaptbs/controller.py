@@ -11,7 +11,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import lr_scaling, memory, policy
-from .duty_cycle import FIRST, TRY
+from .duty_cycle import TRY
 from .history import History
 from .measurements import Measurements
 from .noise_scale import student_t
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+NEWS = 8  # new measurements that a decision may be made on before its turn
+SOON = 0.1  # of the run, within which it is: a batch that stays too small costs most there
 FAR = 4  # a batch this many times below the cautious noise scale, or below the next, need not wait for its turn
 SMALL = 64  # samples
 
@@ -67,16 +69,17 @@ class Controller:
         self._settings, self._device = settings, device
         self.start = self.batch_size = self._largest_run = batch_size
         self.base_batch_size = int(settings.base_batch_size or batch_size)
-        self.max_batch_size = settings.max_batch_size or max(batch_size, epoch_samples // 8)
+        largest = min(epoch_samples // 8, policy.LARGEST_FACTOR * self.base_batch_size)
+        self.max_batch_size = settings.max_batch_size or max(batch_size, largest)
         self.epoch_samples, self._epochs = epoch_samples, epochs
         self._lr_rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
         self.run = Progress(epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
-        self._time = Timekeeper(given, device, settings.overhead)
+        self._time = Timekeeper(given, device, batch_size, settings.overhead)
         self._measurements = Measurements(self.run.planned, views)
         self._spoken: str | None = None  # the doubt that the log knows of
         if settings.overhead:
-            student_t(settings.confidence, FIRST)  # loads SciPy, which would else be charged to the budget
+            student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
         self.schedule_span = (0.0, 0.0)  # where the schedule is before and after the delivered batch, samples
         self._pace = settings.decide_every * self.run.planned  # samples' worth from one decision to the next
         self._decided_at, self._since_decision = 0.0, 0  # in the same; measurements
@@ -191,14 +194,15 @@ class Controller:
             with self._time.clock.deciding():
                 self._read()
                 self._calibrate()
-        if callable(self._settings.target) or self._since_decision < FIRST:
+        if callable(self._settings.target) or self._since_decision < NEWS:
             return False
         # Enough new measurements to tell: is the batch still far from where it should be?
         self._since_decision = 0
         with self._time.clock.deciding():
             estimate = self._read()
             self._calibrate()
-        return self.batch_size < SMALL or (estimate is not None and estimate.cautious >= FAR * self.batch_size)
+        far = estimate is not None and estimate.cautious >= FAR * self.batch_size
+        return far or self.progress < SOON or self.batch_size < SMALL
 
     def _read(self) -> NoiseScale | None:
         """Read clock and measurements, the only place where the host waits for the device; the estimate of now."""
@@ -227,10 +231,8 @@ class Controller:
         )
         decision = policy.decide(now, self._settings.target)
         if decision.batch_size != self.batch_size:
-            log.info(
-                "batch size %d -> %d (%s) at %.0f %%",
-                self.batch_size, decision.batch_size, decision.reason, 100 * self.progress,
-            )  # fmt: skip
+            change = f"{self.batch_size} -> {decision.batch_size} ({decision.reason})"
+            log.info("batch size %s at %.0f %%", change, 100 * self.progress)
         if self.doubt != self._spoken:
             self._spoken = self.doubt
             state = f"not to be believed as a number ({self.doubt})" if self.doubt else "in no doubt"

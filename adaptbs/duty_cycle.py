@@ -7,8 +7,8 @@ from typing import Any
 
 from .types import COUPLED, Decision, NoiseScale
 
-FIRST = 8  # measurements made at once, every 2nd step, for the first decision,
-TRY = 3  # and so many of them before their cost is looked at
+FIRST = 24  # measurements made at once, every 2nd step: what is known early decides about nearly all of the run
+TRY = 3  # so many of them before their cost is looked at
 DENSEST = 0.5  # share of steps measured at most
 EAGER, IDLE = 2.0, 0.25  # while the batch may still move, and once it has settled, relative to the rate that just fits
 KEEP_UP = 160  # measurements spread over a run with which the estimate still follows: 8 in a twentieth, which it spans
@@ -18,7 +18,7 @@ OUT_OF_REACH = 4  # a limit is where the batch stays while the noise scale is th
 
 
 def measuring_rate(
-    overhead: float, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float
+    overhead: float, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float, speed: float = 1.0
 ) -> float:
     """The share of the coming steps to measure so that the run stays within its budget.
 
@@ -26,15 +26,16 @@ def measuring_rate(
     batch stays the other half is planned for later, at the same rate.
 
     Args:
-        overhead: share of the run's time that may be spent.
-        elapsed: seconds of training so far.
+        overhead: share of the run's time that may be spent; of the time at its first batch size, see `speed`.
+        elapsed: seconds of training so far, as they would have been at the first batch size.
         spent: seconds spent so far, on measuring and on deciding.
         seconds_left: of training still to come, at the batch size of now.
         step: seconds of a step.
         cost: extra seconds of a measurement.
+        speed: how many times quicker the run is than at its first batch size.
     """
     ahead = seconds_left / 2
-    budget = overhead * (elapsed + ahead) - spent
+    budget = overhead * (elapsed + speed * ahead) - spent
     if ahead <= 0 or budget <= 0:
         return 0.0
     return min(DENSEST, budget / ahead * step / cost)
@@ -78,8 +79,8 @@ class DutyCycle:
         if self._overhead == 0:
             return False
         first, self._steps = self._steps == 0, self._steps + 1
-        affordable = self._overhead * steps_in_run >= 2 * FIRST  # a measurement may cost two steps
-        if first or (self._measured < FIRST and affordable and self._left >= 1):
+        affordable = min(FIRST, self._overhead * steps_in_run / 2)  # a measurement may cost two steps
+        if first or (self._measured < affordable and self._left >= 1):
             chosen = self._steps % 2 == 1
         else:
             chosen = self._rng.random() < self._paced(steps_in_run) and self._left >= 1
@@ -101,6 +102,7 @@ class DutyCycle:
         step: float,
         cost: float,
         per_step: float = 0.0,
+        speed: float = 1.0,
     ) -> None:
         """Set the rate by `measuring_rate`, and how many measurements it may come to before the next call.
 
@@ -109,11 +111,11 @@ class DutyCycle:
         """
         if step > 0 and cost > 0:
             overhead = self._overhead - min(per_step / step, STANDING * self._overhead)
-            self._even = overhead * step / cost
+            self._even = overhead * speed * step / cost
             self._rate = measuring_rate(
-                overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost
+                overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost, speed=speed
             )
-            self._left = max(0.0, overhead * (elapsed + seconds_left) - spent) / cost
+            self._left = max(0.0, overhead * (elapsed + speed * seconds_left) - spent) / cost
 
     def _paced(self, steps_in_run: float) -> float:
         # Twice what would use up the budget evenly while the batch may still move, because that is when measurements

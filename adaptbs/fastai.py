@@ -37,7 +37,8 @@ class AdaptiveBatchSize(RunReport, Callback):
     `adaptbs.AdaptiveDataLoader`; none is needed.
 
     Args:
-        max_batch_size: never exceeded, samples; an eighth of the training set where None.
+        max_batch_size: never exceeded, samples; where None an eighth of the training set, at most 32 times
+            `base_batch_size`.
         base_batch_size: the size the hyperparameters are stated for, samples; `dls.bs` where None.
         target: "goodput", "noise_scale", or `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto", "linear", "sqrt", "gain", "none", or `(k, noise_scale) -> factor`.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from .bias_correction import Accumulated, correction, steps_made
-from .transfer import LR, Kind, changed, factors
+from .bias_correction import Accumulated, correction, mass_ratio, steps_made
+from .transfer import LR, Kind, changed, factors, powers
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class Hyperparameters:
             k: batch size / base batch size.
             lr_factor: of the learning rate; 1 where it does not follow.
         """
-        power = k if "betas" in following else 1.0
-        counts = self._kind.debiases and (power != 1 or not self.idle)
+        raised = powers(k if "betas" in following else 1.0)
+        counts = self._kind.debiases and (raised != (1, 1) or not self.idle)
         if counts:
             self.count(start=True)
         kind, new = self._kind, []
@@ -81,7 +81,7 @@ class Hyperparameters:
                 k=k,
                 lr_factor=lr_factor,
                 decoupled=group.get("decoupled_weight_decay", kind.decoupled),
-                corrected=self._corrected(self._accumulated[i], group, power) if counts else (1.0, 1.0),
+                corrected=self._corrected(self._accumulated[i], group, raised) if counts else (1.0, 1.0),
             )
             new.append(changed(group, by))
         return new
@@ -102,16 +102,17 @@ class Hyperparameters:
                 self._accumulated.append(Accumulated())
             self._accumulated[i].seen(steps_made(group["params"], state, wait=wait or is_new))
 
-    def _corrected(self, group: Accumulated, hypers: Mapping[str, Any], power: float) -> tuple[float, float]:
-        steps, exponent = group.prepare(power)
-        beta1, beta2 = hypers["betas"] if "betas" in hypers else (hypers["mom"], hypers["sqr_mom"])
-        return correction(
-            float(beta1) if self._kind.debiases_first else None,
-            float(beta2) if self._kind.debiases_second else None,
-            k=power,
-            steps=steps,
-            exponent=exponent,
+    def _corrected(
+        self, group: Accumulated, hypers: Mapping[str, Any], raised: tuple[float, float]
+    ) -> tuple[float, float]:
+        steps, *exponents = group.prepare(*raised)
+        betas = hypers["betas"] if "betas" in hypers else (hypers["mom"], hypers["sqr_mom"])
+        debiases = (self._kind.debiases_first, self._kind.debiases_second)
+        first, second = (
+            mass_ratio(float(beta), power=power, steps=steps, exponent=exponent) if debiased else 1.0
+            for beta, power, exponent, debiased in zip(betas, raised, exponents, debiases, strict=True)
         )
+        return correction(first, second)
 
     def state_dict(self) -> list[list[float]]:
         """What has been accumulated, numbers only."""
@@ -119,4 +120,7 @@ class Hyperparameters:
 
     def load_state_dict(self, state: list[list[float]]) -> None:
         """Go on from `state_dict()`, with an optimizer whose own state is loaded too, before or after."""
-        self._accumulated = [Accumulated(int(t), exponent, k, bool(prepared)) for t, exponent, k, prepared in state]
+        self._accumulated = [
+            Accumulated(int(t), first, second, power_first, power_second, bool(prepared))
+            for t, first, second, power_first, power_second, prepared in state
+        ]

@@ -12,6 +12,10 @@ from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 # The efficiency, progress per sample relative to the reference batch, that the batch must keep:
 FLOOR_OF_EPOCHS = 0.8  # with a fixed number of samples, each less efficient is quality lost;
 FLOOR, EARLY_FLOOR, EARLY = 0.5, 0.6, 0.25  # where progress is what counts, it is only time (the first quarter apart)
+# The batch at which a sample brings half of what it brings at a tiny one, over the simple noise scale, which takes all
+# directions to be equally curved (McCandlish et al. 2018, section 2.2). Set on runs that no table shows.
+CRITICAL = 4
+LARGEST_FACTOR = 32  # the batch over the one its hyperparameters are stated for, up to which they are known to transfer
 SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
 PACE = 2  # the batch at most doubles, or halves, in one decision
 
@@ -51,6 +55,11 @@ class Situation:
 def reference(start: int) -> int:
     """R of a run that starts at this batch size, samples."""
     return min(start, 64)
+
+
+def critical_batch(noise_scale: float) -> float:
+    """phi in what follows: the critical batch size, samples, from B_simple or a limit of it."""
+    return CRITICAL * noise_scale
 
 
 def efficiency(phi: float, batch_size: float, reference: float) -> float:
@@ -95,7 +104,7 @@ def nearest_power_of_2(size: float) -> int:
 def goodput(now: Situation) -> tuple[int, str]:
     """The most progress per second at the cautious noise scale, without falling below the efficiency floor."""
     assert now.noise_scale is not None
-    phi = now.noise_scale.cautious
+    phi = critical_batch(now.noise_scale.cautious)
     fastest = goodput_optimum(phi, now.step_time)
     ceiling = largest_efficient(phi, now.reference, now.floor)
     size = nearest_power_of_2(min(fastest, ceiling))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import device as Device
 
 KEEP = 16  # costs of the latest measurements
+CREDIT = 3  # measuring may take this many times `overhead` of a run that measuring has made as many times quicker
 
 
 class Timekeeper:
@@ -21,14 +22,17 @@ class Timekeeper:
     Args:
         given: the user's step time; then no clock is read.
         device: that trains.
-        overhead: share of the run's time that measuring may cost.
+        start: the batch size that the run begins with, samples.
+        overhead: share of the run's time that measuring may cost: of the time that it would take at its first batch
+            size, since it is measuring that makes it quicker, but at most `CREDIT` times that share of what it takes.
     """
 
-    def __init__(self, given: StepTime | None, device: Device, overhead: float) -> None:
-        self._given = given
+    def __init__(self, given: StepTime | None, device: Device, start: int, overhead: float) -> None:
+        self._given, self._start = given, start
         self.clock: Clock = GivenClock(given) if given else DeviceClock(device)
         self.step_times, self.duty = StepTimes(), DutyCycle(overhead)
-        self._elapsed = self._spent = 0.0  # seconds of training; of measuring and deciding
+        self._elapsed = 0.0  # seconds of training, as they would have been at the first batch size
+        self._spent = 0.0  # seconds of measuring and deciding
         self._costs: deque[float] = deque(maxlen=KEEP)  # seconds of the latest measurements
 
     @property
@@ -46,7 +50,7 @@ class Timekeeper:
         timings = self.clock.read()
         for size, seconds in timings.steps:
             self.step_times.add(size, seconds)
-            self._elapsed += seconds
+            self._elapsed += seconds * self._speed(size, seconds)
         self._costs.extend(timings.measurements)
         self._spent += sum(timings.measurements) + timings.deciding
 
@@ -69,7 +73,15 @@ class Timekeeper:
             step=step,
             cost=sorted(self._costs)[len(self._costs) // 2],
             per_step=self.clock.per_step,
+            speed=self._speed(batch_size, step),
         )
+
+    def _speed(self, batch_size: int, step: float) -> float:
+        """How many times quicker a sample is than at the first batch size, from 1 to `CREDIT`."""
+        first = self._given(self._start) if self._given else self.step_times.median(self._start)
+        if first is None or step <= 0:
+            return 1.0
+        return min(max(first / self._start * batch_size / step, 1.0), CREDIT)
 
     def state_dict(self) -> dict[str, Any]:
         """Call `read` before."""

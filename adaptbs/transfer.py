@@ -113,6 +113,18 @@ class Factors(NamedTuple):
     weight_decay: float
 
 
+def powers(k: float) -> tuple[float, float]:
+    """What beta1 and beta2 are raised to at k: sqrt(k) and k.
+
+    beta^k keeps the samples that an average reaches back over. So it is for beta2. For beta1 it would take away the
+    momentum that keeps Adam stable: the sharpest curvature it bears is 2 (1 + beta1)/((1 - beta1) lr) in its metric
+    (Cohen et al. 2022, arXiv:2207.14484), which falls 8 times from beta1 = .9 to .9^8, while the learning rate rises.
+    Half of the way, in the logarithm, is what neither a network of convolutions nor a table of embeddings suffers from
+    (docs/transfer.md).
+    """
+    return math.sqrt(k), k
+
+
 def factors(
     kind: Kind,
     following: Collection[str],
@@ -132,14 +144,14 @@ def factors(
         decoupled: whether the step multiplies this group's weight decay by its learning rate.
         corrected: what `bias_correction.correction` gives for the learning rate and eps.
     """
-    to_betas = k if "betas" in following else 1.0
+    first, second = powers(k if "betas" in following else 1.0)
     lr = lr_factor * corrected[0]
     # lr wd, what a step takes off the weights, is to grow by k, and not to notice the bias correction.
     decay = k if "weight_decay" in following else lr_factor
     return Factors(
         lr=lr,
-        first=to_betas if kind.first else 1.0,
-        second=to_betas if kind.second else 1.0,
+        first=first if kind.first else 1.0,
+        second=second if kind.second else 1.0,
         eps=corrected[1] / math.sqrt(k) if kind.eps and "eps" in following else corrected[1],
         weight_decay=decay / lr if decoupled else 1.0,
     )
