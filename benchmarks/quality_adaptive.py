@@ -145,7 +145,7 @@ def ramp(start: int, mean: float, largest: int) -> Callable[[NoiseScale | None, 
         mean: of a run's batches, samples / steps, at least `start`.
         largest: never exceeded, samples.
     """
-    low, high = 1.0, 1e15  # (a steep one spends most of the run at the largest)
+    low, high = 1.0, 1e200  # (a steep one spends most of the run at the largest)
     for _ in range(100):
         ratio = math.sqrt(low * high)
         low, high = (ratio, high) if mean_batch(start, ratio, largest) < mean else (low, ratio)

@@ -60,7 +60,7 @@ def test_the_transfer_rule():
     assert quality_rules.transferred(0.1, None, 4) == (0.4, None)
 
 
-@pytest.mark.parametrize("mean", [64.0, 100.0, 700.0])
+@pytest.mark.parametrize("mean", [64.0, 100.0, 700.0, 2000.0])
 def test_a_ramp_has_the_mean_batch_it_was_asked_for(mean):
     target = quality_adaptive.ramp(64, mean, 4096)
     sizes = [target(None, 0, piece / 100) for piece in range(100)]
