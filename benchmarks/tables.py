@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import quality_tables
 import tables_of_estimates
 from result_tables import load, markdown, where
 
@@ -108,6 +109,7 @@ TABLES = {
     "comparison": comparison,
     "demo": demo,
     **tables_of_estimates.TABLES,
+    **quality_tables.TABLES,
 }
 
 

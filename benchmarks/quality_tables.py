@@ -1,0 +1,213 @@
+"""The tables of docs/benchmarks.md: quality and time of fixed and adaptive batches, and of the peers' rules."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from quality_compared import FIXED, Compared, compared, fastest_fixed, own_best
+from quality_margins import MEASURES
+from quality_results import REPORTED, Part, Row, relative_differences, upper_limit
+from quality_rules import OWN_LR_SIZES, SIZES, STEP_TIMES
+from result_tables import markdown, where
+
+COMMAND = "python benchmarks/time_to_quality.py --data DIR"
+MODELS = {"gpu": "GPU-like", "compute": "compute-bound"}
+NOT_RUN = "-"
+
+
+def task_table(task: str) -> str:
+    """Every rule on one task."""
+    lines = []
+    for title, rule in _rules(task):
+        if found := compared(task, rule):
+            lines.append([title, _metric(found.metric), *_difference(found), *_work(found), *_times(found)])
+    header = ["rule", MEASURES[task].metric, "difference (limit)", "no worse", "steps", "samples"]
+    header += [f"time, {title}" for title in MODELS.values()] + [f"to target, {title}" for title in MODELS.values()]
+    return markdown(header, lines) + _where("fixed")
+
+
+def _rules(task: str) -> Iterator[tuple[str, str]]:
+    """(title, rule) in the order shown."""
+    yield from ((f"fixed {size}", f"fixed {size}") for size in SIZES)
+    for size in sorted(OWN_LR_SIZES):
+        if (rule := own_best(task, size)) and "lr" in rule:
+            yield rule.replace("lr x", "at its own best learning rate, x "), rule
+    for start in (64, 16, 256):
+        yield from ((f"**adaptive from {start}**, {MODELS[m]}", f"adaptive {start} {m}") for m in STEP_TIMES)
+    yield from ((f"to the noise scale itself, {MODELS[m]}", f"noise scale {m}") for m in STEP_TIMES)
+    yield "largest that fits, untransferred", "fixed 4096 untransferred"
+    yield "twice the batch every epoch, LR untouched", "x2 per epoch"
+    yield "AdaScale, fixed 512", "AdaScale 512"
+    yield from ((f"ramp without a signal, as adaptive {MODELS[m]}", f"ramp like {m}") for m in STEP_TIMES)
+
+
+def summary() -> str:
+    """Adaptive from 64, a line a task: what the README says."""
+    lines = []
+    for task, measure in MEASURES.items():
+        by_model = {model: compared(task, f"adaptive 64 {model}") for model in STEP_TIMES}
+        gpu, real = by_model["gpu"], cpu_ratios(task)
+        if gpu is None:
+            continue
+        cells = [f"{measure.title}, {measure.metric.split(',')[0]}", f"{measure.margin:.0%}"]
+        for model, found in by_model.items():
+            cells += [_verdict(found), _faster(found.times[model])] if found else [NOT_RUN, NOT_RUN]
+        lines.append([*cells, _faster(gpu.steps), _faster(statistics.median(real)) if real else NOT_RUN])
+    header = ["task, error", "margin"]
+    for title in MODELS.values():
+        header += [f"error (limit), {title}", f"faster, {title}"]
+    return markdown([*header, "fewer steps, GPU-like", "faster, this CPU"], lines) + _where("adaptive")
+
+
+def distance() -> str:
+    """How far from the best fixed batch of each task, and how much the start matters; ratios of time to fixed 64."""
+    lines = []
+    for task, measure in MEASURES.items():
+        for model, title in MODELS.items():
+            best = fastest_fixed(task, model, SIZES)
+            starts = [compared(task, f"adaptive {start} {model}") for start in (16, 64, 256)]
+            if best is None or None in starts:
+                continue
+            times = [c.times[model] for c in starts if c]
+            cells = [f"{c.times[model]:.2f}{'' if c.passed else ' (worse)'}" for c in starts if c]
+            own = f"{best[0]}: {best[1].times[model]:.2f}"
+            lines.append([f"{measure.title}, {title}", own, *cells, f"{max(times) / min(times):.1f}"])
+    header = [
+        "task, step time",
+        "best fixed batch: time",
+        "from 16",
+        "from 64",
+        "from 256",
+        "starts, slowest / fastest",
+    ]
+    return markdown(header, lines) + _where("fixed")
+
+
+def ablations() -> str:
+    """The default with one thing changed, from 64 on the GPU-like step time: error against fixed 64, and time."""
+    names = dict.fromkeys(rule for _, rule, _ in Part("ablations").rows)
+    lines = []
+    for rule in ("adaptive 64 gpu", *names):
+        cells = []
+        for task in MEASURES:
+            found = compared(task, rule)
+            verdict = "" if found is None or found.passed else " worse"
+            cells.append(f"{found.difference:+.1%}, {found.times['gpu']:.2f}{verdict}" if found else NOT_RUN)
+        lines.append(["as it is" if rule == "adaptive 64 gpu" else rule, *cells])
+    header = ["changed", *(measure.title for measure in MEASURES.values())]
+    return markdown(header, lines) + _where("fixed")
+
+
+def cpu_ratios(task: str) -> list[float]:
+    """Processor seconds of adaptive over fixed runs that took turns, by seed."""
+    found = Part("cpu").rows
+    pairs = [(found.get((task, "adaptive 64 cpu", seed)), found.get((task, FIXED, seed))) for seed in REPORTED]
+    return [a["cpu_seconds"] / b["cpu_seconds"] for a, b in pairs if a and b]
+
+
+def cpu() -> str:
+    """Seconds on this machine."""
+    found, lines = Part("cpu").rows, []
+    for task, measure in MEASURES.items():
+        seeds = [s for s in REPORTED if {(task, "adaptive 64 cpu", s), (task, FIXED, s)} <= set(found)]
+        if len(seeds) < 2:
+            continue
+        ours, fixed = ([found[task, rule, s] for s in seeds] for rule in ("adaptive 64 cpu", FIXED))
+        lines.append([measure.title, *_real_pair(ours, fixed, measure.margin)])
+    return markdown(["task", *REAL], lines) + _where("cpu")
+
+
+def article() -> str:
+    """Three one-cycle fits in a row, 512 against 64."""
+    found = Part("article").rows
+    seeds = [s for s in REPORTED if ("flights", "fixed 64 untransferred", s) in found]
+    pairs = [[found.get(("flights", f"fixed {b} untransferred", s)) for s in seeds] for b in (512, 64)]
+    ours, fixed = ([row for row in side if row] for side in pairs)
+    if len(ours) < 2 or len(ours) != len(fixed):
+        return markdown(["", *REAL], [])
+    line = ["flights, fixed 512 against fixed 64", *_real_pair(ours, fixed, MEASURES["flights"].margin)]
+    return markdown(["", *REAL], [line]) + _where("article")
+
+
+REAL = ("error, / fixed 64 - 1 (upper limit)", "no worse", "steps", "processor seconds", "seconds")
+
+
+def _real_pair(ours: list[Row], fixed: list[Row], margin: float) -> list[str]:
+    differences = relative_differences([r["metric"] for r in ours], [r["metric"] for r in fixed])
+    limit = upper_limit(differences)
+
+    def ratio(field: str) -> str:
+        values = [a[field] / b[field] for a, b in zip(ours, fixed, strict=True)]
+        return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+    steps = statistics.median(a["steps"] / b["steps"] for a, b in zip(ours, fixed, strict=True))
+    cells = [f"{statistics.fmean(differences):+.2%} ({limit:+.2%})", "yes" if limit < margin else "**no**"]
+    return [*cells, f"{steps:.2f}", ratio("cpu_seconds"), ratio("seconds")]
+
+
+def learning_rates() -> str:
+    """Held-out error by learning rate at batch 64, on the seed that chooses."""
+    found = Part("base_lr").rows
+    by_task: dict[str, dict[float, float | None]] = {task: {} for task in MEASURES}
+    for (task, rule, _), row in found.items():
+        by_task[task][float(rule.removeprefix("lr "))] = row["metric"]
+    lines = []
+    for task, metrics in by_task.items():
+        best = min(metrics, key=lambda lr, m=metrics: m[lr] or float("inf"))
+        shown = [f"{lr:g}: {_metric(metrics[lr])}" for lr in sorted(metrics)]
+        lines.append([MEASURES[task].title, f"{best:g}", ", ".join(shown)])
+    return markdown(["task", "chosen", "error at each"], lines) + _where("base_lr")
+
+
+def _where(part: str) -> str:
+    """When and on what a part was begun."""
+    header = Part(part).header
+    return where(header, f"{COMMAND} --only {part}") if header else ""
+
+
+def _metric(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.4f}"
+
+
+def _difference(found: Compared) -> list[str]:
+    if found.metric is None:
+        return ["diverged", "**no**"]
+    return [f"{found.difference:+.2%} ({found.limit:+.2%})", "yes" if found.passed else "**no**"]
+
+
+def _verdict(found: Compared) -> str:
+    """The difference in one cell, marked where it is not below the margin."""
+    difference, no_worse = _difference(found)
+    return difference if no_worse == "yes" else f"**{difference}**"
+
+
+def _work(found: Compared) -> list[str]:
+    return [f"{found.steps:.3f}", f"{found.samples:.2f}"]
+
+
+def _times(found: Compared) -> list[str]:
+    times = [f"{found.times[m]:.2f}" if m in found.times else NOT_RUN for m in MODELS]
+    missed = f" ({found.missed} of {found.seeds} never)" if found.missed else ""
+    targets = [
+        NOT_RUN if m not in found.targets
+        else (f"{t:.2f}{missed}" if (t := found.targets[m]) is not None else f"never{missed}")
+        for m in MODELS
+    ]  # fmt: skip
+    return times + targets
+
+
+def _faster(ratio: float) -> str:
+    return f"{1 / ratio:.1f} x" if ratio else NOT_RUN
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality_summary": summary,
+    "quality_distance": distance,
+    "quality_ablations": ablations,
+    "quality_cpu": cpu,
+    "quality_article": article,
+    "quality_lrs": learning_rates,
+    **{f"quality_{task}": partial(task_table, task) for task in MEASURES},
+}
