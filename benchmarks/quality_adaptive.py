@@ -21,6 +21,7 @@ from adaptbs.types import NoiseScale
 
 LARGEST = 4096  # samples; and an eighth of the data, which is the package's own limit
 PIECES = 100  # of a ramp: how often its target is asked in a run
+STATED = Fixed(BASE)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Adaptive:
     """A batch that the package sets.
 
     Attributes:
-        start: the first batch; the hyperparameters are those for `BASE` whatever it is.
+        start: the first batch.
+        stated: what the hyperparameters are stated for.
         clock: name of the modelled step time; "cpu": the run is timed; None: the rule needs no time and measures
             nothing, so that its seconds under any model follow from steps and samples.
         options: of AdaptiveDataLoader.
@@ -38,6 +40,7 @@ class Adaptive:
     name: str
     start: int = BASE
     clock: str | None = "gpu"
+    stated: Fixed = STATED
     options: Mapping[str, Any] = field(default_factory=dict)
     patches: Mapping[str, Any] = field(default_factory=dict)
 
@@ -45,13 +48,13 @@ class Adaptive:
 def adaptive_run(task: Task, rule: Adaptive, seed: int) -> Row:
     """Train with the batch that the package sets."""
     model = task.make_model(seed)
-    optimizer = task.make_optimizer(model, task.lr)
+    optimizer = task.make_optimizer(model, *rule.stated.hyperparameters(task))
     scheduler = task.make_scheduler(optimizer, rule.start)
     with patched(rule.patches):
         loader = AdaptiveDataLoader(
             task.train, rule.start, shuffle=True, generator=order_of(seed), collate_fn=as_it_is,
             model=model, optimizer=optimizer, loss_func=task.loss_func, scheduler=scheduler, epochs=task.epochs,
-            base_batch_size=BASE, max_batch_size=max(rule.start, min(LARGEST, len(task.train) // 8)),
+            base_batch_size=rule.stated.batch_size,
             **({"step_time": tuple(STEP_TIMES["gpu"])} if rule.clock is None else {}), **rule.options,
         )  # fmt: skip
         seconds: Callable[[], float] = lambda: math.nan  # noqa: E731

@@ -12,9 +12,10 @@ from quality_rules import MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
 from quality_tasks import BASE, Task
 from quality_training import fixed_run
 
+from adaptbs.policy import LARGEST_FACTOR
+
 ALL = ("lr", "betas", "eps", "weight_decay")
 LR_ONLY = ("lr",)
-STARTS = (64, 16, 256)
 FIXED_ORDER = (64, 512, 256, 1024, 128, 2048, 4096)  # the most telling first
 
 
@@ -57,6 +58,12 @@ def fixed(tasks: Tasks) -> Iterator[Work]:
         yield from (_fixed(task, Fixed(size), seed) for task in tasks for seed in REPORTED)
 
 
+def fixed_beta1(tasks: Tasks) -> Iterator[Work]:
+    """The same with beta1^k, for Adam."""
+    for size in FIXED_ORDER[1:]:
+        yield from (_fixed(task, Fixed(size, beta1_power=1), seed) for task in tasks if task.adams for seed in REPORTED)
+
+
 def fixed_small(tasks: Tasks) -> Iterator[Work]:
     """The smaller ones, which take most of the time; and 64 on choosing seeds, to try things out against."""
     for size in (32, 16):
@@ -70,17 +77,32 @@ def own_lr(tasks: Tasks) -> Iterator[Work]:
         rules = [Fixed(size, multiplier) for multiplier in MULTIPLIERS]
         for task in tasks:
             yield from (_fixed(task, rule, FIRST) for rule in rules)
-            chosen = best_of([rule.name for rule in rules], task.name, Part("own_lr"))
-            for rule in rules:
-                if rule.name == chosen and rule.lr_multiplier != 1:  # (else it is among the fixed ones)
-                    yield from (_fixed(task, rule, seed) for seed in REPORTED)
+            chosen = own_best(task, size)
+            if chosen is not None and chosen.lr_multiplier != 1:  # (else it is among the fixed ones)
+                yield from (_fixed(task, chosen, seed) for seed in REPORTED[:FEW])
+
+
+def own_best(task: Task, size: int) -> Fixed | None:
+    """A fixed batch at the best of the learning rates tried in `own_lr`."""
+    rules = {rule.name: rule for rule in (Fixed(size, multiplier) for multiplier in MULTIPLIERS)}
+    chosen = best_of(list(rules), task.name, Part("own_lr"))
+    return rules[chosen] if chosen else None
 
 
 def adaptive(tasks: Tasks) -> Iterator[Work]:
-    """From three starts, under the two models of the step time; and to the noise scale itself."""
-    rules = [Adaptive(f"adaptive {start} {clock}", start, clock) for start in STARTS for clock in STEP_TIMES]
-    rules += [Adaptive(f"noise scale {clock}", clock=clock, options={"target": "noise_scale"}) for clock in STEP_TIMES]
-    yield from _all(rules, tasks)
+    """From three starts, under the models of the step time.
+
+    From 16 with the hyperparameters for 64; from 256 with those that are best at 256, because that is what a person has
+    who starts there.
+    """
+    rules = [Adaptive(f"adaptive {BASE} {clock}", clock=clock) for clock in STEP_TIMES]
+    yield from _all(rules[:1], tasks)
+    for task in tasks:
+        stated = own_best(task, 256)
+        if stated is not None:
+            rule = Adaptive("adaptive 256 gpu", 256, stated=stated)
+            yield from (_adaptive(task, rule, seed) for seed in REPORTED)
+    yield from _all([Adaptive("adaptive 16 gpu", 16), *rules[1:]], tasks)
 
 
 def peers(tasks: Tasks) -> Iterator[Work]:
@@ -123,7 +145,7 @@ def adascale(batch_size: int = 512, max_extra: float = 3.0) -> Adaptive:
 def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     """As many steps and samples as the adaptive run of the same seed, in an exponential ramp that asks no gradient."""
     planned = task.epochs * len(task.train)
-    largest = min(LARGEST, len(task.train) // 8)
+    largest = min(LARGEST_FACTOR * BASE, len(task.train) // 8)
     target = ramp(BASE, max(BASE, like["samples"] / like["steps"]), largest)
     worth = planned / like["samples"]  # of a sample, always the same
     return Adaptive(
@@ -137,19 +159,43 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     )  # fmt: skip
 
 
+FEW = 3  # seeds of what is shown beside the default and promises nothing
+ABLATED = ("flights", "movielens", "mnist_adam", "mnist_sgd")
+
+
+def _beta1(power: float) -> dict[str, object]:
+    """beta1^(k^power)."""
+    powers = lambda k: (k**power, k)  # noqa: E731
+    return {"adaptbs.transfer.powers": powers, "adaptbs.hyperparameters.powers": powers}
+
+
 #: One switch each, against the adaptive run from 64 on the GPU-like step time.
 ABLATIONS: tuple[Adaptive, ...] = (
     *(Adaptive(f"no {name}", options={"transfer": tuple(n for n in ALL if n != name)}) for name in ALL),
-    Adaptive("lr only", options={"transfer": LR_ONLY}),
+    Adaptive("beta1^k", patches=_beta1(1)),
+    Adaptive("beta1 as it is", patches=_beta1(0)),
     Adaptive("budget of epochs", options={"budget": "epochs"}),
+    Adaptive("max_extra .25", options={"max_extra": 0.25}),
+    Adaptive("critical batch B_simple", patches={"adaptbs.policy.CRITICAL": 1}),
+    Adaptive("critical batch 2 B_simple", patches={"adaptbs.policy.CRITICAL": 2}),
+    Adaptive("critical batch 8 B_simple", patches={"adaptbs.policy.CRITICAL": 8}),
+    Adaptive("efficiency .8", patches={"adaptbs.policy.FLOOR": 0.8, "adaptbs.policy.EARLY_FLOOR": 0.8}),
+    Adaptive("up to an eighth of the data", patches={"adaptbs.policy.LARGEST_FACTOR": 10**6}),
     Adaptive("x4 growth", patches={"adaptbs.policy.PACE": 4}),
+    Adaptive("no early decisions", patches={"adaptbs.controller.SOON": 0, "adaptbs.controller.FAR": 10**9}),
+    Adaptive("8 measurements at first", patches={"adaptbs.duty_cycle.FIRST": 8}),
+    Adaptive("measured evenly", patches={"adaptbs.duty_cycle.EAGER": 1, "adaptbs.duty_cycle.FIRST": 8}),
+    Adaptive("overhead of its own time", patches={"adaptbs.timekeeper.CREDIT": 1}),
+    Adaptive("by halves", options={"source": "halves"}),
+    Adaptive("target noise_scale", options={"target": "noise_scale"}),
 )
 
 
 def ablations(tasks: Tasks) -> Iterator[Work]:
     """Parts of the default left out; what does not concern an optimizer is left out for it."""
     for rule in ABLATIONS:
-        yield from (_adaptive(task, rule, seed) for task in tasks if concerns(rule, task) for seed in REPORTED)
+        known = [task for task in tasks if task.name in ABLATED and concerns(rule, task)]
+        yield from (_adaptive(task, rule, seed) for task in known for seed in REPORTED[:FEW])
 
 
 def concerns(rule: Adaptive, task: Task) -> bool:
@@ -157,7 +203,7 @@ def concerns(rule: Adaptive, task: Task) -> bool:
     has = {"lr"} | ({"betas", "eps"} if task.adams else set())
     has |= {"weight_decay"} if task.adams and task.adams.weight_decay is not None else set()
     moved = set(rule.options.get("transfer", ALL)) & has
-    return moved != has or "transfer" not in rule.options
+    return (moved != has or "transfer" not in rule.options) and ("betas" in has or "beta1" not in rule.name)
 
 
 def cpu(tasks: Tasks) -> Iterator[Work]:
@@ -196,5 +242,6 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks) -> Iterator[Work]:
 
 
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
-    part.__name__: part for part in (base_lr, fixed, adaptive, cpu, peers, article, ablations, fixed_small, own_lr)
+    part.__name__: part
+    for part in (base_lr, own_lr, fixed, adaptive, cpu, peers, article, ablations, fixed_beta1, fixed_small)
 }
