@@ -77,7 +77,7 @@ class Controller:
         given = StepTime(*settings.step_time) if settings.step_time else None
         self._time = Timekeeper(given, device, batch_size, settings.overhead)
         self._measurements = Measurements(self.run.planned, views)
-        self._spoken: str | None = None  # the doubt that the log knows of
+        self._short = 1.0  # the batch over the one that was wanted, where a cap holds it and the learning rate follows
         if settings.overhead:
             student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
         self.schedule_span = (0.0, 0.0)  # where the schedule is before and after the delivered batch, samples
@@ -113,7 +113,12 @@ class Controller:
     @property
     def lr_factor(self) -> float:
         """What the learning rate of the delivered batch is to be multiplied by."""
-        return self._lr_rule(self.k, self.noise_scale)
+        return self._lr_rule(self.k, self.noise_scale) * self.anneal
+
+    @property
+    def anneal(self) -> float:
+        """The part of it that stands for growth which a cap has not let be."""
+        return self._lr_rule(self._short, self.noise_scale) if self._short != 1 else 1.0
 
     @property
     def batches_left(self) -> int:
@@ -148,11 +153,6 @@ class Controller:
                     return
         finally:
             self.run.end_epoch()
-
-    @property
-    def mid_epoch(self) -> bool:
-        """Whether an epoch is under way."""
-        return 0 < self.run.epoch_position < self.epoch_samples
 
     def measure_next(self) -> bool:
         """Whether the delivered batch should be measured: by chance, as often as `overhead` allows."""
@@ -217,7 +217,6 @@ class Controller:
         self.views = self._measurements.estimate_views(self._settings.confidence)
         # Where nothing may be read, or the batch may not grow, memory is not asked.
         may_grow = self._settings.step_time is None and self.batch_size < self.max_batch_size
-        by_progress = self.run.max_extra is not None
         now = policy.Situation(
             noise_scale=self.noise_scale,
             coupled=self._measurements.caveat == COUPLED,
@@ -225,18 +224,17 @@ class Controller:
             start=self.start,
             progress=self.progress,
             step_time=self.step_time,
-            floor=policy.efficiency_floor(self.progress, self.run.required) if by_progress else policy.FLOOR_OF_EPOCHS,
+            floor=policy.efficiency_floor(self.progress, self.run.required),
             max_batch_size=self.max_batch_size,
             memory=memory.affordable(self._largest_run, self._device) if may_grow else math.inf,
         )
         decision = policy.decide(now, self._settings.target)
         if decision.batch_size != self.batch_size:
-            change = f"{self.batch_size} -> {decision.batch_size} ({decision.reason})"
-            log.info("batch size %s at %.0f %%", change, 100 * self.progress)
-        if self.doubt != self._spoken:
-            self._spoken = self.doubt
-            state = f"not to be believed as a number ({self.doubt})" if self.doubt else "in no doubt"
-            log.info("the noise scale is %s at %.0f %%", state, 100 * self.progress)
+            change = self.batch_size, decision.batch_size, decision.reason, 100 * self.progress
+            log.info("batch size %d -> %d (%s) at %.0f %%", *change)
+        self._measurements.say(self.noise_scale, self.progress)
+        if self._settings.anneal_at_cap:
+            self._short = policy.shortfall(decision, self._short)
         if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
             self._time.duty.decided(decision, self.batch_size, self.noise_scale)
         self.batch_size = decision.batch_size
@@ -260,7 +258,7 @@ class Controller:
             event=event, reason=reason, doubt=self.doubt,
             samples=self.run.samples, progress=self.progress if self._epochs else None,
             batch_size=self.batch_size, global_batch_size=self.batch_size,
-            lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, self.noise_scale),
+            lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, self.noise_scale) * self.anneal,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -296,5 +294,5 @@ class Controller:
 
 _PARTS = ("run", "_time", "_measurements")
 _REMEMBERED = (
-    "start", "epoch_samples", "batch_size", "ever_changed", "_largest_run", "_decided_at", "_since_decision",
+    "start", "epoch_samples", "batch_size", "ever_changed", "_largest_run", "_decided_at", "_since_decision", "_short",
 )  # fmt: skip

@@ -46,6 +46,8 @@ class AdaptiveBatchSize(RunReport, Callback):
         budget: "progress": the fit ends when it has come as far as its epochs would have with a small batch, in fewer
             steps and rather more samples, so there may be more epochs, the last a short one; "epochs": after those.
         max_extra: how many more samples than planned a budget of progress may take, as a share of them.
+        anneal_at_cap: whether the learning rate falls, as if the batch had grown, where `max_batch_size` or memory hold
+            it below what the target wants.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time that measuring may cost; 0 measures nothing.
@@ -68,6 +70,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         transfer: Collection[str] | None = None,
         budget: str = "progress",
         max_extra: float = 0.5,
+        anneal_at_cap: bool = False,
         decide_every: float = 0.05,
         confidence: float = 0.9,
         overhead: float = 0.05,
@@ -84,6 +87,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             transfer=transfer,
             budget=budget,
             max_extra=max_extra,
+            anneal_at_cap=anneal_at_cap,
             decide_every=decide_every,
             confidence=confidence,
             overhead=overhead,
@@ -180,7 +184,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
         run = self._run
         assert self._hypers is not None
-        self._hypers.scale(run.k, run.lr_factor)
+        self._hypers.scale(run.k, run.lr_factor, run.anneal)
         if run.ever_changed:
             self.learn.n_iter = self.iter + 1 + run.batches_left
             if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):

@@ -46,12 +46,12 @@ class ScaledHypers:
             opt.opt if wrapped else opt, kind_of_torchs if wrapped else kind_of, following
         )
 
-    def scale(self, k: float, lr_factor: float) -> None:
+    def scale(self, k: float, lr_factor: float, anneal: float = 1.0) -> None:
         """Set them for the batch that is about to be trained on; nothing happens at k = 1."""
         if k == 1 and lr_factor == 1 and self.hyperparameters.idle:
             return
         hypers = self._opt.hypers
-        new = self.hyperparameters.changed(hypers, self._following, k=k, lr_factor=lr_factor)
+        new = self.hyperparameters.changed(hypers, self._following, k=k, lr_factor=lr_factor, anneal=anneal)
         names = {name for values in new for name in values if all(name in hyper for hyper in hypers)}
         self._unscaled = {name: [hyper[name] for hyper in hypers] for name in names}
         for name, unscaled in self._unscaled.items():

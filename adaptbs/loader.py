@@ -62,6 +62,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             would have with a small batch, in fewer steps and rather more samples; "epochs": after n epochs. A plain
             loop over the loader has the epochs that it has.
         max_extra: how many more samples than planned a budget of progress may take, as a share of them.
+        anneal_at_cap: whether the learning rate falls, as if the batch had grown, where `max_batch_size` or memory hold
+            it below what the target wants.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time that measuring may cost; 0 measures nothing.
@@ -97,6 +99,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         transfer: Collection[str] | None = None,
         budget: str = "progress",
         max_extra: float = 0.5,
+        anneal_at_cap: bool = False,
         decide_every: float = 0.05,
         confidence: float = 0.9,
         overhead: float = 0.05,
@@ -116,6 +119,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             transfer=transfer,
             budget=budget,
             max_extra=max_extra,
+            anneal_at_cap=anneal_at_cap,
             decide_every=decide_every,
             confidence=confidence,
             overhead=overhead,
@@ -165,8 +169,13 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         self._scheduled = scheduler is not None
         self._place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
         # Last, so that an argument refused above has changed nothing of the user's.
-        run = self._controller
-        self._scaled_step = ScaledStep(optimizer, lambda: run.lr_factor, lambda: run.k, settings.following)
+        self._scaled_step = ScaledStep(
+            optimizer,
+            lambda: self._controller.lr_factor,
+            lambda: self._controller.k,
+            settings.following,
+            lambda: self._controller.anneal,
+        )
         if scheduler is not None:
             schedule.drive(scheduler, self._place.steps_due)
 
@@ -249,7 +258,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """What decisions depend on, to be saved between epochs. Raises RuntimeError in the middle of one."""
-        if self._controller.mid_epoch:
+        if self._controller.run.mid_epoch:
             raise RuntimeError("an epoch is under way: save between epochs")
         return {
             "controller": self._controller.state_dict(),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from .noise_scale import Window
 from .types import COUPLED, Measurement, NoiseScale, SquaredNorms
+
+log = logging.getLogger(__name__)
 
 
 class Measurements:
@@ -20,6 +23,7 @@ class Measurements:
 
     def __init__(self, run_samples: int, views: Sequence[str] = ()) -> None:
         self._run_samples, self._names = run_samples, tuple(views)
+        self._spoken: str | None = None  # the doubt that the log knows of
         self.forget()
 
     def forget(self) -> None:
@@ -52,6 +56,14 @@ class Measurements:
         if estimate is not None:
             return estimate.doubt
         return "non-finite steps" if self._plain.skipped else "no measurements"
+
+    def say(self, estimate: NoiseScale | None, progress: float) -> None:
+        """Log that doubt has come or gone, at this share of the run."""
+        doubt = self.doubt(estimate)
+        if doubt != self._spoken:
+            self._spoken = doubt
+            state = f"not to be believed as a number ({doubt})" if doubt else "in no doubt"
+            log.info("the noise scale is %s at %.0f %%", state, 100 * progress)
 
     def estimate(self, confidence: float) -> NoiseScale | None:
         """The noise scale as of the latest measurement; None where there is none."""

@@ -72,13 +72,15 @@ def largest_efficient(phi: float, reference: float, floor: float) -> float:
     return (phi * (1 - floor) + reference) / floor
 
 
-def efficiency_floor(progress: float, required: float) -> float:
-    """What the batch must keep where a run ends by progress.
+def efficiency_floor(progress: float, required: float | None) -> float:
+    """The efficiency that the batch must keep.
 
     Args:
         progress: share of the run done, 0..1.
-        required: what a sample must be worth on average for the run to end within its samples.
+        required: what a sample must be worth on average for the run to end within its limit; None where samples count.
     """
+    if required is None:
+        return FLOOR_OF_EPOCHS
     return max(EARLY_FLOOR if progress < EARLY else FLOOR, required)
 
 
@@ -126,7 +128,7 @@ def decide(now: Situation, target: str | Target) -> Decision:
     """The next batch size: the target's wish within the limits of pace (built-in targets), user and memory (all)."""
     if callable(target):
         wanted = target(now.noise_scale, now.batch_size, now.progress)
-        return _capped(_checked(wanted), "target", now)
+        return _capped(size := _checked(wanted), "target", now, size)
     if now.coupled:
         return _capped(now.batch_size, COUPLED, now)
     if now.noise_scale is None or now.noise_scale.measurements < ENOUGH:
@@ -134,22 +136,35 @@ def decide(now: Situation, target: str | Target) -> Decision:
     if now.noise_scale.cautious <= 0:
         return _capped(now.batch_size, "unresolved", now)
     size, reason = TARGETS[target](now)
+    wish = size
     if size < now.batch_size:
         lowest = min(now.reference, now.batch_size) if now.progress <= SHRINK_UNTIL else now.batch_size
         size = max(size, lowest)
     slowest, quickest = -(-now.batch_size // PACE), PACE * now.batch_size
     if not slowest <= size <= quickest:
         size, reason = min(max(size, slowest), quickest), "pace"
-    return _capped(size, reason, now)
+    return _capped(size, reason, now, wish)
 
 
-def _capped(size: int, reason: str, now: Situation) -> Decision:
+def shortfall(decision: Decision, before: float) -> float:
+    """The batch over the one that was wanted, where user or memory cap it; else 1. It moves no faster than a batch.
+
+    Args:
+        decision: the latest.
+        before: what this was until now.
+    """
+    capped = decision.reason in ("max_batch_size", "memory") and decision.wanted is not None
+    short = min(1.0, decision.batch_size / decision.wanted) if capped and decision.wanted else 1.0
+    return min(max(short, before / PACE), PACE * before)
+
+
+def _capped(size: int, reason: str, now: Situation, wanted: int | None = None) -> Decision:
     # Memory says what it affords of sizes never run; a size that is running already fits.
     memory = max(now.memory, now.batch_size)
     for limit, name in ((now.max_batch_size, "max_batch_size"), (memory, "memory")):
         if size > limit:
             size, reason = int(limit), name
-    return Decision(size, reason)
+    return Decision(size, reason, wanted)
 
 
 def _checked(wanted: object) -> int:

@@ -61,8 +61,15 @@ class Progress:
         return self.worth >= (1 - WITHIN) * self.planned or self.samples >= self.limit
 
     @property
-    def required(self) -> float:
-        """What a sample has to be worth from here on, on average, for the run to end within its limit."""
+    def mid_epoch(self) -> bool:
+        """Whether an epoch is under way."""
+        return 0 < self.epoch_position < self.epoch_samples
+
+    @property
+    def required(self) -> float | None:
+        """What a sample has to be worth from here on, on average, for the run to end within its limit; None: one."""
+        if self.max_extra is None:
+            return None
         left = self.limit - self.samples
         return (self.planned - self.worth) / left if left > 0 else 1.0
 

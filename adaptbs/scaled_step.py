@@ -25,6 +25,7 @@ class ScaledStep:
         lr_factor: of the learning rate, asked before each step.
         k: batch size / base batch size, asked before each step; where both are exactly 1 everything is left untouched.
         following: which hyperparameters follow k, out of `transfer.HYPERPARAMETERS`.
+        anneal: the part of `lr_factor` by which the learning rate falls as in a schedule, asked with it.
 
     Attributes:
         hyperparameters: of the optimizer, with what a checkpoint has to hold.
@@ -36,12 +37,14 @@ class ScaledStep:
         lr_factor: Callable[[], float],
         k: Callable[[], float] = lambda: 1.0,
         following: Collection[str] = LR,
+        anneal: Callable[[], float] = lambda: 1.0,
     ) -> None:
         earlier = optimizer.__dict__.get(_NAME)
         if earlier is not None:
             earlier.remove()
         optimizer.__dict__[_NAME] = self
         self._optimizer, self._lr_factor, self._k, self._following = optimizer, lr_factor, k, following
+        self._anneal = anneal
         self.hyperparameters = Hyperparameters.beside(optimizer, kind_of, following)
         self._unscaled: list[dict[str, Any]] | None = None
         self._handles = [
@@ -57,7 +60,7 @@ class ScaledStep:
         k, lr_factor = self._k(), self._lr_factor()
         if k != 1 or lr_factor != 1 or not self.hyperparameters.idle:
             groups = self._optimizer.param_groups
-            new = self.hyperparameters.changed(groups, self._following, k=k, lr_factor=lr_factor)
+            new = self.hyperparameters.changed(groups, self._following, k=k, lr_factor=lr_factor, anneal=self._anneal())
             self._unscaled = [{name: group[name] for name in values} for group, values in zip(groups, new, strict=True)]
             for group, values in zip(groups, new, strict=True):
                 group.update(values)

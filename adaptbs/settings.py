@@ -29,6 +29,7 @@ class Settings:
     transfer: Collection[str] | None = None
     budget: str = "progress"
     max_extra: float = 0.5
+    anneal_at_cap: bool = False
     decide_every: float = 0.05
     confidence: float = 0.9
     overhead: float = 0.05

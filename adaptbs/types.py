@@ -127,10 +127,13 @@ class Decision:
         batch_size: samples, within every limit.
         reason: what bounded it: "noise scale", "step time", "pace", "max_batch_size", "memory", "target",
             or why it was held: "unresolved", "few measurements".
+        wanted: samples, what the target would have had without limits of memory, user or pace; None where it had no
+            wish.
     """
 
     batch_size: int
     reason: str
+    wanted: int | None = field(default=None, compare=False)
 
 
 #: `target=`: (noise scale or None, batch size now, progress 0..1) -> wanted batch size.

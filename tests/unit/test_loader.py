@@ -227,3 +227,20 @@ def test_plain_batches_are_neither_counted_nor_measured():
     assert len(list(loader.plain_batches())) == 16
     assert loader._controller.run.samples == 0
     assert loader.history.to_dict()["event"] == ["start"]
+
+
+def test_a_length_told_by_epochs_starts_a_run_that_the_optimizer_follows():
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    loader = AdaptiveDataLoader(
+        TensorDataset(torch.ones(64, 1), torch.zeros(64, 1)), 4, model=model, optimizer=optimizer, overhead=0,
+        target=lambda *_: 8, decide_every=0.2, max_batch_size=8,
+    )  # fmt: skip
+    used = []
+    optimizer.register_step_pre_hook(lambda *_: used.append(optimizer.param_groups[0]["lr"]))
+    for _ in loader.epochs(1):
+        for (xb, _) in loader:
+            model(xb).sum().backward()
+            optimizer.step()
+    assert used[0] == 0.01
+    assert used[-1] == 0.02

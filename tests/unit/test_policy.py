@@ -15,6 +15,7 @@ from adaptbs.policy import (
     largest_efficient,
     nearest_power_of_2,
     noise_scale,
+    shortfall,
 )
 from adaptbs.step_time import StepTable, StepTime
 from adaptbs.types import Decision, NoiseScale
@@ -155,3 +156,17 @@ def test_a_function_may_return_a_numpy_number(wanted):
     decision = decide(NOW, lambda *_: wanted)
     assert decision == Decision(128, "target")
     assert type(decision.batch_size) is int
+
+
+def test_what_a_cap_has_not_let_be_is_known_and_moves_no_faster_than_a_batch():
+    capped = decide(replace(NOW, batch_size=128, max_batch_size=128, floor=0.5), "goodput")
+    assert (capped, capped.wanted) == (Decision(128, "max_batch_size"), 1024)
+    assert shortfall(capped, before=1.0) == 1 / 2
+    assert shortfall(capped, before=1 / 2) == 1 / 4
+    assert shortfall(capped, before=1 / 4) == shortfall(capped, before=1 / 8) == 1 / 8
+    assert shortfall(Decision(64, "noise scale", 64), before=1 / 8) == 1 / 4
+    assert shortfall(decide(replace(NOW, noise_scale=None), "goodput"), before=1.0) == 1
+
+
+def test_a_function_that_wants_more_than_the_cap_falls_short_too():
+    assert shortfall(decide(replace(NOW, max_batch_size=100), lambda *_: 200), before=1.0) == 1 / 2
