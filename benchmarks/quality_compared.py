@@ -22,7 +22,7 @@ from quality_results import (
 from quality_rules import MULTIPLIERS, STEP_TIMES, Fixed, seconds_at
 
 FIXED = "fixed 64"
-PARTS = ("fixed", "fixed_small", "own_lr", "adaptive", "peers", "ablations")
+PARTS = ("fixed", "fixed_beta1", "fixed_small", "own_lr", "adaptive", "peers", "ablations")
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ def rows() -> dict[Key, Row]:
     return {key: row for part in PARTS for key, row in Part(part).rows.items()}
 
 
-def compared(task: str, rule: str, found: Mapping[Key, Row] | None = None) -> Compared | None:
-    """A rule against fixed 64 on the reported seeds that both have been run on; None for fewer than two."""
+def compared(
+    task: str, rule: str, found: Mapping[Key, Row] | None = None, seeds: Sequence[int] = REPORTED
+) -> Compared | None:
+    """A rule against fixed 64 on those of the reported seeds that both have been run on; None for fewer than two."""
     found = rows() if found is None else found
-    seeds = [seed for seed in REPORTED if {(task, rule, seed), (task, FIXED, seed)} <= set(found)]
+    seeds = [seed for seed in seeds if {(task, rule, seed), (task, FIXED, seed)} <= set(found)]
     if len(seeds) < 2:
         return None
     ours, fixed = ([found[task, name, seed] for seed in seeds] for name in (rule, FIXED))
@@ -111,10 +113,11 @@ def curve_of(row: Row, model: str) -> list[tuple[float, float | None]]:
     return list(zip(seconds, curve["metric"], strict=True))
 
 
-def own_best(task: str, size: int) -> str | None:
-    """The rule of a fixed batch at the learning rate that was chosen for it; None until it has been."""
-    names = [Fixed(size, multiplier).name for multiplier in MULTIPLIERS]
-    return best_of(names, task, Part("own_lr"))
+def own_best(task: str, size: int) -> Fixed | None:
+    """A fixed batch at the best of the learning rates tried in `own_lr`; None until all have been."""
+    rules = {rule.name: rule for rule in (Fixed(size, multiplier) for multiplier in MULTIPLIERS)}
+    chosen = best_of(list(rules), task, Part("own_lr"))
+    return rules[chosen] if chosen else None
 
 
 def fastest_fixed(task: str, model: str, sizes: Sequence[int]) -> tuple[int, Compared] | None:

@@ -18,6 +18,8 @@ CHOOSING = range(10)  # seeds that anything may be chosen on, and nothing report
 FIRST = CHOOSING[0]
 REPORTED = range(100, 105)  # seeds that are reported, and choose nothing
 
+FEW = REPORTED[:3]  # of what is shown beside the default and promises nothing
+
 Row = dict[str, Any]  # task, rule, seed, metric (None: diverged), steps, samples, ...
 Key = tuple[str, str, int]
 

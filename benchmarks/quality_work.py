@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from quality_adaptive import LARGEST, PIECES, Adaptive, adaptive_run, article_run, fixed_run_timed, ramp
-from quality_results import CHOOSING, FIRST, REPORTED, Part, Row, best_of
+from quality_compared import own_best
+from quality_results import CHOOSING, FEW, FIRST, REPORTED, Part, Row, best_of
 from quality_rules import MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
 from quality_tasks import BASE, Task
 from quality_training import fixed_run
@@ -77,16 +78,9 @@ def own_lr(tasks: Tasks) -> Iterator[Work]:
         rules = [Fixed(size, multiplier) for multiplier in MULTIPLIERS]
         for task in tasks:
             yield from (_fixed(task, rule, FIRST) for rule in rules)
-            chosen = own_best(task, size)
+            chosen = own_best(task.name, size)
             if chosen is not None and chosen.lr_multiplier != 1:  # (else it is among the fixed ones)
-                yield from (_fixed(task, chosen, seed) for seed in REPORTED[:FEW])
-
-
-def own_best(task: Task, size: int) -> Fixed | None:
-    """A fixed batch at the best of the learning rates tried in `own_lr`."""
-    rules = {rule.name: rule for rule in (Fixed(size, multiplier) for multiplier in MULTIPLIERS)}
-    chosen = best_of(list(rules), task.name, Part("own_lr"))
-    return rules[chosen] if chosen else None
+                yield from (_fixed(task, chosen, seed) for seed in FEW)
 
 
 def adaptive(tasks: Tasks) -> Iterator[Work]:
@@ -98,7 +92,7 @@ def adaptive(tasks: Tasks) -> Iterator[Work]:
     rules = [Adaptive(f"adaptive {BASE} {clock}", clock=clock) for clock in STEP_TIMES]
     yield from _all(rules[:1], tasks)
     for task in tasks:
-        stated = own_best(task, 256)
+        stated = own_best(task.name, 256)
         if stated is not None:
             rule = Adaptive("adaptive 256 gpu", 256, stated=stated)
             yield from (_adaptive(task, rule, seed) for seed in REPORTED)
@@ -159,7 +153,6 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     )  # fmt: skip
 
 
-FEW = 3  # seeds of what is shown beside the default and promises nothing
 ABLATED = ("flights", "movielens", "mnist_adam", "mnist_sgd")
 
 
@@ -195,7 +188,7 @@ def ablations(tasks: Tasks) -> Iterator[Work]:
     """Parts of the default left out; what does not concern an optimizer is left out for it."""
     for rule in ABLATIONS:
         known = [task for task in tasks if task.name in ABLATED and concerns(rule, task)]
-        yield from (_adaptive(task, rule, seed) for task in known for seed in REPORTED[:FEW])
+        yield from (_adaptive(task, rule, seed) for task in known for seed in FEW)
 
 
 def concerns(rule: Adaptive, task: Task) -> bool:

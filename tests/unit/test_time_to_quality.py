@@ -55,7 +55,8 @@ def test_time_to_target_and_runs_that_never_get_there():
 
 def test_the_transfer_rule():
     lr, adams = quality_rules.transferred(1e-3, Adams((0.9, 0.99), 1e-8, 0.1), 4)
-    assert (lr, *adams.betas, adams.eps) == pytest.approx((2e-3, 0.9**4, 0.99**4, 5e-9))
+    assert (lr, *adams.betas, adams.eps) == pytest.approx((2e-3, 0.9**2, 0.99**4, 5e-9))
+    assert quality_rules.transferred(1e-3, Adams((0.9, 0.99)), 4, beta1_power=1)[1].betas[0] == pytest.approx(0.9**4)
     assert lr * adams.weight_decay == pytest.approx(4 * 1e-3 * 0.1)  # what a step takes off a weight
     assert quality_rules.transferred(0.1, None, 4) == (0.4, None)
 
