@@ -118,7 +118,7 @@ def powers(k: float) -> tuple[float, float]:
 
     beta^k keeps the samples that an average reaches back over. So it is for beta2. For beta1 it would take away the
     momentum that keeps Adam stable: the sharpest curvature it bears is 2 (1 + beta1)/((1 - beta1) lr) in its metric
-    (Cohen et al. 2022, arXiv:2207.14484), which falls 8 times from beta1 = .9 to .9^8, while the learning rate rises.
+    (Cohen et al. 2022, arXiv:2207.14484), which falls by 7.6 from beta1 = .9 to .9^8, while the learning rate rises.
     Half of the way, in the logarithm, is what neither a network of convolutions nor a table of embeddings suffers from
     (docs/transfer.md).
     """

@@ -32,7 +32,7 @@ def test_each_group_has_its_own():
         optimizer.param_groups, HYPERPARAMETERS, k=4.0, lr_factor=2.0
     )
     assert first.keys() == {"lr", "betas", "eps"} and second.keys() == {"lr", "betas", "eps", "weight_decay"}
-    assert (first["lr"], first["eps"], first["betas"]) == (2.0, 4.0, pytest.approx((0.5**4, 0.9**4)))
+    assert (first["lr"], first["eps"], first["betas"]) == (2.0, 4.0, pytest.approx((0.5**2, 0.9**4)))
     assert (second["lr"], second["weight_decay"], second["betas"]) == (4.0, 0.4, pytest.approx((0.0, 0.8**4)))
 
 
@@ -54,7 +54,21 @@ def test_steps_are_counted_from_the_first_change_and_for_each_group_apart():
     assert not ours.idle
     step(optimizer, 0, 1)
     ours.count()
-    assert ours.state_dict() == [[1, 4.0, 4.0, False], [4, 7.0, 4.0, False]]
+    # t, the sums of the powers of beta1 and beta2, the powers of the latest step
+    assert ours.state_dict() == [[1, 2.0, 4.0, 2.0, 4.0, False], [4, 5.0, 7.0, 2.0, 4.0, False]]
+
+
+def test_each_average_is_corrected_by_the_powers_of_its_own_beta():
+    """A step at k = 1, one at 4: beta1 = 1/4 to the powers 1 and 2, beta2 = 1/2 to 1 and 4. Today both are 1/16."""
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=1.0, betas=(0.25, 0.5), eps=8.0)
+    step(optimizer, 0)
+    (new,) = Hyperparameters(optimizer, kind_of(optimizer)).changed(
+        optimizer.param_groups, ["betas"], k=4.0, lr_factor=1.0
+    )
+    c1 = (1 - 1 / 16**2) / (1 - 1 / 4**3)
+    c2 = (1 - 1 / 16**2) / (1 - 1 / 2**5)
+    assert new["betas"] == (1 / 16, 1 / 16)
+    assert (new["lr"], new["eps"]) == pytest.approx((c1 / c2**0.5, 8 / c2**0.5))
 
 
 @pytest.mark.parametrize("following", [["lr"], ["lr", "weight_decay", "eps"]])
