@@ -73,6 +73,7 @@ class Controller:
         self.max_batch_size = settings.max_batch_size or max(batch_size, largest)
         self.epoch_samples, self._epochs = epoch_samples, epochs
         self._lr_rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
+        self._critical = policy.critical_over_simple(adaptive)
         self.run = Progress(epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
         self._time = Timekeeper(given, device, batch_size, settings.overhead)
@@ -183,9 +184,9 @@ class Controller:
         self._since_decision += 1
 
     def _worth(self, batch_size: int) -> float:
-        # A loss that couples samples has no noise scale, and its batch is held: a sample is a sample there.
-        coupled = self._measurements.caveat == COUPLED
-        return 1.0 if coupled else rate(batch_size, policy.reference(self.start), self.noise_scale)
+        coupled = self._measurements.caveat == COUPLED  # then there is no noise scale, and a sample is a sample
+        reference = policy.reference(self.start)
+        return 1.0 if coupled else rate(batch_size, reference, self.noise_scale, self._critical)
 
     def _due(self) -> bool:
         if self.run.worth - self._decided_at >= self._pace:
@@ -224,6 +225,7 @@ class Controller:
             start=self.start,
             progress=self.progress,
             step_time=self.step_time,
+            critical=self._critical,
             floor=policy.efficiency_floor(self.progress, self.run.required),
             max_batch_size=self.max_batch_size,
             memory=memory.affordable(self._largest_run, self._device) if may_grow else math.inf,

@@ -50,7 +50,8 @@ class AdaptiveBatchSize(RunReport, Callback):
             it below what the target wants.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
-        overhead: share of the run's time that measuring may cost; 0 measures nothing.
+        overhead: share of the run's time, as it would be at the first batch size, that measuring may cost; 0 measures
+            nothing.
         step_time: (a, b), seconds of a step being a + b B; given, no clock is read and a run can be repeated.
         source: of the measurements: "auto", "halves" or "per_example".
         metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.

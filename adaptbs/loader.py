@@ -66,7 +66,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             it below what the target wants.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
-        overhead: share of the run's time that measuring may cost; 0 measures nothing.
+        overhead: share of the run's time, as it would be at the first batch size, that measuring may cost; 0 measures
+            nothing.
         step_time: (a, b), seconds of a step being a + b B. Given, no clock and no device is read, and a run can be
             repeated to the bit.
         source: of the measurements: "halves" of a batch; "per_example" norms, which vary less but exist for some layers

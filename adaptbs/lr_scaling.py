@@ -10,12 +10,14 @@ import math
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from .types import LRRule, NoiseScale
+from .types import ENOUGH, LRRule, NoiseScale
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 log = logging.getLogger(__name__)
+
+SATURATION = 4  # the batch, over B_simple, at which SGD's learning rate has half of all it will have; see `saturating`
 
 
 def linear(k: float, noise_scale: NoiseScale | None) -> float:
@@ -48,15 +50,33 @@ def gain(base_batch_size: int) -> LRRule:
     return rule
 
 
+def saturating(base_batch_size: int) -> LRRule:
+    """The gain at the critical batch, 4 B_simple: k while noise rules, less beyond it.
+
+    SGD's longest stable step does not grow with the batch, and past the critical batch k would outrun it. While
+    B_simple is not known noise is taken to rule.
+    """
+
+    def rule(k: float, noise_scale: NoiseScale | None) -> float:
+        phi = noise_scale.simple if noise_scale is not None and noise_scale.measurements >= ENOUGH else None
+        if phi is None:
+            return k
+        critical = SATURATION * phi
+        return (1 + critical / base_batch_size) / (1 + critical / (k * base_batch_size))
+
+    return rule
+
+
 NAMES = ("auto", "linear", "sqrt", "gain", "none")
 
 
 def resolve(lr_scaling: str | LRRule, *, adaptive: bool, base_batch_size: int) -> LRRule:
-    """The rule for `lr_scaling=`, "auto" being sqrt for optimizers that divide by the gradient's size, else linear."""
+    """The rule for `lr_scaling=`, "auto" being sqrt for those that divide by the gradient's size, else saturating."""
     if callable(lr_scaling):
         return _checked(lr_scaling)
-    name = lr_scaling if lr_scaling != "auto" else ("sqrt" if adaptive else "linear")
-    return {"linear": linear, "sqrt": sqrt, "none": none, "gain": gain(base_batch_size)}[name]
+    if lr_scaling == "auto":
+        return sqrt if adaptive else saturating(base_batch_size)
+    return {"linear": linear, "sqrt": sqrt, "none": none, "gain": gain(base_batch_size)}[lr_scaling]
 
 
 def _checked(rule: LRRule) -> LRRule:

@@ -12,9 +12,10 @@ from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 # The efficiency, progress per sample relative to the reference batch, that the batch must keep:
 FLOOR_OF_EPOCHS = 0.8  # with a fixed number of samples, each less efficient is quality lost;
 FLOOR, EARLY_FLOOR, EARLY = 0.5, 0.6, 0.25  # where progress is what counts, it is only time (the first quarter apart)
-# The batch at which a sample brings half of what it brings at a tiny one, over the simple noise scale, which takes all
-# directions to be equally curved (McCandlish et al. 2018, section 2.2). Set on runs that no table shows.
-CRITICAL = 4
+# The critical batch, at which a sample brings half of what it brings at a tiny one, over the simple noise scale, which
+# takes all directions to be equally curved (McCandlish et al. 2018, section 2.2). Adam evens curvatures out, and its
+# critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both were set on runs that no table shows.
+CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 4, 2
 LARGEST_FACTOR = 32  # the batch over the one its hyperparameters are stated for, up to which they are known to transfer
 SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
 PACE = 2  # the batch at most doubles, or halves, in one decision
@@ -30,6 +31,7 @@ class Situation:
         start: the size the run began with, samples.
         progress: share of the run done, 0..1.
         step_time: seconds of a step by batch size, None until two sizes have been run.
+        critical: the critical batch over B_simple.
         floor: the efficiency that the batch must keep.
         max_batch_size: the user's limit, samples.
         memory: the largest size that memory affords, samples; inf where that is not known.
@@ -43,6 +45,7 @@ class Situation:
     step_time: Time | None
     max_batch_size: int
     memory: float
+    critical: float = CRITICAL_OF_SGD
     floor: float = FLOOR_OF_EPOCHS
     coupled: bool = False
 
@@ -57,9 +60,9 @@ def reference(start: int) -> int:
     return min(start, 64)
 
 
-def critical_batch(noise_scale: float) -> float:
-    """phi in what follows: the critical batch size, samples, from B_simple or a limit of it."""
-    return CRITICAL * noise_scale
+def critical_over_simple(adaptive: bool) -> float:
+    """The critical batch (phi in what follows) over B_simple, by whether the optimizer divides by gradients' size."""
+    return CRITICAL_OF_ADAPTIVE if adaptive else CRITICAL_OF_SGD
 
 
 def efficiency(phi: float, batch_size: float, reference: float) -> float:
@@ -106,7 +109,7 @@ def nearest_power_of_2(size: float) -> int:
 def goodput(now: Situation) -> tuple[int, str]:
     """The most progress per second at the cautious noise scale, without falling below the efficiency floor."""
     assert now.noise_scale is not None
-    phi = critical_batch(now.noise_scale.cautious)
+    phi = now.critical * now.noise_scale.cautious
     fastest = goodput_optimum(phi, now.step_time)
     ceiling = largest_efficient(phi, now.reference, now.floor)
     size = nearest_power_of_2(min(fastest, ceiling))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .policy import critical_batch, efficiency
+from .policy import efficiency
 from .types import ENOUGH, NoiseScale
 
 WITHIN = 1e-9  # relative; sums of many floats end this near to their plan
@@ -112,18 +112,18 @@ class Progress:
             setattr(self, name, state[name])
 
 
-def rate(batch_size: int, reference: int, noise_scale: NoiseScale | None) -> float:
+def rate(batch_size: int, reference: int, noise_scale: NoiseScale | None, critical: float) -> float:
     """What a sample is worth at this batch size, in samples of the reference batch R: (phi + R)/(phi + B).
 
     B times that is AdaScale's gain of one step, (1 + phi/R)/(1 + phi/B) steps of R samples (Johnson et al. 2020,
-    arXiv:2007.05105). phi is the critical batch by the point estimate: counting by the cautious limit, on which
-    decisions are made, would charge its caution twice. Where there is none, because |G|^2 is lost in noise, every
-    sample counts; where nothing is known, a batch counts as one of the reference, unless it is smaller.
+    arXiv:2007.05105). phi is the critical batch, `critical` times the point estimate: counting by the cautious limit,
+    on which decisions are made, would charge its caution twice. Where there is none, because |G|^2 is lost in noise,
+    every sample counts; where nothing is known, a batch counts as one of the reference, unless it is smaller.
     """
     if noise_scale is None or noise_scale.measurements < ENOUGH:
         return min(1.0, reference / batch_size)
     simple = noise_scale.simple
-    return 1.0 if simple is None else efficiency(critical_batch(simple), batch_size, reference)
+    return 1.0 if simple is None else efficiency(critical * simple, batch_size, reference)
 
 
 _REMEMBERED = ("samples", "epoch", "epoch_position", "worth")

@@ -13,6 +13,7 @@ from quality_rules import MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
 from quality_tasks import BASE, Task
 from quality_training import fixed_run
 
+from adaptbs import policy
 from adaptbs.policy import LARGEST_FACTOR
 
 ALL = ("lr", "betas", "eps", "weight_decay")
@@ -149,7 +150,7 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
             "target": target, "transfer": ALL, "overhead": 1e-6, "decide_every": 1 / PIECES,
             "max_extra": like["samples"] / planned,
         },
-        patches={"adaptbs.controller.rate": lambda batch_size, reference, noise_scale: worth},
+        patches={"adaptbs.controller.rate": lambda *_: worth},
     )  # fmt: skip
 
 
@@ -162,6 +163,12 @@ def _beta1(power: float) -> dict[str, object]:
     return {"adaptbs.transfer.powers": powers, "adaptbs.hyperparameters.powers": powers}
 
 
+def _critical(by: float) -> dict[str, object]:
+    """The critical batch that the default takes it for, times this."""
+    names = ("CRITICAL_OF_ADAPTIVE", "CRITICAL_OF_SGD")
+    return {f"adaptbs.policy.{name}": by * getattr(policy, name) for name in names}
+
+
 #: One switch each, against the adaptive run from 64 on the GPU-like step time.
 ABLATIONS: tuple[Adaptive, ...] = (
     *(Adaptive(f"no {name}", options={"transfer": tuple(n for n in ALL if n != name)}) for name in ALL),
@@ -169,9 +176,8 @@ ABLATIONS: tuple[Adaptive, ...] = (
     Adaptive("beta1 as it is", patches=_beta1(0)),
     Adaptive("budget of epochs", options={"budget": "epochs"}),
     Adaptive("max_extra .25", options={"max_extra": 0.25}),
-    Adaptive("critical batch B_simple", patches={"adaptbs.policy.CRITICAL": 1}),
-    Adaptive("critical batch 2 B_simple", patches={"adaptbs.policy.CRITICAL": 2}),
-    Adaptive("critical batch 8 B_simple", patches={"adaptbs.policy.CRITICAL": 8}),
+    *(Adaptive(f"critical batch x {by:g}", patches=_critical(by)) for by in (0.25, 0.5, 2)),
+    Adaptive("lr x k", options={"lr_scaling": "linear", "transfer": ALL}),
     Adaptive("efficiency .8", patches={"adaptbs.policy.FLOOR": 0.8, "adaptbs.policy.EARLY_FLOOR": 0.8}),
     Adaptive("up to an eighth of the data", patches={"adaptbs.policy.LARGEST_FACTOR": 10**6}),
     Adaptive("x4 growth", patches={"adaptbs.policy.PACE": 4}),

@@ -121,7 +121,7 @@ def test_measuring_keeps_to_its_share_when_the_batch_grows():
 @pytest.mark.parametrize(("adaptive", "factor"), [(True, 2), (False, 4)])
 def test_auto_scaling_goes_by_the_optimizer(adaptive, factor):
     run_ = controller(64, 16, adaptive=adaptive, base_batch_size=4)
-    assert run_.lr_factor == factor
+    assert run_.lr_factor == factor  # (no noise scale is known yet)
 
 
 def test_progress_is_the_share_of_the_run():
@@ -306,7 +306,7 @@ def test_where_a_cap_holds_the_batch_the_learning_rate_falls_if_asked():
     run(kept, NOISY)
     run(falling, NOISY)
     assert kept.batch_size == falling.batch_size == 16
-    assert kept.lr_factor == 2
+    assert kept.lr_factor == pytest.approx(2, rel=1e-4)
     assert falling.lr_factor < 0.01
     factors = falling.history.decisions()["lr_factor"]
     assert all(after >= before / 2 for before, after in pairwise(factors)), "no faster than a batch doubles"

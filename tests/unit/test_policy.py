@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from adaptbs.policy import (
-    CRITICAL,
+    CRITICAL_OF_SGD,
     Situation,
     decide,
     efficiency,
@@ -23,7 +23,7 @@ from adaptbs.types import Decision, NoiseScale
 
 def known(critical: float, measurements: int = 9) -> NoiseScale:
     """An estimate in no doubt, of this critical batch."""
-    phi = critical / CRITICAL
+    phi = critical / CRITICAL_OF_SGD
     return NoiseScale(grad_sq=1.0, trace=phi, low=phi, high=phi, cautious=phi, measurements=measurements)
 
 
@@ -72,8 +72,8 @@ def test_goodput_stops_where_the_step_time_makes_more_useless():
 
 
 def test_the_noise_scale_target_is_the_cautious_limit():
-    assert noise_scale(NOW) == (256, "noise scale")
-    assert decide(replace(NOW, batch_size=128), "noise_scale") == Decision(256, "noise scale")
+    assert noise_scale(NOW) == (512, "noise scale")
+    assert decide(replace(NOW, batch_size=256), "noise_scale") == Decision(512, "noise scale")
 
 
 def test_where_progress_counts_the_floor_is_lower_and_never_below_what_the_end_requires():

@@ -17,19 +17,19 @@ def run(epochs: int = 2, max_extra: float | None = 0.5, epoch_samples: int = 100
 
 
 def test_a_sample_is_worth_its_efficiency():
-    assert rate(64, 64, known(100)) == 1
-    assert rate(400, 100, known(50)) == 300 / 600  # at a critical batch of 200
-    assert rate(50, 100, known(50)) == 300 / 250
+    assert rate(64, 64, known(100), critical=4) == 1
+    assert rate(400, 100, known(50), critical=4) == 300 / 600  # at a critical batch of 200
+    assert rate(50, 100, known(100), critical=2) == 300 / 250
 
 
 def test_where_the_gradient_is_lost_in_noise_every_sample_counts():
-    assert rate(512, 64, known(100, grad_sq=-1.0)) == 1
+    assert rate(512, 64, known(100, grad_sq=-1.0), critical=4) == 1
 
 
 @pytest.mark.parametrize("unknown", [None, known(1e6, measurements=3)])
 def test_where_nothing_is_known_a_batch_counts_as_one_of_the_reference(unknown):
-    assert rate(256, 64, unknown) == 1 / 4
-    assert rate(32, 64, unknown) == 1
+    assert rate(256, 64, unknown, critical=4) == 1 / 4
+    assert rate(32, 64, unknown, critical=4) == 1
 
 
 def test_a_plain_budget_counts_samples_and_leaves_the_end_to_the_user():
