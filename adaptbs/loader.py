@@ -54,8 +54,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         base_batch_size: the size the hyperparameters are stated for, samples; `batch_size` where None.
         target: "goodput" (most progress per second), "noise_scale", or a function
             `(noise_scale, batch_size, progress) -> wanted batch size`.
-        lr_scaling: "auto" (sqrt for Adam and its kin, linear for SGD), "linear", "sqrt", "gain", "none", or a
-            function `(k, noise_scale) -> factor`.
+        lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch for SGD), "linear", "sqrt",
+            "gain", "none", or a function `(k, noise_scale) -> factor`.
         transfer: which hyperparameters follow the batch, out of "lr", "betas", "eps" and "weight_decay"; where None all
             of them with `lr_scaling="auto"`, else "lr" only. What each becomes: docs/transfer.md.
         budget: of a run of `for epoch in loader.epochs(n)`. "progress": it ends when it has come as far as the plan

@@ -57,37 +57,6 @@ def overhead() -> str:
     return markdown(header, rows) + note + where(result, "python benchmarks/overhead.py")
 
 
-TASKS = {
-    "flights": ("flights, fastai tabular, RMSE", "{:.2f} min"),
-    "mnist": ("MNIST, small CNN in a plain loop, NLL", "{:.4f}"),
-}
-
-
-def comparison() -> str:
-    """Fixed 64 against adaptive from 64: medians over seeds, and the range of the ratios."""
-    result = load("fixed_vs_adaptive")
-    rows = []
-    for name, task in result["tasks"].items():
-        title, style = TASKS[name]
-
-        def middle(side: str, field: str, task=task) -> float:
-            values = sorted(run[side][field] for run in task["runs"])
-            return values[len(values) // 2]
-
-        def ratio(field: str, task=task) -> str:
-            r = task["ratios"][field]
-            return f"{r['median']:.2f} ({r['lowest']:.2f}-{r['highest']:.2f})"
-
-        rows.append([
-            title, style.format(middle("fixed", "metric")), style.format(middle("adaptive", "metric")),
-            ratio("metric"), ratio("steps"), ratio("seconds"),
-        ])  # fmt: skip
-    header = ["task, error measure", "fixed 64", "adaptive", "error ratio", "steps ratio", "time ratio"]
-    seeds = len(next(iter(result["tasks"].values()))["runs"])
-    note = f"\nMedians of {seeds} seeds, adaptive / fixed paired by seed, lowest and highest in brackets."
-    return markdown(header, rows) + note + where(result, "python benchmarks/fixed_vs_adaptive.py --mnist DIR")
-
-
 def demo() -> str:
     """The run behind the picture."""
     result = load("demo")
@@ -106,7 +75,6 @@ def demo() -> str:
 TABLES = {
     "measuring": measuring,
     "overhead": overhead,
-    "comparison": comparison,
     "demo": demo,
     **tables_of_estimates.TABLES,
     **quality_tables.TABLES,

@@ -91,9 +91,8 @@ def test_training_with_a_grad_scaler_does_not_notice(kind, fused, make):
 def test_the_learning_rate_survives_a_step_that_overflows(fused):
     model = plain()
     optimizer = SGD(model.parameters(), 1e-2, fused=fused)
-    doubled = {
-        "target": lambda noise_scale, batch_size, progress: 2 * batch_size, "max_batch_size": 64, "lr_scaling": "linear",
-    }  # fmt: skip
+    target = {"target": lambda noise_scale, batch_size, progress: 2 * batch_size}
+    doubled = {**target, "max_batch_size": 64, "lr_scaling": "linear"}
     loader = measuring(model, optimizer, autocast=float16, **doubled)
     used = []
     optimizer.register_step_pre_hook(lambda *_: used.append(float(optimizer.param_groups[0]["lr"])))
@@ -110,9 +109,7 @@ def test_the_learning_rate_survives_a_step_that_overflows(fused):
 def test_a_step_that_overflows_does_not_count_as_accumulated(fused):
     model = plain()
     optimizer = AdamW(model.parameters(), 1e-2, fused=fused)
-    doubled = {
-        "target": lambda noise_scale, batch_size, progress: 2 * batch_size, "max_batch_size": 64, "lr_scaling": "linear",
-    }  # fmt: skip
+    doubled = {"target": lambda noise_scale, batch_size, progress: 2 * batch_size, "max_batch_size": 64}
     loader = measuring(model, optimizer, autocast=float16, **doubled)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=1)
     roots = []  # of k
