@@ -121,8 +121,10 @@ def own_best(task: str, size: int) -> Fixed | None:
 
 
 def fastest_fixed(task: str, model: str, sizes: Sequence[int]) -> tuple[int, Compared] | None:
-    """The fixed batch, of those no worse than 64, that takes least time."""
-    candidates = [(size, compared(task, f"fixed {size}")) for size in sizes]
+    """The fixed batch, by either transfer rule or at its own learning rate, no worse than 64, that takes least time."""
+    own = [(size, rule.name) for size in sizes if (rule := own_best(task, size))]
+    names = [*own, *((size, f"fixed {size}{rule}") for size in sizes for rule in ("", " beta1^k"))]
+    candidates = [(size, compared(task, name)) for size, name in names]
     passed = [(size, c) for size, c in candidates if c is not None and (c.passed or size == 64)]
     return min(passed, key=lambda pair: pair[1].times[model]) if passed else None
 
