@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import lr_scaling, memory, policy
+from .delivery import Delivery, Loop, PlainLoop
 from .duty_cycle import TRY
 from .history import History
 from .measurements import Measurements
 from .noise_scale import student_t
+from .pace import NEWS, Pace, cannot_wait
 from .progress import Progress, rate
 from .sampler import Issued
 from .settings import Settings
@@ -28,11 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NEWS = 8  # new measurements that a decision may be made on before its turn
-SOON = 0.1  # of the run, within which it is: a batch that stays too small costs most there
-FAR = 4  # a batch this many times below the cautious noise scale, or below the next, need not wait for its turn
-SMALL = 64  # samples
-
 
 class Controller:
     """Sets the batch size of one run.
@@ -40,14 +37,19 @@ class Controller:
     Whoever delivers batches asks it for the size of the next (`batch_size`), runs them through `deliver`, hands it
     measurements when `measure_next` says so, and multiplies the learning rate by `lr_factor`.
 
+    All sizes in here are samples of an optimizer step. Where a step takes several deliveries (`parts`: accumulated
+    batches, ranks), those are cut from it; the user's `batch_size` and `max_batch_size` are of a delivery.
+
     Args:
         settings: the user's arguments.
-        batch_size: the size to start with, samples.
+        batch_size: of the first deliveries, samples.
         epoch_samples: samples of an epoch.
         epochs: length of the run; None where that is not known, then pace is counted by the epoch.
         adaptive: whether the optimizer divides by the gradient's size (`lr_scaling.is_adaptive`).
         device: that trains.
         views: names of the other noise scales that are measured beside the plain one, and only reported.
+        parts: deliveries that make up a step.
+        placed: told where the schedule is before and after each batch that the loop comes to work on.
 
     Raises:
         ValueError: a batch size that this dataset or `max_batch_size` does not allow.
@@ -63,14 +65,16 @@ class Controller:
         adaptive: bool,
         device: Device,
         views: Sequence[str] = (),
+        parts: int = 1,
+        placed: Callable[[float, float], None] | None = None,
     ) -> None:
         settings.check_start(batch_size, epoch_samples)
-        batch_size = int(batch_size)  # a NumPy integer would stand in the way of torch.load
-        self._settings, self._device = settings, device
-        self.start = self.batch_size = self._largest_run = batch_size
+        batch_size = int(batch_size) * parts  # (a NumPy integer would stand in the way of torch.load)
+        self._settings, self._device, self.parts = settings, device, parts
+        self.start = self.batch_size = batch_size
         self.base_batch_size = int(settings.base_batch_size or batch_size)
         largest = min(epoch_samples // 8, policy.LARGEST_FACTOR * self.base_batch_size)
-        self.max_batch_size = settings.max_batch_size or max(batch_size, largest)
+        self.max_batch_size = settings.max_batch_size * parts if settings.max_batch_size else max(batch_size, largest)
         self.epoch_samples, self._epochs = epoch_samples, epochs
         self._lr_rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
         self._critical = policy.critical_over_simple(adaptive)
@@ -81,11 +85,8 @@ class Controller:
         self._short = 1.0  # the batch over the one that was wanted, where a cap holds it and the learning rate follows
         if settings.overhead:
             student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
-        self.schedule_span = (0.0, 0.0)  # where the schedule is before and after the delivered batch, samples
-        self._pace = settings.decide_every * self.run.planned  # samples' worth from one decision to the next
-        self._decided_at, self._since_decision = 0.0, 0  # in the same; measurements
-        self.delivered = Issued(batch_size, batch_size)  # the batch in the user's hands
-        self.ever_changed = False  # whether any batch so far was cut at another size than the first
+        self._pace = Pace(settings.decide_every * self.run.planned)
+        self.delivery = Delivery(self.run, batch_size, worth=self._worth, stepped=self._stepped, placed=placed)
         self.noise_scale: NoiseScale | None = None
         self.views: dict[str, NoiseScale] = {}
         self.history = History(views)
@@ -109,7 +110,7 @@ class Controller:
     @property
     def k(self) -> float:
         """Batch / base batch, by the size the batch was cut at: so an epoch's short last batch keeps its step."""
-        return self.delivered.nominal / self.base_batch_size
+        return self.delivery.in_hand.nominal / self.base_batch_size
 
     @property
     def lr_factor(self) -> float:
@@ -126,43 +127,33 @@ class Controller:
         """Batches still to come in this epoch, at the size of now."""
         return -(-(self.epoch_samples - self.run.epoch_position) // self.batch_size)
 
-    def deliver(self, batches: Iterable[T], issued: deque[Issued]) -> Iterator[T]:
+    def deliver(self, batches: Iterable[T], issued: deque[Issued], loop: Loop | None = None) -> Iterator[T]:
         """Pass an epoch's batches on, keep count, and decide between them; end where the run does.
 
         Args:
-            batches: an epoch of them.
-            issued: what each was cut at, in the same order; filled by the sampler as it goes.
+            batches: an epoch of them, or what was left of the one under way when a state was saved.
+            issued: what each was cut at, in the same order, filled by the sampler as it goes; a batch leaves it when
+                the loop comes to work on it.
+            loop: which batch that is; where None the latest.
         """
-        position = 0  # of this iteration: another may be under way
         self._time.clock.start()
-        try:
-            for batch in batches:
-                if not issued:
-                    raise RuntimeError("persistent workers serve one iteration at a time: end it before the next")
-                self.delivered = issued.popleft()
-                nominal, length = self.delivered
-                position += length
-                self.schedule_span = self.run.deliver(nominal, length, position, self._worth(nominal))
-                self._largest_run = max(self._largest_run, length)
-                self.ever_changed |= nominal != self.start
-                yield batch
-                self._time.clock.step(self.delivered.length)
-                if self._due():
-                    with self._time.clock.deciding():
-                        self._decide()
-                if self.run.complete:
-                    return
-        finally:
-            self.run.end_epoch()
+        return self.delivery.deliver(batches, issued, loop or PlainLoop())
+
+    def _stepped(self, length: int) -> None:
+        """The loop is through with a step of so many samples."""
+        self._time.clock.step(length)
+        if self._due():
+            with self._time.clock.deciding():
+                self._decide()
 
     def measure_next(self) -> bool:
-        """Whether the delivered batch should be measured: by chance, as often as `overhead` allows."""
-        return self._time.duty.measure_next(self.run.planned / self.batch_size)
+        """Whether the batch just fetched should be measured: by chance, as often as `overhead` allows."""
+        return self.delivery.fetched.ends_step and self._time.duty.measure_next(self.run.planned / self.batch_size)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Put around a measurement, to charge its time to `overhead` instead of to the step."""
-        with self._time.clock.measuring(self.delivered.length):
+        with self._time.clock.measuring(self.delivery.fetched.length):
             yield
 
     def forget_measurements(self) -> None:
@@ -174,14 +165,14 @@ class Controller:
         """Begin after so many epochs, where a run is resumed; nothing once samples have been delivered."""
         if not self.run.samples:
             self.run.skip(epochs)
-            self._decided_at = self.run.worth
+            self._pace.decided(self.run.worth)
 
     def measured(self, made: Measurement | None) -> None:
         """Take in a measurement of the delivered batch; None where it could not be measured."""
         if made is None:
             return
         self._measurements.add(self.run.samples, made, self.progress if self._epochs else None)
-        self._since_decision += 1
+        self._pace.news += 1
 
     def _worth(self, batch_size: int) -> float:
         coupled = self._measurements.caveat == COUPLED  # then there is no noise scale, and a sample is a sample
@@ -189,28 +180,32 @@ class Controller:
         return 1.0 if coupled else rate(batch_size, reference, self.noise_scale, self._critical)
 
     def _due(self) -> bool:
-        if self.run.worth - self._decided_at >= self._pace:
+        pace = self._pace
+        if pace.is_turn(self.run.worth):
             return True
-        if self._since_decision == TRY and not self._time.knows_cost:
+        if pace.news == TRY and not self._time.knows_cost:
             with self._time.clock.deciding():
-                self._read()
+                self._take_in()
                 self._calibrate()
-        if callable(self._settings.target) or self._since_decision < NEWS:
+        if callable(self._settings.target) or pace.news < NEWS:
             return False
         # Enough new measurements to tell: is the batch still far from where it should be?
-        self._since_decision = 0
+        pace.news = 0
         with self._time.clock.deciding():
             estimate = self._read()
             self._calibrate()
-        far = estimate is not None and estimate.cautious >= FAR * self.batch_size
-        return far or self.progress < SOON or self.batch_size < SMALL
+        return cannot_wait(estimate, self.batch_size, self.progress)
 
     def _read(self) -> NoiseScale | None:
-        """Read clock and measurements, the only place where the host waits for the device; the estimate of now."""
+        """The estimate of now."""
+        self._take_in()
+        return self._measurements.estimate(self._settings.confidence)
+
+    def _take_in(self) -> None:
+        """Read clock and measurements, the only place where the host waits for the device."""
         self._time.read()
         for samples, progress, made, norms in self._measurements.read():
             self.history.add_measurement(samples, progress, made, norms)
-        return self._measurements.estimate(self._settings.confidence)
 
     def _decide(self) -> None:
         # Between decisions the estimate stays: a learning rate rule may depend on it.
@@ -228,9 +223,12 @@ class Controller:
             critical=self._critical,
             floor=policy.efficiency_floor(self.progress, self.run.required),
             max_batch_size=self.max_batch_size,
-            memory=memory.affordable(self._largest_run, self._device) if may_grow else math.inf,
+            memory=self.parts * memory.affordable(self.delivery.longest, self._device) if may_grow else math.inf,
         )
         decision = policy.decide(now, self._settings.target)
+        if decision.batch_size % self.parts:  # (a step is made of equal parts)
+            whole = max(decision.batch_size // self.parts, 1) * self.parts
+            decision = replace(decision, batch_size=whole)
         if decision.batch_size != self.batch_size:
             change = self.batch_size, decision.batch_size, decision.reason, 100 * self.progress
             log.info("batch size %d -> %d (%s) at %.0f %%", *change)
@@ -240,13 +238,13 @@ class Controller:
         if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
             self._time.duty.decided(decision, self.batch_size, self.noise_scale)
         self.batch_size = decision.batch_size
-        self._decided_at, self._since_decision = self.run.worth, 0
+        self._pace.decided(self.run.worth)
         self._record("decision", decision.reason)
         self._calibrate()
 
     def _calibrate(self) -> None:
         left = self.run.planned - self.run.worth if self._epochs else self.epoch_samples
-        self._time.calibrate(self.delivered.nominal, self.batch_size, left)
+        self._time.calibrate(self.delivery.in_hand.nominal, self.batch_size, left)
 
     @property
     def doubt(self) -> str | None:
@@ -259,18 +257,17 @@ class Controller:
             self.views,
             event=event, reason=reason, doubt=self.doubt,
             samples=self.run.samples, progress=self.progress if self._epochs else None,
-            batch_size=self.batch_size, global_batch_size=self.batch_size,
+            batch_size=self.batch_size // self.parts, global_batch_size=self.batch_size,
             lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, self.noise_scale) * self.anneal,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Everything decisions depend on: numbers, strings and containers of them."""
-        self._read()
+        self._take_in()
         state = {name: getattr(self, name) for name in _REMEMBERED}
         parts = {name: getattr(self, name).state_dict() for name in _PARTS}
         return {
             **state, **parts,
-            "delivered": list(self.delivered),
             "noise_scale": astuple(self.noise_scale) if self.noise_scale else None,
             "views": {name: astuple(view) for name, view in self.views.items()},
             "history": [dict(record) for record in self.history.records],
@@ -278,23 +275,22 @@ class Controller:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()` of a run of the same shape; else a ValueError says what differs."""
-        for name in ("start", "epoch_samples"):
+        for name in ("start", "epoch_samples", "parts"):
             if state[name] != getattr(self, name):
                 raise ValueError(
                     f"the saved run has {name}={state[name]}, this one {getattr(self, name)}: "
-                    "build it with the same dataset, batch_size and drop_last"
+                    "build it with the same dataset, batch_size, accumulation_steps and drop_last"
                 )
         for name in _REMEMBERED:
             setattr(self, name, state[name])
         for name in _PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.delivered = Issued(*state["delivered"])
         self.history.records = [{name: old.get(name) for name in self.history.columns} for old in state["history"]]
         self.noise_scale = NoiseScale(*state["noise_scale"]) if state["noise_scale"] else None
         self.views = {name: NoiseScale(*view) for name, view in state["views"].items() if name in self.history.views}
 
 
-_PARTS = ("run", "_time", "_measurements")
+_PARTS = ("run", "_time", "_measurements", "_pace", "delivery")
 _REMEMBERED = (
-    "start", "epoch_samples", "batch_size", "ever_changed", "_largest_run", "_decided_at", "_since_decision", "_short",
+    "start", "epoch_samples", "parts", "batch_size", "_short",
 )  # fmt: skip

@@ -151,6 +151,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         self._hypers = ScaledHypers(self.opt, settings.following)
         if self._resumed is not None:
             self._controller.load_state_dict(self._resumed["controller"])
+            self._controller.delivery.begin_anew()  # (a fit begins with an epoch)
             self._hypers.hyperparameters.load_state_dict(self._resumed.get("hyperparameters", []))
             self._resumed = None
         self._epoch_steps = len(dl)
@@ -186,7 +187,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         run = self._run
         assert self._hypers is not None
         self._hypers.scale(run.k, run.lr_factor, run.anneal)
-        if run.ever_changed:
+        if run.delivery.ever_changed:
             self.learn.n_iter = self.iter + 1 + run.batches_left
             if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):
                 self.learn.progress.pbar.total = self.learn.n_iter
@@ -195,7 +196,7 @@ class AdaptiveBatchSize(RunReport, Callback):
     def after_batch(self) -> None:
         """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""
         self._restore()
-        self._place_schedule(self._run.schedule_span[1])
+        self._place_schedule(self._run.delivery.schedule_span[1])
 
     @property
     def _by_progress(self) -> bool:
@@ -204,7 +205,7 @@ class AdaptiveBatchSize(RunReport, Callback):
     def _place_schedule(self, samples: float) -> None:
         """Put the schedule where the fixed run's stood after so many samples, of this epoch or of the whole plan."""
         run = self._run
-        if run.ever_changed or run.run.worth != run.run.samples:
+        if run.delivery.ever_changed or run.run.worth != run.run.samples:
             # (While nothing has changed, fastai's own running sum is left alone: the same number but for rounding.)
             epochs, within = divmod(samples + ROUNDING, run.epoch_samples)
             before = 0 if self._by_progress else self.epoch
@@ -231,7 +232,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             return
         try:
             with self._run.measuring():
-                self._run.measured(self._measurer.measure((self.xb, self.yb), self._run.delivered.length))
+                self._run.measured(self._measurer.measure((self.xb, self.yb), self._run.delivery.fetched.length))
         except Unsupported:
             raise  # a source was asked for that cannot be
         except Exception as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -16,17 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import schedule
 from .controller import Controller
+from .feed import Feed
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.views import views_of
+from .loader_arguments import check, made_with
+from .loader_run import LoaderRun
 from .lr_scaling import is_adaptive
 from .report import RunReport
-from .sampler import AdaptiveBatchSampler, indices
-from .scaled_step import ScaledStep
-from .settings import Settings, check_size
+from .settings import Settings
 from .types import LRRule, Target
-
-log = logging.getLogger(__name__)
 
 
 class AdaptiveDataLoader(RunReport, DataLoader[Any]):
@@ -39,8 +37,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
     buffers and random states do not notice.
 
     Args:
-        dataset: map-style, with a length.
-        batch_size: to start with, samples.
+        dataset: with a length; of an IterableDataset an estimate will do.
+        batch_size: to start with, samples of a batch as it is delivered.
         shuffle, sampler, drop_last, and every other argument of DataLoader: as there. With `drop_last` an epoch
             delivers as many samples as a DataLoader of the starting size would.
         model: being trained. Needed, as `loss_func` is, unless `overhead=0`.
@@ -50,8 +48,11 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         autocast: makes the context that the forward pass runs under, as `lambda: torch.autocast("cuda")`.
         scheduler: a torch LR scheduler that the loop steps, per batch or per epoch.
         epochs: length of the run; read from the scheduler's `total_steps` or `T_max` where None.
-        max_batch_size: never exceeded, samples; where None an eighth of the dataset, at most 32 times the base batch.
-        base_batch_size: the size the hyperparameters are stated for, samples; `batch_size` where None.
+        accumulation_steps: batches that the loop accumulates gradients of before it calls `optimizer.step()`.
+        max_batch_size: of a batch as it is delivered, never exceeded, samples; where None an eighth of the dataset, at
+            most 32 times the base batch, for a whole optimizer step.
+        base_batch_size: the size the hyperparameters are stated for, samples of an optimizer step; where None
+            `batch_size` times `accumulation_steps`.
         target: "goodput" (most progress per second), "noise_scale", or a function
             `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch for SGD), "linear", "sqrt",
@@ -79,6 +80,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         ValueError, TypeError: for arguments that cannot be; nothing has been changed then.
     """
 
+    _run: LoaderRun
+
     def __init__(
         self,
         dataset: Dataset[Any],
@@ -93,6 +96,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
         scheduler: LRScheduler | None = None,
         epochs: int | None = None,
+        accumulation_steps: int = 1,
         max_batch_size: int | None = None,
         base_batch_size: int | None = None,
         target: str | Target = "goodput",
@@ -129,30 +133,26 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             metric=metric,
             by_group=by_group,
         )
-        if stock.pop("batch_sampler", None) is not None:
-            raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
-        check_size("batch_size", batch_size)
+        check(
+            batch_size=batch_size, accumulation_steps=accumulation_steps, epochs=epochs,
+            model=model, optimizer=optimizer, scheduler=scheduler, stock=stock,
+        )  # fmt: skip
+        stock.pop("batch_sampler", None)
         batch_size = int(batch_size)
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
-        if scheduler is not None and not isinstance(scheduler, LRScheduler):
-            raise TypeError(f"scheduler={scheduler!r}: it must be a torch.optim.lr_scheduler.LRScheduler")
-        if epochs is not None:
-            check_size("epochs", epochs)
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
-        order = indices(dataset, shuffle, sampler, generator)
-        settings.check_start(batch_size, len(order))
-        cut = AdaptiveBatchSampler(order, self._next_size, batch_size, drop_last)
+        size = lambda: self._run.controller.batch_size  # noqa: E731
+        feed = Feed(dataset, batch_size, shuffle, sampler, drop_last, generator, size, accumulation_steps)
+        cut = feed.batch_sampler
+        settings.check_start(batch_size, cut.epoch_samples)
         epoch_steps = -(-cut.epoch_samples // batch_size)
         if epochs is None and scheduler is not None:
-            epochs = schedule.run_epochs(scheduler, epoch_steps)
+            epochs = schedule.run_epochs(scheduler, epoch_steps, accumulation_steps)
         views = views_of(optimizer, metric=metric, by_group=by_group)
-        self._measurer: Measurer | None = None
+        measurer: Measurer | None = None
         if overhead:
             loss = BatchLoss(loss_func, batch_loss, autocast)
-            self._measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
-        self._start_run = partial(
+            measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
+        place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
+        start = partial(
             Controller,
             settings,
             batch_size=batch_size,
@@ -160,25 +160,34 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             adaptive=is_adaptive(optimizer),
             device=next(model.parameters()).device,
             views=tuple(views),
+            parts=accumulation_steps,
+            placed=place.delivered if scheduler is not None else None,
         )
-        self._epochs = epochs
-        self._controller: Controller = self._start_run(epochs=epochs)
-        super().__init__(dataset, batch_sampler=cut, generator=generator, **stock)
-        # DataLoader leaves these at their defaults beside a batch sampler, and forbids to assign them.
-        self.__dict__.update(sampler=cut.sampler, drop_last=drop_last)
-        self._cut, self._warned = cut, False
-        self._scheduled = scheduler is not None
-        self._place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
+        self._run = LoaderRun(feed, start, epochs, optimizer, settings.following, measurer, place)
+        if feed.streams:  # (DataLoader takes no batch sampler then, but asks its own one in the same way)
+            super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **stock)
+        else:
+            super().__init__(dataset, batch_sampler=cut, generator=generator, **stock)
+            # It leaves these at their defaults beside a batch sampler, and forbids to assign them.
+            self.__dict__.update(sampler=feed.order, drop_last=drop_last)
+        self.__dict__["batch_sampler"] = cut
         # Last, so that an argument refused above has changed nothing of the user's.
-        self._scaled_step = ScaledStep(
-            optimizer,
-            lambda: self._controller.lr_factor,
-            lambda: self._controller.k,
-            settings.following,
-            lambda: self._controller.anneal,
-        )
+        self._run.follow()
         if scheduler is not None:
-            schedule.drive(scheduler, self._place.steps_due)
+            schedule.drive(scheduler, place.steps_due)
+
+    @classmethod
+    def from_loader(cls, loader: DataLoader[Any], **arguments: Any) -> AdaptiveDataLoader:
+        """An adaptive loader in place of an existing one: its dataset, order, workers and collation are taken over.
+
+        Args:
+            loader: not used any more; its batch size is the one to start with.
+            arguments: of AdaptiveDataLoader; they go before what the loader was made with.
+
+        Raises:
+            TypeError, ValueError: where its batches cannot be cut anew.
+        """
+        return cls(**{**made_with(loader), **arguments})
 
     def epochs(self, n: int) -> Iterator[int]:
         """The epochs of a run planned to take `n`: `for epoch in loader.epochs(5): for batch in loader: ...`.
@@ -190,57 +199,28 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         Raises:
             ValueError: where `epochs=` or the scheduler has said another length.
         """
-        check_size("n", n)
-        if self._epochs is None and not self._controller.run.samples:
-            self._epochs, self._controller = n, self._start_run(epochs=n)
-        if self._epochs != n:
-            said = "a run of unknown length has begun" if self._epochs is None else f"the run has {self._epochs} epochs"
-            raise ValueError(f"epochs({n}): {said}: give epochs={n} to the loader, or a scheduler of that length")
-        self._controller.end_by_progress()
-        self._place.by_progress = self._controller.run.max_extra is not None
-        return self._run_epochs()
-
-    def _run_epochs(self) -> Iterator[int]:
-        run = self._controller.run
-        while run.epoch < run.most_epochs and not run.complete:
-            epoch = run.epoch
-            yield epoch
-            run.epoch = epoch + 1  # once, whatever the loop's body did with the loader
+        return self._run.epochs(n)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, their size changing on the way."""
-        if self._epochs is None and not self._warned:
-            self._warned = True
-            log.warning(
-                "the length of the run is not known: decisions are paced by the epoch. "
-                "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
-            )
-        fetched = super().__iter__()
-        return self._measured(self._controller.deliver(fetched, self._cut.issued))
+        return self._run.iterate(super().__iter__)
 
     def plain_batches(self) -> Iterator[Any]:
         """Batches of the size of now, that are neither counted nor measured: for looking at the data."""
         return iter(super().__iter__())
 
-    def _measured(self, delivered: Iterable[Any]) -> Iterator[Any]:
-        self._scaled_step.hyperparameters.count(wait=True)
-        with self._place.iteration():
-            for batch in delivered:
-                self._scaled_step.restore()
-                if self._scheduled:
-                    self._place.delivered(*self._controller.schedule_span)
-                if self._measurer is not None:
-                    self._measure(batch, self._measurer)
-                yield batch
-
     def __len__(self) -> int:
         """Batches of an epoch at the size of now."""
-        return len(self._cut)
+        return len(self._run.feed.batch_sampler)
+
+    @property
+    def _controller(self) -> Controller:  # type: ignore[override]
+        return self._run.controller
 
     @property
     def batch_size(self) -> int:
         """The size of the batches that are cut now, samples."""
-        return self._controller.batch_size
+        return self._controller.batch_size // self._controller.parts
 
     @batch_size.setter
     def batch_size(self, value: int | None) -> None:
@@ -249,34 +229,31 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         return None
 
     @property
+    def global_batch_size(self) -> int:
+        """The size of the optimizer steps that are cut now, samples."""
+        return self._controller.batch_size
+
+    @property
     def lr_factor(self) -> float:
         """What the learning rate of the delivered batch is multiplied by inside the optimizer's step."""
         return self._controller.lr_factor
 
     def close(self) -> None:
         """Leave the optimizer as it was found: its hyperparameters no longer follow."""
-        self._scaled_step.remove()
+        self._run.scaled_step.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """What decisions depend on, to be saved between epochs. Raises RuntimeError in the middle of one."""
-        if self._controller.run.mid_epoch:
-            raise RuntimeError("an epoch is under way: save between epochs")
-        return {
-            "controller": self._controller.state_dict(),
-            "schedule": self._place.state_dict(),
-            "hyperparameters": self._scaled_step.hyperparameters.state_dict(),
-        }
+        """All that the rest of the run depends on, after any batch: numbers, strings, tensors and containers of them.
+
+        Saved together with the model, the optimizer, the scheduler and `torch.get_rng_state()`, a new process goes on
+        as if nothing had happened (docs/checkpoints.md).
+        """
+        return self._run.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()` of a loader over as much data; a ValueError says what differs."""
-        self._controller.load_state_dict(state["controller"])
-        self._place.load_state_dict(state["schedule"])
-        self._scaled_step.hyperparameters.load_state_dict(state.get("hyperparameters", []))
+        """Go on from `state_dict()`: the next iteration delivers what was left of the epoch.
 
-    def _next_size(self) -> int:
-        return self._controller.batch_size
-
-    def _measure(self, batch: Any, measurer: Measurer) -> None:
-        if self._controller.measure_next():
-            with self._controller.measuring():
-                self._controller.measured(measurer.measure(batch, self._controller.delivered.length))
+        Raises:
+            ValueError: saying what differs, where the loader is not one of the same run; nothing has changed then.
+        """
+        self._run.load_state_dict(state)

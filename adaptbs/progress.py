@@ -61,9 +61,9 @@ class Progress:
         return self.worth >= (1 - WITHIN) * self.planned or self.samples >= self.limit
 
     @property
-    def mid_epoch(self) -> bool:
-        """Whether an epoch is under way."""
-        return 0 < self.epoch_position < self.epoch_samples
+    def under_way(self) -> bool:
+        """Whether an epoch has begun and not ended."""
+        return self.epoch_position > 0
 
     @property
     def required(self) -> float | None:

@@ -1,4 +1,4 @@
-"""A batch sampler whose size may change at any batch, and which keeps account of what it has issued."""
+"""A batch sampler whose size may change at any step, which knows what it has issued and can go on in mid-epoch."""
 
 from __future__ import annotations
 
@@ -7,35 +7,51 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+import torch
 from torch import Generator
-from torch.utils.data import IterableDataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
 
 class Issued(NamedTuple):
-    """A batch on its way: the size in force when it was cut, and how many samples it really holds."""
+    """A batch on its way.
+
+    Attributes:
+        nominal: the size in force when it was cut, samples of an optimizer step.
+        length: how many samples it really holds.
+        ends_step: whether it is the last of an optimizer step.
+    """
 
     nominal: int
     length: int
+    ends_step: bool = True
 
 
 class AdaptiveBatchSampler(Sampler[list[int]]):
-    """Cuts a sampler's indices into batches, asking for the size anew each time.
+    """Cuts a sampler's indices into batches, asking for the size anew at each optimizer step.
 
     Workers fetch ahead, so a size asked for now is delivered some batches later. `issued` is the queue between the
     two: who delivers a batch pops the left end to know which size it was cut at.
 
     Args:
         sampler: yields indices, has a length.
-        size: returns the size of the next batch, samples.
-        start: the size the run began with. It fixes what an epoch is: with `drop_last`, as many samples as a stock
-            sampler of that size delivers; and how short the last batch may be.
+        size: returns the size of the next step, samples.
+        start: samples of a batch that the run began with. It fixes what an epoch is: with `drop_last`, as many samples
+            as a stock sampler of that size delivers; and how short the last batch may be.
         drop_last: as in DataLoader.
+        parts: batches of an optimizer step.
+
+    Attributes:
+        latest: iteration.
+        rest: where not None, what iterations that begin now are to go on from (`Cut.state_dict`).
     """
 
-    def __init__(self, sampler: Iterable[int], size: Callable[[], int], start: int, drop_last: bool) -> None:
-        self.sampler, self.drop_last = sampler, drop_last
+    def __init__(
+        self, sampler: Iterable[int], size: Callable[[], int], start: int, drop_last: bool, parts: int = 1
+    ) -> None:
+        self.sampler, self.drop_last, self.parts = sampler, drop_last, parts
         self._size, self._start = size, start
-        self.issued: deque[Issued] = deque()
+        self.rest: dict[str, Any] | None = None
+        self.latest = self._new_cut()
 
     @property
     def epoch_samples(self) -> int:
@@ -48,27 +64,94 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         """The length of a stock sampler's last batch: ours is not shorter (one sample alone breaks BatchNorm)."""
         return self.epoch_samples % self._start or self._start
 
+    @property
+    def issued(self) -> deque[Issued]:
+        """Of the latest iteration."""
+        return self.latest.issued
+
+    def size(self) -> int:
+        """Of the next step, samples."""
+        return self._size()
+
     def __iter__(self) -> Iterator[list[int]]:
         # A plain method, so that each iteration has its queue before workers begin to fetch.
-        self.issued = deque()
-        return self._batches(iter(self.sampler), self.issued)
+        self.latest = self._new_cut()
+        return self.latest.batches()
 
-    def _batches(self, indices: Iterator[int], issued: deque[Issued]) -> Iterator[list[int]]:
-        left, shortest_tail = self.epoch_samples, self.shortest_tail
-        while left:
-            nominal = self._size()
-            length = next_length(nominal, left, shortest_tail)
-            batch = list(islice(indices, length))
-            if not batch:
-                return
-            issued.append(Issued(nominal, len(batch)))
-            yield batch
-            left -= length
-        for _ in indices:  # what drop_last drops; and a stock loader, too, asks once more: RandomSampler draws then
-            pass
+    def _new_cut(self) -> Cut:
+        return Cut(self)
 
     def __len__(self) -> int:
-        return -(-self.epoch_samples // self._size())
+        return -(-self.epoch_samples * self.parts // self._size())
+
+
+class Cut:
+    """One epoch's indices, being cut into batches.
+
+    Attributes:
+        issued: batches that have been cut and not been delivered, oldest first.
+    """
+
+    def __init__(self, sampler: AdaptiveBatchSampler) -> None:
+        self._sampler, self._rest = sampler, sampler.rest
+        self.issued: deque[Issued] = deque()
+        self._recent: deque[list[int]] = deque()  # the indices of the batches issued, and perhaps of some before
+        self._indices: Iterator[int] = iter(())
+        self._left = 0  # samples of the epoch that have not been cut
+        self._nominal, self._part = 0, 0  # of the step being cut: its size, and how many batches of it have been
+
+    def batches(self) -> Iterator[list[int]]:
+        """Lists of indices."""
+        # (A stock loader, too, begins to draw when the first batch is asked for.)
+        if self._rest is None:
+            self._indices, self._left = iter(self._sampler.sampler), self._sampler.epoch_samples
+        else:
+            yield from self._go_on(self._rest)
+        shortest_tail, parts = self._sampler.shortest_tail, self._sampler.parts
+        while self._left:
+            if not self._part:
+                self._nominal = self._sampler.size()
+            length = next_length(self._nominal // parts, self._left, shortest_tail)
+            batch = list(islice(self._indices, length))
+            if not batch:
+                return
+            self._left -= length
+            self._part = (self._part + 1) % parts
+            self._issue(batch, Issued(self._nominal, len(batch), not self._part))
+            yield batch
+        for _ in self._indices:  # what drop_last drops; a stock loader asks once more too: RandomSampler draws then
+            pass
+
+    def _issue(self, batch: list[int], issued: Issued) -> None:
+        self.issued.append(issued)
+        self._recent.append(batch)
+        while len(self._recent) > len(self.issued):
+            self._recent.popleft()
+
+    def _go_on(self, state: dict[str, Any]) -> Iterator[list[int]]:
+        self._left, self._nominal, self._part = state["left"], state["nominal"], state["part"]
+        indices = state["indices"]
+        self._indices = iter(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
+        for nominal, length, ends_step in state["issued"]:
+            batch = list(islice(self._indices, length))
+            self._issue(batch, Issued(nominal, length, ends_step))
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has not been delivered: numbers and a tensor of indices (a list, where they are no integers).
+
+        The sampler is drawn to its end for it, which it would be sooner or later.
+        """
+        rest = list(self._indices)
+        self._indices = iter(rest)
+        flying = [index for batch in list(self._recent)[len(self._recent) - len(self.issued) :] for index in batch]
+        indices = flying + rest
+        integers = all(type(index) is int for index in indices)
+        return {
+            "indices": torch.tensor(indices, dtype=torch.int64) if integers else indices,
+            "issued": [list(batch) for batch in self.issued],
+            "left": self._left, "nominal": self._nominal, "part": self._part,
+        }  # fmt: skip
 
 
 def next_length(size: int, left: int, shortest_tail: int) -> int:
@@ -92,10 +175,10 @@ def indices(dataset: Any, shuffle: bool | None, sampler: Any, generator: Generat
     Raises:
         TypeError, ValueError: where the data have no length, or there are two orders.
     """
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__len__"):
         raise TypeError(
             f"dataset of type {type(dataset).__name__} has no length: the batch grows by shares of the data, "
-            "so give a dataset with __len__ and __getitem__"
+            "so give a dataset with __len__"
         )
     if sampler is not None and shuffle:
         raise ValueError("give sampler= or shuffle=True, not both")

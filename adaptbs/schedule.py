@@ -108,15 +108,21 @@ def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
     scheduler.__class__ = type(stock.__name__, (stock,), members)
 
 
-def run_epochs(scheduler: object, epoch_steps: int) -> int | None:
+def run_epochs(scheduler: object, epoch_steps: int, parts: int = 1) -> int | None:
     """The length of the run, epochs, as far as the scheduler tells by `total_steps` or `T_max`; else None.
 
     A whole number of epochs' steps counts steps, and fewer than one epoch's steps counts epochs: that scheduler is
-    stepped once an epoch. Anything else could be either.
+    stepped once an epoch. Anything else could be either. Where several batches make a step, what is left of them at
+    an epoch's end may make one more or not.
+
+    Args:
+        epoch_steps: batches of the fixed run.
+        parts: of them make an optimizer step.
     """
     total = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
     if not isinstance(total, int) or total < 1:
         return None
-    if total < epoch_steps:
-        return total
-    return total // epoch_steps if total % epoch_steps == 0 else None
+    for steps in (epoch_steps // parts, -(-epoch_steps // parts)):
+        if 0 < steps <= total and total % steps == 0:
+            return total // steps
+    return total if total < epoch_steps // parts else None

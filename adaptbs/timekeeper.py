@@ -50,7 +50,8 @@ class Timekeeper:
         timings = self.clock.read()
         for size, seconds in timings.steps:
             self.step_times.add(size, seconds)
-            self._elapsed += seconds * self._speed(size, seconds)
+        first = self._seconds_at_first()  # (a median: once, however many steps there are)
+        self._elapsed += sum(seconds * self._speed(size, seconds, first) for size, seconds in timings.steps)
         self._costs.extend(timings.measurements)
         self._spent += sum(timings.measurements) + timings.deciding
 
@@ -73,12 +74,15 @@ class Timekeeper:
             step=step,
             cost=sorted(self._costs)[len(self._costs) // 2],
             per_step=self.clock.per_step,
-            speed=self._speed(batch_size, step),
+            speed=self._speed(batch_size, step, self._seconds_at_first()),
         )
 
-    def _speed(self, batch_size: int, step: float) -> float:
+    def _seconds_at_first(self) -> float | None:
+        """Of a step at the first batch size; None until one was timed."""
+        return self._given(self._start) if self._given else self.step_times.median(self._start)
+
+    def _speed(self, batch_size: int, step: float, first: float | None) -> float:
         """How many times quicker a sample is than at the first batch size, from 1 to `CREDIT`."""
-        first = self._given(self._start) if self._given else self.step_times.median(self._start)
         if first is None or step <= 0:
             return 1.0
         return min(max(first / self._start * batch_size / step, 1.0), CREDIT)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from adaptbs.controller import NEWS, Controller
+from adaptbs.controller import Controller
 from adaptbs.duty_cycle import IDLE, KEEP_UP
+from adaptbs.pace import NEWS
 from adaptbs.sampler import AdaptiveBatchSampler
 from adaptbs.settings import Settings
 from adaptbs.types import COUPLED, Measurement, SquaredNorms
@@ -147,8 +148,8 @@ def test_it_remembers_whether_any_batch_was_cut_at_another_size():
     held, grown = controller(64, 4), growing(8)
     run(held)
     run(grown)
-    assert not held.ever_changed
-    assert grown.ever_changed
+    assert not held.delivery.ever_changed
+    assert grown.delivery.ever_changed
 
 
 def test_history_has_the_start_every_measurement_and_every_decision():
@@ -230,7 +231,7 @@ def test_numpy_numbers_do_not_get_into_a_checkpoint():
 def test_a_state_of_another_run_is_refused():
     state = controller(400, 8).state_dict()
     other = controller(400, 16)
-    with pytest.raises(ValueError, match=r"start=8, this one 16.*same dataset, batch_size and drop_last"):
+    with pytest.raises(ValueError, match=r"start=8, this one 16.*same dataset, batch_size, accumulation"):
         other.load_state_dict(state)
     with pytest.raises(ValueError, match="epoch_samples=400, this one 800"):
         controller(800, 8).load_state_dict(state)

@@ -24,6 +24,13 @@ def setup(batch_size=4, lr=1e-6, **arguments):
     return AdaptiveDataLoader(DATA, batch_size, model=model, optimizer=optimizer, **arguments), model, optimizer
 
 
+def trained(loader, model):
+    """The loader's batches, with a backward pass through each."""
+    for x, y in loader:
+        mse_loss(model(x), y).backward()
+        yield x
+
+
 def sizes(loader) -> list[int]:
     return [len(x) for x, _ in loader]
 
@@ -165,14 +172,27 @@ def test_it_goes_on_from_its_state_through_a_file():
     assert resumed.lr_factor == whole.lr_factor == pytest.approx(2**0.5)
 
 
-def test_in_the_middle_of_an_epoch_there_is_no_state_to_save():
-    loader = setup()[0]
+def test_from_the_middle_of_an_epoch_the_rest_of_it_is_delivered():
+    whole, stopped, resumed = (setup()[:2] for _ in range(3))
+    for batch in trained(*stopped):
+        if batch[0] == 16:  # the first of size 8
+            state = stopped[0].state_dict()
+            break
+    resumed[0].load_state_dict(state)
+    rest = [len(batch) for batch in trained(*resumed)]
+    assert [len(batch) for batch in trained(*whole)][5:] == rest == [8, 16, 16]
+    assert resumed[0].history.records == whole[0].history.records
+
+
+def test_what_is_left_is_not_guessed_where_an_iteration_has_ended_inside_of_another():
+    loader, model, _ = setup()
     batches = iter(loader)
-    next(batches)
-    with pytest.raises(RuntimeError, match="save between epochs"):
+    mse_loss(model(next(batches)[0]), torch.zeros(4, 1)).backward()
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match="save after the next batch"):
         loader.state_dict()
-    assert len(list(batches)) == 7
-    loader.state_dict()
+    next(batches)
+    assert len(loader.state_dict()["feed"]["rest"]["indices"]) == 64 - 8
 
 
 def test_a_picture_of_the_run():

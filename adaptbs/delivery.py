@@ -1,0 +1,222 @@
+"""Passes batches to a loop: which of them it works on, which it is through with, and what that counts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from .progress import Progress
+from .sampler import Issued
+
+T = TypeVar("T")
+
+
+class Loop(Protocol):
+    """How a loop takes its batches, as far as it shows."""
+
+    def fetched(self) -> None:
+        """Take note of a batch that the loop has been given."""
+        ...
+
+    @property
+    def begun(self) -> int:
+        """How many of the batches it was given it works on or has worked on."""
+        ...
+
+    @property
+    def finished(self) -> int:
+        """How many it is through with, asked when it wants another one."""
+        ...
+
+
+    def close(self) -> None:
+        """Watch no longer."""
+        ...
+
+
+class PlainLoop:
+    """Trains on each batch before it asks for the next."""
+
+    def __init__(self) -> None:
+        self.begun = self.finished = 0
+
+    def fetched(self) -> None:
+        self.begun = self.finished = self.begun + 1
+
+    def close(self) -> None:
+        return None
+
+
+class WatchedLoop:
+    """Trains on each batch before it asks for the next, or looks one ahead, to copy it to the device meanwhile.
+
+    Which of both shows at the first backward pass: how many batches had been fetched before it. Steps would not tell,
+    because a GradScaler leaves some out and accumulation makes one of several batches. Where two have been fetched and
+    there was no backward pass, the third shows that nobody trains, and each batch is done with when the next is asked.
+
+    Args:
+        parameters: being trained.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._fetched = 0
+        self._ahead: int | None = None  # batches; None while that is not known
+        self._handles: list[Any] = [
+            p.register_post_accumulate_grad_hook(self._backward)  # type: ignore[no-untyped-call]
+            for p in parameters
+            if p.requires_grad and p.is_leaf
+        ]
+        if not self._handles:
+            self._know(0)
+
+    def fetched(self) -> None:
+        self._fetched += 1
+
+    @property
+    def begun(self) -> int:
+        ahead = self._ahead if self._ahead is not None else 1
+        return max(self._fetched - ahead, min(self._fetched, 1))  # (of one batch alone it works on that)
+
+    @property
+    def finished(self) -> int:
+        if self._ahead is None and self._fetched > 1:
+            self._know(0)
+        return self._fetched - (1 if self._ahead is None else self._ahead)
+
+    def _backward(self, _: Tensor) -> None:
+        self._know(1 if self._fetched == 2 else 0)
+
+    def _know(self, ahead: int) -> None:
+        self._ahead = ahead
+        self.close()
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class Delivery:
+    """Passes batches on and keeps count of those that the loop has come to work on.
+
+    Args:
+        run: that they count for.
+        start: the size that the run began with, samples of an optimizer step.
+        worth: of a sample in a step of so many, in samples of the reference batch.
+        stepped: called with its samples when the loop is through with an optimizer step.
+        placed: told where the schedule is before and after each batch that the loop comes to work on.
+
+    Attributes:
+        in_hand: the batch that the loop works on.
+        fetched: the latest it was given: another one, where it looks ahead.
+        schedule_span: where the schedule is before and after the batch in hand, samples.
+        ever_changed: whether any batch so far was cut at another size than the first.
+        longest: of the batches so far, samples.
+    """
+
+    def __init__(
+        self,
+        run: Progress,
+        start: int,
+        *,
+        worth: Callable[[int], float],
+        stepped: Callable[[int], None],
+        placed: Callable[[float, float], None] | None = None,
+    ) -> None:
+        self._run, self._start, self._worth, self._stepped, self._placed = run, start, worth, stepped, placed
+        self.in_hand = self.fetched = Issued(start, start)
+        self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
+        self._step_length = 0  # samples of the step that the batch in hand belongs to, so far
+        self._resumed = False  # whether the next iteration is the rest of one
+
+    def deliver(self, batches: Iterable[T], issued: deque[Issued], loop: Loop) -> Iterator[T]:
+        """Pass an epoch's batches on, or what was left of the one under way when a state was saved; see Controller."""
+        # (Another iteration may be under way: each keeps its own place.)
+        here = Iteration(loop, issued, self._run.epoch, self._run.epoch_position if self._resumed else 0)
+        if self._resumed:
+            self._finish()  # the batch that the saved run was working on
+        self._resumed = False
+        try:
+            for batch in batches:
+                self.fetched = here.fetch()
+                here.advance(self._begin, self._finish, begun=loop.begun)
+                yield batch
+                here.advance(self._begin, self._finish, finished=loop.finished)
+                if self._run.complete:
+                    return
+            here.advance(self._begin, self._finish, begun=here.fetched)
+        finally:
+            loop.close()
+            self._run.end_epoch()
+
+    def _begin(self, here: Iteration) -> None:
+        self.in_hand = nominal, length, _ = here.issued.popleft()
+        here.position += length
+        self._run.epoch = here.epoch
+        self.schedule_span = self._run.deliver(nominal, length, here.position, self._worth(nominal))
+        self.longest = max(self.longest, length)
+        self.ever_changed |= nominal != self._start
+        self._step_length += length
+        if self._placed is not None:
+            self._placed(*self.schedule_span)
+
+    def _finish(self) -> None:
+        if self.in_hand.ends_step:
+            length, self._step_length = self._step_length, 0
+            self._stepped(length)
+
+    def begin_anew(self) -> None:
+        """Let the next iteration be a whole epoch, also where a state was saved in the middle of one."""
+        self._resumed, self._run.epoch_position, self._step_length = False, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "in_hand": list(self.in_hand), "schedule_span": list(self.schedule_span),
+            "ever_changed": self.ever_changed, "longest": self.longest, "step_length": self._step_length,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the run's own state before: it says whether an epoch is under way."""
+        before, after = state["schedule_span"]
+        self.in_hand, self.schedule_span = Issued(*state["in_hand"]), (before, after)
+        self.ever_changed, self.longest = state["ever_changed"], state["longest"]
+        self._step_length, self._resumed = state["step_length"], self._run.under_way
+
+
+class Iteration:
+    """One pass over the loader.
+
+    Args:
+        loop: that takes its batches.
+        issued: what each batch was cut at, oldest first; a batch leaves it when the loop comes to work on it.
+        epoch: from 0.
+        position: samples of this epoch that the loop has come to work on.
+    """
+
+    def __init__(self, loop: Loop, issued: deque[Issued], epoch: int, position: int) -> None:
+        self.loop, self.issued, self.epoch, self.position = loop, issued, epoch, position
+        self.fetched = self.begun = self.finished = 0
+
+    def fetch(self) -> Issued:
+        """Take note of a batch that the loop is given; what it was cut at."""
+        self.loop.fetched()
+        waiting = self.fetched - self.begun
+        self.fetched += 1
+        if len(self.issued) <= waiting:
+            raise RuntimeError("persistent workers serve one iteration at a time: end it before the next")
+        return self.issued[waiting]
+
+    def advance(
+        self, begin: Callable[[Iteration], None], finish: Callable[[], None], *, begun: int = 0, finished: int = 0
+    ) -> None:
+        """Begin and finish batches, in turn, until the loop has begun so many and is through with so many."""
+        while self.begun < max(begun, finished) or self.finished < finished:
+            if self.finished < self.begun:
+                finish()
+                self.finished += 1
+            else:
+                begin(self)
+                self.begun += 1

@@ -1,0 +1,130 @@
+"""From a dataset and its order to batches of changing size, epoch by epoch, and what is left of an epoch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Generator
+from torch.utils.data import IterableDataset
+
+from .gradients import batches
+from .sampler import AdaptiveBatchSampler, Cut, Issued, indices
+from .stream import StreamCut, StreamSampler
+
+
+class Feed:
+    """What is behind a DataLoader whose batch changes: the batch sampler, and the iterations over it.
+
+    Args:
+        dataset, batch_size, shuffle, sampler, drop_last, generator: as of a DataLoader.
+        size: returns the size of the next optimizer step, samples.
+        parts: batches of an optimizer step.
+
+    Attributes:
+        batch_sampler: to be given to a DataLoader; to be put in the place of its own where the dataset `streams`.
+        order: yields the indices; a stand-in where the dataset has none.
+        streams: whether the dataset is an IterableDataset.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        shuffle: bool | None,
+        sampler: Any,
+        drop_last: bool,
+        generator: Generator | None,
+        size: Callable[[], int],
+        parts: int,
+    ) -> None:
+        self.streams = isinstance(dataset, IterableDataset)
+        self.order = indices(dataset, shuffle, sampler, generator)
+        cut = StreamSampler if self.streams else AdaptiveBatchSampler
+        self.batch_sampler = cut(self.order, size, batch_size, drop_last, parts)
+        self._generators = _different(generator, getattr(self.order, "generator", None))
+        self._under_way: list[Cut] = []  # iterations, the one that delivered last at the end
+        self._rest: dict[str, Any] | None = None  # of an epoch, for the next iteration to deliver
+
+    def iterate(self, fetch: Callable[[], Iterator[Any]]) -> tuple[Cut, Iterator[Any], deque[Issued]]:
+        """Begin an epoch, or go on with one: the iteration, its batches, and what those were cut at as they come.
+
+        Args:
+            fetch: begins a DataLoader's own iteration over `batch_sampler`.
+        """
+        rest, self._rest = self._rest, None
+        self.batch_sampler.rest = rest
+        try:
+            # To go on draws nothing: the run that was not stopped drew its seed when the epoch began.
+            with self._drawing_nothing() if rest is not None else nullcontext():
+                fetched = fetch()
+        finally:
+            self.batch_sampler.rest = None
+        cut = self.batch_sampler.latest
+        if isinstance(cut, StreamCut):
+            return cut, cut.matched(fetched, _rows), cut.delivered
+        return cut, fetched, cut.issued
+
+    def delivers(self, cut: Cut) -> None:
+        """Take note of the iteration that delivers a batch."""
+        if not self._under_way or self._under_way[-1] is not cut:
+            self.ends(cut)
+            self._under_way.append(cut)
+
+    def ends(self, cut: Cut) -> None:
+        """Take note of the end of an iteration."""
+        if cut in self._under_way:
+            self._under_way.remove(cut)
+
+    def state_dict(self, under_way: bool) -> dict[str, Any]:
+        """What is still to be delivered of the epoch under way, if one is, and the generators' states.
+
+        Raises:
+            RuntimeError: where it is not clear which iteration that is.
+        """
+        if not under_way and self._under_way:
+            raise RuntimeError(
+                "an iteration over the loader has ended inside of another, so what is left of the epoch is not clear: "
+                "save after the next batch, and end or drop iterators that you no longer use"
+            )
+        rest = self._under_way[-1].state_dict() if under_way else self._rest
+        return {"rest": rest, "generators": [generator.get_state() for generator in self._generators]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration be the rest of the one that was under way."""
+        self._rest = state["rest"]
+        for generator, saved in zip(self._generators, state["generators"], strict=False):
+            generator.set_state(saved)
+
+    def _drawing_nothing(self) -> AbstractContextManager[Any]:
+        return _Untouched(self._generators) if self._generators else torch.random.fork_rng(devices=[])
+
+
+class _Untouched(AbstractContextManager[None]):
+    """Puts generators back to where they were."""
+
+    def __init__(self, generators: list[Generator]) -> None:
+        self._saved = [(generator, generator.get_state()) for generator in generators]
+
+    def __exit__(self, *_: object) -> None:
+        for generator, state in self._saved:
+            generator.set_state(state)
+
+
+def _different(*generators: Any) -> list[Generator]:
+    found: list[Generator] = []
+    for generator in generators:
+        if isinstance(generator, Generator) and not any(generator is other for other in found):
+            found.append(generator)
+    return found
+
+
+def _rows(batch: Any) -> int | None:
+    """Samples of a batch, as far as its layout tells."""
+    try:
+        return batches.length(batch)
+    except TypeError:
+        return None

@@ -1,0 +1,70 @@
+"""What only the loader takes: its arguments checked, and those that an existing DataLoader was made with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from .settings import check_size
+
+
+def check(
+    *,
+    batch_size: int,
+    accumulation_steps: int,
+    epochs: int | None,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+    stock: dict[str, Any],
+) -> None:
+    """Raise ValueError or TypeError for what cannot be."""
+    if stock.get("batch_sampler") is not None:
+        raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
+    if not stock.get("in_order", True):
+        raise ValueError("in_order=False: the size of a batch is known by its place in the order: leave it True")
+    check_size("batch_size", batch_size)
+    check_size("accumulation_steps", accumulation_steps)
+    if epochs is not None:
+        check_size("epochs", epochs)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
+    if scheduler is not None and not isinstance(scheduler, LRScheduler):
+        raise TypeError(f"scheduler={scheduler!r}: it must be a torch.optim.lr_scheduler.LRScheduler")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
+
+
+_SHARED = (
+    "dataset", "batch_size", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
+    "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
+)  # fmt: skip
+
+
+def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
+    """The arguments that make a DataLoader like this one.
+
+    Raises:
+        TypeError, ValueError: where its batches cannot be cut anew.
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"loader={loader!r}: it must be a torch.utils.data.DataLoader")
+    if loader.batch_size is None:
+        what = "does not batch" if loader.batch_sampler is None else "has a batch_sampler= of its own"
+        raise ValueError(
+            f"the loader {what}, so there are no batches to grow: "
+            "build AdaptiveDataLoader from its dataset, with batch_size= and sampler= or shuffle="
+        )
+    if type(loader.batch_sampler) is not BatchSampler:
+        raise ValueError(
+            f"the loader's batches are cut by a {type(loader.batch_sampler).__name__}, which cannot change their size: "
+            "build AdaptiveDataLoader from its dataset"
+        )
+    made = {name: getattr(loader, name) for name in _SHARED if hasattr(loader, name)}
+    if not isinstance(loader.dataset, IterableDataset):
+        made["sampler"] = loader.sampler
+    return made

@@ -1,0 +1,46 @@
+"""When the next decision is due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .types import NoiseScale
+
+NEWS = 8  # new measurements that a decision may be made on before its turn
+SOON = 0.1  # of the run, within which it is: a batch that stays too small costs most there
+FAR = 4  # a batch this many times below the cautious noise scale, or below the next, need not wait for its turn
+SMALL = 64  # samples
+
+
+class Pace:
+    """Counts what has come since the latest decision.
+
+    Args:
+        every: samples' worth from one decision to the next.
+
+    Attributes:
+        news: measurements since the latest decision, or since they were last looked at.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every, self._decided_at, self.news = every, 0.0, 0
+
+    def is_turn(self, worth: float) -> bool:
+        """Whether a decision is due where the run has come to `worth`, whatever has been measured."""
+        return worth - self._decided_at >= self._every
+
+    def decided(self, worth: float) -> None:
+        """Take note of a decision made there."""
+        self._decided_at, self.news = worth, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"decided_at": self._decided_at, "news": self.news}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._decided_at, self.news = state["decided_at"], state["news"]
+
+
+def cannot_wait(estimate: NoiseScale | None, batch_size: int, progress: float) -> bool:
+    """Whether enough news is reason for a decision: early in the run, and where the batch is far from its aim."""
+    far = estimate is not None and estimate.cautious >= FAR * batch_size
+    return far or progress < SOON or batch_size < SMALL
