@@ -136,11 +136,11 @@ class Delivery:
         """Pass an epoch's batches on, or what was left of the one under way when a state was saved; see Controller."""
         # (Another iteration may be under way: each keeps its own place.)
         here = Iteration(loop, issued, self._run.epoch, self._run.epoch_position if self._resumed else 0)
-        if self._resumed:
-            self._finish()  # the batch that the saved run was working on
-        self._resumed = False
+        resumed, self._resumed = self._resumed, False
         try:
-            for batch in batches:
+            if resumed:
+                self._finish()  # the batch that the saved run was working on
+            for batch in batches if not (resumed and self._run.complete) else ():
                 self.fetched = here.fetch()
                 here.advance(self._begin, self._finish, begun=loop.begun)
                 yield batch

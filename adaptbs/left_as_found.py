@@ -102,3 +102,20 @@ def _nothing_compiled() -> AbstractContextManager[Any]:
     """Runs compiled code as it is written, for what it would do on other sizes, or seeing hooks, is compile anew."""
     # Where nothing has loaded the compiler, nothing is compiled, and loading it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+# Layers that in training tie samples together or add chance, while they leave the loss's own form alone.
+NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
+
+
+@contextmanager
+def without_chance(model: nn.Module) -> Iterator[None]:
+    """Dropout and BatchNorm as in evaluation; not the whole model: some compute something else there."""
+    noisy = [m for m in model.modules() if m.training and isinstance(m, NOISY)]
+    try:
+        for module in noisy:
+            module.training = False
+        yield
+    finally:
+        for module in noisy:
+            module.training = True

@@ -77,7 +77,8 @@ class LoaderRun:
 
     def _count_epochs(self) -> Iterator[int]:
         run = self.controller.run
-        while run.epoch < run.most_epochs and not run.complete:
+        # (A run resumed at its very end has its last batch to be done with.)
+        while run.epoch < run.most_epochs and (run.under_way or not run.complete):
             epoch = run.epoch
             yield epoch
             run.epoch = epoch + 1  # once, whatever the loop's body did with the loader
@@ -115,6 +116,7 @@ class LoaderRun:
             "epochs": self._epochs,
             "feed": self.feed.state_dict(self.controller.run.under_way),
             "controller": self.controller.state_dict(),
+            "measurer": self._measurer.state_dict() if self._measurer is not None else None,
             "schedule": self._place.state_dict(),
             "hyperparameters": self.scaled_step.hyperparameters.state_dict(),
         }
@@ -130,5 +132,7 @@ class LoaderRun:
         controller.load_state_dict(state["controller"])
         self._epochs, self.controller, self._begun = epochs, controller, True
         self.feed.load_state_dict(state["feed"])
+        if self._measurer is not None and state["measurer"] is not None:
+            self._measurer.load_state_dict(state["measurer"])
         self._place.load_state_dict(state["schedule"])
         self.scaled_step.hyperparameters.load_state_dict(state["hyperparameters"])

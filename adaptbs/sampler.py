@@ -41,6 +41,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         parts: batches of an optimizer step.
 
     Attributes:
+        first: `start`.
         latest: iteration.
         rest: where not None, what iterations that begin now are to go on from (`Cut.state_dict`).
     """
@@ -49,7 +50,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self, sampler: Iterable[int], size: Callable[[], int], start: int, drop_last: bool, parts: int = 1
     ) -> None:
         self.sampler, self.drop_last, self.parts = sampler, drop_last, parts
-        self._size, self._start = size, start
+        self._size, self.first = size, start
         self.rest: dict[str, Any] | None = None
         self.latest = self._new_cut()
 
@@ -57,12 +58,12 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     def epoch_samples(self) -> int:
         """How many samples an epoch delivers."""
         n = len(self.sampler)  # type: ignore[arg-type]
-        return n - n % self._start if self.drop_last else n
+        return n - n % self.first if self.drop_last else n
 
     @property
     def shortest_tail(self) -> int:
         """The length of a stock sampler's last batch: ours is not shorter (one sample alone breaks BatchNorm)."""
-        return self.epoch_samples % self._start or self._start
+        return self.epoch_samples % self.first or self.first
 
     @property
     def issued(self) -> deque[Issued]:
@@ -99,6 +100,7 @@ class Cut:
         self._indices: Iterator[int] = iter(())
         self._left = 0  # samples of the epoch that have not been cut
         self._nominal, self._part = 0, 0  # of the step being cut: its size, and how many batches of it have been
+        self._step_left = 0  # samples of it that have not been cut; 0 where its batches are cut one by one
 
     def batches(self) -> Iterator[list[int]]:
         """Lists of indices."""
@@ -111,7 +113,12 @@ class Cut:
         while self._left:
             if not self._part:
                 self._nominal = self._sampler.size()
-            length = next_length(self._nominal // parts, self._left, shortest_tail)
+                self._step_left = self._whole_step(shortest_tail)
+            if self._step_left:
+                length = -(-self._step_left // (parts - self._part))
+                self._step_left -= length
+            else:
+                length = next_length(self._nominal // parts, self._left, shortest_tail)
             batch = list(islice(self._indices, length))
             if not batch:
                 return
@@ -122,6 +129,16 @@ class Cut:
         for _ in self._indices:  # what drop_last drops; a stock loader asks once more too: RandomSampler draws then
             pass
 
+    def _whole_step(self, shortest_tail: int) -> int:
+        """Samples of a step that has to be whole, or 0 where it is cut as a stock sampler would.
+
+        A loop takes no step with what an epoch's end leaves of one. Growth must not make it lose more in that way.
+        """
+        parts, first = self._sampler.parts, self._sampler.first
+        if parts == 1 or self._nominal == first * parts or self._left < parts * shortest_tail:
+            return 0
+        return next_length(self._nominal, self._left, parts * shortest_tail)
+
     def _issue(self, batch: list[int], issued: Issued) -> None:
         self.issued.append(issued)
         self._recent.append(batch)
@@ -129,7 +146,8 @@ class Cut:
             self._recent.popleft()
 
     def _go_on(self, state: dict[str, Any]) -> Iterator[list[int]]:
-        self._left, self._nominal, self._part = state["left"], state["nominal"], state["part"]
+        self._left, self._nominal = state["left"], state["nominal"]
+        self._part, self._step_left = state["part"], state["step_left"]
         indices = state["indices"]
         self._indices = iter(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
         for nominal, length, ends_step in state["issued"]:
@@ -150,7 +168,7 @@ class Cut:
         return {
             "indices": torch.tensor(indices, dtype=torch.int64) if integers else indices,
             "issued": [list(batch) for batch in self.issued],
-            "left": self._left, "nominal": self._nominal, "part": self._part,
+            "left": self._left, "nominal": self._nominal, "part": self._part, "step_left": self._step_left,
         }  # fmt: skip
 
 
@@ -178,7 +196,7 @@ def indices(dataset: Any, shuffle: bool | None, sampler: Any, generator: Generat
     if not hasattr(dataset, "__len__"):
         raise TypeError(
             f"dataset of type {type(dataset).__name__} has no length: the batch grows by shares of the data, "
-            "so give a dataset with __len__"
+            "so give it a __len__ (of an IterableDataset an estimate will do)"
         )
     if sampler is not None and shuffle:
         raise ValueError("give sampler= or shuffle=True, not both")

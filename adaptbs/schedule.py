@@ -32,6 +32,7 @@ class SchedulePlace:
         self._at = 0.0  # where the schedule is, samples of the plan
         self._epochs = 0  # steps made by calls outside an iteration
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
+        self._in_loop = False  # whether calls have been made inside the latest of them
         self._passed = self._batches = 0  # since the latest call: batches of the fixed run, and batches delivered
         self._owed = 0.0  # part of a step that calls so far have come to beyond whole ones
 
@@ -39,6 +40,7 @@ class SchedulePlace:
     def iteration(self) -> Iterator[None]:
         """Around an epoch's batches, also where it is broken off."""
         self._iterations += 1
+        self._in_loop = False
         try:
             yield
         finally:
@@ -54,11 +56,13 @@ class SchedulePlace:
         """How many steps the call being made stands for."""
         passed, batches = self._passed, self._batches
         self._passed = self._batches = 0
-        if not self._iterations and self.by_progress:
+        # (Of a loop that looks a batch ahead the last call comes when the iteration is over.)
+        self._in_loop = bool(batches) and (self._iterations > 0 or self._in_loop)
+        if not self._in_loop and not self._iterations and self.by_progress:
             due = int(self._at / self._epoch_samples + 1e-9) - self._epochs
             self._epochs += due
             return due
-        if not self._iterations or not batches:
+        if not self._in_loop:
             return 1
         self._owed += passed / batches
         steps = int(self._owed + 1e-9)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..left_as_found import left_as_found
+from ..left_as_found import left_as_found, without_chance
 from . import batches
 from .batch_loss import BatchLoss
 
@@ -38,6 +38,12 @@ class Coupling:
         signs = {math.copysign(1, d) for d in self._deviations}
         return len(self._deviations) == LOOKS and len(signs) == 1 and min(map(abs, self._deviations)) > OFF
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"deviations": list(self._deviations), "looks": self._looks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._deviations, self._looks = list(state["deviations"]), state["looks"]
+
     def look(self, batch: Any) -> None:
         """Take a batch into account; nothing once enough have been."""
         if not self._looks or batches.length(batch) < FEWEST:
@@ -54,18 +60,7 @@ class Coupling:
     def _deviation(self, batch: Any) -> float:
         n = batches.length(batch) // 2 * 2
         parts = [batches.part(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
-        noisy = [m for m in self._model.modules() if m.training and isinstance(m, NOISY)]
-        try:
-            for module in noisy:  # (not the whole model: some compute something else in evaluation mode)
-                module.training = False
-            with torch.enable_grad(), left_as_found(self._model):  # (a loss may ask for gradients itself)
-                whole, *halves = (self._batch_loss(self._model, part).item() for part in parts)
-        finally:
-            for module in noisy:
-                module.training = True
+        with torch.enable_grad(), without_chance(self._model), left_as_found(self._model):
+            whole, *halves = (self._batch_loss(self._model, part).item() for part in parts)
         ratio = sum(halves) / whole if whole else math.nan
         return min(ratio - 1, ratio / 2 - 1, key=abs)
-
-
-# Layers that in training tie samples together or add chance, while they leave the loss's own form alone.
-NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)

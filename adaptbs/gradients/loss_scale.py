@@ -38,3 +38,10 @@ class LossScale:
         factor = torch.where(overflow, BACK_OFF, torch.where(grow, 2.0, 1.0))
         self._scale = (self._scale * factor).clamp(1.0, LARGEST)
         self._good = torch.where(grow, 0, good)
+
+    def state_dict(self) -> list[float]:
+        return [self._scale.item(), self._good.item()]
+
+    def load_state_dict(self, state: list[float]) -> None:
+        scale, good = state
+        self._scale, self._good = torch.tensor(scale), torch.tensor(int(good))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..left_as_found import left_as_found
+from ..left_as_found import left_as_found, without_chance
 from . import batches
 from .backward import Graph
 from .batch_loss import BatchLoss
@@ -57,15 +57,24 @@ class MeanGradient:
             return gradient
         return [g / batches.length(batch) if g is not None else None for g in gradient]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "loss_scale": self._loss_scale.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums = state["sums"]
+        self._loss_scale.load_state_dict(state["loss_scale"])
+
     def _shows_a_sum(self, model: nn.Module, batch: Any) -> bool | None:
         """Whether two halves add up to one whole rather than two; None, to be asked again, where the loss is 0 or nan.
 
-        Exact for a sum; for a mean up to what dropout and BatchNorm add, so the nearer of the two is taken.
+        What a model adds by chance, or by the batch, is switched off for it: with a few samples that could pass for the
+        difference. What some other layer adds remains, so the nearer of the two is taken.
         """
         n = batches.length(batch)
         if n < (4 if has_batch_norm(model) else 2):  # (BatchNorm refuses a half of one sample)
             return None
-        with torch.enable_grad(), left_as_found(model):  # (without gradients a checkpoint would warn)
+        # (Without gradients a checkpoint would warn.)
+        with torch.enable_grad(), without_chance(model), left_as_found(model):
             parts = (batch, batches.part(batch, 0, n // 2), batches.part(batch, n // 2, n))
             whole, *halves = (self._batch_loss(model, part).item() for part in parts)
         ratio = sum(halves) / whole if whole else float("nan")

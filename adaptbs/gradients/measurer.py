@@ -14,7 +14,7 @@ from ..types import COUPLED, Measurement, SquaredNorms
 from . import batches
 from .batch_loss import BatchLoss
 from .coupling import Coupling
-from .mean_gradient import has_batch_norm
+from .mean_gradient import MeanGradient, has_batch_norm
 from .micro_batches import HalfBatches
 from .per_example import PerExample, Unsupported
 from .views import View
@@ -29,6 +29,8 @@ FEW = 32  # samples; BatchNorm over fewer makes the noise scale another one (doc
 
 class Source(Protocol):
     """Makes the four numbers of a batch, at the weights of now, without a trace."""
+
+    mean_gradient: MeanGradient
 
     def measure(self, batch: Any) -> SquaredNorms | None:
         """On the device, not waited for; None where the batch is too short."""
@@ -100,6 +102,23 @@ class Measurer:
         if norms is None:
             return None
         return Measurement(norms, name, self._why, self._caveat(norms, rows, samples))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been found out about model and loss; a choice of source that is not made yet begins anew."""
+        gradients = {name: source.mean_gradient.state_dict() for name, source in self._sources.items()}
+        return {
+            "picked": self._picked, "why": self._why, "longest": self._longest,
+            "coupling": self._coupling.state_dict(), "gradients": gradients,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; a source that is asked for now goes before the one picked then."""
+        if self._choice == "auto":
+            self._picked, self._why = state["picked"], state["why"]
+        self._longest = state["longest"]
+        self._coupling.load_state_dict(state["coupling"])
+        for name, source in self._sources.items():
+            source.mean_gradient.load_state_dict(state["gradients"][name])
 
     def _pick_at_once(self, views: Mapping[str, View] | None, timed: bool) -> tuple[str | None, str]:
         if self._choice != "auto":

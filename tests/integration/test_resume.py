@@ -1,0 +1,234 @@
+"""A run that is stopped after any batch, and goes on in another process, is the run that never stopped."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset, WeightedRandomSampler, get_worker_info
+
+from tests.integration import stoppable
+from tests.integration.training import FORCED, Numbered, adaptive, doubling, loss_of, network
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [i for batch in batches for i in batch]
+
+
+def same(ours, unbroken) -> None:
+    weights, seen, history = ours
+    assert seen == unbroken[1]
+    assert history == unbroken[2]
+    assert all(torch.equal(weights[name], value) for name, value in unbroken[0].items())
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Forked from a server that has imported everything, or fifty of them would take minutes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.integration.stoppable"])
+    with pytest.MonkeyPatch.context() as patch:  # the server does not get our sys.path
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(0, 50), (2, 2)])
+def test_killed_over_and_over_it_ends_with_the_weights_of_the_run_that_was_not(processes, tmp_path, workers, kills):
+    unbroken = stoppable.train(None, workers)
+    assert max(map(len, unbroken[1])) > stoppable.START, "the batch should grow meanwhile"
+    path, result = tmp_path / "state.pt", tmp_path / "result.pt"
+
+    def started(doomed: int | None) -> int | None:
+        arguments = (path, result, workers, doomed)
+        process = processes.Process(target=stoppable.write_result, args=arguments)
+        process.start()
+        process.join(60)
+        return process.exitcode
+
+    killed = 0
+    for i in range(kills):
+        killed += started(i) == -signal.SIGKILL
+    assert killed == kills
+    if not result.exists():
+        assert started(None) == 0
+    same(torch.load(result), unbroken)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_saved_after_each_batch_and_resumed_each_time(workers):
+    """Also from inside a growth that is still in flight, which with workers is several batches long."""
+    unbroken = stoppable.train(None, workers)
+    sizes = [len(batch) for batch in unbroken[1]]
+    changes = [i for i in range(1, len(sizes)) if sizes[i] != sizes[i - 1]]
+    stops = sorted({j for i in [*changes[:2], len(sizes) - 2] for j in range(i - 4, i + 2)} | {0})
+    stops = stops[:: 4 if workers else 1]  # (workers take their time to start)
+    run = model, optimizer, scheduler, loader = stoppable.parts(workers, stoppable.EPOCHS)
+    saved = []
+    for _ in loader.epochs(stoppable.EPOCHS):
+        for i, batch in enumerate(loader, len(saved)):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            scheduler.step()
+            states = [*(part.state_dict() for part in run), torch.get_rng_state()]
+            saved.append(through_a_file(states) if i in stops else None)
+    for stop in stops:
+        again = stoppable.parts(workers, None, seed=99)  # (its length is known from the scheduler)
+        for part, state in zip(again, saved[stop], strict=False):
+            part.load_state_dict(state)
+        torch.set_rng_state(saved[stop][-1])
+        seen = unbroken[1][: stop + 1]
+        model, optimizer, scheduler, loader = again
+        for _ in loader.epochs(stoppable.EPOCHS):
+            for batch in loader:
+                seen.append(batch[2].tolist())
+                optimizer.zero_grad()
+                loss_of(model, batch).backward()
+                optimizer.step()
+                scheduler.step()
+        same(stoppable.outcome(model, seen, loader), unbroken)
+
+
+@pytest.mark.parametrize("order", ["generator", "weighted", "strings"])
+def test_the_order_goes_on_whatever_drew_it(order):
+    """The next epoch's too, where the loader or the sampler has a generator of its own."""
+
+    class Named(Numbered):
+        def __getitem__(self, i):
+            return super().__getitem__(int(i))
+
+    class Names:
+        def __len__(self):
+            return 100
+
+        def __iter__(self):
+            return iter(map(str, range(99, -1, -1)))
+
+    def loader_of(seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        model = network()
+        how = {
+            "generator": {"generator": generator},
+            "weighted": {
+                "sampler": WeightedRandomSampler(torch.arange(100.0), 100, generator=generator), "shuffle": None
+            },
+            "strings": {"sampler": Names(), "shuffle": None},
+        }[order]  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        return adaptive(Named(100), model, optimizer, 8, target=doubling(), **FORCED, **how), model
+
+    def epochs(loader, model, stop: int | None = None):
+        seen = []
+        for batch in loader:
+            seen.append(batch[2].tolist())
+            loss_of(model, batch).backward()
+            if len(seen) == stop:
+                return seen, through_a_file(loader.state_dict())
+        return seen, None
+
+    loader, model = loader_of(0)
+    first, second = epochs(loader, model)[0], epochs(loader, model)[0]
+    stopped, state = epochs(*loader_of(0), stop=3)
+    resumed, model = loader_of(1)
+    resumed.load_state_dict(state)
+    assert flat(stopped + epochs(resumed, model)[0]) == flat(first)
+    assert flat(epochs(resumed, model)[0]) == flat(second)
+
+
+class Stream(IterableDataset):
+    def __init__(self, n: int) -> None:
+        self.data = Numbered(n)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self):
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        return (self.data[i] for i in range(first, len(self.data), step))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_read_again_up_to_where_it_was(workers):
+    def loader_of():
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        loader = adaptive(
+            Stream(200), model, optimizer, 8, shuffle=None, num_workers=workers, target=doubling(), **FORCED
+        )
+        return loader, model
+
+    def rest(loader, model, stop: int | None = None):
+        seen = []
+        for batch in loader:
+            loss_of(model, batch).backward()
+            seen.append(batch[2].tolist())
+            if len(seen) == stop:
+                break
+        return seen, through_a_file(loader.state_dict())
+
+    loader, model = loader_of()
+    whole = []
+    states = []
+    for batch in loader:
+        loss_of(model, batch).backward()
+        whole.append(batch[2].tolist())
+        states.append(through_a_file(loader.state_dict()))
+    assert sorted(flat(whole)) == list(range(200))
+    assert max(map(len, whole)) > 16
+    for stop in (0, 3, len(whole) // 2, len(whole) - 2):
+        resumed, model = loader_of()
+        resumed.load_state_dict(states[stop])
+        seen, _ = rest(resumed, model)
+        assert flat(whole[: stop + 1] + seen) == flat(whole) or workers
+        assert sorted(flat(whole[: stop + 1] + seen)) == list(range(200))
+
+
+def test_a_state_of_another_version_or_run_is_refused_and_changes_nothing():
+    def loader_of(n: int = 100, **arguments):
+        model = network()
+        return adaptive(Numbered(n), model, torch.optim.SGD(model.parameters(), 0.01), 8, **arguments)
+
+    state = loader_of().state_dict()
+    for loader, changed, words in (
+        (loader_of(), {"version": 0}, "of version 0, this adaptbs reads 1: finish the run"),
+        (loader_of(200), {}, "epoch_samples=100, this one 200"),
+        (loader_of(accumulation_steps=2), {}, "start=8, this one 16"),
+    ):
+        before = loader.state_dict()
+        with pytest.raises(ValueError, match=words):
+            loader.load_state_dict(state | changed)
+        assert str(loader.state_dict()) == str(before)
+
+
+def test_what_epochs_was_told_is_known_again():
+    def loader_of():
+        model = network()
+        return adaptive(Numbered(64), model, torch.optim.SGD(model.parameters(), 0.01), 8, epochs=None, overhead=0)
+
+    loader, resumed = loader_of(), loader_of()
+    for epoch in loader.epochs(3):
+        for _ in loader:
+            if epoch == 1:
+                break
+        if epoch == 1:
+            break
+    state = through_a_file(loader.state_dict())
+    resumed.load_state_dict(state)
+    assert [sum(len(batch[2]) for batch in resumed) for _ in resumed.epochs(3)][-1] == 64
+    with pytest.raises(ValueError, match="the run has 3 epochs"):
+        resumed.epochs(4)

@@ -1,0 +1,83 @@
+"""IterableDatasets: what stock torch would deliver, at a size that may change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.optim import SGD
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from adaptbs import AdaptiveDataLoader
+from tests.integration.training import FORCED, doubling, loss_of, network
+
+
+class Stream(IterableDataset):
+    """Numbered examples; `shards`: each worker has its own, of different lengths; else each has all of them."""
+
+    def __init__(self, n: int, shards: bool = True) -> None:
+        self.n, self.shards = n, shards
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self):
+        worker = get_worker_info()
+        own = range(self.n)
+        if worker is not None and self.shards:
+            third = self.n // 3  # the first worker has a third of them
+            own = (range(third), range(third, self.n))[worker.id]
+        return ((torch.full((8,), float(i)), torch.zeros(1), i) for i in own)
+
+
+def adaptive(data, batch_size: int = 8, **arguments) -> tuple[AdaptiveDataLoader, torch.nn.Module]:
+    model = network()
+    optimizer = SGD(model.parameters(), 1e-6)
+    arguments = {"batch_loss": loss_of, "epochs": 2} | arguments
+    return AdaptiveDataLoader(data, batch_size, model=model, optimizer=optimizer, **arguments), model
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shards", [False, True])
+def test_at_a_constant_size_it_delivers_stocks_batches(workers, shards, drop_last):
+    data = Stream(100, shards)
+    how = {"num_workers": workers, "drop_last": drop_last}
+    stock = [batch[2].tolist() for batch in DataLoader(data, 8, **how)]
+    loader, _ = adaptive(data, overhead=0, max_batch_size=8, **how)
+    for _ in range(2):
+        assert [batch[2].tolist() for batch in loader] == stock
+    assert len(loader) == len(DataLoader(data, 8, drop_last=drop_last))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_through_growth_each_sample_comes_once_and_is_counted(workers):
+    loader, model = adaptive(Stream(600), num_workers=workers, target=doubling(), **FORCED)
+    for epoch in (1, 2):
+        seen, sizes = [], []
+        for batch in loader:
+            loss_of(model, batch).backward()
+            seen += batch[2].tolist()
+            sizes.append(len(batch[2]))
+            assert loader._controller.delivery.in_hand.length == sizes[-1]
+            assert loader.lr_factor >= 1
+        assert sorted(seen) == list(range(600))
+        assert loader._controller.run.samples == 600 * epoch
+    assert max(sizes) > 32
+
+
+def test_what_batches_hold_decides_whatever_collate_makes_of_them():
+    """A layout without a number of samples: then what was asked for counts."""
+    loader, _ = adaptive(Stream(64), collate_fn=lambda examples: [i for _, _, i in examples], overhead=0)
+    assert [len(batch) for batch in loader] == [8] * 8
+    assert loader._controller.run.samples == 64
+
+
+def test_without_a_length_it_is_refused_with_the_reason():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(range(8))
+
+    with pytest.raises(TypeError, match=r"Endless has no length.*__len__.*estimate"):
+        adaptive(Endless())
+    with pytest.raises(ValueError, match="shuffle"):
+        adaptive(Stream(64), shuffle=True)

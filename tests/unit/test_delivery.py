@@ -1,0 +1,90 @@
+from collections import deque
+
+import pytest
+import torch
+
+from adaptbs.delivery import Delivery, PlainLoop, WatchedLoop
+from adaptbs.progress import Progress
+from adaptbs.sampler import Issued
+
+
+def parameter() -> torch.Tensor:
+    return torch.nn.Parameter(torch.ones(1))
+
+
+def events(loop, trained: list[int | None], p: torch.Tensor, sizes=(1, 2, 3, 4), ends_step=lambda i: True) -> list[str]:
+    """What a delivery takes note of while batches are fetched and, between fetches, one of them is trained on.
+
+    Args:
+        trained: number of the batch that a backward pass is made of, after each fetch; None: of none.
+    """
+    noted: list[str] = []
+    issued = deque(Issued(size, size, ends_step(i)) for i, size in enumerate(sizes))
+    delivery = Delivery(
+        Progress(sum(sizes), 1), sizes[0], worth=lambda size: 1.0, stepped=lambda length: noted.append(f"step {length}")
+    )
+    for batch, work in zip(delivery.deliver(range(1, len(sizes) + 1), issued, loop), [*trained, None], strict=False):
+        noted.append(f"fetched {batch}, at work on {delivery.in_hand.length}")
+        if work is not None:
+            (p * work).sum().backward()
+    return [*noted, f"at work on {delivery.in_hand.length}"]
+
+
+def test_a_loop_that_trains_on_each_batch_before_the_next():
+    expected = [
+        "fetched 1, at work on 1", "step 1", "fetched 2, at work on 2", "step 2", "fetched 3, at work on 3", "step 3",
+        "fetched 4, at work on 4", "step 4", "at work on 4",
+    ]  # fmt: skip
+    p = parameter()
+    assert events(WatchedLoop([p]), [1, 2, 3, 4], p) == expected
+    assert events(PlainLoop(), [None] * 4, p) == expected
+
+
+def test_a_loop_that_looks_one_batch_ahead_is_at_work_on_the_one_before():
+    p = parameter()
+    assert events(WatchedLoop([p]), [None, 1, 2, 3], p) == [
+        "fetched 1, at work on 1", "fetched 2, at work on 1", "step 1", "fetched 3, at work on 2", "step 2",
+        "fetched 4, at work on 3", "step 3", "at work on 4",
+    ]  # fmt: skip
+
+
+def test_where_nobody_trains_the_third_batch_shows_it():
+    p = parameter()
+    assert events(WatchedLoop([p]), [None] * 4, p)[2:6] == [
+        "step 1", "step 2", "fetched 3, at work on 3", "step 3",
+    ]  # fmt: skip
+
+
+def test_a_batch_without_a_step_after_the_first_makes_no_look_ahead():
+    """As under a GradScaler that leaves a step out, or a loop that passes over a batch."""
+    p = parameter()
+    seen = events(WatchedLoop([p]), [1, None, None, 4], p)
+    assert [line for line in seen if "fetched" in line] == [f"fetched {i}, at work on {i}" for i in (1, 2, 3, 4)]
+
+
+def test_a_step_of_several_batches_is_timed_whole():
+    p = parameter()
+    seen = events(WatchedLoop([p]), [1, 2, 3, 4], p, ends_step=lambda i: i % 2 == 1)
+    assert [line for line in seen if "step" in line] == ["step 3", "step 7"]
+
+
+def test_the_watch_is_over_after_the_first_backward_pass():
+    p = parameter()
+    loop = WatchedLoop([p])
+    assert p._post_accumulate_grad_hooks
+    loop.fetched()
+    p.sum().backward()
+    assert not p._post_accumulate_grad_hooks
+
+
+def test_what_does_not_train_is_not_watched():
+    frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    loop = WatchedLoop([frozen])
+    loop.fetched()
+    assert (loop.begun, loop.finished) == (1, 1)
+
+
+def test_a_queue_that_belongs_to_another_iteration_is_an_error():
+    delivery = Delivery(Progress(4, 1), 4, worth=lambda size: 1.0, stepped=lambda length: None)
+    with pytest.raises(RuntimeError, match="persistent workers serve one iteration at a time"):
+        next(delivery.deliver([1], deque(), PlainLoop()))
