@@ -126,13 +126,16 @@ def fixed_batches(samples: float, start: int, epoch_samples: int, epoch_steps: i
     return int(epochs) * epoch_steps + min(int(within // start), epoch_steps)
 
 
+def _unmade(kind: type[LRScheduler]) -> LRScheduler:
+    return kind.__new__(kind)
+
+
 def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
     """From now on let each `scheduler.step()` make as many steps as are due.
 
     The method is replaced in a subclass made for this one object: put on the object itself it would end up in its
-    `state_dict`. To save a driven scheduler, save that: the object itself cannot be pickled. A second call replaces the
-    first. ReduceLROnPlateau, which follows a metric, is left alone, and so
-    is a call with an explicit epoch.
+    `state_dict`. A second call replaces the first. ReduceLROnPlateau, which follows a metric, is left alone, and so is
+    a call with an explicit epoch. A copy, or what comes out of a pickle, is a stock scheduler: no loader drives it.
     """
     if isinstance(scheduler, ReduceLROnPlateau):
         return
@@ -145,7 +148,11 @@ def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
         for _ in range(steps_due()):
             stock.step(self)
 
-    members = {"step": step, "_stock": stock, "__module__": stock.__module__, "__doc__": stock.__doc__}
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _unmade, (stock,), self.__dict__.copy()
+
+    members = {"step": step, "__reduce_ex__": reduce, "_stock": stock}
+    members |= {"__module__": stock.__module__, "__doc__": stock.__doc__}
     scheduler.__class__ = type(stock.__name__, (stock,), members)
 
 
