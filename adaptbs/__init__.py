@@ -2,8 +2,9 @@
 
 from .finder import BatchSizeSuggestion, bs_find
 from .loader import AdaptiveDataLoader
+from .schedule import one_cycle
 from .types import NoiseScale, SquaredNorms
 
 __version__ = "0.1.0"
 
-__all__ = ["AdaptiveDataLoader", "BatchSizeSuggestion", "NoiseScale", "SquaredNorms", "bs_find"]
+__all__ = ["AdaptiveDataLoader", "BatchSizeSuggestion", "NoiseScale", "SquaredNorms", "bs_find", "one_cycle"]

@@ -29,6 +29,12 @@ class RunReport:
         return self._controller.views if self._controller else {}
 
     @property
+    def progress(self) -> float | None:
+        """Share of the run done, 0..1, the batch in the loop's hands included; None where its length is not known."""
+        known = self._controller is not None and self._controller.run.epochs is not None
+        return self._controller.progress if known and self._controller else None
+
+    @property
     def history(self) -> History:
         """One record per decision and per measurement."""
         return self._controller.history if self._controller else History()

@@ -1,7 +1,7 @@
 """Write the tables of README.md and docs/ from the committed results.
 
-    python benchmarks/tables.py            rewrites what stands between <!-- table NAME --> and <!-- end -->
-    python benchmarks/tables.py --check    fails if that would change anything
+python benchmarks/tables.py            rewrites what stands between <!-- table NAME --> and <!-- end -->
+python benchmarks/tables.py --check    fails if that would change anything
 """
 
 from __future__ import annotations
@@ -57,6 +57,45 @@ def overhead() -> str:
     return markdown(header, rows) + note + where(result, "python benchmarks/overhead.py")
 
 
+def loader() -> str:
+    """A batch of a loader whose size stays, over a stock loader's."""
+    result = load("loader")
+
+    def show(row: dict[str, Any]) -> str:
+        low, high = row["quartiles"]
+        return f"{row['ratio']:.3f} ({low:.3f}-{high:.3f})"
+
+    rows = [
+        [f"{row['data']}, {row['use']}", f"{row['stock_us']:,.0f} us", show(row["control"]), show(row["adaptive"]),
+         f"{row['adaptive']['added_us']:+.0f} us"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["batches of 64", "stock", "stock again", "adaptbs", "added"]
+    note = f"\nMedians of {result['rounds']} rounds or so, quartiles in brackets."
+    return markdown(header, rows) + note + where(result, f"python benchmarks/loader.py --rounds {result['rounds']}")
+
+
+def optimizer_state() -> str:
+    """What is done with optimizer and BatchNorm state as the batch grows."""
+    result = load("optimizer_state")
+
+    def show(compared: dict[str, Any] | None) -> str:
+        if compared is None:
+            return "-"
+        change, sd, se = compared["ratio"] - 1, compared["sd"], compared["se"]
+        return f"{change:+.1%} (± {se:.1%}; {sd:.1%})"
+
+    rows = [
+        [f"{row['optimizer']}, {row['choice']}", f"{row['steps']:,.0f}", f"{row['loss_mean']:.3f}",
+         show(row["loss"]) if row["choice"] != "left alone" else "-",
+         show(row.get("after")) if row["choice"] != "left alone" else "-"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["", "steps", "final loss", "final loss, to left alone", "training loss after doublings, to left alone"]
+    note = f"\nMeans of {result['seeds']} seeds, paired; in brackets standard error, and deviation between seeds."
+    return markdown(header, rows) + note + where(result, "python benchmarks/optimizer_state.py")
+
+
 def demo() -> str:
     """The run behind the picture."""
     result = load("demo")
@@ -76,6 +115,8 @@ TABLES = {
     "measuring": measuring,
     "overhead": overhead,
     "demo": demo,
+    "loader": loader,
+    "optimizer_state": optimizer_state,
     **tables_of_estimates.TABLES,
     **quality_tables.TABLES,
 }

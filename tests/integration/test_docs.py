@@ -13,7 +13,7 @@ from adaptbs.trade_off import trade_off
 from tests.integration.test_readme import surroundings
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("targets.md", "trade_off.md")
+PAGES = ("how_it_works.md", "targets.md", "trade_off.md")
 BLOCKS = [
     pytest.param(page, block, id=f"{page}-{i}")
     for page in PAGES

@@ -44,10 +44,26 @@ def test_block_runs(block, tmp_path, monkeypatch):
     exec(compile(block, "README.md", "exec"), surroundings())
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+#: examples of what is not there yet
+TO_COME = {
+    "accumulation": pytest.mark.xfail(strict=False, reason="accumulation_steps is being built"),
+}
+
+
+@pytest.mark.parametrize(
+    "example", [pytest.param(path, id=path.stem, marks=TO_COME.get(path.stem, ())) for path in EXAMPLES]
+)
 def test_example_runs(example, tmp_path):
     done = subprocess.run(
         [sys.executable, example, "--samples", "3000"], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert "History(" in done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short_and_downloads_nothing(example):
+    text = example.read_text()
+    assert len(text.splitlines()) <= 80
+    assert "torchvision" not in text and "download" not in text

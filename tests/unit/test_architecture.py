@@ -181,7 +181,7 @@ def test_importing_is_quick_and_loads_no_extra():
 
 
 def test_the_public_names():
-    names = ["AdaptiveDataLoader", "BatchSizeSuggestion", "NoiseScale", "SquaredNorms", "bs_find"]
+    names = ["AdaptiveDataLoader", "BatchSizeSuggestion", "NoiseScale", "SquaredNorms", "bs_find", "one_cycle"]
     assert sorted(adaptbs.__all__) == names
     assert all(callable(getattr(adaptbs, name)) for name in names)
 
