@@ -70,7 +70,7 @@ class Controller:
     ) -> None:
         settings.check_start(batch_size, epoch_samples)
         batch_size = int(batch_size) * parts  # (a NumPy integer would stand in the way of torch.load)
-        self._settings, self._device, self.parts = settings, device, parts
+        self._settings, self.device, self.parts = settings, device, parts
         self.start = self.batch_size = batch_size
         self.base_batch_size = int(settings.base_batch_size or batch_size)
         largest = min(epoch_samples // 8, policy.LARGEST_FACTOR * self.base_batch_size)
@@ -177,6 +177,8 @@ class Controller:
     def _worth(self, batch_size: int) -> float:
         coupled = self._measurements.caveat == COUPLED  # then there is no noise scale, and a sample is a sample
         reference = policy.reference(self.start)
+        if self.run.max_extra is None:
+            return 1.0  # (samples count as samples)
         return 1.0 if coupled else rate(batch_size, reference, self.noise_scale, self._critical)
 
     def _due(self) -> bool:
@@ -223,7 +225,7 @@ class Controller:
             critical=self._critical,
             floor=policy.efficiency_floor(self.progress, self.run.required),
             max_batch_size=self.max_batch_size,
-            memory=self.parts * memory.affordable(self.delivery.longest, self._device) if may_grow else math.inf,
+            memory=self.parts * memory.affordable(self.delivery.longest, self.device) if may_grow else math.inf,
         )
         decision = policy.decide(now, self._settings.target)
         if decision.batch_size % self.parts:  # (a step is made of equal parts)

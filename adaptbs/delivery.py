@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
-from torch import Tensor
+from torch.optim import Optimizer
 
 from .progress import Progress
 from .sampler import Issued
 
 T = TypeVar("T")
+
+ONE_AT_A_TIME = "persistent workers serve one iteration at a time: end it before the next"
 
 
 class Loop(Protocol):
@@ -53,27 +55,29 @@ class PlainLoop:
 class WatchedLoop:
     """Trains on each batch before it asks for the next, or looks one ahead, to copy it to the device meanwhile.
 
-    Which of both shows at the first backward pass: how many batches had been fetched before it. Steps would not tell,
-    because a GradScaler leaves some out and accumulation makes one of several batches. Where two have been fetched and
-    there was no backward pass, the third shows that nobody trains, and each batch is done with when the next is asked.
+    Which of both shows at the first backward pass, or step: how many batches had been fetched before it. Later steps
+    would not tell, because a GradScaler leaves some out and accumulation makes one of several batches. Where two have
+    been fetched and nothing was done with them, nobody trains, and each batch is done with when the next is asked for.
 
     Args:
-        parameters: being trained.
+        optimizer: that trains.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, optimizer: Optimizer) -> None:
         self._fetched = 0
         self._ahead: int | None = None  # batches; None while that is not known
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._handles: list[Any] = [
-            p.register_post_accumulate_grad_hook(self._backward)  # type: ignore[no-untyped-call]
+            p.register_post_accumulate_grad_hook(self._works)
             for p in parameters
             if p.requires_grad and p.is_leaf
         ]
-        if not self._handles:
-            self._know(0)
+        self._handles.append(optimizer.register_step_pre_hook(self._works))
 
     def fetched(self) -> None:
         self._fetched += 1
+        if self._ahead is not None:
+            self.close()
 
     @property
     def begun(self) -> int:
@@ -83,15 +87,12 @@ class WatchedLoop:
     @property
     def finished(self) -> int:
         if self._ahead is None and self._fetched > 1:
-            self._know(0)
+            self._ahead = 0
         return self._fetched - (1 if self._ahead is None else self._ahead)
 
-    def _backward(self, _: Tensor) -> None:
-        self._know(1 if self._fetched == 2 else 0)
-
-    def _know(self, ahead: int) -> None:
-        self._ahead = ahead
-        self.close()
+    def _works(self, *_: Any) -> None:
+        if self._ahead is None:  # (the hooks go later: an optimizer's cannot be removed while they are called)
+            self._ahead = 1 if self._fetched == 2 else 0
 
     def close(self) -> None:
         for handle in self._handles:
@@ -148,6 +149,8 @@ class Delivery:
                 if self._run.complete:
                     return
             here.advance(self._begin, self._finish, begun=here.fetched)
+            if issued:
+                raise RuntimeError(ONE_AT_A_TIME)
         finally:
             loop.close()
             self._run.end_epoch()
@@ -206,7 +209,7 @@ class Iteration:
         waiting = self.fetched - self.begun
         self.fetched += 1
         if len(self.issued) <= waiting:
-            raise RuntimeError("persistent workers serve one iteration at a time: end it before the next")
+            raise RuntimeError(ONE_AT_A_TIME)
         return self.issued[waiting]
 
     def advance(

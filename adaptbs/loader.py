@@ -158,12 +158,11 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             batch_size=batch_size,
             epoch_samples=cut.epoch_samples,
             adaptive=is_adaptive(optimizer),
-            device=next(model.parameters()).device,
             views=tuple(views),
             parts=accumulation_steps,
             placed=place.delivered if scheduler is not None else None,
         )
-        self._run = LoaderRun(feed, start, epochs, optimizer, settings.following, measurer, place)
+        self._run = LoaderRun(feed, start, epochs, model, optimizer, settings.following, measurer, place)
         if feed.streams:  # (DataLoader takes no batch sampler then, but asks its own one in the same way)
             super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **stock)
         else:
@@ -239,8 +238,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         return self._controller.lr_factor
 
     def close(self) -> None:
-        """Leave the optimizer as it was found: its hyperparameters no longer follow."""
-        self._run.scaled_step.remove()
+        """Leave the optimizer as it was found: its hyperparameters no longer follow, and this loader is at its end."""
+        self._run.close()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, after any batch: numbers, strings, tensors and containers of them.
@@ -257,3 +256,10 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             ValueError: saying what differs, where the loader is not one of the same run; nothing has changed then.
         """
         self._run.load_state_dict(state)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A copy would grow its batch, and no optimizer would follow.
+        raise TypeError(
+            "an AdaptiveDataLoader cannot be copied or pickled, as it belongs to its model and optimizer: "
+            "build another with theirs, and hand it state_dict() by load_state_dict()"
+        )

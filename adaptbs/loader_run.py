@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from .controller import Controller
@@ -27,7 +31,8 @@ class LoaderRun:
 
     Args:
         feed: of batches.
-        start: makes the controller of a run of `epochs=`.
+        start: makes the controller of a run of `epochs=` on a `device=`.
+        model: being trained.
         epochs: length of the run; None where that is not known.
         optimizer: that trains.
         following: which of its hyperparameters follow the batch.
@@ -40,31 +45,45 @@ class LoaderRun:
         feed: Feed,
         start: Callable[..., Controller],
         epochs: int | None,
+        model: nn.Module,
         optimizer: Optimizer,
         following: Collection[str],
         measurer: Measurer | None,
         place: SchedulePlace,
     ) -> None:
         self.feed, self._start, self._epochs, self._measurer, self._place = feed, start, epochs, measurer, place
-        self._optimizer, self._following = optimizer, following
-        self.controller = start(epochs=epochs)
+        self._model, self._optimizer, self._following = model, optimizer, following
+        self.controller = start(epochs=epochs, device=self._device)
         self._begun = False  # whether `epochs` has been called, or a state loaded
-        self._warned = False
+        self._warned = self._closed = False
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
 
     def follow(self) -> None:
-        """From now on let the hyperparameters follow the batch."""
-        self.scaled_step = ScaledStep(
-            self._optimizer,
-            lambda: self.controller.lr_factor,
-            lambda: self.controller.k,
-            self._following,
-            lambda: self.controller.anneal,
-        )
+        """From now on let the hyperparameters follow the batch, as long as there is anybody who sets it."""
+        run = weakref.ref(self)  # (the optimizer's hooks should not be what keeps a loader alive)
+        asked = lambda name: getattr(live.controller, name) if (live := run()) is not None else 1.0  # noqa: E731
+        factor, k, anneal = (partial(asked, name) for name in ("lr_factor", "k", "anneal"))
+        self.scaled_step = ScaledStep(self._optimizer, factor, k, self._following, anneal)
+        weakref.finalize(self, self.scaled_step.remove)
+
+    def close(self) -> None:
+        self._closed = True
+        self.scaled_step.remove()
+
+    def _on_device(self) -> None:
+        """Begin anew where the model has been moved before the run has begun: times and memory are of its device."""
+        if not self.controller.run.samples and self.controller.device != self._device:
+            self.controller = self._start(epochs=self._epochs, device=self._device)
+            if self._begun:
+                self.controller.end_by_progress()
 
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)
         if self._epochs is None and not self.controller.run.samples:
-            self._epochs, self.controller = n, self._start(epochs=n)
+            self._epochs, self.controller = n, self._start(epochs=n, device=self._device)
         if self._epochs != n:
             said = "a run of unknown length has begun" if self._epochs is None else f"the run has {self._epochs} epochs"
             raise ValueError(f"epochs({n}): {said}: give epochs={n} to the loader, or a scheduler of that length")
@@ -76,15 +95,17 @@ class LoaderRun:
         return self._count_epochs()
 
     def _count_epochs(self) -> Iterator[int]:
-        run = self.controller.run
         # (A run resumed at its very end has its last batch to be done with.)
-        while run.epoch < run.most_epochs and (run.under_way or not run.complete):
+        while (run := self.controller.run).epoch < run.most_epochs and (run.under_way or not run.complete):
             epoch = run.epoch
             yield epoch
-            run.epoch = epoch + 1  # once, whatever the loop's body did with the loader
+            self.controller.run.epoch = epoch + 1  # once, whatever the loop's body did with the loader
 
     def iterate(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """An epoch's batches; `fetch` begins the DataLoader's own iteration."""
+        if self._closed:
+            raise RuntimeError("close() was called, so no hyperparameter would follow the batch: build another loader")
+        self._on_device()
         if self._epochs is None and not self._warned:
             self._warned = True
             log.warning(
@@ -92,7 +113,7 @@ class LoaderRun:
                 "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
             )
         cut, fetched, issued = self.feed.iterate(fetch)
-        loop = WatchedLoop(p for group in self._optimizer.param_groups for p in group["params"])
+        loop = WatchedLoop(self._optimizer)
         return self._around(cut, self.controller.deliver(fetched, issued, loop))
 
     def _around(self, cut: Cut, delivered: Iterable[Any]) -> Iterator[Any]:
@@ -103,12 +124,23 @@ class LoaderRun:
                     self.feed.delivers(cut)
                     self.scaled_step.restore()
                     if self._measurer is not None and self.controller.measure_next():
-                        with self.controller.measuring():
-                            samples = self.controller.delivery.fetched.length
-                            self.controller.measured(self._measurer.measure(batch, samples))
+                        self._measure(batch, self._measurer)
                     yield batch
         finally:
             self.feed.ends(cut)
+
+    def _measure(self, batch: Any, measurer: Measurer) -> None:
+        try:
+            with self.controller.measuring():
+                self.controller.measured(measurer.measure(batch, self.controller.delivery.fetched.length))
+        except Exception as error:
+            if hasattr(error, "add_note"):  # (Python 3.11)
+                error.add_note(
+                    "This happened while the noise scale of a batch was measured, before it was delivered. If the loss "
+                    "needs the batch in another form, give batch_loss=(model, batch) -> loss; overhead=0 measures "
+                    "nothing."
+                )
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -128,7 +160,7 @@ class LoaderRun:
                 "finish the run with the adaptbs that began it, or start anew"
             )
         epochs = state["epochs"] if self._epochs is None else self._epochs
-        controller = self._start(epochs=epochs)
+        controller = self._start(epochs=epochs, device=self._device)
         controller.load_state_dict(state["controller"])
         self._epochs, self.controller, self._begun = epochs, controller, True
         self.feed.load_state_dict(state["feed"])

@@ -76,13 +76,6 @@ class ScaledStep:
                 group.update(values)
             self._unscaled = None
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The factors are asked of one loader, and the hooks are on one optimizer: a copy would scale nobody's steps.
-        raise TypeError(
-            "an AdaptiveDataLoader cannot be copied or pickled, as it belongs to its model and optimizer: "
-            "build another with theirs, and hand it state_dict() by load_state_dict()"
-        )
-
     def remove(self) -> None:
         """Leave the optimizer's steps as they were found."""
         self.restore()

@@ -14,7 +14,7 @@ from ..types import COUPLED, Measurement, SquaredNorms
 from . import batches
 from .batch_loss import BatchLoss
 from .coupling import Coupling
-from .mean_gradient import MeanGradient, has_batch_norm
+from .mean_gradient import MeanGradient, has_batch_norm, trainable
 from .micro_batches import HalfBatches
 from .per_example import PerExample, Unsupported
 from .views import View
@@ -70,7 +70,7 @@ class Measurer:
         self._picked, self._why = self._pick_at_once(views, timed)
 
     def measure(self, batch: Any, samples: int) -> Measurement | None:
-        """The four numbers of a batch, on the device; None where it is too short.
+        """The four numbers of a batch, on the device; None where it is too short, or nothing trains.
 
         Args:
             batch: nested tensors, samples along their first dimension.
@@ -81,6 +81,8 @@ class Measurer:
         """
         rows = batches.length(batch)
         self._longest = max(self._longest, rows)
+        if not trainable(self._model):
+            return None  # frozen altogether for a while
         if rows < SHORT <= self._longest:
             return None  # an epoch's last few samples: many a model that never sees one alone cannot take one
         self._coupling.look(batch)

@@ -264,7 +264,7 @@ def test_a_step_that_a_grad_scaler_skips(kind, fused):
         if how == "grown":
             assert max(inside) > 1.9 * optimizer.param_groups[0]["lr"]
             if kind == "AdamW":
-                loader._scaled_step.hyperparameters.count(wait=True)
+                loader._run.scaled_step.hyperparameters.count(wait=True)
                 ((steps, *_),) = loader.state_dict()["hyperparameters"]
                 assert steps == len(taken) - 1, "the skipped step has put nothing into the averages"
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

@@ -45,15 +45,9 @@ def test_block_runs(block, tmp_path, monkeypatch):
 
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-#: examples of what is not there yet
-TO_COME = {
-    "accumulation": pytest.mark.xfail(strict=False, reason="accumulation_steps is being built"),
-}
 
 
-@pytest.mark.parametrize(
-    "example", [pytest.param(path, id=path.stem, marks=TO_COME.get(path.stem, ())) for path in EXAMPLES]
-)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, tmp_path):
     done = subprocess.run(
         [sys.executable, example, "--samples", "3000"], cwd=tmp_path, capture_output=True, text=True, timeout=120

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import itertools
 import math
+import multiprocessing
+import time
 
 import pytest
 import torch
@@ -150,3 +154,45 @@ def test_saved_between_epochs_and_resumed_is_never_stopped():
     assert torch.equal(again.weights, unbroken.weights)
     assert resumed.history.to_dict() == loader.history.to_dict()
     assert max(again.sizes) > 16
+
+
+@given(
+    n=st.integers(1, 120), batch_size=st.integers(1, 16), workers=st.integers(0, 4), prefetch=st.integers(1, 3),
+    persistent=st.booleans(), pin=st.booleans(), drop_last=st.booleans(), parts=st.integers(1, 3),
+    drawn=st.lists(st.integers(1, 64), min_size=1, max_size=6), stop=st.none() | st.integers(1, 6), grow=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+def test_every_way_to_load_delivers_each_sample_once_and_leaves_no_worker(
+    n, batch_size, workers, prefetch, persistent, pin, drop_last, parts, drawn, stop, grow
+):
+    batch_size = min(batch_size, n)
+    before = set(multiprocessing.active_children())
+    how = {"drop_last": drop_last, "pin_memory": pin, "num_workers": workers}
+    if workers:
+        how |= {"prefetch_factor": prefetch, "persistent_workers": persistent}
+    wanted = itertools.cycle(drawn)
+    model = nn.Linear(1, 1)
+    loader = AdaptiveDataLoader(
+        TensorDataset(torch.arange(n)), batch_size, shuffle=True, model=model, optimizer=SGD(model.parameters(), 0.1),
+        epochs=3, overhead=0, accumulation_steps=parts, decide_every=1e-6, max_batch_size=n if grow else batch_size,
+        target=lambda noise_scale, size, progress: next(wanted) if grow else size, **how,
+    )  # fmt: skip
+    delivered = n - n % batch_size if drop_last else n
+    for i, _ in enumerate(loader):  # broken off, or whole
+        if i + 1 == stop:
+            break
+    for _ in range(2):
+        seen = [batch[0].tolist() for batch in loader]
+        flat = [i for batch in seen for i in batch]
+        assert len(flat) == len(set(flat)) == delivered
+        if not grow:
+            stock = DataLoader(TensorDataset(torch.arange(n)), batch_size, drop_last=drop_last)
+            assert [len(batch) for batch in seen] == [len(batch[0]) for batch in stock]
+    loader.close()
+    del loader
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(multiprocessing.active_children()) - before
