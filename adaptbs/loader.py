@@ -50,7 +50,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         autocast: makes the context that the forward pass runs under, as `lambda: torch.autocast("cuda")`.
         scheduler: a torch LR scheduler that the loop steps, per batch or per epoch.
         epochs: length of the run; read from the scheduler's `total_steps` or `T_max` where None.
-        max_batch_size: never exceeded, samples; where None an eighth of the dataset, at most 32 times the base batch.
+        max_batch_size: never exceeded, samples; where None an eighth of the dataset, at most 32 times the base
+            batch, of which 64 count, or 8 times where that is more.
         base_batch_size: the size the hyperparameters are stated for, samples; `batch_size` where None.
         target: "goodput" (most progress per second), "noise_scale", or a function
             `(noise_scale, batch_size, progress) -> wanted batch size`.
