@@ -22,7 +22,8 @@ def task_table(task: str) -> str:
     lines = []
     for title, rule in _rules(task):
         if found := compared(task, rule):
-            lines.append([title, _metric(found.metric), str(found.seeds), *_difference(found), *_work(found), *_times(found)])
+            cells = [_metric(found.metric), str(found.seeds), *_difference(found), *_work(found), *_times(found)]
+            lines.append([title, *cells])
     header = ["rule", MEASURES[task].metric, "seeds", "difference (limit)", "no worse", "steps", "samples"]
     header += [f"time, {title}" for title in MODELS.values()] + [f"to target, {title}" for title in MODELS.values()]
     return markdown(header, lines) + _where("fixed")
@@ -54,7 +55,8 @@ def summary() -> str:
             continue
         cells = [f"{measure.title}, {measure.metric.split(',')[0]}", f"{measure.margin:.0%}"]
         for model, found in by_model.items():
-            cells += [_verdict(found), _faster(found.times[model])] if found else [NOT_RUN, NOT_RUN]
+            verdict = f"{_verdict(found)}, {found.seeds} seeds" if found else NOT_RUN
+            cells += [verdict, _faster(found.times[model]) if found else NOT_RUN]
         lines.append([*cells, _faster(gpu.steps), _faster(statistics.median(real)) if real else NOT_RUN])
     header = ["task, error", "margin"]
     for title in MODELS.values():
@@ -68,12 +70,13 @@ def distance() -> str:
     for task, measure in MEASURES.items():
         best = fastest_fixed(task, "gpu", SIZES)
         starts = [compared(task, f"adaptive {start} gpu") for start in (16, 64, 256)]
-        if best is None or None in starts:
+        if best is None or not any(starts):
             continue
         times = [c.times["gpu"] for c in starts if c]
-        cells = [f"{c.times['gpu']:.2f}, {_verdict(c)}" for c in starts if c]
+        cells = [f"{c.times['gpu']:.2f}, {_verdict(c)}, {c.seeds} seeds" if c else NOT_RUN for c in starts]
         own = f"{best[0]}: {best[1].times['gpu']:.2f}"
-        lines.append([measure.title, own, *cells, f"{max(times) / min(times):.1f}"])
+        spread = f"{max(times) / min(times):.1f}" if all(starts) else NOT_RUN
+        lines.append([measure.title, own, *cells, spread])
     header = [
         "task",
         "best fixed batch: time",
