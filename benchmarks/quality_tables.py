@@ -207,7 +207,7 @@ def _faster(ratio: float) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "quality_summary": summary,
     "quality_distance": distance,
-    "quality_ablations": ablations,
+    **({"quality_ablations": ablations} if Part("ablations").rows else {}),
     "quality_ablations_before": partial(ablations, "ablations_before", "as it was gpu"),
     "quality_cpu": cpu,
     "quality_article": article,
