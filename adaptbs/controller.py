@@ -73,11 +73,11 @@ class Controller:
         self._settings, self.device, self.parts = settings, device, parts
         self.start = self.batch_size = batch_size
         self.base_batch_size = int(settings.base_batch_size or batch_size)
-        largest = min(epoch_samples // 8, policy.LARGEST_FACTOR * self.base_batch_size)
+        largest = min(epoch_samples // 8, policy.largest(self.base_batch_size))
         self.max_batch_size = settings.max_batch_size * parts if settings.max_batch_size else max(batch_size, largest)
         self.epoch_samples, self._epochs = epoch_samples, epochs
         self._lr_rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
-        self._critical = policy.critical_over_simple(adaptive)
+        self._critical, self._adaptive = policy.critical_over_simple(adaptive), adaptive
         self.run = Progress(epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
         self._time = Timekeeper(given, device, batch_size, settings.overhead)
@@ -176,9 +176,9 @@ class Controller:
 
     def _worth(self, batch_size: int) -> float:
         coupled = self._measurements.caveat == COUPLED  # then there is no noise scale, and a sample is a sample
-        reference = policy.reference(self.start)
         if self.run.max_extra is None:
             return 1.0  # (samples count as samples)
+        reference = policy.reference(self.base_batch_size)
         return 1.0 if coupled else rate(batch_size, reference, self.noise_scale, self._critical)
 
     def _due(self) -> bool:
@@ -219,11 +219,11 @@ class Controller:
             noise_scale=self.noise_scale,
             coupled=self._measurements.caveat == COUPLED,
             batch_size=self.batch_size,
-            start=self.start,
+            reference=policy.reference(self.base_batch_size),
             progress=self.progress,
             step_time=self.step_time,
             critical=self._critical,
-            floor=policy.efficiency_floor(self.progress, self.run.required),
+            floor=policy.efficiency_floor(self.progress, self.run.required, self._adaptive),
             max_batch_size=self.max_batch_size,
             memory=self.parts * memory.affordable(self.delivery.longest, self.device) if may_grow else math.inf,
         )

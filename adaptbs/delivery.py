@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
-from torch.optim import Optimizer
+from torch import Tensor
 
 from .progress import Progress
 from .sampler import Issued
@@ -60,19 +60,17 @@ class WatchedLoop:
     been fetched and nothing was done with them, nobody trains, and each batch is done with when the next is asked for.
 
     Args:
-        optimizer: that trains.
+        parameters: being trained.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._fetched = 0
         self._ahead: int | None = None  # batches; None while that is not known
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._handles: list[Any] = [
-            p.register_post_accumulate_grad_hook(self._works)
+            p.register_post_accumulate_grad_hook(self.works)  # type: ignore[no-untyped-call]
             for p in parameters
             if p.requires_grad and p.is_leaf
         ]
-        self._handles.append(optimizer.register_step_pre_hook(self._works))
 
     def fetched(self) -> None:
         self._fetched += 1
@@ -90,8 +88,9 @@ class WatchedLoop:
             self._ahead = 0
         return self._fetched - (1 if self._ahead is None else self._ahead)
 
-    def _works(self, *_: Any) -> None:
-        if self._ahead is None:  # (the hooks go later: an optimizer's cannot be removed while they are called)
+    def works(self, *_: Any) -> None:
+        """Take note of a backward pass or a step."""
+        if self._ahead is None:
             self._ahead = 1 if self._fetched == 2 else 0
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ class AdaptiveBatchSize(RunReport, Callback):
 
     Args:
         max_batch_size: never exceeded, samples; where None an eighth of the training set, at most 32 times
-            `base_batch_size`.
+            `base_batch_size`, of which 64 count, or 8 times where that is more.
         base_batch_size: the size the hyperparameters are stated for, samples; `dls.bs` where None.
         target: "goodput", "noise_scale", or `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto", "linear", "sqrt", "gain", "none", or `(k, noise_scale) -> factor`.
@@ -70,7 +70,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         lr_scaling: str | LRRule = "auto",
         transfer: Collection[str] | None = None,
         budget: str = "progress",
-        max_extra: float = 0.5,
+        max_extra: float = 1.0,
         anneal_at_cap: bool = False,
         decide_every: float = 0.05,
         confidence: float = 0.9,

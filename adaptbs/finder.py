@@ -21,7 +21,7 @@ from .gradients.micro_batches import GradientPool
 from .left_as_found import weights_left_as_found
 from .loader import AdaptiveDataLoader
 from .noise_scale import estimate, to_floats
-from .policy import Situation, goodput
+from .policy import Situation, goodput, reference
 from .settings import check_share, check_size
 from .step_timer import measure_step_time, train_step
 from .trade_off import TradeOff, trade_off
@@ -204,7 +204,7 @@ def suggest(
     """
     last, largest = curve[-1], max(batch_size, samples[-1] // 8)
     now = Situation(
-        noise_scale=last, batch_size=batch_size, start=batch_size, progress=0.0,
+        noise_scale=last, batch_size=batch_size, reference=reference(batch_size), progress=0.0,
         step_time=None, max_batch_size=largest, memory=float("inf"),
     )  # fmt: skip
     size = min(goodput(now)[0], largest) if last.cautious > 0 else None

@@ -49,8 +49,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         scheduler: a torch LR scheduler that the loop steps, per batch or per epoch.
         epochs: length of the run; read from the scheduler's `total_steps` or `T_max` where None.
         accumulation_steps: batches that the loop accumulates gradients of before it calls `optimizer.step()`.
-        max_batch_size: of a batch as it is delivered, never exceeded, samples; where None an eighth of the dataset, at
-            most 32 times the base batch, for a whole optimizer step.
+        max_batch_size: of a batch as it is delivered, never exceeded, samples; where None a step has an eighth of the
+            dataset, at most 32 times the base batch, of which 64 count, or 8 times where that is more.
         base_batch_size: the size the hyperparameters are stated for, samples of an optimizer step; where None
             `batch_size` times `accumulation_steps`.
         target: "goodput" (most progress per second), "noise_scale", or a function
@@ -103,7 +103,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         lr_scaling: str | LRRule = "auto",
         transfer: Collection[str] | None = None,
         budget: str = "progress",
-        max_extra: float = 0.5,
+        max_extra: float = 1.0,
         anneal_at_cap: bool = False,
         decide_every: float = 0.05,
         confidence: float = 0.9,

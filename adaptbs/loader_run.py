@@ -55,6 +55,7 @@ class LoaderRun:
         self._model, self._optimizer, self._following = model, optimizer, following
         self.controller = start(epochs=epochs, device=self._device)
         self._begun = False  # whether `epochs` has been called, or a state loaded
+        self._loop: WatchedLoop | None = None  # the latest
         self._warned = self._closed = False
 
     @property
@@ -64,10 +65,20 @@ class LoaderRun:
     def follow(self) -> None:
         """From now on let the hyperparameters follow the batch, as long as there is anybody who sets it."""
         run = weakref.ref(self)  # (the optimizer's hooks should not be what keeps a loader alive)
-        asked = lambda name: getattr(live.controller, name) if (live := run()) is not None else 1.0  # noqa: E731
+
+        def asked(name: str) -> float:
+            live = run()
+            return live._in_step(name) if live is not None else 1.0
+
         factor, k, anneal = (partial(asked, name) for name in ("lr_factor", "k", "anneal"))
         self.scaled_step = ScaledStep(self._optimizer, factor, k, self._following, anneal)
         weakref.finalize(self, self.scaled_step.remove)
+
+    def _in_step(self, name: str) -> float:
+        if self._loop is not None:
+            self._loop.works()
+        value: float = getattr(self.controller, name)
+        return value
 
     def close(self) -> None:
         self._closed = True
@@ -113,8 +124,8 @@ class LoaderRun:
                 "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
             )
         cut, fetched, issued = self.feed.iterate(fetch)
-        loop = WatchedLoop(self._optimizer)
-        return self._around(cut, self.controller.deliver(fetched, issued, loop))
+        self._loop = WatchedLoop(p for group in self._optimizer.param_groups for p in group["params"])
+        return self._around(cut, self.controller.deliver(fetched, issued, self._loop))
 
     def _around(self, cut: Cut, delivered: Iterable[Any]) -> Iterator[Any]:
         self.scaled_step.hyperparameters.count(wait=True)

@@ -53,15 +53,15 @@ def gain(base_batch_size: int) -> LRRule:
 def saturating(base_batch_size: int) -> LRRule:
     """The gain at the critical batch, 4 B_simple: k while noise rules, less beyond it.
 
-    SGD's longest stable step does not grow with the batch, and past the critical batch k would outrun it. While
-    B_simple is not known noise is taken to rule.
+    SGD's longest stable step does not grow with the batch, and past the critical batch k would outrun it. It goes by
+    the cautious limit: where a point estimate strays upward it has a step taken that is not to be taken back. While
+    there are too few measurements noise is taken to rule.
     """
 
     def rule(k: float, noise_scale: NoiseScale | None) -> float:
-        phi = noise_scale.simple if noise_scale is not None and noise_scale.measurements >= ENOUGH else None
-        if phi is None:
+        if noise_scale is None or noise_scale.measurements < ENOUGH:
             return k
-        critical = SATURATION * phi
+        critical = SATURATION * noise_scale.cautious
         return (1 + critical / base_batch_size) / (1 + critical / (k * base_batch_size))
 
     return rule

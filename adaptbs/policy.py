@@ -11,12 +11,16 @@ from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 
 # The efficiency, progress per sample relative to the reference batch, that the batch must keep:
 FLOOR_OF_EPOCHS = 0.8  # with a fixed number of samples, each less efficient is quality lost;
-FLOOR, EARLY_FLOOR, EARLY = 0.5, 0.6, 0.25  # where progress is what counts, it is only time (the first quarter apart)
+FLOOR, EARLY_FLOOR, EARLY = 0.5, 0.6, 0.25  # where progress is what counts, it is only time (the first quarter apart);
+BELOW_FOR_SGD = 0.1  # less for SGD, whose critical batch is put low: Adam with that much larger batches came to harm
 # The critical batch, at which a sample brings half of what it brings at a tiny one, over the simple noise scale, which
 # takes all directions to be equally curved (McCandlish et al. 2018, section 2.2). Adam evens curvatures out, and its
-# critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both were set on runs that no table shows.
-CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 4, 2
-LARGEST_FACTOR = 32  # the batch over the one its hyperparameters are stated for, up to which they are known to transfer
+# critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both were set on runs that no table
+# shows; what other values do is among the ablations of docs/benchmarks.md.
+CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 4, 1
+# The batch up to which hyperparameters are known to transfer, over R, and over what they are stated for where that is
+# more than R: beyond it even large fixed batches cost quality (MovieLens at 4096 in docs/benchmarks.md).
+LARGEST_FACTOR, LARGEST_OVER_BASE = 32, 8
 SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
 PACE = 2  # the batch at most doubles, or halves, in one decision
 
@@ -28,7 +32,7 @@ class Situation:
     Attributes:
         noise_scale: the current estimate, None where nothing has been measured.
         batch_size: now, samples.
-        start: the size the run began with, samples.
+        reference: R, the batch whose quality the run must keep, samples.
         progress: share of the run done, 0..1.
         step_time: seconds of a step by batch size, None until two sizes have been run.
         critical: the critical batch over B_simple.
@@ -40,7 +44,7 @@ class Situation:
 
     noise_scale: NoiseScale | None
     batch_size: int
-    start: int
+    reference: int
     progress: float
     step_time: Time | None
     max_batch_size: int
@@ -49,15 +53,15 @@ class Situation:
     floor: float = FLOOR_OF_EPOCHS
     coupled: bool = False
 
-    @property
-    def reference(self) -> int:
-        """R, the batch whose quality the run must keep, samples."""
-        return reference(self.start)
+
+def reference(base_batch_size: int) -> int:
+    """R, the batch whose quality the run must keep: what its hyperparameters are stated for, 64 samples at most."""
+    return min(base_batch_size, 64)
 
 
-def reference(start: int) -> int:
-    """R of a run that starts at this batch size, samples."""
-    return min(start, 64)
+def largest(base_batch_size: int) -> int:
+    """The batch up to which hyperparameters stated for this one are known to transfer, samples."""
+    return max(LARGEST_FACTOR * reference(base_batch_size), LARGEST_OVER_BASE * base_batch_size)
 
 
 def critical_over_simple(adaptive: bool) -> float:
@@ -75,16 +79,18 @@ def largest_efficient(phi: float, reference: float, floor: float) -> float:
     return (phi * (1 - floor) + reference) / floor
 
 
-def efficiency_floor(progress: float, required: float | None) -> float:
+def efficiency_floor(progress: float, required: float | None, adaptive: bool) -> float:
     """The efficiency that the batch must keep.
 
     Args:
         progress: share of the run done, 0..1.
         required: what a sample must be worth on average for the run to end within its limit; None where samples count.
+        adaptive: whether the optimizer divides by gradients' size.
     """
     if required is None:
         return FLOOR_OF_EPOCHS
-    return max(EARLY_FLOOR if progress < EARLY else FLOOR, required)
+    floor = EARLY_FLOOR if progress < EARLY else FLOOR
+    return max(floor if adaptive else floor - BELOW_FOR_SGD, required)
 
 
 def goodput_optimum(phi: float, step_time: Time | None) -> float:
@@ -143,7 +149,8 @@ def decide(now: Situation, target: str | Target) -> Decision:
     if size < now.batch_size:
         lowest = min(now.reference, now.batch_size) if now.progress <= SHRINK_UNTIL else now.batch_size
         size = max(size, lowest)
-    slowest, quickest = -(-now.batch_size // PACE), PACE * now.batch_size
+    # (what the hyperparameters are stated for is no experiment)
+    slowest, quickest = -(-now.batch_size // PACE), max(PACE * now.batch_size, now.reference)
     if not slowest <= size <= quickest:
         size, reason = min(max(size, slowest), quickest), "pace"
     return _capped(size, reason, now, wish)

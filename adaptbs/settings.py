@@ -28,7 +28,7 @@ class Settings:
     lr_scaling: str | LRRule = "auto"
     transfer: Collection[str] | None = None
     budget: str = "progress"
-    max_extra: float = 0.5
+    max_extra: float = 1.0
     anneal_at_cap: bool = False
     decide_every: float = 0.05
     confidence: float = 0.9

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from quality_compared import FIXED, Compared, compared, fastest_fixed, own_best
+from quality_compared import FIXED, Compared, compared, fastest_fixed, own_best, rows
 from quality_margins import MEASURES
 from quality_results import FEW, REPORTED, Part, Row, relative_differences, upper_limit
 from quality_rules import OWN_LR_SIZES, SIZES, STEP_TIMES
@@ -22,8 +22,9 @@ def task_table(task: str) -> str:
     lines = []
     for title, rule in _rules(task):
         if found := compared(task, rule):
-            lines.append([title, _metric(found.metric), *_difference(found), *_work(found), *_times(found)])
-    header = ["rule", MEASURES[task].metric, "difference (limit)", "no worse", "steps", "samples"]
+            cells = [_metric(found.metric), str(found.seeds), *_difference(found), *_work(found), *_times(found)]
+            lines.append([title, *cells])
+    header = ["rule", MEASURES[task].metric, "seeds", "difference (limit)", "no worse", "steps", "samples"]
     header += [f"time, {title}" for title in MODELS.values()] + [f"to target, {title}" for title in MODELS.values()]
     return markdown(header, lines) + _where("fixed")
 
@@ -37,6 +38,7 @@ def _rules(task: str) -> Iterator[tuple[str, str]]:
             yield rule.name.replace("lr x", "at its own best learning rate, x "), rule.name
     for start in (64, 16, 256):
         yield from ((f"**adaptive from {start}**, {MODELS[m]}", f"adaptive {start} {m}") for m in STEP_TIMES)
+    yield "adaptive from 256 at the best learning rate there, GPU-like", "adaptive 256, its own lr, gpu"
     yield "largest that fits, untransferred", "fixed 4096 untransferred"
     yield "twice the batch every epoch, LR untouched", "x2 per epoch"
     yield "AdaScale, fixed 512", "AdaScale 512"
@@ -53,7 +55,8 @@ def summary() -> str:
             continue
         cells = [f"{measure.title}, {measure.metric.split(',')[0]}", f"{measure.margin:.0%}"]
         for model, found in by_model.items():
-            cells += [_verdict(found), _faster(found.times[model])] if found else [NOT_RUN, NOT_RUN]
+            verdict = f"{_verdict(found)}, {found.seeds} seeds" if found else NOT_RUN
+            cells += [verdict, _faster(found.times[model]) if found else NOT_RUN]
         lines.append([*cells, _faster(gpu.steps), _faster(statistics.median(real)) if real else NOT_RUN])
     header = ["task, error", "margin"]
     for title in MODELS.values():
@@ -67,12 +70,13 @@ def distance() -> str:
     for task, measure in MEASURES.items():
         best = fastest_fixed(task, "gpu", SIZES)
         starts = [compared(task, f"adaptive {start} gpu") for start in (16, 64, 256)]
-        if best is None or None in starts:
+        if best is None or not any(starts):
             continue
         times = [c.times["gpu"] for c in starts if c]
-        cells = [f"{c.times['gpu']:.2f}, {_verdict(c)}" for c in starts if c]
+        cells = [f"{c.times['gpu']:.2f}, {_verdict(c)}, {c.seeds} seeds" if c else NOT_RUN for c in starts]
         own = f"{best[0]}: {best[1].times['gpu']:.2f}"
-        lines.append([measure.title, own, *cells, f"{max(times) / min(times):.1f}"])
+        spread = f"{max(times) / min(times):.1f}" if all(starts) else NOT_RUN
+        lines.append([measure.title, own, *cells, spread])
     header = [
         "task",
         "best fixed batch: time",
@@ -84,17 +88,18 @@ def distance() -> str:
     return markdown(header, lines) + _where("fixed")
 
 
-def ablations() -> str:
+def ablations(part: str = "ablations", default: str = "adaptive 64 gpu") -> str:
     """The default with one thing changed, from 64 on the GPU-like step time: error against fixed 64, and time."""
-    names = dict.fromkeys(rule for _, rule, _ in Part("ablations").rows)
+    ablated = Part(part).rows
+    found = rows() | ablated
+    tasks = [task for task in MEASURES if any(name == task for name, _, _ in ablated)]
     lines = []
-    tasks = [task for task in MEASURES if any(name == task for name, _, _ in Part("ablations").rows)]
-    for rule in ("adaptive 64 gpu", *names):
-        found = [compared(task, rule, seeds=FEW) for task in tasks]
-        cells = [f"{c.difference:+.1%}, {_faster(c.times['gpu'])}" if c else NOT_RUN for c in found]
-        lines.append(["as it is" if rule == "adaptive 64 gpu" else rule, *cells])
+    for rule in dict.fromkeys((default, *(rule for _, rule, _ in ablated))):
+        against = [compared(task, rule, found, seeds=FEW) for task in tasks]
+        cells = [f"{c.difference:+.1%}, {_faster(c.times['gpu'])}" if c else NOT_RUN for c in against]
+        lines.append(["as it is" if rule == default else rule, *cells])
     header = ["changed", *(MEASURES[task].title for task in tasks)]
-    return markdown(header, lines) + _where("ablations")
+    return markdown(header, lines) + _where(part)
 
 
 def cpu_ratios(task: str) -> list[float]:
@@ -202,7 +207,8 @@ def _faster(ratio: float) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "quality_summary": summary,
     "quality_distance": distance,
-    "quality_ablations": ablations,
+    **({"quality_ablations": ablations} if Part("ablations").rows else {}),
+    "quality_ablations_before": partial(ablations, "ablations_before", "as it was gpu"),
     "quality_cpu": cpu,
     "quality_article": article,
     "quality_lrs": learning_rates,

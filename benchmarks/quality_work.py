@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from quality_adaptive import LARGEST, PIECES, Adaptive, adaptive_run, article_run, fixed_run_timed, ramp
 from quality_compared import own_best
-from quality_results import CHOOSING, FEW, FIRST, REPORTED, Part, Row, best_of
+from quality_results import CHOOSING, FEW, FIRST, REPORTED, SOME, Part, Row, best_of
 from quality_rules import MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
 from quality_tasks import BASE, Task
 from quality_training import fixed_run
 
 from adaptbs import policy
-from adaptbs.policy import LARGEST_FACTOR
 
 ALL = ("lr", "betas", "eps", "weight_decay")
 LR_ONLY = ("lr",)
@@ -57,19 +56,20 @@ def with_chosen_lr(task: Task) -> Task:
 def fixed(tasks: Tasks) -> Iterator[Work]:
     """Fixed batches under the transfer rule."""
     for size in FIXED_ORDER:
-        yield from (_fixed(task, Fixed(size), seed) for task in tasks for seed in REPORTED)
+        seeds = REPORTED if size == BASE else SOME
+        yield from (_fixed(task, Fixed(size), seed) for task in tasks for seed in seeds)
 
 
 def fixed_beta1(tasks: Tasks) -> Iterator[Work]:
     """The same with beta1^k, for Adam."""
     for size in FIXED_ORDER[1:]:
-        yield from (_fixed(task, Fixed(size, beta1_power=1), seed) for task in tasks if task.adams for seed in REPORTED)
+        yield from (_fixed(task, Fixed(size, beta1_power=1), seed) for task in tasks if task.adams for seed in SOME)
 
 
 def fixed_small(tasks: Tasks) -> Iterator[Work]:
     """The smaller ones, which take most of the time; and 64 on choosing seeds, to try things out against."""
     for size in (32, 16):
-        yield from (_fixed(task, Fixed(size), seed) for task in tasks for seed in REPORTED)
+        yield from (_fixed(task, Fixed(size), seed) for task in tasks for seed in SOME)
     yield from (_fixed(task, Fixed(BASE), seed) for task in tasks for seed in CHOOSING[:3])
 
 
@@ -85,31 +85,30 @@ def own_lr(tasks: Tasks) -> Iterator[Work]:
 
 
 def adaptive(tasks: Tasks) -> Iterator[Work]:
-    """From three starts, under the models of the step time.
+    """From three starts, under the models of the step time, with the hyperparameters for 64.
 
-    From 16 with the hyperparameters for 64; from 256 with those that are best at 256, because that is what a person has
-    who starts there.
+    Last from 256 at the learning rate that is best there, where that is not the transferred one.
     """
     rules = [Adaptive(f"adaptive {BASE} {clock}", clock=clock) for clock in STEP_TIMES]
-    yield from _all(rules[:1], tasks)
+    starts = [Adaptive(f"adaptive {start} gpu", start) for start in (256, 16)]
+    yield from _all([rules[0], *starts, *rules[1:]], tasks)
     for task in tasks:
         stated = own_best(task.name, 256)
-        if stated is not None:
-            rule = Adaptive("adaptive 256 gpu", 256, stated=stated)
-            yield from (_adaptive(task, rule, seed) for seed in REPORTED)
-    yield from _all([Adaptive("adaptive 16 gpu", 16), *rules[1:]], tasks)
+        if stated is not None and stated.lr_multiplier != 1:
+            rule = Adaptive("adaptive 256, its own lr, gpu", 256, stated=stated)
+            yield from (_adaptive(task, rule, seed) for seed in SOME)
 
 
 def peers(tasks: Tasks) -> Iterator[Work]:
     """What others do, on the same work."""
     for task in tasks:
-        yield from (_fixed(task, Fixed(LARGEST, transfer=False), seed) for seed in REPORTED)
+        yield from (_fixed(task, Fixed(LARGEST, transfer=False), seed) for seed in SOME)
     for task in tasks:
         rules = (doubling(task.epochs), adascale())
-        yield from (_adaptive(task, rule, seed) for rule in rules for seed in REPORTED)
+        yield from (_adaptive(task, rule, seed) for rule in rules for seed in SOME)
     known = Part("adaptive")
     for task in tasks:
-        for seed in REPORTED:
+        for seed in SOME:
             if like := known.rows.get((task.name, f"adaptive {BASE} gpu", seed)):
                 yield _adaptive(task, signal_free(task, "gpu", like), seed)
 
@@ -139,7 +138,7 @@ def adascale(batch_size: int = 512, max_extra: float = 3.0) -> Adaptive:
 def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     """As many steps and samples as the adaptive run of the same seed, in an exponential ramp that asks no gradient."""
     planned = task.epochs * len(task.train)
-    largest = min(LARGEST_FACTOR * BASE, len(task.train) // 8)
+    largest = min(policy.largest(BASE), len(task.train) // 8)
     target = ramp(BASE, max(BASE, like["samples"] / like["steps"]), largest)
     worth = planned / like["samples"]  # of a sample, always the same
     return Adaptive(
@@ -153,6 +152,7 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     )  # fmt: skip
 
 
+EFFICIENT = {"FLOOR": 0.8, "EARLY_FLOOR": 0.8, "BELOW_FOR_SGD": 0}
 ABLATED = ("flights", "movielens", "mnist_adam", "mnist_sgd")
 
 
@@ -174,10 +174,13 @@ ABLATIONS: tuple[Adaptive, ...] = (
     Adaptive("beta1^k", patches=_beta1(1)),
     Adaptive("beta1 as it is", patches=_beta1(0)),
     Adaptive("budget of epochs", options={"budget": "epochs"}),
-    Adaptive("max_extra .25", options={"max_extra": 0.25}),
+    *(Adaptive(f"max_extra {by:g}", options={"max_extra": by}) for by in (0.25, 0.5)),
     *(Adaptive(f"critical batch x {by:g}", patches=_critical(by)) for by in (0.25, 0.5, 2)),
+    *(Adaptive(f"lr up to {by} low", patches={"adaptbs.lr_scaling.SATURATION": by}) for by in (1, 2, 8)),
     Adaptive("lr x k", options={"lr_scaling": "linear", "transfer": ALL}),
-    Adaptive("efficiency .8", patches={"adaptbs.policy.FLOOR": 0.8, "adaptbs.policy.EARLY_FLOOR": 0.8}),
+    Adaptive("efficiency .8", patches={f"adaptbs.policy.{name}": by for name, by in EFFICIENT.items()}),
+    Adaptive("efficiency .4 (early .5)", patches={"adaptbs.policy.FLOOR": 0.4, "adaptbs.policy.EARLY_FLOOR": 0.5}),
+    Adaptive("efficiency as for Adam", patches={"adaptbs.policy.BELOW_FOR_SGD": 0}),
     Adaptive("up to an eighth of the data", patches={"adaptbs.policy.LARGEST_FACTOR": 10**6}),
     Adaptive("x4 growth", patches={"adaptbs.policy.PACE": 4}),
     Adaptive("no early decisions", patches={"adaptbs.pace.SOON": 0, "adaptbs.pace.FAR": 10**9}),
@@ -196,12 +199,16 @@ def ablations(tasks: Tasks) -> Iterator[Work]:
         yield from (_adaptive(task, rule, seed) for task in known for seed in FEW)
 
 
+ONLY_SGD = ("efficiency as for Adam",)
+
+
 def concerns(rule: Adaptive, task: Task) -> bool:
     """Whether the switch makes a difference: SGD has only its learning rate, Adam no decoupled decay."""
     has = {"lr"} | ({"betas", "eps"} if task.adams else set())
     has |= {"weight_decay"} if task.adams and task.adams.weight_decay is not None else set()
     moved = set(rule.options.get("transfer", ALL)) & has
-    return (moved != has or "transfer" not in rule.options) and ("betas" in has or "beta1" not in rule.name)
+    only = "adam" if "beta1" in rule.name else "sgd" if rule.name in ONLY_SGD or "lr up to" in rule.name else None
+    return (moved != has or "transfer" not in rule.options) and only in (None, "adam" if task.adams else "sgd")
 
 
 def cpu(tasks: Tasks) -> Iterator[Work]:
@@ -220,7 +227,7 @@ def article(tasks: Tasks) -> Iterator[Work]:
     """The article's recipe on flights, in seconds, in turn."""
     for task in tasks:
         if task.name == "flights":
-            for seed in REPORTED:
+            for seed in SOME:
                 for size in (BASE, 512) if seed % 2 == 0 else (512, BASE):
                     rule = Fixed(size, transfer=False)
                     yield Work(task, rule.name, seed, lambda t=task, b=size, s=seed: article_run(t, b, s))

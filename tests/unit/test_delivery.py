@@ -2,7 +2,6 @@ from collections import deque
 
 import pytest
 import torch
-from torch.optim import SGD
 
 from adaptbs.delivery import Delivery, PlainLoop, WatchedLoop
 from adaptbs.progress import Progress
@@ -37,13 +36,13 @@ def test_a_loop_that_trains_on_each_batch_before_the_next():
         "fetched 4, at work on 4", "step 4", "at work on 4",
     ]  # fmt: skip
     p = parameter()
-    assert events(WatchedLoop(SGD([p])), [1, 2, 3, 4], p) == expected
+    assert events(WatchedLoop([p]), [1, 2, 3, 4], p) == expected
     assert events(PlainLoop(), [None] * 4, p) == expected
 
 
 def test_a_loop_that_looks_one_batch_ahead_is_at_work_on_the_one_before():
     p = parameter()
-    assert events(WatchedLoop(SGD([p])), [None, 1, 2, 3], p) == [
+    assert events(WatchedLoop([p]), [None, 1, 2, 3], p) == [
         "fetched 1, at work on 1", "fetched 2, at work on 1", "step 1", "fetched 3, at work on 2", "step 2",
         "fetched 4, at work on 3", "step 3", "at work on 4",
     ]  # fmt: skip
@@ -51,7 +50,7 @@ def test_a_loop_that_looks_one_batch_ahead_is_at_work_on_the_one_before():
 
 def test_where_nobody_trains_the_third_batch_shows_it():
     p = parameter()
-    assert events(WatchedLoop(SGD([p])), [None] * 4, p)[2:6] == [
+    assert events(WatchedLoop([p]), [None] * 4, p)[2:6] == [
         "step 1", "step 2", "fetched 3, at work on 3", "step 3",
     ]  # fmt: skip
 
@@ -59,34 +58,32 @@ def test_where_nobody_trains_the_third_batch_shows_it():
 def test_a_batch_without_a_step_after_the_first_makes_no_look_ahead():
     """As under a GradScaler that leaves a step out, or a loop that passes over a batch."""
     p = parameter()
-    seen = events(WatchedLoop(SGD([p])), [1, None, None, 4], p)
+    seen = events(WatchedLoop([p]), [1, None, None, 4], p)
     assert [line for line in seen if "fetched" in line] == [f"fetched {i}, at work on {i}" for i in (1, 2, 3, 4)]
 
 
 def test_a_step_of_several_batches_is_timed_whole():
     p = parameter()
-    seen = events(WatchedLoop(SGD([p])), [1, 2, 3, 4], p, ends_step=lambda i: i % 2 == 1)
+    seen = events(WatchedLoop([p]), [1, 2, 3, 4], p, ends_step=lambda i: i % 2 == 1)
     assert [line for line in seen if "step" in line] == ["step 3", "step 7"]
 
 
 def test_the_watch_is_over_at_the_batch_after_the_first_backward_pass():
     p = parameter()
-    optimizer = SGD([p])
-    loop = WatchedLoop(optimizer)
-    assert p._post_accumulate_grad_hooks and optimizer._optimizer_step_pre_hooks
+    loop = WatchedLoop([p])
+    assert p._post_accumulate_grad_hooks
     loop.fetched()
     p.sum().backward()
     loop.fetched()
-    assert not p._post_accumulate_grad_hooks and not optimizer._optimizer_step_pre_hooks
+    assert not p._post_accumulate_grad_hooks
     assert (loop.begun, loop.finished) == (2, 2)
 
 
 def test_a_step_without_a_backward_pass_tells_as_well():
     p = parameter()
-    optimizer = SGD([p])
-    loop = WatchedLoop(optimizer)
+    loop = WatchedLoop([p])
     loop.fetched()
-    optimizer.step()
+    loop.works()
     assert loop.finished == 1
     loop.fetched()
     assert loop.begun == 2
@@ -94,7 +91,7 @@ def test_a_step_without_a_backward_pass_tells_as_well():
 
 def test_what_does_not_train_is_not_watched():
     frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
-    loop = WatchedLoop(SGD([frozen]))
+    loop = WatchedLoop([frozen])
     loop.fetched()
     loop.fetched()
     assert (loop.begun, loop.finished) == (1, 2)

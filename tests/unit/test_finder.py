@@ -136,7 +136,7 @@ def test_an_adaptive_loader_does_not_take_it_for_training(model, data):
 
 
 def test_the_suggestion_is_what_the_controller_would_aim_at():
-    last = NoiseScale(grad_sq=1.0, trace=1000.0, low=400.0, high=2000.0, cautious=500.0, measurements=9)
+    last = NoiseScale(grad_sq=1.0, trace=1000.0, low=400.0, high=2000.0, cautious=1000.0, measurements=9)
     found = suggest([last], [5000], batch_size=64)
     assert found.batch_size == 256  # 330 samples keep .8 of the progress per sample, at a critical batch of 1,000
     assert (found.noise_scale, found.low, found.high) == (1000, 400, 2000)

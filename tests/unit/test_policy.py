@@ -12,9 +12,11 @@ from adaptbs.policy import (
     efficiency_floor,
     goodput,
     goodput_optimum,
+    largest,
     largest_efficient,
     nearest_power_of_2,
     noise_scale,
+    reference,
     shortfall,
 )
 from adaptbs.step_time import StepTable, StepTime
@@ -28,7 +30,7 @@ def known(critical: float, measurements: int = 9) -> NoiseScale:
 
 
 NOW = Situation(
-    noise_scale=known(1000.0), batch_size=64, start=64, progress=0.5, step_time=None, max_batch_size=4096,
+    noise_scale=known(1000.0), batch_size=64, reference=64, progress=0.5, step_time=None, max_batch_size=4096,
     memory=math.inf,
 )  # fmt: skip
 
@@ -72,14 +74,16 @@ def test_goodput_stops_where_the_step_time_makes_more_useless():
 
 
 def test_the_noise_scale_target_is_the_cautious_limit():
-    assert noise_scale(NOW) == (512, "noise scale")
-    assert decide(replace(NOW, batch_size=256), "noise_scale") == Decision(512, "noise scale")
+    assert noise_scale(NOW) == (1024, "noise scale")
+    assert decide(replace(NOW, batch_size=512), "noise_scale") == Decision(1024, "noise scale")
 
 
 def test_where_progress_counts_the_floor_is_lower_and_never_below_what_the_end_requires():
-    assert efficiency_floor(0.1, required=0.5) == 0.6
-    assert efficiency_floor(0.5, required=0.4) == 0.5
-    assert efficiency_floor(0.5, required=0.7) == 0.7
+    assert efficiency_floor(0.1, required=0.5, adaptive=True) == 0.6
+    assert efficiency_floor(0.5, required=0.4, adaptive=True) == 0.5
+    assert efficiency_floor(0.5, required=0.7, adaptive=True) == 0.7
+    assert efficiency_floor(0.5, required=0.7, adaptive=False) == 0.7
+    assert efficiency_floor(0.5, required=0.3, adaptive=False) == 0.4
     assert goodput(replace(NOW, floor=0.5)) == (1024, "noise scale")  # 1,128 samples keep .5
 
 
@@ -93,6 +97,17 @@ def test_a_table_of_step_times_is_searched_up_to_one_size_that_has_not_been_run(
 def test_a_decision_at_most_doubles():
     assert decide(NOW, "goodput") == Decision(128, "pace")
     assert decide(replace(NOW, batch_size=128), "goodput") == Decision(256, "noise scale")
+
+
+def test_below_the_reference_a_decision_may_leap_up_to_it():
+    assert decide(replace(NOW, batch_size=8), "goodput") == Decision(64, "pace")
+    assert decide(replace(NOW, batch_size=8, reference=32), "goodput") == Decision(32, "pace")
+    assert decide(replace(NOW, batch_size=8, step_time=StepTime(0, 1)), "goodput").batch_size <= 8  # buys no time
+
+
+@pytest.mark.parametrize(("base", "kept", "most"), [(16, 16, 512), (64, 64, 2048), (256, 64, 2048), (1024, 64, 8192)])
+def test_what_the_run_must_keep_and_how_far_hyperparameters_transfer(base, kept, most):
+    assert (reference(base), largest(base)) == (kept, most)
 
 
 @pytest.mark.parametrize("unknown", [None, known(1000, measurements=3)])
@@ -111,7 +126,7 @@ def test_an_estimate_without_a_lower_limit_holds_the_batch():
 
 
 def test_too_large_a_start_is_taken_back_early():
-    now = replace(NOW, noise_scale=known(100), batch_size=512, start=512)  # 105 samples keep .8
+    now = replace(NOW, noise_scale=known(100), batch_size=512)  # 105 samples keep .8
     assert decide(replace(now, progress=0.2), "goodput") == Decision(256, "pace")
     assert decide(replace(now, progress=0.2, batch_size=128), "goodput").batch_size == 64
     assert decide(replace(now, progress=0.21), "goodput").batch_size == 512
@@ -119,12 +134,12 @@ def test_too_large_a_start_is_taken_back_early():
 
 def test_a_batch_is_not_taken_back_below_the_reference():
     now = replace(NOW, noise_scale=known(1), progress=0.1, batch_size=32)
-    assert decide(replace(now, start=16), "goodput").batch_size == 16
-    assert decide(replace(now, start=512, batch_size=64), "goodput").batch_size == 64
+    assert decide(replace(now, reference=16), "goodput").batch_size == 16
+    assert decide(replace(now, batch_size=64), "goodput").batch_size == 64
 
 
 def test_shrinking_does_not_raise_a_batch_that_is_below_the_reference_already():
-    now = replace(NOW, progress=0.1, start=512, batch_size=32, step_time=StepTime(0, 1))  # compute-bound: 1 is best
+    now = replace(NOW, progress=0.1, batch_size=32, step_time=StepTime(0, 1))  # compute-bound: 1 is best
     assert decide(now, "goodput").batch_size == 32
 
 

@@ -143,5 +143,5 @@ def test_a_comparison_says_what_the_runs_did(monkeypatch):
     assert quality_compared.compared("flights", "adaptive 16 gpu", found) is None
     monkeypatch.setattr(quality_compared, "rows", lambda: found)
     table = quality_tables.task_table("flights")
-    assert "| **adaptive from 64**, GPU-like | 1.0010 | +0.10% (+0.10%) | yes | 0.400 | 1.00 | 0.50 |" in table
+    assert "| **adaptive from 64**, GPU-like | 1.0010 | 2 | +0.10% (+0.10%) | yes | 0.400 | 1.00 | 0.50 |" in table
     assert "never (2 of 2 never)" in table
