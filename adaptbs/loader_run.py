@@ -12,6 +12,7 @@ from .controller import Controller
 from .delivery import WatchedLoop
 from .feed import Feed
 from .gradients.measurer import Measurer
+from .rank_measuring import RankMeasuring
 from .sampler import Cut
 from .scaled_step import ScaledStep
 from .schedule import SchedulePlace
@@ -31,7 +32,7 @@ class LoaderRun:
         epochs: length of the run; None where that is not known.
         optimizer: that trains.
         following: which of its hyperparameters follow the batch.
-        measurer: of batches; None where nothing is measured.
+        measurer: of batches, or of steps on several ranks; None where nothing is measured.
         place: of the schedule.
     """
 
@@ -42,7 +43,7 @@ class LoaderRun:
         epochs: int | None,
         optimizer: Optimizer,
         following: Collection[str],
-        measurer: Measurer | None,
+        measurer: Measurer | RankMeasuring | None,
         place: SchedulePlace,
     ) -> None:
         self.feed, self._start, self._epochs, self._measurer, self._place = feed, start, epochs, measurer, place
@@ -92,7 +93,10 @@ class LoaderRun:
             )
         cut, fetched, issued = self.feed.iterate(fetch)
         loop = WatchedLoop(p for group in self._optimizer.param_groups for p in group["params"])
-        return self._around(cut, self.controller.deliver(fetched, issued, loop))
+        delivered = self.controller.deliver(fetched, issued, loop)
+        if isinstance(self._measurer, RankMeasuring):
+            delivered = self._measurer.around(delivered, self.controller)
+        return self._around(cut, delivered)
 
     def _around(self, cut: Cut, delivered: Iterable[Any]) -> Iterator[Any]:
         self.scaled_step.hyperparameters.count(wait=True)
@@ -101,7 +105,7 @@ class LoaderRun:
                 for batch in delivered:
                     self.feed.delivers(cut)
                     self.scaled_step.restore()
-                    if self._measurer is not None and self.controller.measure_next():
+                    if isinstance(self._measurer, Measurer) and self.controller.measure_next():
                         with self.controller.measuring():
                             samples = self.controller.delivery.fetched.length
                             self.controller.measured(self._measurer.measure(batch, samples))
@@ -113,6 +117,7 @@ class LoaderRun:
         return {
             "version": VERSION,
             "epochs": self._epochs,
+            "world_size": self.feed.ranks.world_size,
             "feed": self.feed.state_dict(self.controller.run.under_way),
             "controller": self.controller.state_dict(),
             "schedule": self._place.state_dict(),
@@ -124,6 +129,11 @@ class LoaderRun:
             raise ValueError(
                 f"the state is of version {state.get('version')}, this adaptbs reads {VERSION}: "
                 "finish the run with the adaptbs that began it, or start anew"
+            )
+        if state.get("world_size", 1) != self.feed.ranks.world_size:
+            raise ValueError(
+                f"the saved run has world_size={state['world_size']}, this one {self.feed.ranks.world_size}: "
+                "go on with as many processes, whose batches make the same optimizer steps"
             )
         epochs = state["epochs"] if self._epochs is None else self._epochs
         controller = self._start(epochs=epochs)
