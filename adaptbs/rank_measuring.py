@@ -79,9 +79,9 @@ class _Step:
             return
         self.end()
         if self._controller.measure_next_step():
-            with self._controller.measuring():
-                if self._delivery.fetched.length >= FEWEST * self._m._ranks.world_size:
-                    self._m._coupling.look(batch, agreed=self._agreed)
+            # (Not charged: five looks would be taken for what a measurement costs, which is much less.)
+            if self._delivery.fetched.length >= FEWEST * self._m._ranks.world_size:
+                self._m._coupling.look(batch, agreed=self._agreed)
             self._m._gradients.arm(lambda: self._ended)
             self._watched = True
             self._hook = self._m._optimizer.register_step_pre_hook(self._step)
