@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
+from .ranks import Ranks
 from .step_time import StepTime
 
 if TYPE_CHECKING:
@@ -81,6 +82,18 @@ class GivenClock:
     def read(self) -> Timings:
         timings, self._timings = self._timings, Timings()
         return timings
+
+
+class AgreedClock:
+    """Another clock, which on every rank says what it says on the first: ranks that decide alike have to read alike."""
+
+    def __init__(self, clock: Clock, ranks: Ranks) -> None:
+        self._clock, self._ranks, self.per_step = clock, ranks, clock.per_step
+        self.start, self.step, self.measuring, self.deciding = clock.start, clock.step, clock.measuring, clock.deciding
+
+    def read(self) -> Timings:
+        """Collective."""
+        return self._ranks.agree(self._clock.read())
 
 
 class Stopwatch:

@@ -18,6 +18,7 @@ from .measurements import Measurements
 from .noise_scale import student_t
 from .pace import NEWS, Pace, cannot_wait
 from .progress import Progress, rate
+from .ranks import ALONE, Ranks
 from .sampler import Issued
 from .settings import Settings
 from .step_time import StepTime, Time
@@ -50,6 +51,7 @@ class Controller:
         views: names of the other noise scales that are measured beside the plain one, and only reported.
         parts: deliveries that make up a step.
         placed: told where the schedule is before and after each batch that the loop comes to work on.
+        ranks: that decide alike.
 
     Raises:
         ValueError: a batch size that this dataset or `max_batch_size` does not allow.
@@ -67,10 +69,11 @@ class Controller:
         views: Sequence[str] = (),
         parts: int = 1,
         placed: Callable[[float, float], None] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         settings.check_start(batch_size, epoch_samples)
         batch_size = int(batch_size) * parts  # (a NumPy integer would stand in the way of torch.load)
-        self._settings, self.device, self.parts = settings, device, parts
+        self._settings, self.device, self.parts, self._ranks = settings, device, parts, ranks
         self.start = self.batch_size = batch_size
         self.base_batch_size = int(settings.base_batch_size or batch_size)
         largest = min(epoch_samples // 8, policy.largest(self.base_batch_size))
@@ -80,7 +83,7 @@ class Controller:
         self._critical, self._adaptive = policy.critical_over_simple(adaptive), adaptive
         self.run = Progress(epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
-        self._time = Timekeeper(given, device, batch_size, settings.overhead)
+        self._time = Timekeeper(given, device, batch_size, settings.overhead, ranks)
         self._measurements = Measurements(self.run.planned, views)
         self._short = 1.0  # the batch over the one that was wanted, where a cap holds it and the learning rate follows
         if settings.overhead:
@@ -148,7 +151,10 @@ class Controller:
 
     def measure_next(self) -> bool:
         """Whether the batch just fetched should be measured: by chance, as often as `overhead` allows."""
-        return self.delivery.fetched.ends_step and self._time.duty.measure_next(self.run.planned / self.batch_size)
+        return self.delivery.fetched.ends_step and self.measure_next_step()
+
+    def measure_next_step(self) -> bool:
+        return self._time.duty.measure_next(self.run.planned / self.batch_size)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -175,11 +181,9 @@ class Controller:
         self._pace.news += 1
 
     def _worth(self, batch_size: int) -> float:
-        coupled = self._measurements.caveat == COUPLED  # then there is no noise scale, and a sample is a sample
-        if self.run.max_extra is None:
-            return 1.0  # (samples count as samples)
-        reference = policy.reference(self.base_batch_size)
-        return 1.0 if coupled else rate(batch_size, reference, self.noise_scale, self._critical)
+        if self.run.max_extra is None or self._measurements.caveat == COUPLED:
+            return 1.0  # (a sample is a sample, also where there is no noise scale to tell otherwise)
+        return rate(batch_size, policy.reference(self.base_batch_size), self.noise_scale, self._critical)
 
     def _due(self) -> bool:
         pace = self._pace
@@ -201,11 +205,11 @@ class Controller:
     def _read(self) -> NoiseScale | None:
         """The estimate of now."""
         self._take_in()
-        return self._measurements.estimate(self._settings.confidence)
+        return self._ranks.agree(self._measurements.estimate(self._settings.confidence))
 
-    def _take_in(self) -> None:
+    def _take_in(self, *, alone: bool = False) -> None:
         """Read clock and measurements, the only place where the host waits for the device."""
-        self._time.read()
+        self._time.read(alone=alone)
         for samples, progress, made, norms in self._measurements.read():
             self.history.add_measurement(samples, progress, made, norms)
 
@@ -215,6 +219,7 @@ class Controller:
         self.views = self._measurements.estimate_views(self._settings.confidence)
         # Where nothing may be read, or the batch may not grow, memory is not asked.
         may_grow = self._settings.step_time is None and self.batch_size < self.max_batch_size
+        fits = memory.affordable(self.delivery.longest, self.device, self._ranks.world_size) if may_grow else math.inf
         now = policy.Situation(
             noise_scale=self.noise_scale,
             coupled=self._measurements.caveat == COUPLED,
@@ -225,15 +230,13 @@ class Controller:
             critical=self._critical,
             floor=policy.efficiency_floor(self.progress, self.run.required, self._adaptive),
             max_batch_size=self.max_batch_size,
-            memory=self.parts * memory.affordable(self.delivery.longest, self.device) if may_grow else math.inf,
+            memory=self._ranks.least(self.parts // self._ranks.world_size * fits) if may_grow else math.inf,
         )
-        decision = policy.decide(now, self._settings.target)
+        decision = self._ranks.agree(policy.decide(now, self._settings.target))
         if decision.batch_size % self.parts:  # (a step is made of equal parts)
-            whole = max(decision.batch_size // self.parts, 1) * self.parts
-            decision = replace(decision, batch_size=whole)
+            decision = replace(decision, batch_size=max(decision.batch_size // self.parts, 1) * self.parts)
         if decision.batch_size != self.batch_size:
-            change = self.batch_size, decision.batch_size, decision.reason, 100 * self.progress
-            log.info("batch size %d -> %d (%s) at %.0f %%", *change)
+            log.info(_CHANGE, self.batch_size, decision.batch_size, decision.reason, 100 * self.progress)
         self._measurements.say(self.noise_scale, self.progress)
         if self._settings.anneal_at_cap:
             self._short = policy.shortfall(decision, self._short)
@@ -265,7 +268,7 @@ class Controller:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything decisions depend on: numbers, strings and containers of them."""
-        self._take_in()
+        self._take_in(alone=True)
         state = {name: getattr(self, name) for name in _REMEMBERED}
         parts = {name: getattr(self, name).state_dict() for name in _PARTS}
         return {
@@ -292,7 +295,6 @@ class Controller:
         self.views = {name: NoiseScale(*view) for name, view in state["views"].items() if name in self.history.views}
 
 
+_CHANGE = "batch size %d -> %d (%s) at %.0f %%"
 _PARTS = ("run", "_time", "_measurements", "_pace", "delivery")
-_REMEMBERED = (
-    "start", "epoch_samples", "parts", "batch_size", "_short",
-)  # fmt: skip
+_REMEMBERED = ("start", "epoch_samples", "parts", "batch_size", "_short")

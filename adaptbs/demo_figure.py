@@ -123,7 +123,7 @@ def _training_error(axis: Any, fixed: Run, adaptive: Run) -> None:
     for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
         at, error = smoothed(run)
         axis.plot(at, error, **style)
-        ends = run.samples[-1] * np.arange(1, len(run.epoch_rmse) + 1) / len(run.epoch_rmse)
+        ends = run.samples[np.array(run.epoch_steps) - 1]
         marker = {"color": style["color"], "linestyle": "", "clip_on": False, "zorder": 3}
         marker |= (
             {"marker": "o", "markersize": 8} if run is adaptive else {"marker": "D", "mfc": "none", "markersize": 11}

@@ -68,6 +68,7 @@ class Run:
 
     Attributes:
         epoch_rmse: on the held-out days after each epoch, minutes.
+        epoch_steps: made by the end of each epoch, the last of which may be a short one.
         seconds: wall time of the fit, its validations included.
         samples: flights seen up to and including this step.
         batch_size: flights in this step.
@@ -76,6 +77,7 @@ class Run:
     """
 
     epoch_rmse: tuple[float, ...]
+    epoch_steps: tuple[int, ...]
     seconds: float
     samples: NDArray[np.int64]
     batch_size: NDArray[np.int64]
@@ -217,6 +219,7 @@ class StepRecorder(Callback):  # type: ignore[misc]  # fastai is untyped
         self.rates: list[float] = []
         self.losses: list[torch.Tensor] = []
         self.epoch_rmse: list[float] = []
+        self.epoch_steps: list[int] = []
         self.began = self.reported = time.perf_counter()
         self.first = 0
 
@@ -237,6 +240,7 @@ class StepRecorder(Callback):  # type: ignore[misc]  # fastai is untyped
         """Reports the epoch."""
         rmse = self.learn.recorder.values[-1][1] ** 0.5 * self.target_sd  # from the mean over all flights
         self.epoch_rmse.append(float(rmse))
+        self.epoch_steps.append(len(self.sizes))
         sizes = self.sizes[self.first :]
         batch = f"{sizes[0]}" + (f" to {max(sizes)}" if max(sizes) > sizes[0] else "")
         self.report(
@@ -250,6 +254,7 @@ class StepRecorder(Callback):  # type: ignore[misc]  # fastai is untyped
         loss = torch.stack(self.losses).double().cpu().numpy()
         return Run(
             epoch_rmse=tuple(self.epoch_rmse),
+            epoch_steps=tuple(self.epoch_steps),
             seconds=seconds,
             samples=sizes.cumsum(),
             batch_size=sizes,

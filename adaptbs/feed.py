@@ -12,7 +12,9 @@ from torch import Generator
 from torch.utils.data import IterableDataset
 
 from .gradients import batches
+from .ranks import ALONE, Ranks
 from .sampler import AdaptiveBatchSampler, Cut, Issued, indices
+from .shared_order import SharedOrder
 from .stream import StreamCut, StreamSampler
 
 
@@ -22,7 +24,8 @@ class Feed:
     Args:
         dataset, batch_size, shuffle, sampler, drop_last, generator: as of a DataLoader.
         size: returns the size of the next optimizer step, samples.
-        parts: batches of an optimizer step.
+        parts: batches of an optimizer step, on each rank.
+        ranks: that share every batch; `batch_size` is of each.
 
     Attributes:
         batch_sampler: to be given to a DataLoader; to be put in the place of its own where the dataset `streams`.
@@ -40,11 +43,14 @@ class Feed:
         generator: Generator | None,
         size: Callable[[], int],
         parts: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.streams = isinstance(dataset, IterableDataset)
-        self.order = indices(dataset, shuffle, sampler, generator)
+        self.ranks, self.order = ranks, indices(dataset, shuffle, sampler, generator)
+        if ranks.world_size > 1:
+            self.order = SharedOrder(self.order, ranks, pad=not drop_last)
         cut = StreamSampler if self.streams else AdaptiveBatchSampler
-        self.batch_sampler = cut(self.order, size, batch_size, drop_last, parts)
+        self.batch_sampler = cut(self.order, size, batch_size * ranks.world_size, drop_last, parts, ranks)
         self._generators = _different(generator, getattr(self.order, "generator", None))
         self._under_way: list[Cut] = []  # iterations, the one that delivered last at the end
         self._rest: dict[str, Any] | None = None  # of an epoch, for the next iteration to deliver
@@ -71,6 +77,8 @@ class Feed:
     def delivers(self, cut: Cut) -> None:
         """Take note of the iteration that delivers a batch."""
         if not self._under_way or self._under_way[-1] is not cut:
+            if cut not in self._under_way and isinstance(self.order, SharedOrder):
+                self.order.check_alike()
             self.ends(cut)
             self._under_way.append(cut)
 

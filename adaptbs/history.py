@@ -17,7 +17,7 @@ COLUMNS = (
     "doubt",  # why that is not to be believed as a number; None where it is
     "low",  # its confidence limits, samples
     "high",
-    "source",  # of a measurement: "per example" or "halves"; why that way is its reason
+    "source",  # of a measurement: "per example", "halves" or "ranks"; why that way is its reason
     "grad_sq",  # |G|^2: of one measurement, or pooled for a decision
     "trace",  # tr(Sigma), likewise
     "lr_factor",  # what the learning rate is multiplied by

@@ -19,9 +19,11 @@ from .feed import Feed
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.views import views_of
-from .loader_arguments import check, made_with
+from .loader_arguments import check, check_ranks, made_with
 from .loader_run import LoaderRun
 from .lr_scaling import is_adaptive
+from .rank_measuring import RankMeasuring
+from .ranks import Ranks
 from .report import RunReport
 from .settings import Settings
 from .types import LRRule, Target
@@ -38,7 +40,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
 
     Args:
         dataset: with a length; of an IterableDataset an estimate will do.
-        batch_size: to start with, samples of a batch as it is delivered.
+        batch_size: to start with, samples of a batch as it is delivered (to each rank, where there are several).
         shuffle, sampler, drop_last, and every other argument of DataLoader: as there. With `drop_last` an epoch
             delivers as many samples as a DataLoader of the starting size would.
         model: being trained. Needed, as `loss_func` is, unless `overhead=0`.
@@ -52,7 +54,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         max_batch_size: of a batch as it is delivered, never exceeded, samples; where None a step has an eighth of the
             dataset, at most 32 times the base batch, of which 64 count, or 8 times where that is more.
         base_batch_size: the size the hyperparameters are stated for, samples of an optimizer step; where None
-            `batch_size` times `accumulation_steps`.
+            `batch_size` times `accumulation_steps` times `world_size`.
         target: "goodput" (most progress per second), "noise_scale", or a function
             `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch for SGD), "linear", "sqrt",
@@ -75,6 +77,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             only; "auto" takes those where they exist and pay.
         metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.
         by_group: report the noise scale of each of the optimizer's parameter groups too.
+        rank, world_size: which process of how many this is; where None as torch's default process group says, if there
+            is one. Each is delivered its slice of every batch, and all of them decide alike (docs/ranks.md).
 
     Raises:
         ValueError, TypeError: for arguments that cannot be; nothing has been changed then.
@@ -112,6 +116,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         source: str = "auto",
         metric: str = "plain",
         by_group: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
         drop_last: bool = False,
         generator: torch.Generator | None = None,
         **stock: Any,
@@ -138,20 +144,28 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             model=model, optimizer=optimizer, scheduler=scheduler, stock=stock,
         )  # fmt: skip
         stock.pop("batch_sampler", None)
-        batch_size = int(batch_size)
+        ranks, batch_size = Ranks.from_arguments(rank, world_size), int(batch_size)
+        check_ranks(
+            ranks, settings, dataset,
+            batch_size=batch_size, accumulation_steps=accumulation_steps, drop_last=drop_last, stock=stock,
+        )  # fmt: skip
         size = lambda: self._run.controller.batch_size  # noqa: E731
-        feed = Feed(dataset, batch_size, shuffle, sampler, drop_last, generator, size, accumulation_steps)
+        feed = Feed(dataset, batch_size, shuffle, sampler, drop_last, generator, size, accumulation_steps, ranks)
         cut = feed.batch_sampler
-        settings.check_start(batch_size, cut.epoch_samples)
-        epoch_steps = -(-cut.epoch_samples // batch_size)
+        settings.check_start(batch_size, cut.epoch_samples // ranks.world_size)
+        start_samples = batch_size * ranks.world_size
+        epoch_steps = -(-cut.epoch_samples // start_samples)
         if epochs is None and scheduler is not None:
             epochs = schedule.run_epochs(scheduler, epoch_steps, accumulation_steps)
         views = views_of(optimizer, metric=metric, by_group=by_group)
-        measurer: Measurer | None = None
+        measurer: Measurer | RankMeasuring | None = None
         if overhead:
             loss = BatchLoss(loss_func, batch_loss, autocast)
-            measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
-        place = schedule.SchedulePlace(batch_size, cut.epoch_samples, epoch_steps)
+            if ranks.connected:
+                measurer = RankMeasuring(model, optimizer, loss, ranks, accumulation_steps)
+            else:
+                measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
+        place = schedule.SchedulePlace(start_samples, cut.epoch_samples, epoch_steps)
         start = partial(
             Controller,
             settings,
@@ -159,7 +173,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             epoch_samples=cut.epoch_samples,
             adaptive=is_adaptive(optimizer),
             views=tuple(views),
-            parts=accumulation_steps,
+            parts=accumulation_steps * ranks.world_size,
+            ranks=ranks,
             placed=place.delivered if scheduler is not None else None,
         )
         self._run = LoaderRun(feed, start, epochs, model, optimizer, settings.following, measurer, place)

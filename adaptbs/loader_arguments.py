@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from .settings import check_size
+from .ranks import Ranks
+from .settings import Settings, check_size
 
 
 def check(
@@ -37,6 +38,46 @@ def check(
         raise TypeError(f"scheduler={scheduler!r}: it must be a torch.optim.lr_scheduler.LRScheduler")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
+
+
+def check_ranks(
+    ranks: Ranks,
+    settings: Settings,
+    dataset: Any,
+    *,
+    batch_size: int,
+    accumulation_steps: int,
+    drop_last: bool,
+    stock: dict[str, Any],
+) -> None:
+    """Raise ValueError or TypeError for what several ranks cannot do; collective."""
+    if ranks.world_size == 1:
+        return
+    if isinstance(dataset, IterableDataset):
+        raise TypeError(
+            "dataset is an IterableDataset, whose shards may end at different times, and then ranks wait for ever: "
+            "give several ranks a map-style dataset"
+        )
+    if not ranks.connected and (settings.overhead or settings.step_time is None):
+        raise ValueError(
+            f"world_size={ranks.world_size} without a process group: the ranks cannot agree on what they measure: "
+            "call torch.distributed.init_process_group() before, or give overhead=0 and step_time=(a, b), with which "
+            "nothing is read that differs between them"
+        )
+    if settings.overhead and (settings.source != "auto" or settings.metric != "plain" or settings.by_group):
+        raise ValueError(
+            "source=, metric= and by_group=: several ranks measure by their own gradients, "
+            "and the plain noise scale only: leave them out"
+        )
+    ranks.check_alike(
+        {
+            "batch_size": batch_size, "accumulation_steps": accumulation_steps, "drop_last": drop_last,
+            "the length of the dataset": len(dataset), "overhead": settings.overhead,
+            # (A new size arrives as many batches later as workers have fetched ahead.)
+            "num_workers": stock.get("num_workers", 0), "prefetch_factor": stock.get("prefetch_factor") or 0,
+        },
+        "give every rank the same arguments",
+    )  # fmt: skip
 
 
 _SHARED = (

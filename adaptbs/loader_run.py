@@ -16,6 +16,7 @@ from .controller import Controller
 from .delivery import WatchedLoop
 from .feed import Feed
 from .gradients.measurer import Measurer
+from .rank_measuring import RankMeasuring
 from .sampler import Cut
 from .scaled_step import ScaledStep
 from .schedule import SchedulePlace
@@ -36,7 +37,7 @@ class LoaderRun:
         epochs: length of the run; None where that is not known.
         optimizer: that trains.
         following: which of its hyperparameters follow the batch.
-        measurer: of batches; None where nothing is measured.
+        measurer: of batches, or of steps on several ranks; None where nothing is measured.
         place: of the schedule.
     """
 
@@ -48,7 +49,7 @@ class LoaderRun:
         model: nn.Module,
         optimizer: Optimizer,
         following: Collection[str],
-        measurer: Measurer | None,
+        measurer: Measurer | RankMeasuring | None,
         place: SchedulePlace,
     ) -> None:
         self.feed, self._start, self._epochs, self._measurer, self._place = feed, start, epochs, measurer, place
@@ -125,7 +126,10 @@ class LoaderRun:
             )
         cut, fetched, issued = self.feed.iterate(fetch)
         self._loop = WatchedLoop(p for group in self._optimizer.param_groups for p in group["params"])
-        return self._around(cut, self.controller.deliver(fetched, issued, self._loop))
+        delivered = self.controller.deliver(fetched, issued, self._loop)
+        if isinstance(self._measurer, RankMeasuring):
+            delivered = self._measurer.around(delivered, self.controller)
+        return self._around(cut, delivered)
 
     def _around(self, cut: Cut, delivered: Iterable[Any]) -> Iterator[Any]:
         self.scaled_step.hyperparameters.count(wait=True)
@@ -134,7 +138,7 @@ class LoaderRun:
                 for batch in delivered:
                     self.feed.delivers(cut)
                     self.scaled_step.restore()
-                    if self._measurer is not None and self.controller.measure_next():
+                    if isinstance(self._measurer, Measurer) and self.controller.measure_next():
                         self._measure(batch, self._measurer)
                     yield batch
         finally:
@@ -157,9 +161,10 @@ class LoaderRun:
         return {
             "version": VERSION,
             "epochs": self._epochs,
+            "world_size": self.feed.ranks.world_size,
             "feed": self.feed.state_dict(self.controller.run.under_way),
             "controller": self.controller.state_dict(),
-            "measurer": self._measurer.state_dict() if self._measurer is not None else None,
+            "measurer": self._measurer.state_dict() if isinstance(self._measurer, Measurer) else None,
             "schedule": self._place.state_dict(),
             "hyperparameters": self.scaled_step.hyperparameters.state_dict(),
         }
@@ -170,12 +175,17 @@ class LoaderRun:
                 f"the state is of version {state.get('version')}, this adaptbs reads {VERSION}: "
                 "finish the run with the adaptbs that began it, or start anew"
             )
+        if state.get("world_size", 1) != self.feed.ranks.world_size:
+            raise ValueError(
+                f"the saved run has world_size={state['world_size']}, this one {self.feed.ranks.world_size}: "
+                "go on with as many processes, whose batches make the same optimizer steps"
+            )
         epochs = state["epochs"] if self._epochs is None else self._epochs
         controller = self._start(epochs=epochs, device=self._device)
         controller.load_state_dict(state["controller"])
         self._epochs, self.controller, self._begun = epochs, controller, True
         self.feed.load_state_dict(state["feed"])
-        if self._measurer is not None and state["measurer"] is not None:
+        if isinstance(self._measurer, Measurer) and state["measurer"] is not None:
             self._measurer.load_state_dict(state["measurer"])
         self._place.load_state_dict(state["schedule"])
         self.scaled_step.hyperparameters.load_state_dict(state["hyperparameters"])

@@ -27,10 +27,19 @@ def largest_affordable(batch_size: int, in_use: int, free: int) -> float:
     return batch_size * (1 + HEADROOM * free / in_use)
 
 
-def affordable(batch_size: int, device: Device) -> float:
-    """`largest_affordable` on this device now; inf where its memory cannot be asked."""
+def affordable(batch_size: int, device: Device, sharers: int = 1) -> float:
+    """`largest_affordable` on this device now; inf where its memory cannot be asked.
+
+    Args:
+        batch_size: that the run has run, samples.
+        device: that trains.
+        sharers: processes that grow alike and may be on the same host, whose memory they share.
+    """
     usage = _cuda(device) if device.type == "cuda" else _host() if device.type == "cpu" else None
-    return largest_affordable(batch_size, *usage) if usage is not None else float("inf")
+    if usage is None:
+        return float("inf")
+    in_use, free = usage
+    return largest_affordable(batch_size, in_use, free if device.type == "cuda" else free // sharers)
 
 
 def _cuda(device: Device) -> tuple[int, int]:

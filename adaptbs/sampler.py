@@ -11,13 +11,15 @@ import torch
 from torch import Generator
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
+from .ranks import ALONE, Ranks
+
 
 class Issued(NamedTuple):
     """A batch on its way.
 
     Attributes:
         nominal: the size in force when it was cut, samples of an optimizer step.
-        length: how many samples it really holds.
+        length: how many samples it really holds, those of all ranks together.
         ends_step: whether it is the last of an optimizer step.
     """
 
@@ -35,10 +37,11 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     Args:
         sampler: yields indices, has a length.
         size: returns the size of the next step, samples.
-        start: samples of a batch that the run began with. It fixes what an epoch is: with `drop_last`, as many samples
-            as a stock sampler of that size delivers; and how short the last batch may be.
+        start: samples of a batch that the run began with, over all ranks. It fixes what an epoch is: with `drop_last`,
+            as many samples as a stock sampler of that size delivers; and how short the last batch may be.
         drop_last: as in DataLoader.
-        parts: batches of an optimizer step.
+        parts: batches of an optimizer step, on each rank.
+        ranks: that each yield their share of every batch.
 
     Attributes:
         first: `start`.
@@ -47,9 +50,15 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, sampler: Iterable[int], size: Callable[[], int], start: int, drop_last: bool, parts: int = 1
+        self,
+        sampler: Iterable[int],
+        size: Callable[[], int],
+        start: int,
+        drop_last: bool,
+        parts: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.sampler, self.drop_last, self.parts = sampler, drop_last, parts
+        self.sampler, self.drop_last, self.parts, self.ranks = sampler, drop_last, parts, ranks
         self._size, self.first = size, start
         self.rest: dict[str, Any] | None = None
         self.latest = self._new_cut()
@@ -109,23 +118,25 @@ class Cut:
             self._indices, self._left = iter(self._sampler.sampler), self._sampler.epoch_samples
         else:
             yield from self._go_on(self._rest)
-        shortest_tail, parts = self._sampler.shortest_tail, self._sampler.parts
+        shortest_tail, parts, ranks = self._sampler.shortest_tail, self._sampler.parts, self._sampler.ranks
+        n = ranks.world_size
         while self._left:
             if not self._part:
                 self._nominal = self._sampler.size()
                 self._step_left = self._whole_step(shortest_tail)
+            # (Equally many for each rank: who has none, or makes a step less, lets the others wait for ever.)
             if self._step_left:
-                length = -(-self._step_left // (parts - self._part))
+                length = n * -(-self._step_left // n // (parts - self._part))
                 self._step_left -= length
             else:
-                length = next_length(self._nominal // parts, self._left, shortest_tail)
+                length = n * next_length(self._nominal // parts // n, self._left // n, shortest_tail // n)
             batch = list(islice(self._indices, length))
             if not batch:
                 return
             self._left -= length
             self._part = (self._part + 1) % parts
             self._issue(batch, Issued(self._nominal, len(batch), not self._part))
-            yield batch
+            yield ranks.mine(batch)
         for _ in self._indices:  # what drop_last drops; a stock loader asks once more too: RandomSampler draws then
             pass
 
@@ -137,7 +148,8 @@ class Cut:
         parts, first = self._sampler.parts, self._sampler.first
         if parts == 1 or self._nominal == first * parts or self._left < parts * shortest_tail:
             return 0
-        return next_length(self._nominal, self._left, parts * shortest_tail)
+        n = self._sampler.ranks.world_size
+        return n * next_length(self._nominal // n, self._left // n, parts * shortest_tail // n)
 
     def _issue(self, batch: list[int], issued: Issued) -> None:
         self.issued.append(issued)
@@ -153,7 +165,7 @@ class Cut:
         for nominal, length, ends_step in state["issued"]:
             batch = list(islice(self._indices, length))
             self._issue(batch, Issued(nominal, length, ends_step))
-            yield batch
+            yield self._sampler.ranks.mine(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """What has not been delivered: numbers and a tensor of indices (a list, where they are no integers).

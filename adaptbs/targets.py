@@ -51,13 +51,7 @@ def linear_ramp(start: int, end: int) -> Target:
     Raises:
         ValueError, TypeError: for sizes that are not whole numbers of at least 1.
     """
-    check_size("start", start)
-    check_size("end", end)
-
-    def target(noise_scale: NoiseScale | None, batch_size: int, progress: float) -> float:
-        return round(start + (end - start) * min(progress, 1.0))
-
-    return target
+    return _ramp(start, end, lambda progress: start + (end - start) * progress)
 
 
 def exponential_ramp(start: int, end: int) -> Target:
@@ -66,11 +60,15 @@ def exponential_ramp(start: int, end: int) -> Target:
     Raises:
         ValueError, TypeError: for sizes that are not whole numbers of at least 1.
     """
+    return _ramp(start, end, lambda progress: start * math.pow(end / start, progress))
+
+
+def _ramp(start: int, end: int, size: Callable[[float], float]) -> Target:
     check_size("start", start)
     check_size("end", end)
 
     def target(noise_scale: NoiseScale | None, batch_size: int, progress: float) -> float:
-        return round(start * math.pow(end / start, min(progress, 1.0)))
+        return round(size(min(progress, 1.0)))
 
     return target
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .clock import Clock, DeviceClock, GivenClock
+from .clock import AgreedClock, Clock, DeviceClock, GivenClock
 from .duty_cycle import DutyCycle
+from .ranks import ALONE, Ranks
 from .step_time import StepTime, StepTimes, Time
 
 if TYPE_CHECKING:
@@ -25,11 +26,17 @@ class Timekeeper:
         start: the batch size that the run begins with, samples.
         overhead: share of the run's time that measuring may cost: of the time that it would take at its first batch
             size, since it is measuring that makes it quicker, but at most `CREDIT` times that share of what it takes.
+        ranks: that have to come to the same.
     """
 
-    def __init__(self, given: StepTime | None, device: Device, start: int, overhead: float) -> None:
+    def __init__(
+        self, given: StepTime | None, device: Device, start: int, overhead: float, ranks: Ranks = ALONE
+    ) -> None:
         self._given, self._start = given, start
         self.clock: Clock = GivenClock(given) if given else DeviceClock(device)
+        self._agrees = ranks.connected and not given
+        if self._agrees:
+            self.clock = AgreedClock(self.clock, ranks)
         self.step_times, self.duty = StepTimes(), DutyCycle(overhead)
         self._elapsed = 0.0  # seconds of training, as they would have been at the first batch size
         self._spent = 0.0  # seconds of measuring and deciding
@@ -45,8 +52,14 @@ class Timekeeper:
         """Whether a measurement has been timed."""
         return bool(self._costs)
 
-    def read(self) -> None:
-        """Take in what the clock has seen since the last time; here the host may wait for the device."""
+    def read(self, *, alone: bool = False) -> None:
+        """Take in what the clock has seen since the last time; here the host may wait for the device.
+
+        Args:
+            alone: whether the other ranks may not be reading. What has to be agreed on with them then stays unread.
+        """
+        if alone and self._agrees:
+            return
         timings = self.clock.read()
         for size, seconds in timings.steps:
             self.step_times.add(size, seconds)

@@ -39,6 +39,10 @@ class SquaredNorms:
     large: Scalar
     views: Mapping[str, SquaredNorms] = field(default_factory=dict)
 
+    def divided_by(self, factor: float) -> SquaredNorms:
+        """Of gradients shorter by the root of `factor`; views are left out."""
+        return SquaredNorms(self.small_size, self.small / factor, self.large_size, self.large / factor)
+
     @property
     def grad_sq(self) -> Scalar:
         """|G|^2 without bias; negative by chance where noise hides it (McCandlish et al. 2018, eq. A.2)."""
@@ -58,7 +62,7 @@ class Measurement:
 
     Attributes:
         norms: the four numbers.
-        source: how they were measured: "per example" or "halves".
+        source: how they were measured: "per example", "halves" or "ranks".
         why: why that way.
         caveat: what makes them doubtful whatever their number, such as a loss that couples samples.
     """

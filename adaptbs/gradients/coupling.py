@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,18 +45,26 @@ class Coupling:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._deviations, self._looks = list(state["deviations"]), state["looks"]
 
-    def look(self, batch: Any) -> None:
-        """Take a batch into account; nothing once enough have been."""
-        if not self._looks or batches.length(batch) < FEWEST:
+    def look(self, batch: Any, agreed: Callable[[float], float] | None = None) -> None:
+        """Take a batch into account; nothing once enough have been.
+
+        Args:
+            batch: of at least `FEWEST` samples, or it is passed over.
+            agreed: makes what all ranks found of what this one did, nan where one could not look. Whether a batch has
+                samples enough is then for the caller to say, so that all ranks ask or none.
+        """
+        if not self._looks or (agreed is None and batches.length(batch) < FEWEST):
             return
         self._looks -= 1
+        deviation = math.nan
         try:
             deviation = self._deviation(batch)
         except Exception as error:  # what is wrong here shows in the measurement itself, or is of no harm to it
             log.info("whether the loss couples samples is not known: %s: %s", type(error).__name__, error)
-            self._looks = 0
-        else:
-            self._deviations += [deviation] if math.isfinite(deviation) else []
+            self._looks = self._looks if agreed else 0  # (the other ranks will ask again)
+        if agreed is not None:
+            deviation = agreed(deviation)
+        self._deviations += [deviation] if math.isfinite(deviation) else []
 
     def _deviation(self, batch: Any) -> float:
         n = batches.length(batch) // 2 * 2

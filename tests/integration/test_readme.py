@@ -49,8 +49,9 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, tmp_path):
+    run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2") if example.stem == "ddp" else ()
     done = subprocess.run(
-        [sys.executable, example, "--samples", "3000"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, *run, example, "--samples", "3000"], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert "History(" in done.stdout

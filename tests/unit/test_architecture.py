@@ -15,6 +15,7 @@ PACKAGE = Path(adaptbs.__file__).parent
 # A module imports only from those before it. A new module takes its place here.
 LAYERS = (
     "types",
+    "ranks",
     "step_time",
     "noise_scale",
     "measurements",
@@ -45,8 +46,10 @@ LAYERS = (
     "gradients.accumulated",
     "gradients.per_example",
     "gradients.measurer",
+    "gradients.ranks",
     "step_timer",
     "memory",
+    "shared_order",
     "sampler",
     "stream",
     "feed",
@@ -54,6 +57,7 @@ LAYERS = (
     "history",
     "scaled_step",
     "controller",
+    "rank_measuring",
     "report",
     "loader_arguments",
     "loader_run",

@@ -1,0 +1,152 @@
+"""Several processes over gloo: the same run as one process on the same global batches."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+import torch
+
+from adaptbs.gradients.micro_batches import GradientPool
+from adaptbs.noise_scale import Window
+from tests.integration.rank_programs import X, Y, batch_loss, doubling, flat, loader_of, network, optimizer_of, train
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 60  # seconds, after which processes are taken to hang
+TWO = "ddp,adamw,by hand,accumulated,real clock,checkpoint,wrong"
+FOUR = "ddp,real clock"
+
+
+@cache
+def results(world: int) -> dict:
+    """What each program saved, rank by rank; all of them run in the same processes, whose start takes longest."""
+    out, programs = mkdtemp(), TWO if world == 2 else FOUR
+    command = [sys.executable, "-m", "tests.integration.rank_programs", programs]
+    started = [
+        subprocess.Popen([*command, str(rank), str(world), out], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for rank in range(world)
+    ]
+    try:
+        errors = [process.communicate(timeout=TIMEOUT)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * world, "\n".join(errors)
+    return {name: [torch.load(f"{out}/{name} {rank}.pt") for rank in range(world)] for name in programs.split(",")}
+
+
+GROWN = [(2, "ddp"), (2, "adamw"), (2, "by hand"), (2, "accumulated"), (2, "real clock"), (4, "ddp"), (4, "real clock")]
+each_run = pytest.mark.parametrize(("world", "name"), GROWN)
+
+
+def whole(ranks: list[dict]) -> list[list[int]]:
+    """The global batches, in the shared order."""
+    steps = zip(*(rank["indices"] for rank in ranks), strict=True)
+    return [torch.stack(shares, 1).flatten().tolist() for shares in steps]  # (stacks only shares of the same length)
+
+
+@each_run
+def test_each_index_is_delivered_once_an_epoch_as_by_distributed_sampler(world, name):
+    samples = 406 // (8 * world) * 8 * world if name == "real clock" else -(-406 // world) * world
+    delivered = [index for batch in whole(results(world)[name]) for index in batch]
+    assert len(delivered) == 2 * samples
+    for epoch in (delivered[:samples], delivered[samples:]):
+        assert len(set(epoch)) == min(samples, 406)
+        assert epoch[406:] == epoch[: max(samples - 406, 0)]  # padded by the first
+    assert delivered[:samples] != delivered[samples:]
+
+
+@each_run
+def test_all_ranks_decide_alike_and_hold_the_same_state_and_weights(world, name):
+    first, *others = results(world)[name]
+    assert len(set(first["sizes"])) > 2
+    assert len(set(map(len, first["indices"]))) > 2
+    for other in others:
+        assert other["sizes"] == first["sizes"]
+        assert repr(other["history"]) == repr(first["history"])
+        assert repr(other["state"]) == repr(first["state"])
+        assert torch.equal(other["last"], first["last"])
+
+
+def reference(weights: torch.Tensor, shares: list[torch.Tensor]):
+    """The four numbers of a global batch, by one process."""
+    model = network()
+    torch.nn.utils.vector_to_parameters(weights, model.parameters())
+    pool = GradientPool(len(shares[0]))
+    for share in shares:
+        pool.add(torch.autograd.grad(batch_loss(model, (X[share], Y[share])), list(model.parameters())))
+    return pool.norms()
+
+
+@pytest.mark.parametrize(("world", "name"), [(2, "ddp"), (2, "adamw"), (2, "by hand"), (2, "accumulated"), (4, "ddp")])
+def test_the_estimate_is_that_of_one_process_on_the_same_global_batches(world, name):
+    ranks, parts = results(world)[name], 2 if name == "accumulated" else 1
+    ends, batches = {}, whole(ranks)
+    for i, _ in enumerate(batches):
+        ends[sum(map(len, batches[: i + 1]))] = i
+    window, checked, compared = Window(sum(map(len, batches))), 0, 0
+    for record in ranks[0]["history"]:
+        if record["event"] == "measurement" and record["grad_sq"] is not None:
+            last = ends[record["samples"]]
+            shares = [torch.cat(rank["indices"][last - parts + 1 : last + 1]) for rank in ranks]
+            ours = reference(ranks[0]["weights"][last], shares)
+            window.add(record["samples"], ours)
+            for size, norm in ((ours.small_size, ours.small), (ours.large_size, ours.large)):
+                assert record["grad_sq"] + record["trace"] / size == pytest.approx(float(norm), rel=1e-5)
+            checked += 1
+        if record["event"] == "decision" and record["noise_scale"] is not None and name != "accumulated":
+            window.read()
+            assert record["noise_scale"] == pytest.approx(window.estimate(0.9).simple, rel=1e-5)
+            compared += 1
+    assert checked >= 4
+    assert compared >= 2 or name == "accumulated"
+
+
+class Given(torch.utils.data.Sampler):
+    def __init__(self, epochs):
+        self.epochs = iter(epochs)
+        self.n = len(epochs[0])
+
+    def __len__(self):
+        return self.n
+
+    def __iter__(self):
+        return iter(next(self.epochs))
+
+
+@pytest.mark.parametrize(("world", "name"), [(2, "ddp"), (2, "adamw"), (4, "ddp")])
+def test_the_weights_are_those_of_one_process_through_a_growth_in_mid_epoch(world, name):
+    ranks = results(world)[name]
+    order = [index for batch in whole(ranks) for index in batch]
+    half, model = len(order) // 2, network()
+    optimizer = optimizer_of("adamw" if name == "adamw" else "sgd", model)
+    loader = loader_of(
+        model, optimizer, 8 * world, target=doubling, max_batch_size=32 * world, overhead=0, shuffle=False,
+        sampler=Given([order[:half], order[half:]]), lr_scaling="auto" if name == "adamw" else "linear",
+    )  # fmt: skip
+    seen = train(loader, model, optimizer, way="alone")
+    assert [batch.tolist() for batch in seen["indices"]] == whole(ranks)
+    torch.testing.assert_close(flat(model), ranks[0]["last"], rtol=1e-4, atol=1e-5)
+    assert (flat(model) - flat(network())).abs().max() > 0.01
+
+
+def test_a_checkpoint_of_rank_0_in_mid_epoch_is_gone_on_with_by_all():
+    for rank in results(2)["checkpoint"]:
+        assert 0 < len(rank["rest"]) == len(rank["whole"]) - 9
+        assert all(map(torch.equal, rank["rest"], rank["whole"][9:]))
+        assert torch.equal(rank["resumed"], rank["last"])
+
+
+def test_wrong_arguments_are_refused_on_every_rank():
+    rules = (
+        "would be sliced again", "state of generator differs", "drop_last differs", "num_workers differs",
+        "in the default process group", "without world_size=", "leave them out", "leave them out",
+        "order of the samples .* differs", "world_size=2, this one 1",
+    )  # fmt: skip
+    for said in results(2)["wrong"]:
+        assert len(said) == len(rules)
+        for error, rule in zip(said, rules, strict=True):
+            assert re.search(rule, error)
