@@ -63,7 +63,7 @@ class _Step:
         # Where an epoch is gone on with in the middle of a step, the next step is the first that can be measured.
         self._ended = self._delivery.in_hand.ends_step or not controller.run.under_way
         self._at = -1
-        self._samples = 0  # of this rank's in the step
+        self._lengths: list[int] = []  # of this rank's batches in the step
         self._watched = False
         self._hook: Any = None
 
@@ -74,7 +74,7 @@ class _Step:
         begins, self._at = self._ended, self._controller.run.samples
         self._ended = self._delivery.in_hand.ends_step
         own = self._delivery.in_hand.length // self._m._ranks.world_size
-        self._samples = own if begins else self._samples + own
+        self._lengths = [own] if begins else [*self._lengths, own]
         if not begins:
             return
         self.end()
@@ -88,10 +88,13 @@ class _Step:
 
     def _step(self, *_: Any) -> None:
         """The optimizer is about to step."""
-        if self._watched and self._ended:  # (what is left of a step at an epoch's end is no whole one)
+        # (What is left of a step at an epoch's end is no whole one; and a mean of means is no mean where the batches
+        # that it accumulates are not of one length.)
+        if self._watched and self._ended and len(set(self._lengths)) == 1:
+            samples = sum(self._lengths)
             with self._controller.measuring():
-                norms = self._m._gradients.norms(self._samples)
-                norms = norms.divided_by(self._samples**2) if self._m._sums else norms
+                norms = self._m._gradients.norms(samples)
+                norms = norms.divided_by(samples**2) if self._m._sums else norms
                 why = "each rank's gradient against the average"
                 self._controller.measured(Measurement(norms, "ranks", why, self._caveat()))
         self._watched = False  # (a hook cannot be removed from within)
