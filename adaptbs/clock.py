@@ -96,6 +96,27 @@ class AgreedClock:
         return self._ranks.agree(self._clock.read())
 
 
+class NoClock:
+    """For a run that measures nothing, where no decision asks for the time."""
+
+    per_step = 0.0
+
+    def start(self) -> None:
+        return None
+
+    def step(self, batch_size: int) -> None:
+        return None
+
+    def measuring(self, batch_size: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def deciding(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def read(self) -> Timings:
+        return Timings()
+
+
 class Stopwatch:
     """Marks moments, to be read late: on CUDA as events, because a host clock there times only the queue."""
 

@@ -17,7 +17,13 @@ ONE_AT_A_TIME = "persistent workers serve one iteration at a time: end it before
 
 
 class Loop(Protocol):
-    """How a loop takes its batches, as far as it shows."""
+    """How a loop takes its batches, as far as it shows.
+
+    Attributes:
+        ahead: how many batches it fetches before it works on them; None while that is not known.
+    """
+
+    ahead: int | None
 
     def fetched(self) -> None:
         """Take note of a batch that the loop has been given."""
@@ -42,6 +48,8 @@ class Loop(Protocol):
 class PlainLoop:
     """Trains on each batch before it asks for the next."""
 
+    ahead: int | None = 0
+
     def __init__(self) -> None:
         self.begun = self.finished = 0
 
@@ -65,7 +73,7 @@ class WatchedLoop:
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._fetched = 0
-        self._ahead: int | None = None  # batches; None while that is not known
+        self.ahead: int | None = None
         self._handles: list[Any] = [
             p.register_post_accumulate_grad_hook(self.works)  # type: ignore[no-untyped-call]
             for p in parameters
@@ -74,24 +82,24 @@ class WatchedLoop:
 
     def fetched(self) -> None:
         self._fetched += 1
-        if self._ahead is not None:
+        if self._handles and self.ahead is not None:
             self.close()
 
     @property
     def begun(self) -> int:
-        ahead = self._ahead if self._ahead is not None else 1
+        ahead = self.ahead if self.ahead is not None else 1
         return max(self._fetched - ahead, min(self._fetched, 1))  # (of one batch alone it works on that)
 
     @property
     def finished(self) -> int:
-        if self._ahead is None and self._fetched > 1:
-            self._ahead = 0
-        return self._fetched - (1 if self._ahead is None else self._ahead)
+        if self.ahead is None and self._fetched > 1:
+            self.ahead = 0
+        return self._fetched - (1 if self.ahead is None else self.ahead)
 
     def works(self, *_: Any) -> None:
         """Take note of a backward pass or a step."""
-        if self._ahead is None:
-            self._ahead = 1 if self._fetched == 2 else 0
+        if self.ahead is None:
+            self.ahead = 1 if self._fetched == 2 else 0
 
     def close(self) -> None:
         for handle in self._handles:
@@ -142,9 +150,15 @@ class Delivery:
                 self._finish()  # the batch that the saved run was working on
             for batch in batches if not (resumed and self._run.complete) else ():
                 self.fetched = here.fetch()
-                here.advance(self._begin, self._finish, begun=loop.begun)
-                yield batch
-                here.advance(self._begin, self._finish, finished=loop.finished)
+                if loop.ahead == 0 and here.finished == here.fetched - 1:  # (nearly always, and the quicker for it)
+                    self._begin(here)
+                    yield batch
+                    self._finish()
+                    here.begun = here.finished = here.fetched
+                else:
+                    here.advance(self._begin, self._finish, begun=loop.begun)
+                    yield batch
+                    here.advance(self._begin, self._finish, finished=loop.finished)
                 if self._run.complete:
                     return
             here.advance(self._begin, self._finish, begun=here.fetched)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .clock import AgreedClock, Clock, DeviceClock, GivenClock
+from .clock import AgreedClock, Clock, DeviceClock, GivenClock, NoClock
 from .duty_cycle import DutyCycle
 from .ranks import ALONE, Ranks
 from .step_time import StepTime, StepTimes, Time
@@ -33,7 +33,7 @@ class Timekeeper:
         self, given: StepTime | None, device: Device, start: int, overhead: float, ranks: Ranks = ALONE
     ) -> None:
         self._given, self._start = given, start
-        self.clock: Clock = GivenClock(given) if given else DeviceClock(device)
+        self.clock: Clock = GivenClock(given) if given else DeviceClock(device) if overhead else NoClock()
         self._agrees = ranks.connected and not given
         if self._agrees:
             self.clock = AgreedClock(self.clock, ranks)

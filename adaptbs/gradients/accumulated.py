@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..types import SquaredNorms
-from .mean_gradient import dense, trainable
+from .mean_gradient import square, together, trainable
 
 
 class AccumulatedGradients:
@@ -50,9 +50,9 @@ class AccumulatedGradients:
         self._reset()
         if passes < 2:
             return None
-        small = _together([s for each in squares.values() for s in each]).sum() / passes
-        large = _together(list(totals.values())).sum() / passes**2
-        return SquaredNorms(size, torch.where(_together(clean).all(), small, torch.nan), passes * size, large)
+        small = together([s for each in squares.values() for s in each]).sum() / passes
+        large = together(list(totals.values())).sum() / passes**2
+        return SquaredNorms(size, torch.where(together(clean).all(), small, torch.nan), passes * size, large)
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -67,21 +67,12 @@ class AccumulatedGradients:
         self._clean: list[Tensor] = []
 
     def _added(self, i: int, gradient: Tensor) -> None:
-        self._pending[i] = _square(gradient)  # (`torch.autograd.grad` comes by here too, but adds to no `.grad`)
+        self._pending[i] = square(gradient)  # (`torch.autograd.grad` comes by here too, but adds to no `.grad`)
 
     def _became(self, i: int, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        total = _square(parameter.grad)
+        total = square(parameter.grad)
         if i not in self._totals:
             self._clean.append(torch.isclose(total, self._pending[i]) | ~total.isfinite())
         self._squares.setdefault(i, []).append(self._pending.pop(i))
         self._totals[i] = total
-
-
-def _together(scalars: list[Tensor]) -> Tensor:
-    """In one tensor, also where a model lies on several devices."""
-    return torch.stack([s.to(scalars[0].device) for s in scalars])
-
-
-def _square(gradient: Tensor) -> Tensor:
-    return dense(gradient.detach()).square().sum()

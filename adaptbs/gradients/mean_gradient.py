@@ -104,6 +104,16 @@ def squared_norm(gradient: Gradient) -> Tensor:
     return get_total_norm(present).square()
 
 
+def square(g: Tensor) -> Tensor:
+    """The squared norm of one parameter's gradient."""
+    return dense(g.detach()).square().sum()
+
+
+def together(scalars: Sequence[Tensor]) -> Tensor:
+    """In one tensor, also where a model lies on several devices."""
+    return torch.stack([s.to(scalars[0].device) for s in scalars])
+
+
 def dense(g: Tensor) -> Tensor:
     """As a dense tensor of at least single precision."""
     g = g.to_dense() if g.is_sparse else g

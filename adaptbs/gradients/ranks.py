@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..ranks import Ranks
 from ..types import SquaredNorms
-from .mean_gradient import dense, trainable
+from .mean_gradient import dense, square, together, trainable
 
 HOPS = 4  # callbacks deep: DistributedDataParallel's last one is queued within those that its hooks queue
 
@@ -65,8 +65,8 @@ class RankGradients:
         """
         first = self._parameters[0]
         nan = torch.tensor(torch.nan, device=first.device)
-        parts = [_square(g) for g in self._sums.values()] if self._copies else list(self._squares.values())
-        small = torch.where(_together(self._clean).all(), _together(parts).sum(), nan) if parts else nan
+        parts = [square(g) for g in self._sums.values()] if self._copies else list(self._squares.values())
+        small = torch.where(together(self._clean).all(), together(parts).sum(), nan) if parts else nan
         if self._averages:
             large = self._large if self._large is not None else nan
             small, large = self._ranks.mean(torch.stack([small.double(), large.to(small.device).double()])).unbind()
@@ -95,8 +95,8 @@ class RankGradients:
         gradient, parameter = gradient.detach(), self._parameters[i]
         if i not in self._squares:
             before = parameter.grad
-            self._clean.append(_square(before) == 0 if before is not None else torch.ones((), dtype=torch.bool))
-            self._squares[i] = _square(gradient)
+            self._clean.append(square(before) == 0 if before is not None else torch.ones((), dtype=torch.bool))
+            self._squares[i] = square(gradient)
         elif not self._copies:  # two backward passes in a step: from the next on their sum is kept
             self._copies_from_now_on()
         if self._copies:
@@ -117,19 +117,10 @@ class RankGradients:
         self._queued = False  # (the next pass of this step, if there is one, has the last word)
         present = [p.grad for p in self._parameters if p.grad is not None]
         if getattr(self._model, "require_backward_grad_sync", True) and present:
-            self._large = _together([_square(g) for g in present]).sum()
+            self._large = together([square(g) for g in present]).sum()
 
 
 def _queue(callback: Callable[[], None]) -> None:
     """Let it be called at the end of the backward pass under way, after what has been queued before."""
     engine: Any = torch.autograd.Variable._execution_engine
     engine.queue_callback(callback)
-
-
-def _together(scalars: list[Tensor]) -> Tensor:
-    """In one tensor, also where a model lies on several devices."""
-    return torch.stack([s.to(scalars[0].device) for s in scalars])
-
-
-def _square(gradient: Tensor) -> Tensor:
-    return dense(gradient.detach()).square().sum()
