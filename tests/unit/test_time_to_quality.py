@@ -16,11 +16,11 @@ import quality_compared
 import quality_results
 import quality_rules
 import quality_tables
-from model_clock import DECIDING, ModelClock
+from model_clock import DECIDING, ModelClock, inject
 from quality_tasks import Adams, Rows, Task
 from quality_training import LOOKS, fixed_run
 
-from adaptbs import policy
+from adaptbs import AdaptiveDataLoader, policy
 from adaptbs.step_time import StepTime
 
 DIFFERENCES = [0.004, -0.002, 0.007, 0.001, 0.0]
@@ -145,3 +145,16 @@ def test_a_comparison_says_what_the_runs_did(monkeypatch):
     table = quality_tables.task_table("flights")
     assert "| **adaptive from 64**, GPU-like | 1.0010 | 2 | +0.10% (+0.10%) | yes | 0.400 | 1.00 | 0.50 |" in table
     assert "never (2 of 2 never)" in table
+
+
+def test_a_loader_goes_by_the_modelled_clock_it_is_given():
+    model = torch.nn.Linear(1, 1)
+    loader = AdaptiveDataLoader(
+        torch.utils.data.TensorDataset(torch.ones(64, 1), torch.zeros(64, 1)), 8, model=model, epochs=1,
+        loss_func=torch.nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters(), 0.01),
+    )  # fmt: skip
+    clock = ModelClock(StepTime(1.0, 0.0), seed=0)
+    inject(loader, clock)
+    batches = len(list(loader))
+    assert clock.seconds >= batches
+    assert set(loader.history.to_dict()["source"]) - {None} == {"per example"}
