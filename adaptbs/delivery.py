@@ -39,7 +39,6 @@ class Loop(Protocol):
         """How many it is through with, asked when it wants another one."""
         ...
 
-
     def close(self) -> None:
         """Watch no longer."""
         ...
