@@ -2,9 +2,19 @@
 
 from .finder import BatchSizeSuggestion, bs_find
 from .loader import AdaptiveDataLoader
+from .probe import MemoryProbe, probe_memory
 from .schedule import one_cycle
 from .types import NoiseScale, SquaredNorms
 
 __version__ = "0.1.0"
 
-__all__ = ["AdaptiveDataLoader", "BatchSizeSuggestion", "NoiseScale", "SquaredNorms", "bs_find", "one_cycle"]
+__all__ = [
+    "AdaptiveDataLoader",
+    "BatchSizeSuggestion",
+    "MemoryProbe",
+    "NoiseScale",
+    "SquaredNorms",
+    "bs_find",
+    "one_cycle",
+    "probe_memory",
+]

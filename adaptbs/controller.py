@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import lr_scaling, memory, policy
+from . import lr_scaling, policy
 from .delivery import Delivery, Loop, PlainLoop
 from .duty_cycle import TRY
 from .history import History
 from .measurements import Measurements
+from .memory import DeviceMemory
+from .memory_cap import MemoryCap
 from .noise_scale import student_t
 from .pace import NEWS, Pace, cannot_wait
 from .progress import Progress, rate
@@ -48,6 +49,7 @@ class Controller:
         epochs: length of the run; None where that is not known, then pace is counted by the epoch.
         adaptive: whether the optimizer divides by the gradient's size (`lr_scaling.is_adaptive`).
         device: that trains.
+        memory: what it holds; not asked where `step_time` is given.
         views: names of the other noise scales that are measured beside the plain one, and only reported.
         parts: deliveries that make up a step.
         placed: told where the schedule is before and after each batch that the loop comes to work on.
@@ -66,6 +68,7 @@ class Controller:
         epochs: int | None,
         adaptive: bool,
         device: Device,
+        memory: DeviceMemory | None = None,
         views: Sequence[str] = (),
         parts: int = 1,
         placed: Callable[[float, float], None] | None = None,
@@ -79,13 +82,14 @@ class Controller:
         largest = min(epoch_samples // 8, policy.largest(self.base_batch_size))
         self.max_batch_size = settings.max_batch_size * parts if settings.max_batch_size else max(batch_size, largest)
         self.epoch_samples, self._epochs = epoch_samples, epochs
-        self._lr_rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
+        rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
+        self._lr = lr_scaling.LRFactor(rule, self.base_batch_size)
         self._critical, self._adaptive = policy.critical_over_simple(adaptive), adaptive
         self.run = Progress(epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
         self._time = Timekeeper(given, device, batch_size, settings.overhead, ranks)
+        self.memory = MemoryCap(None if given else memory, settings.exceed_memory, parts, ranks)
         self._measurements = Measurements(self.run.planned, views)
-        self._short = 1.0  # the batch over the one that was wanted, where a cap holds it and the learning rate follows
         if settings.overhead:
             student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
         self._pace = Pace(settings.decide_every * self.run.planned)
@@ -117,13 +121,13 @@ class Controller:
 
     @property
     def lr_factor(self) -> float:
-        """What the learning rate of the delivered batch is to be multiplied by."""
-        return self._lr_rule(self.k, self.noise_scale) * self.anneal
+        """Of the learning rate of the delivered batch."""
+        return self._lr(self.delivery.in_hand.nominal, self.noise_scale)
 
     @property
     def anneal(self) -> float:
         """The part of it that stands for growth which a cap has not let be."""
-        return self._lr_rule(self._short, self.noise_scale) if self._short != 1 else 1.0
+        return self._lr.anneal(self.noise_scale)
 
     @property
     def batches_left(self) -> int:
@@ -175,10 +179,9 @@ class Controller:
 
     def measured(self, made: Measurement | None) -> None:
         """Take in a measurement of the delivered batch; None where it could not be measured."""
-        if made is None:
-            return
-        self._measurements.add(self.run.samples, made, self.progress if self._epochs else None)
-        self._pace.news += 1
+        if made is not None:
+            self._measurements.add(self.run.samples, made, self.progress if self._epochs else None)
+            self._pace.news += 1
 
     def _worth(self, batch_size: int) -> float:
         if self.run.max_extra is None or self._measurements.caveat == COUPLED:
@@ -195,15 +198,13 @@ class Controller:
                 self._calibrate()
         if callable(self._settings.target) or pace.news < NEWS:
             return False
-        # Enough new measurements to tell: is the batch still far from where it should be?
-        pace.news = 0
+        pace.news = 0  # enough to tell whether the batch is still far from where it should be
         with self._time.clock.deciding():
             estimate = self._read()
             self._calibrate()
         return cannot_wait(estimate, self.batch_size, self.progress)
 
     def _read(self) -> NoiseScale | None:
-        """The estimate of now."""
         self._take_in()
         return self._ranks.agree(self._measurements.estimate(self._settings.confidence))
 
@@ -217,9 +218,6 @@ class Controller:
         # Between decisions the estimate stays: a learning rate rule may depend on it.
         self.noise_scale = self._read()
         self.views = self._measurements.estimate_views(self._settings.confidence)
-        # Where nothing may be read, or the batch may not grow, memory is not asked.
-        may_grow = self._settings.step_time is None and self.batch_size < self.max_batch_size
-        fits = memory.affordable(self.delivery.longest, self.device, self._ranks.world_size) if may_grow else math.inf
         now = policy.Situation(
             noise_scale=self.noise_scale,
             coupled=self._measurements.caveat == COUPLED,
@@ -230,22 +228,27 @@ class Controller:
             critical=self._critical,
             floor=policy.efficiency_floor(self.progress, self.run.required, self._adaptive),
             max_batch_size=self.max_batch_size,
-            memory=self._ranks.least(self.parts // self._ranks.world_size * fits) if may_grow else math.inf,
         )
         decision = self._ranks.agree(policy.decide(now, self._settings.target))
-        if decision.batch_size % self.parts:  # (a step is made of equal parts)
-            decision = replace(decision, batch_size=max(decision.batch_size // self.parts, 1) * self.parts)
+        decision = self.memory.within(decision, self.batch_size, self.delivery.longest)
         if decision.batch_size != self.batch_size:
-            log.info(_CHANGE, self.batch_size, decision.batch_size, decision.reason, 100 * self.progress)
+            change = self.batch_size, decision.batch_size, decision.reason, 100 * self.progress
+            log.info("batch size %d -> %d (%s) at %.0f %%", *change)
         self._measurements.say(self.noise_scale, self.progress)
         if self._settings.anneal_at_cap:
-            self._short = policy.shortfall(decision, self._short)
+            self._lr.short = policy.shortfall(decision, self._lr.short)
         if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
             self._time.duty.decided(decision, self.batch_size, self.noise_scale)
         self.batch_size = decision.batch_size
         self._pace.decided(self.run.worth)
         self._record("decision", decision.reason)
         self._calibrate()
+
+    def ran_out_of_memory(self, fits: int) -> None:
+        """The batch in hand did not fit, and has been run in pieces of so many samples, which is its size from here."""
+        if not self.memory.may_be_exceeded:
+            self.batch_size = min(self.batch_size, fits * self.parts)
+        self._record("out of memory", "memory")
 
     def _calibrate(self) -> None:
         left = self.run.planned - self.run.worth if self._epochs else self.epoch_samples
@@ -263,7 +266,7 @@ class Controller:
             event=event, reason=reason, doubt=self.doubt,
             samples=self.run.samples, progress=self.progress if self._epochs else None,
             batch_size=self.batch_size // self.parts, global_batch_size=self.batch_size,
-            lr_factor=self._lr_rule(self.batch_size / self.base_batch_size, self.noise_scale) * self.anneal,
+            lr_factor=self._lr(self.batch_size, self.noise_scale),
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -275,7 +278,6 @@ class Controller:
             **state, **parts,
             "noise_scale": astuple(self.noise_scale) if self.noise_scale else None,
             "views": {name: astuple(view) for name, view in self.views.items()},
-            "history": [dict(record) for record in self.history.records],
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -290,11 +292,9 @@ class Controller:
             setattr(self, name, state[name])
         for name in _PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.history.records = [{name: old.get(name) for name in self.history.columns} for old in state["history"]]
         self.noise_scale = NoiseScale(*state["noise_scale"]) if state["noise_scale"] else None
         self.views = {name: NoiseScale(*view) for name, view in state["views"].items() if name in self.history.views}
 
 
-_CHANGE = "batch size %d -> %d (%s) at %.0f %%"
-_PARTS = ("run", "_time", "_measurements", "_pace", "delivery")
-_REMEMBERED = ("start", "epoch_samples", "parts", "batch_size", "_short")
+_PARTS = ("run", "_lr", "memory", "_time", "_measurements", "_pace", "delivery", "history")
+_REMEMBERED = ("start", "epoch_samples", "parts", "batch_size")

@@ -19,6 +19,7 @@ from .gradients.measurer import Measurer
 from .gradients.per_example import Unsupported
 from .gradients.views import views_of
 from .lr_scaling import is_adaptive
+from .memory import memory_of
 from .report import RunReport
 from .schedule import ROUNDING
 from .settings import Settings
@@ -72,6 +73,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         budget: str = "progress",
         max_extra: float = 1.0,
         anneal_at_cap: bool = False,
+        exceed_memory: bool = False,
         decide_every: float = 0.05,
         confidence: float = 0.9,
         overhead: float = 0.05,
@@ -89,6 +91,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             budget=budget,
             max_extra=max_extra,
             anneal_at_cap=anneal_at_cap,
+            exceed_memory=exceed_memory,
             decide_every=decide_every,
             confidence=confidence,
             overhead=overhead,
@@ -146,6 +149,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             epochs=self.n_epoch,
             adaptive=_is_adaptive(self.opt),
             device=parameter.device,
+            memory=memory_of({p.device for p in model.parameters()}),
             views=tuple(views),
         )
         self._hypers = ScaledHypers(self.opt, settings.following)

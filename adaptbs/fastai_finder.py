@@ -15,6 +15,7 @@ from . import finder
 from .fastai_batches import batch_loss
 from .finder import BatchSizeSuggestion
 from .gradients.batch_loss import BatchLoss
+from .left_as_found import loader_left_as_found
 
 
 def bs_find(
@@ -81,7 +82,7 @@ def _loader_left_as_found(dl: Any) -> Iterator[None]:
     rng = found.get("rng")
     state = rng.getstate() if rng is not None else None
     try:
-        with finder.loader_left_as_found(dl) if isinstance(dl, TorchLoader) else nullcontext():
+        with loader_left_as_found(dl) if isinstance(dl, TorchLoader) else nullcontext():
             yield
     finally:
         attributes.clear()

@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.utils.data import DataLoader
 
 from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
 from .gradients.mean_gradient import MeanGradient, squared_norm
 from .gradients.micro_batches import GradientPool
-from .left_as_found import weights_left_as_found
+from .left_as_found import loader_left_as_found, weights_left_as_found
 from .loader import AdaptiveDataLoader
 from .noise_scale import estimate, to_floats
 from .policy import Situation, goodput, reference
@@ -205,7 +204,7 @@ def suggest(
     last, largest = curve[-1], max(batch_size, samples[-1] // 8)
     now = Situation(
         noise_scale=last, batch_size=batch_size, reference=reference(batch_size), progress=0.0,
-        step_time=None, max_batch_size=largest, memory=float("inf"),
+        step_time=None, max_batch_size=largest,
     )  # fmt: skip
     size = min(goodput(now)[0], largest) if last.cautious > 0 else None
     return BatchSizeSuggestion(
@@ -219,24 +218,6 @@ def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
     twin.state = defaultdict(dict, {p: copy.deepcopy(state) for p, state in optimizer.state.items()})
     twin.param_groups = [{**group, "lr": lr} for group in optimizer.param_groups]
     return twin
-
-
-@contextmanager
-def loader_left_as_found(loader: Any) -> Iterator[None]:
-    """Restore the generators that a DataLoader and its sampler draw from, and the workers that it keeps."""
-    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
-    states = [(generator, generator.get_state()) for generator in found]
-    workers = getattr(loader, "_iterator", None)  # persistent ones, which would be left in the middle of an epoch
-    if isinstance(loader, DataLoader):
-        loader._iterator = None
-    try:
-        yield
-    finally:
-        if isinstance(loader, DataLoader):
-            loader._iterator = workers
-        for generator, state in states:
-            generator.set_state(state)
 
 
 def _fetch(loader: Iterable[Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from .types import Measurement, NoiseScale, SquaredNorms
 
 COLUMNS = (
-    "event",  # "start", "measurement" or "decision"
+    "event",  # "start", "measurement", "decision" or "out of memory"
     "samples",  # seen when the record was made
     "progress",  # share of the run, 0..1; None where the length of the run is not known
     "batch_size",  # from here on, samples; of a measurement, how many were measured
@@ -81,6 +81,12 @@ class History:
         """The same columns without the records of single measurements."""
         kept = [record for record in self.records if record["event"] != "measurement"]
         return {name: [record[name] for record in kept] for name in self.columns}
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [dict(record) for record in self.records]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        self.records = [{name: record.get(name) for name in self.columns} for record in state]
 
     def __len__(self) -> int:
         return len(self.records)

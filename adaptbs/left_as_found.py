@@ -1,4 +1,4 @@
-"""Contexts after which a model, its buffers and the random states are what they were before."""
+"""A model, its buffers, an optimizer, a loader and the random states as they were before."""
 
 from __future__ import annotations
 
@@ -11,6 +11,37 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+
+class Before:
+    """What a forward pass changes beside gradients: buffers (BatchNorm's), and random states of everybody.
+
+    Args:
+        model: whose buffers, and whose CUDA devices' random states.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
+        values = (b for _, found in self._buffers for b in found.values())
+        self._values = [(b, b.clone()) for b in values if b is not None and _writable(b)]
+        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in cuda_devices(model)]
+
+    def restore(self) -> None:
+        """Let all be as it was, except for what the model's parameters hold."""
+        with torch.no_grad():
+            for buffer, value in self._values:
+                # (By `.data`, which autograd does not count as a change: a graph that is still to go backward may hold
+                # this buffer.)
+                buffer.data.copy_(value)
+        for now, found in self._buffers:
+            _restore(now, found)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        for device, state in self._cuda:
+            torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager
@@ -19,22 +50,12 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
     Meanwhile compiled models run as they are written: they keep what they were compiled for.
     """
-    buffers = [(m._buffers, dict(m._buffers)) for m in model.modules()]
-    values = [(b, b.clone()) for _, found in buffers for b in found.values() if b is not None and _writable(b)]
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=cuda_devices(model)), _nothing_compiled():
+    before = Before(model)
+    with _nothing_compiled():
         try:
             yield
         finally:
-            with torch.no_grad():
-                for buffer, value in values:
-                    # (By `.data`, which autograd does not count as a change: a graph that is still to go backward may
-                    # hold this buffer.)
-                    buffer.data.copy_(value)
-            for now, found in buffers:
-                _restore(now, found)
-            random.setstate(python)
-            np.random.set_state(numpy)
+            before.restore()
 
 
 @contextmanager
@@ -77,6 +98,55 @@ def weights_left_as_found(model: nn.Module) -> Iterator[None]:
                     parameter.grad = gradient if saved is None else gradient.copy_(saved)
             for module, training in modes:
                 module.training = training
+
+
+@contextmanager
+def loader_left_as_found(loader: Any) -> Iterator[None]:
+    """Restore the generators that a DataLoader and its sampler draw from, and the workers that it keeps."""
+    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
+    states = [(generator, generator.get_state()) for generator in found]
+    workers = getattr(loader, "_iterator", None)  # persistent ones, which would be left in the middle of an epoch
+    if isinstance(loader, DataLoader):
+        loader._iterator = None
+    try:
+        yield
+    finally:
+        if isinstance(loader, DataLoader):
+            loader._iterator = workers
+        for generator, state in states:
+            generator.set_state(state)
+
+
+class Values:
+    """Parameters and an optimizer's state as they are, copied to the host, so that the device has all of its memory.
+
+    Args:
+        parameters: that a step changes.
+        optimizer: whose state, anything with `.state`; its parameter groups too, where it has them.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], optimizer: Any = None) -> None:
+        self._state = getattr(optimizer, "state", {})
+        self._groups = [(group, dict(group)) for group in getattr(optimizer, "param_groups", ())]
+        self._entries = {p: dict(entry) for p, entry in self._state.items()}
+        tensors = [v for entry in self._entries.values() for v in entry.values() if isinstance(v, Tensor)]
+        self._copies = [(t, t.detach().to("cpu", copy=True)) for t in (*parameters, *tensors)]
+
+    def restore(self) -> None:
+        """Put them back; what state there was none of goes."""
+        with torch.no_grad():
+            for tensor, value in self._copies:
+                tensor.data.copy_(value)
+        for parameter in list(self._state):
+            if parameter not in self._entries:
+                del self._state[parameter]
+        for parameter, entry in self._entries.items():
+            self._state[parameter].clear()
+            self._state[parameter].update(entry)
+        for group, found in self._groups:
+            group.clear()
+            group.update(found)
 
 
 def cuda_devices(model: nn.Module) -> list[int]:

@@ -67,6 +67,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         max_extra: how many more samples than planned a budget of progress may take, as a share of them.
         anneal_at_cap: whether the learning rate falls, as if the batch had grown, where `max_batch_size` or memory hold
             it below what the target wants.
+        exceed_memory: let the batch grow past what memory holds, and have `step` run it in pieces; on one device that
+            saves no time.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time, as it would be at the first batch size, that measuring may cost; 0 measures
@@ -109,6 +111,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         budget: str = "progress",
         max_extra: float = 1.0,
         anneal_at_cap: bool = False,
+        exceed_memory: bool = False,
         decide_every: float = 0.05,
         confidence: float = 0.9,
         overhead: float = 0.05,
@@ -131,6 +134,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             budget=budget,
             max_extra=max_extra,
             anneal_at_cap=anneal_at_cap,
+            exceed_memory=exceed_memory,
             decide_every=decide_every,
             confidence=confidence,
             overhead=overhead,
@@ -159,8 +163,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             epochs = schedule.run_epochs(scheduler, epoch_steps, accumulation_steps)
         views = views_of(optimizer, metric=metric, by_group=by_group)
         measurer: Measurer | RankMeasuring | None = None
-        if overhead:
-            loss = BatchLoss(loss_func, batch_loss, autocast)
+        loss = BatchLoss(loss_func, batch_loss, autocast) if overhead or loss_func or batch_loss else None
+        if overhead and loss is not None:
             if ranks.connected:
                 measurer = RankMeasuring(model, optimizer, loss, ranks, accumulation_steps)
             else:
@@ -177,7 +181,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             ranks=ranks,
             placed=place.delivered if scheduler is not None else None,
         )
-        self._run = LoaderRun(feed, start, epochs, model, optimizer, settings.following, measurer, place)
+        self._run = LoaderRun(feed, start, epochs, model, optimizer, settings.following, measurer, place, loss)
         if feed.streams:  # (DataLoader takes no batch sampler then, but asks its own one in the same way)
             super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **stock)
         else:
@@ -219,6 +223,22 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         """An epoch's batches, their size changing on the way."""
         return self._run.iterate(super().__iter__)
 
+    def step(self, batch: Any, scaler: Any = None, before_step: Callable[[], None] | None = None) -> Tensor:
+        """Train on a delivered batch: forward, backward, `optimizer.step()`, `zero_grad()`; its loss, detached.
+
+        Where memory runs out, the same samples are run again in halves, whose gradients add up to the batch's, and the
+        batches to come are cut smaller. BatchNorm and dropout see the pieces (docs/memory.md).
+
+        Args:
+            batch: as delivered; or changed, but with samples along the first dimension.
+            scaler: a `torch.amp.GradScaler`, for float16.
+            before_step: called between the backward pass and the optimizer's step, as to clip gradients.
+
+        Raises:
+            ValueError: where the loader was given no loss; NotImplementedError: on several ranks.
+        """
+        return self._run.step(batch, scaler, before_step)
+
     def plain_batches(self) -> Iterator[Any]:
         """Batches of the size of now, that are neither counted nor measured: for looking at the data."""
         return iter(super().__iter__())
@@ -238,9 +258,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
 
     @batch_size.setter
     def batch_size(self, value: int | None) -> None:
-        # DataLoader's __init__ stores None here, meaning that a batch sampler decides; ours does, and is asked for the
-        # size. Once initialised a DataLoader refuses to be set.
-        return None
+        return None  # DataLoader's __init__ stores None here: a batch sampler decides. Later it refuses to be set.
 
     @property
     def global_batch_size(self) -> int:

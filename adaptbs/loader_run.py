@@ -9,13 +9,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .controller import Controller
 from .delivery import WatchedLoop
 from .feed import Feed
+from .gradients import batches as nested
+from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
+from .loader_step import LoaderStep
+from .memory import memory_of
+from .out_of_memory import add_note, is_out_of_memory
+from .probe import GrowthTrial
 from .rank_measuring import RankMeasuring
 from .sampler import Cut
 from .scaled_step import ScaledStep
@@ -24,7 +30,11 @@ from .settings import check_size
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what state_dict() holds
+VERSION = 2  # of what state_dict() holds
+WHILE_MEASURING = (
+    "This happened while the noise scale of a batch was measured, before it was delivered. If the loss needs the batch "
+    "in another form, give batch_loss=(model, batch) -> loss; overhead=0 measures nothing."
+)
 
 
 class LoaderRun:
@@ -39,6 +49,7 @@ class LoaderRun:
         following: which of its hyperparameters follow the batch.
         measurer: of batches, or of steps on several ranks; None where nothing is measured.
         place: of the schedule.
+        loss: of a batch; None where it was not given.
     """
 
     def __init__(
@@ -51,17 +62,31 @@ class LoaderRun:
         following: Collection[str],
         measurer: Measurer | RankMeasuring | None,
         place: SchedulePlace,
+        loss: BatchLoss | None,
     ) -> None:
         self.feed, self._start, self._epochs, self._measurer, self._place = feed, start, epochs, measurer, place
-        self._model, self._optimizer, self._following = model, optimizer, following
-        self.controller = start(epochs=epochs, device=self._device)
+        self._model, self._optimizer, self._following, self._loss = model, optimizer, following, loss
+        self.controller = self._new(epochs)
         self._begun = False  # whether `epochs` has been called, or a state loaded
         self._loop: WatchedLoop | None = None  # the latest
+        self._steps: LoaderStep | None = None
         self._warned = self._closed = False
 
     @property
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
+
+    def _new(self, epochs: int | None) -> Controller:
+        """The controller of a run that begins."""
+        memory = memory_of({p.device for p in self._model.parameters()}, self.feed.ranks.world_size)
+        controller = self._start(epochs=epochs, device=self._device, memory=memory)
+        self._trial: GrowthTrial | None = None
+        if self._loss is not None:
+            measures = isinstance(self._measurer, Measurer)
+            self._trial = GrowthTrial(self._model, self._loss, memory, measures=measures)
+            if not self.feed.ranks.connected:  # (whose passes would wait for each other)
+                controller.memory.attempt = self._trial
+        return controller
 
     def follow(self) -> None:
         """From now on let the hyperparameters follow the batch, as long as there is anybody who sets it."""
@@ -88,14 +113,14 @@ class LoaderRun:
     def _on_device(self) -> None:
         """Begin anew where the model has been moved before the run has begun: times and memory are of its device."""
         if not self.controller.run.samples and self.controller.device != self._device:
-            self.controller = self._start(epochs=self._epochs, device=self._device)
+            self.controller = self._new(self._epochs)
             if self._begun:
                 self.controller.end_by_progress()
 
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)
         if self._epochs is None and not self.controller.run.samples:
-            self._epochs, self.controller = n, self._start(epochs=n, device=self._device)
+            self._epochs, self.controller = n, self._new(n)
         if self._epochs != n:
             said = "a run of unknown length has begun" if self._epochs is None else f"the run has {self._epochs} epochs"
             raise ValueError(f"epochs({n}): {said}: give epochs={n} to the loader, or a scheduler of that length")
@@ -138,24 +163,46 @@ class LoaderRun:
                 for batch in delivered:
                     self.feed.delivers(cut)
                     self.scaled_step.restore()
+                    if self._trial is not None:
+                        self._trial.batch = batch
                     if isinstance(self._measurer, Measurer) and self.controller.measure_next():
                         self._measure(batch, self._measurer)
                     yield batch
         finally:
             self.feed.ends(cut)
+            if self._trial is not None:
+                self._trial.batch = None
 
     def _measure(self, batch: Any, measurer: Measurer) -> None:
+        said, samples = None, self.controller.delivery.fetched.length
+        if samples > self.controller.memory.piece:  # (it is run in pieces, too)
+            samples = int(self.controller.memory.piece)
+            batch = nested.part(batch, 0, samples)
         try:
             with self.controller.measuring():
-                self.controller.measured(measurer.measure(batch, self.controller.delivery.fetched.length))
+                self.controller.measured(measurer.measure(batch, samples))
         except Exception as error:
-            if hasattr(error, "add_note"):  # (Python 3.11)
-                error.add_note(
-                    "This happened while the noise scale of a batch was measured, before it was delivered. If the loss "
-                    "needs the batch in another form, give batch_loss=(model, batch) -> loss; overhead=0 measures "
-                    "nothing."
-                )
-            raise
+            if not is_out_of_memory(error):
+                add_note(error, WHILE_MEASURING)
+                raise
+            said = str(error)
+        if said is not None:  # (outside of the except block, which keeps alive what the failed pass holds)
+            self.controller.memory.release()
+            log.warning("memory ran out while the noise scale of a batch was measured, which is left out: %s", said)
+
+    def step(self, batch: Any, scaler: Any, before_step: Callable[[], None] | None) -> Tensor:
+        if self._loss is None:
+            raise ValueError("step() has to know the loss: give loss_func= or batch_loss= to the loader")
+        if self.feed.ranks.connected:
+            raise NotImplementedError(
+                "step() cannot run a batch in pieces where several ranks wait for each other's gradients: "
+                "call loss.backward() and optimizer.step()"
+            )
+        if self._loop is not None:
+            self._loop.works()
+        if self._steps is None:
+            self._steps = LoaderStep(self._model, self._optimizer, self._loss)
+        return self._steps(self.controller, batch, scaler, before_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -181,7 +228,7 @@ class LoaderRun:
                 "go on with as many processes, whose batches make the same optimizer steps"
             )
         epochs = state["epochs"] if self._epochs is None else self._epochs
-        controller = self._start(epochs=epochs, device=self._device)
+        controller = self._new(epochs)
         controller.load_state_dict(state["controller"])
         self._epochs, self.controller, self._begun = epochs, controller, True
         self.feed.load_state_dict(state["feed"])

@@ -104,3 +104,31 @@ def is_adaptive(optimizer: Optimizer) -> bool:
     if not any(word in name for word in ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lamb", "lion")):
         log.info("optimizer %s is not known: its learning rate is scaled by sqrt(k); lr_scaling= changes that", name)
     return True
+
+
+class LRFactor:
+    """What the learning rate is multiplied by at a batch size.
+
+    Args:
+        rule: its factor by k.
+        base_batch_size: that it is stated for, samples.
+
+    Attributes:
+        short: the batch over the one that was wanted, where a cap holds it and the learning rate is to fall instead.
+    """
+
+    def __init__(self, rule: LRRule, base_batch_size: int) -> None:
+        self._rule, self._base, self.short = rule, base_batch_size, 1.0
+
+    def __call__(self, batch_size: int, noise_scale: NoiseScale | None) -> float:
+        return self._rule(batch_size / self._base, noise_scale) * self.anneal(noise_scale)
+
+    def anneal(self, noise_scale: NoiseScale | None) -> float:
+        """The part of it that stands for growth which a cap has not let be."""
+        return self._rule(self.short, noise_scale) if self.short != 1 else 1.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"short": self.short}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.short = state["short"]

@@ -1,67 +1,236 @@
-"""Whether a larger batch fits: a plain check of free memory against what the run holds already."""
+"""What memory a device has and what of it is in use: a Protocol, and the devices that can be asked."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from torch import device as Device
 
-HEADROOM = 0.9  # share of the free memory that a larger batch may take
+HEADROOM = 0.9  # share of what this process could have that it plans to use: fragments, and what others take meanwhile
 
 
-def largest_affordable(batch_size: int, in_use: int, free: int) -> float:
-    """The largest batch size that surely fits, samples.
+class Watch:
+    """What was seen of memory while a `DeviceMemory.watched()` lasted.
 
-    Peak memory is affine in the batch size, so going from B to B' adds at most (B'/B - 1) of all that is in use.
-
-    Args:
-        batch_size: that the run has run, samples.
-        in_use: peak bytes at that size.
-        free: bytes not in use.
+    Attributes:
+        peak: bytes in use at the worst moment.
+        thrashed: whether the allocator had to give memory back to the device to go on, which is slow: it is full.
     """
-    return batch_size * (1 + HEADROOM * free / in_use)
+
+    peak = 0
+    thrashed = False
 
 
-def affordable(batch_size: int, device: Device, sharers: int = 1) -> float:
-    """`largest_affordable` on this device now; inf where its memory cannot be asked.
+class DeviceMemory(Protocol):
+    """Memory that this process trains in, bytes.
+
+    Attributes:
+        careful: whether running out ends the process, so that nothing may be tried that is not sure to fit.
+    """
+
+    careful: bool
+
+    def limit(self) -> int:
+        """What may be in use at the worst moment, by what is free now."""
+        ...
+
+    def in_use(self) -> int:
+        """Now."""
+        ...
+
+    def peak(self) -> int:
+        """In use at the worst moment of the run so far."""
+        ...
+
+    def watched(self) -> AbstractContextManager[Watch]:
+        """A context that sees the peak of what is done in it, and leaves `peak()` as it was."""
+        ...
+
+    def release(self) -> None:
+        """Give back what is kept for later, after memory ran out."""
+        ...
+
+
+class CudaMemory:
+    """A CUDA device, as PyTorch's caching allocator uses it."""
+
+    careful = False
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def limit(self) -> int:
+        free, total = torch.cuda.mem_get_info(self._device)
+        could_have = free + torch.cuda.memory_reserved(self._device)
+        if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # (torch 2.8)
+            could_have = min(could_have, int(total * torch.cuda.get_per_process_memory_fraction(self._device)))
+        return int(HEADROOM * could_have)
+
+    def in_use(self) -> int:
+        return torch.cuda.memory_allocated(self._device)
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device)
+
+    @contextmanager
+    def watched(self) -> Iterator[Watch]:
+        before, retries, watch = self.peak(), self._retries(), Watch()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        try:
+            yield watch
+        finally:
+            watch.peak, watch.thrashed = self.peak(), self._retries() > retries
+            self._raise_peak_to(before)
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()
+
+    def _retries(self) -> int:
+        return int(torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0))
+
+    def _raise_peak_to(self, peak: int) -> None:
+        """Make the statistic what it was: it can be reset, not set, but follows what is allocated."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+        missing = peak - self.in_use()
+        if missing > 0:
+            try:
+                torch.empty(missing, dtype=torch.uint8, device=self._device)
+            except torch.OutOfMemoryError:  # somebody else has it now: then the peak shows less than there was
+                self.release()
+
+
+class HostMemory:
+    """The memory of a Linux host, or of the container that this process is in."""
+
+    careful = True
+
+    def __init__(self, sharers: int = 1) -> None:
+        self._sharers = sharers
+
+    def limit(self) -> int:
+        return int(HEADROOM * (_status("VmRSS") + _available() // self._sharers))
+
+    def in_use(self) -> int:
+        return 0  # (a process does not say how much of it a batch has to do with)
+
+    def peak(self) -> int:
+        return _status("VmHWM")
+
+    @contextmanager
+    def watched(self) -> Iterator[Watch]:
+        watch = Watch()
+        try:
+            yield watch
+        finally:
+            watch.peak = self.peak()  # (of all of the process's life: never less than what was done here took)
+
+    def release(self) -> None:
+        return None
+
+
+class MpsMemory:
+    """An Apple GPU, whose allocator keeps what it once had, which is what is taken for the peak. Not tried on one."""
+
+    careful = False
+
+    def limit(self) -> int:
+        return int(HEADROOM * torch.mps.recommended_max_memory())
+
+    def in_use(self) -> int:
+        return torch.mps.current_allocated_memory()
+
+    def peak(self) -> int:
+        return torch.mps.driver_allocated_memory()
+
+    @contextmanager
+    def watched(self) -> Iterator[Watch]:
+        torch.mps.empty_cache()
+        watch = Watch()
+        try:
+            yield watch
+        finally:
+            watch.peak = self.peak()
+
+    def release(self) -> None:
+        torch.mps.empty_cache()
+
+
+class SeveralDevices:
+    """Devices that a model is spread over, of which the fullest decides: all by the smallest limit's measure."""
+
+    careful = False
+
+    def __init__(self, devices: Sequence[DeviceMemory]) -> None:
+        self._devices = devices
+
+    def limit(self) -> int:
+        return min(device.limit() for device in self._devices)
+
+    def in_use(self) -> int:
+        return min(self._measured([device.in_use() for device in self._devices]))
+
+    def peak(self) -> int:
+        return max(self._measured([device.peak() for device in self._devices]))
+
+    @contextmanager
+    def watched(self) -> Iterator[Watch]:
+        watch, all_of_them = Watch(), ExitStack()
+        watches = [all_of_them.enter_context(device.watched()) for device in self._devices]
+        try:
+            yield watch
+        finally:
+            all_of_them.close()
+            watch.peak = max(self._measured([one.peak for one in watches]))
+            watch.thrashed = any(one.thrashed for one in watches)
+
+    def release(self) -> None:
+        for device in self._devices:
+            device.release()
+
+    def _measured(self, values: Sequence[int]) -> list[int]:
+        """As if every device had the smallest one's limit."""
+        limits = [device.limit() for device in self._devices]
+        return [int(value * min(limits) / max(limit, 1)) for value, limit in zip(values, limits, strict=True)]
+
+
+def memory_of(devices: Collection[Device], sharers: int = 1) -> DeviceMemory | None:
+    """The memory of these devices; None where it cannot be asked.
 
     Args:
-        batch_size: that the run has run, samples.
-        device: that trains.
+        devices: that a model lies on.
         sharers: processes that grow alike and may be on the same host, whose memory they share.
     """
-    usage = _cuda(device) if device.type == "cuda" else _host() if device.type == "cpu" else None
-    if usage is None:
-        return float("inf")
-    in_use, free = usage
-    return largest_affordable(batch_size, in_use, free if device.type == "cuda" else free // sharers)
+    found: list[DeviceMemory] = []
+    for device in sorted(devices, key=str):
+        if device.type == "cuda":
+            found.append(CudaMemory(device))
+        elif device.type == "mps":
+            found.append(MpsMemory())
+        elif device.type == "cpu" and len(devices) == 1 and sys.platform.startswith("linux"):
+            found.append(HostMemory(sharers))
+    return found[0] if len(found) == 1 else SeveralDevices(found) if found else None
 
 
-def _cuda(device: Device) -> tuple[int, int]:
-    free, _ = torch.cuda.mem_get_info(device)
-    peak = torch.cuda.max_memory_allocated(device)
-    return max(peak, 1), free + max(0, torch.cuda.memory_reserved(device) - peak)
+def _status(key: str) -> int:
+    return max(_entry(Path("/proc/self/status"), key, unit=1024) or 0, 1)
 
 
-def _host() -> tuple[int, int] | None:
-    """Peak resident and available bytes of a Linux host, within the limit of a container; None elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return None
-    status = _entry(Path("/proc/self/status"), "VmHWM", unit=1024)
-    available = _entry(Path("/proc/meminfo"), "MemAvailable", unit=1024)
-    if status is None or available is None:
-        return None
+def _available() -> int:
+    """Bytes that a Linux host has left, within the limit of a container."""
+    available = _entry(Path("/proc/meminfo"), "MemAvailable", unit=1024) or 0
     group = Path("/sys/fs/cgroup")
     limit, used = _bytes(group / "memory.max"), _bytes(group / "memory.current")
     if limit is not None and used is not None:
         cache = _entry(group / "memory.stat", "inactive_file", unit=1) or 0  # given back when memory is short
         available = min(available, limit - used + cache)
-    return max(status, 1), max(available, 0)
+    return max(available, 0)
 
 
 def _entry(path: Path, key: str, unit: int) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 from .step_time import StepTime, Time
@@ -38,7 +38,6 @@ class Situation:
         critical: the critical batch over B_simple.
         floor: the efficiency that the batch must keep.
         max_batch_size: the user's limit, samples.
-        memory: the largest size that memory affords, samples; inf where that is not known.
         coupled: whether the loss couples samples, so that another batch size is another loss.
     """
 
@@ -48,7 +47,6 @@ class Situation:
     progress: float
     step_time: Time | None
     max_batch_size: int
-    memory: float
     critical: float = CRITICAL_OF_SGD
     floor: float = FLOOR_OF_EPOCHS
     coupled: bool = False
@@ -134,7 +132,7 @@ TARGETS = {"goodput": goodput, "noise_scale": noise_scale}
 
 
 def decide(now: Situation, target: str | Target) -> Decision:
-    """The next batch size: the target's wish within the limits of pace (built-in targets), user and memory (all)."""
+    """The next batch size: the target's wish within the limits of pace (built-in targets) and user (all)."""
     if callable(target):
         wanted = target(now.noise_scale, now.batch_size, now.progress)
         return _capped(size := _checked(wanted), "target", now, size)
@@ -169,12 +167,14 @@ def shortfall(decision: Decision, before: float) -> float:
 
 
 def _capped(size: int, reason: str, now: Situation, wanted: int | None = None) -> Decision:
-    # Memory says what it affords of sizes never run; a size that is running already fits.
-    memory = max(now.memory, now.batch_size)
-    for limit, name in ((now.max_batch_size, "max_batch_size"), (memory, "memory")):
-        if size > limit:
-            size, reason = int(limit), name
+    if size > now.max_batch_size:
+        size, reason = now.max_batch_size, "max_batch_size"
     return Decision(size, reason, wanted)
+
+
+def within_memory(decision: Decision, memory: float) -> Decision:
+    """The decision, where memory holds no more than so many samples."""
+    return replace(decision, batch_size=int(memory), reason="memory") if decision.batch_size > memory else decision
 
 
 def _checked(wanted: object) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..left_as_found import left_as_found
 from . import batches
 
 
@@ -42,6 +45,18 @@ class BatchLoss:
         """How the loss function itself says it treats the batch: "mean", "sum", or None where it does not say."""
         reduction = getattr(self._loss_func, "reduction", None)
         return reduction if reduction in ("mean", "sum") else None
+
+    def weight(self, model: nn.Module, batch: Any) -> float:
+        """What the mean loss of a batch is a mean over: its samples, or what a loss with weights and targets to be
+        ignored counts of them, which the sum over the mean tells."""
+        loss_func = self._loss_func
+        if self.reduction != "mean" or not hasattr(loss_func, "ignore_index"):
+            return float(batches.length(batch))
+        summing = copy.copy(loss_func)
+        summing.reduction = "sum"  # type: ignore[union-attr]
+        with torch.no_grad(), left_as_found(model):
+            mean, total = self(model, batch), BatchLoss(summing, autocast=self._autocast)(model, batch)
+        return (total / mean).item() if total else 0.0
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of the whole batch, a tensor of one element, on the model's device."""

@@ -42,6 +42,17 @@ def joined(batches: Sequence[Any]) -> Any:
     return _map(lambda item: _concatenated([item, *map(next, rest)]), batches[0], lambda item: _has_rows(item, n))
 
 
+def repeated(batch: Any, n: int) -> Any:
+    """A batch of n samples: those of this one, over and over."""
+    copies = -(-n // length(batch))
+    return part(joined([batch] * copies) if copies > 1 else batch, 0, n)
+
+
+def size_in_bytes(batch: Any) -> int:
+    """What its tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(batch))
+
+
 def to_device(batch: Any, device: Device) -> Any:
     """The batch with its tensors on `device`; the batch itself is not changed."""
     return _map(lambda t: t.to(device, non_blocking=True), batch, lambda item: isinstance(item, Tensor))

@@ -41,7 +41,7 @@ class MeanGradient:
 
     def __call__(self, model: nn.Module, batch: Any) -> list[Tensor | None]:
         if self.sums is None:
-            self.sums = self._shows_a_sum(model, batch)
+            self.sums = shows_a_sum(model, self._batch_loss, batch)
         parameters = trainable(model)
         with torch.enable_grad():
             loss = self._batch_loss(model, batch).reshape(())
@@ -64,21 +64,26 @@ class MeanGradient:
         self.sums = state["sums"]
         self._loss_scale.load_state_dict(state["loss_scale"])
 
-    def _shows_a_sum(self, model: nn.Module, batch: Any) -> bool | None:
-        """Whether two halves add up to one whole rather than two; None, to be asked again, where the loss is 0 or nan.
 
-        What a model adds by chance, or by the batch, is switched off for it: with a few samples that could pass for the
-        difference. What some other layer adds remains, so the nearer of the two is taken.
-        """
-        n = batches.length(batch)
-        if n < (4 if has_batch_norm(model) else 2):  # (BatchNorm refuses a half of one sample)
-            return None
-        # (Without gradients a checkpoint would warn.)
-        with torch.enable_grad(), without_chance(model), left_as_found(model):
-            parts = (batch, batches.part(batch, 0, n // 2), batches.part(batch, n // 2, n))
-            whole, *halves = (self._batch_loss(model, part).item() for part in parts)
-        ratio = sum(halves) / whole if whole else float("nan")
-        return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
+def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any) -> bool | None:
+    """Whether a loss sums over the batch rather than take its mean; None where this batch does not tell.
+
+    It says so itself, or two halves add up to one whole rather than two. What a model adds by chance, or by the batch,
+    is switched off for that: with a few samples it could pass for the difference. What some other layer adds remains,
+    so the nearer of the two is taken. Where the loss is 0 or nan, it has to be asked again.
+    """
+    said = {"sum": True, "mean": False}.get(batch_loss.reduction or "")
+    if said is not None:
+        return said
+    n = batches.length(batch)
+    if n < (4 if has_batch_norm(model) else 2):  # (BatchNorm refuses a half of one sample)
+        return None
+    # (Without gradients a checkpoint would warn.)
+    with torch.enable_grad(), without_chance(model), left_as_found(model):
+        parts = (batch, batches.part(batch, 0, n // 2), batches.part(batch, n // 2, n))
+        whole, *halves = (batch_loss(model, part).item() for part in parts)
+    ratio = sum(halves) / whole if whole else float("nan")
+    return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
 
 
 def _not_finite_if(loss: Tensor, gradient: list[Tensor | None]) -> list[Tensor | None]:

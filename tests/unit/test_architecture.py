@@ -48,7 +48,11 @@ LAYERS = (
     "gradients.measurer",
     "gradients.ranks",
     "step_timer",
+    "memory_search",
     "memory",
+    "memory_cap",
+    "out_of_memory",
+    "probe",
     "shared_order",
     "sampler",
     "stream",
@@ -60,6 +64,7 @@ LAYERS = (
     "rank_measuring",
     "report",
     "loader_arguments",
+    "loader_step",
     "loader_run",
     "loader",
     "finder",
@@ -185,9 +190,9 @@ def test_importing_is_quick_and_loads_no_extra():
 
 
 def test_the_public_names():
-    names = ["AdaptiveDataLoader", "BatchSizeSuggestion", "NoiseScale", "SquaredNorms", "bs_find", "one_cycle"]
-    assert sorted(adaptbs.__all__) == names
-    assert all(callable(getattr(adaptbs, name)) for name in names)
+    values = ["BatchSizeSuggestion", "MemoryProbe", "NoiseScale", "SquaredNorms"]
+    assert sorted(adaptbs.__all__) == sorted(["AdaptiveDataLoader", *values, "bs_find", "one_cycle", "probe_memory"])
+    assert all(callable(getattr(adaptbs, name)) for name in adaptbs.__all__)
 
 
 def test_the_package_is_marked_as_typed():

@@ -4,24 +4,37 @@ import sys
 import pytest
 import torch
 
-from adaptbs.memory import HEADROOM, _bytes, _entry, affordable, largest_affordable
-
-
-def test_as_much_free_as_in_use_allows_almost_the_double():
-    assert largest_affordable(100, in_use=1000, free=1000) == pytest.approx(100 * (1 + HEADROOM))
-
-
-def test_no_free_memory_allows_what_runs_already():
-    assert largest_affordable(100, in_use=1000, free=0) == 100
+from adaptbs.memory import HEADROOM, HostMemory, SeveralDevices, _bytes, _entry, memory_of
+from tests.simulated_device import SimulatedMemory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_linux_host_is_asked():
-    assert 100 <= affordable(100, torch.device("cpu")) < math.inf
+    host = memory_of([torch.device("cpu")])
+    assert 0 < host.peak() < host.limit() < math.inf
+    assert host.careful, "running out would end the process"
 
 
-def test_a_device_that_cannot_be_asked_sets_no_limit():
-    assert affordable(100, torch.device("meta")) == math.inf
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ranks_of_a_host_share_what_is_free():
+    assert HostMemory(sharers=4).limit() < HostMemory().limit()
+
+
+def test_a_device_that_cannot_be_asked_is_none():
+    assert memory_of([torch.device("meta")]) is None
+    assert memory_of([]) is None
+
+
+def test_of_several_devices_the_fullest_decides():
+    small, large = SimulatedMemory(1000), SimulatedMemory(4000)
+    both = SeveralDevices([small, large])
+    assert both.limit() == HEADROOM * 1000
+    small.take(300), large.take(1000)
+    assert (both.in_use(), both.peak()) == (250, 300)
+    with both.watched() as seen:
+        large.take(2000)
+    assert seen.peak == 3000 * 1000 / 4000
+    assert both.peak() == 300, "as it was before somebody looked"
 
 
 def test_entry_of_a_status_file(tmp_path):

@@ -18,6 +18,7 @@ from adaptbs.policy import (
     noise_scale,
     reference,
     shortfall,
+    within_memory,
 )
 from adaptbs.step_time import StepTable, StepTime
 from adaptbs.types import Decision, NoiseScale
@@ -31,7 +32,6 @@ def known(critical: float, measurements: int = 9) -> NoiseScale:
 
 NOW = Situation(
     noise_scale=known(1000.0), batch_size=64, reference=64, progress=0.5, step_time=None, max_batch_size=4096,
-    memory=math.inf,
 )  # fmt: skip
 
 
@@ -146,12 +146,11 @@ def test_shrinking_does_not_raise_a_batch_that_is_below_the_reference_already():
 def test_limits_hold_for_every_target():
     for target in ("goodput", "noise_scale", lambda *_: 10_000):
         assert decide(replace(NOW, max_batch_size=100), target) == Decision(100, "max_batch_size")
-        assert decide(replace(NOW, memory=90.5), target) == Decision(90, "memory")
-        assert decide(replace(NOW, max_batch_size=100, memory=90.5), target) == Decision(90, "memory")
 
 
-def test_memory_never_takes_back_a_size_that_runs():
-    assert decide(replace(NOW, memory=10.0), "goodput") == Decision(64, "memory")
+def test_memory_goes_before_every_wish():
+    assert within_memory(Decision(100, "max_batch_size", 200), 90.5) == Decision(90, "memory", 200)
+    assert within_memory(Decision(90, "noise scale"), 90.5) == Decision(90, "noise scale")
 
 
 def test_a_function_is_asked_with_all_that_is_known_and_may_leap():

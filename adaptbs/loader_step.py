@@ -1,0 +1,128 @@
+"""`loader.step(batch)`: a training step that goes on in smaller pieces where its batch does not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .controller import Controller
+from .gradients import batches as nested
+from .gradients.batch_loss import BatchLoss
+from .gradients.mean_gradient import has_batch_norm, shows_a_sum, trainable
+from .left_as_found import Before
+from .memory_cap import MemoryCap
+from .out_of_memory import in_pieces, take_step
+
+
+class LoaderStep:
+    """See `AdaptiveDataLoader.step`.
+
+    Args:
+        model: being trained.
+        optimizer: that takes the steps.
+        loss: of a batch.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, loss: BatchLoss) -> None:
+        self._model, self._optimizer, self._loss = model, optimizer, loss
+        self._sums: bool | None = None  # whether the loss adds up over a batch; None until that was asked
+
+    def __call__(
+        self,
+        controller: Controller,
+        batch: Any,
+        scaler: torch.amp.GradScaler | None,
+        before_step: Callable[[], None] | None,
+    ) -> Tensor:
+        cap = controller.memory
+        cap.in_pieces = True
+        new = nested.length(batch) > cap.has_run
+        run = partial(self._run, batch, scaler, 1 / controller.parts)
+        loss, fits = self._backward(run, nested.length(batch), cap)
+        if fits is not None:
+            controller.ran_out_of_memory(fits)
+        if controller.delivery.in_hand.ends_step:
+            if before_step is not None:
+                if scaler is not None:
+                    scaler.unscale_(self._optimizer)
+                before_step()
+            step = partial(scaler.step, self._optimizer) if scaler is not None else self._optimizer.step
+            take_step(step, self._optimizer, trainable(self._model), cap, new=new)
+            if scaler is not None:
+                scaler.update()
+            self._optimizer.zero_grad()
+        return loss
+
+    def _backward(self, run: Callable[[int], Tensor], samples: int, cap: MemoryCap) -> tuple[Tensor, int | None]:
+        """Add the batch's gradient to `.grad`; its loss, and the largest piece that fitted, where it did not whole."""
+        parameters, before = trainable(self._model), Before(self._model)
+        held = [p.grad for p in parameters]  # of the batches of this step so far
+
+        def undo() -> None:
+            for p in parameters:
+                p.grad = None
+            before.restore()
+
+        for p in parameters:
+            p.grad = None
+        try:
+            loss, fits = in_pieces(run, samples, cap, undo=undo, least=2 if has_batch_norm(self._model) else 1)
+        except BaseException:
+            for p, grad in zip(parameters, held, strict=True):
+                p.grad = grad
+            raise
+        for p, grad in zip(parameters, held, strict=True):
+            if grad is not None:
+                p.grad = grad if p.grad is None else grad.add_(p.grad)
+        return loss, fits
+
+    def _run(self, batch: Any, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int) -> Tensor:
+        cut = pieces_of(batch, pieces)
+        total = torch.zeros((), device=next(self._model.parameters()).device)
+        for piece, share in zip(cut, self._shares(batch, cut), strict=True):
+            if share == 0:  # of targets that are all ignored
+                continue
+            with torch.enable_grad():
+                loss = self._loss(self._model, piece).reshape(())
+                if share != 1:
+                    loss = loss * share
+                total += loss.detach()
+                if of_step != 1:
+                    loss = loss * of_step
+            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+        return total
+
+    def _shares(self, batch: Any, cut: Sequence[Any]) -> list[float]:
+        """What each piece's loss counts for in the whole batch's."""
+        if len(cut) == 1:
+            return [1.0]
+        if self._sums is None:
+            few = min(nested.length(batch), FEW)
+            self._sums = bool(shows_a_sum(self._model, self._loss, nested.part(batch, 0, few)))
+        if self._sums:
+            return [1.0] * len(cut)
+        return shares([self._loss.weight(self._model, piece) for piece in cut])
+
+
+FEW = 8  # samples that show whether a loss is a mean or a sum
+
+
+def pieces_of(batch: Any, pieces: int) -> list[Any]:
+    """The batch in so many pieces, as equally long as can be."""
+    if pieces == 1:
+        return [batch]
+    n = nested.length(batch)
+    bounds = [n * i // pieces for i in range(pieces + 1)]
+    return [nested.part(batch, begin, end) for begin, end in pairwise(bounds)]
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """Each over the sum of all; equal where all are 0."""
+    total = sum(weights)
+    return [weight / total if total else 1 / len(weights) for weight in weights]

@@ -1,0 +1,167 @@
+"""Which batch size to try next, to find the largest that fits in memory. Pure functions, no state.
+
+The peak memory of a training step is affine in its batch size, peak(B) = a + b B, once the optimizer's state exists:
+a is what lies there anyway (weights, state, gradients), b a sample's share of activations. Nearly, that is: allocators
+round, and convolutions may take another workspace from some size on. So no size is believed that has not been run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+MOST_TRIALS = 8
+ENOUGH = 4  # after as many, one sample more or less is not worth another
+NEAR = 0.01  # relative: a largest size predicted within this of one that fits is not worth another trial
+ROUNDING = 0.0005  # of the limit: how far two peaks may be off their line, which matters where it is drawn out far
+FAR = 3  # times the largest size that fits: beyond, a line through two smaller ones is taken with that caution
+MARGIN = 0.002  # of the limit, that a predicted size leaves free
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A training step that was tried.
+
+    Attributes:
+        batch_size: samples.
+        peak: bytes in use at the worst moment; None where memory ran out.
+        limit: bytes that may be in use.
+        rest: bytes that were in use before it, and are no part of what the batch takes.
+    """
+
+    batch_size: int
+    peak: int | None
+    limit: int
+    rest: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether it ran within the limit."""
+        return self.peak is not None and self.peak <= self.limit
+
+
+def search(
+    run: Callable[[int], Trial],
+    start: int,
+    most: int,
+    *,
+    least: int = 1,
+    known: Sequence[Trial] = (),
+    careful: bool = False,
+) -> list[Trial]:
+    """The trials made to find the largest size that fits, up to `most`; `largest` of them is the answer.
+
+    At most five trials, of which one runs out, where memory is affine in the batch; eight where it is not.
+
+    Args:
+        run: tries a size, samples.
+        start: the first size to try, unless something is known.
+        most: that is of any use, samples.
+        least: that the model takes, samples.
+        known: of sizes that have been run before.
+        careful: try nothing that is not sure to fit, as running out would end the process.
+    """
+    trials = list(known)
+    while len(trials) - len(known) < MOST_TRIALS:
+        size = next_size(trials, start, most, least, careful)
+        if size is None:
+            break
+        trials.append(run(size))
+    return trials
+
+
+def largest(trials: Sequence[Trial]) -> int | None:
+    """The largest size that fits, by the limit of now; None where none does."""
+    return max((t.batch_size for t in _by_limit_of_now(trials) if t.fits), default=None)
+
+
+def next_size(trials: Sequence[Trial], start: int, most: int, least: int = 1, careful: bool = False) -> int | None:
+    """The size to try next; None where the largest that fits is known well enough.
+
+    A size that fits bounds what surely fits: all that it took beyond what lay there before grows with the batch at
+    most. Two of them draw a line, two around the limit draw a better one. Where memory ran out, nothing but that is
+    known of a size.
+    """
+    trials = _by_limit_of_now(trials)
+    if not trials:
+        return min(start, most)
+    tried = {t.batch_size for t in trials}
+    fitting = sorted((t for t in trials if t.fits), key=lambda t: t.batch_size)
+    beyond = sorted((t for t in trials if not t.fits), key=lambda t: t.batch_size)
+    above = beyond[0] if beyond else None
+    ceiling = most if above is None else min(most, above.batch_size - 1)
+    if not fitting:
+        return None if ceiling < least else min(max(_below(beyond), least), ceiling)
+    low = fitting[-1]
+    if ceiling <= low.batch_size * (1 + NEAR):
+        return None
+    predicted = _predicted(fitting, beyond)
+    if careful:
+        predicted = min(predicted, _affordable(low))
+    near = max(low.batch_size * (1 + NEAR), low.batch_size + (len(trials) >= ENOUGH))
+    if int(predicted) <= near:
+        return None
+    if above is not None and predicted >= above.batch_size:  # it ran out below where the line says: halve what is left
+        predicted = (low.batch_size + above.batch_size) / 2
+    return _untried(int(predicted), low, ceiling, tried)
+
+
+def _below(beyond: Sequence[Trial]) -> int:
+    """A size below some that do not fit, where none is known that does."""
+    lowest = beyond[0]
+    if lowest.peak is None:
+        return 1  # of a size that ran out nothing is known: the smallest is the only one that cannot run out as well
+    by_rest = _affordable(lowest)
+    if len(beyond) < 2 or beyond[1].peak is None or (slope := _slope(*beyond[:2])) <= 0:
+        return int(by_rest)
+    by_line = lowest.batch_size - (lowest.peak - (1 - MARGIN) * lowest.limit) / slope
+    return int(min(by_rest, by_line)) if by_line > 0 else lowest.batch_size // 2
+
+
+def affordable(trial: Trial) -> float:
+    """The largest size that surely fits, by one that was run: from B to B' adds at most (B'/B - 1) of what it took."""
+    return max(_affordable(trial), trial.batch_size if trial.fits else 0)
+
+
+def _predicted(fitting: Sequence[Trial], beyond: Sequence[Trial]) -> float:
+    """The size at the limit, on a line through what was tried."""
+    low = fitting[-1]
+    assert low.peak is not None
+    aim = (1 - MARGIN) * low.limit
+    if beyond and beyond[0].peak is not None and beyond[0].peak > low.peak:
+        above = beyond[0]
+        between = low.batch_size + (aim - low.peak) / _slope(low, above)
+        if len(beyond) < 2 or beyond[1].peak is None or _slope(*beyond[:2]) <= 0:
+            return between
+        # Twice too large: between them and what fits there is a jump, so the line through these two is better.
+        assert above.peak is not None
+        local = above.batch_size - (above.peak - aim) / _slope(*beyond[:2])
+        return min(between, local) if local > low.batch_size else (low.batch_size + above.batch_size) / 2
+    if len(fitting) < 2 or (slope := _slope(fitting[-2], low)) <= 0:
+        return _affordable(low)
+    predicted = low.batch_size + (aim - low.peak) / slope
+    if predicted > FAR * low.batch_size:
+        careful = slope + ROUNDING * low.limit / (low.batch_size - fitting[-2].batch_size)
+        predicted = max(low.batch_size + (aim - low.peak) / careful, _affordable(low))
+    return predicted
+
+
+def _affordable(trial: Trial) -> float:
+    assert trial.peak is not None
+    took = max(trial.peak - trial.rest, 1)
+    return trial.batch_size * (trial.limit - trial.rest) / took
+
+
+def _slope(a: Trial, b: Trial) -> float:
+    assert a.peak is not None and b.peak is not None
+    return (b.peak - a.peak) / (b.batch_size - a.batch_size)
+
+
+def _untried(size: int, low: Trial, ceiling: int, tried: set[int]) -> int | None:
+    size = min(max(size, low.batch_size + 1), ceiling)
+    return None if size in tried else size
+
+
+def _by_limit_of_now(trials: Sequence[Trial]) -> list[Trial]:
+    """The same, measured by the latest limit: meanwhile another process may have taken or freed memory."""
+    return [Trial(t.batch_size, t.peak, trials[-1].limit, t.rest) for t in trials]

@@ -1,0 +1,133 @@
+"""Tells running out of memory from other errors, and goes on: in smaller pieces, or by taking a step again."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .left_as_found import Values
+from .memory_cap import MemoryCap
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# What builds and libraries say, in small letters; PyTorch's own class of error stands for CUDA's allocator only.
+PHRASES = (
+    "out of memory",  # CUDA, HIP, XPU, MPS; the plain RuntimeError of older builds
+    "can't allocate memory",  # the host's allocator
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+    "cublas_status_not_initialized",  # cublasCreate where no memory is left for its handle
+    "cudnn_status_not_initialized",
+    "cufft_alloc_failed",
+    "cusolver_status_alloc_failed",
+    "cusparse_status_alloc_failed",
+    "cuda driver error: 2",  # cudaErrorMemoryAllocation, by number
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is memory that ran out, rather than anything else that went wrong."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error).lower()
+    return any(phrase in said for phrase in PHRASES)
+
+
+def in_pieces(
+    run: Callable[[int], T], samples: int, cap: MemoryCap, *, undo: Callable[[], None], least: int
+) -> tuple[T, int | None]:
+    """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ...; each time from its beginning.
+
+    Args:
+        run: runs the batch in so many pieces.
+        samples: of the batch.
+        cap: knows what fits so far; what runs out is told to it.
+        undo: takes back all that `run` has done before it ran out.
+        least: samples that a piece must have.
+
+    Returns:
+        What `run` does, and the largest piece that fitted where one did not; else None.
+
+    Raises:
+        the error of memory that ran out, where there is no smaller piece.
+    """
+    pieces, failed = max(1, math.ceil(samples / cap.piece)), False
+    while True:
+        said = None
+        try:
+            result = run(pieces)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if samples // (2 * pieces) < least:
+                add_note(error, f"adaptbs ran this batch of {samples} in {pieces} pieces: no smaller one can be run")
+                raise
+            said = str(error)
+        largest = -(-samples // pieces)
+        if said is None:
+            cap.ran(largest)
+            if failed:
+                cap.piece = largest
+            return result, largest if failed else None
+        # (Outside of the except block, which keeps alive what the failed pass holds.)
+        failed = True
+        cap.fails(largest)
+        undo()
+        cap.release()
+        pieces *= 2
+        log.warning("memory ran out with %d samples, so they are run again in %d pieces: %s", samples, pieces, said)
+
+
+def take_step(step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor], cap: MemoryCap, *, new: bool) -> T:
+    """An optimizer's step; once more where memory ran out in it and nothing had been changed, or can be changed back.
+
+    Args:
+        step: takes it.
+        optimizer: with `.state`, torch's or fastai's.
+        parameters: that it changes.
+        cap: of the device.
+        new: whether memory has not held such a step before: then a copy of all it changes is kept in the host's memory.
+    """
+    values = Values(parameters, optimizer) if new and cap.memory is not None and not cap.memory.careful else None
+    before, said = _versions(parameters, optimizer), None
+    try:
+        return step()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if values is None and _versions(parameters, optimizer) != before:
+            add_note(error, HALF_WAY)
+            raise
+        said = str(error)
+    if values is not None:
+        values.restore()
+    cap.release()
+    log.warning("memory ran out in the optimizer's step, which is taken again: %s", said)
+    return step()
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Say more about an error, where Python can (3.11)."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+
+
+HALF_WAY = (
+    "The optimizer had changed some of its weights or state when memory ran out, which cannot be taken back: go on "
+    "from a checkpoint, with a smaller max_batch_size, or let it need less at once (fused=True or foreach=False)."
+)
+
+
+def _versions(parameters: Sequence[Tensor], optimizer: Any) -> list[int]:
+    """How often each tensor that a step changes has been changed in place."""
+    state = getattr(optimizer, "state", {})
+    kept = [value for p in parameters for value in state.get(p, {}).values() if isinstance(value, Tensor)]
+    return [tensor._version for tensor in (*parameters, *kept)]

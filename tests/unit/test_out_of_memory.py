@@ -1,0 +1,131 @@
+import pytest
+import torch
+
+from adaptbs.memory_cap import MemoryCap
+from adaptbs.out_of_memory import in_pieces, is_out_of_memory, take_step
+from tests.simulated_device import SimulatedMemory
+
+FORMS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 1.96 GiB total capacity)"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB, other allocations: 3.00 GB)"),
+    RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+]
+OTHERS = [
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    ValueError("out of memory"),
+    KeyboardInterrupt(),
+    RuntimeError("Expected all tensors to be on the same device"),
+]
+
+
+@pytest.mark.parametrize("error", FORMS, ids=str)
+def test_every_form_is_known(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=repr)
+def test_nothing_else_is_taken_for_it(error):
+    assert not is_out_of_memory(error)
+
+
+def too_much(more_than: int, samples: int):
+    calls, undone = [], []
+
+    def run(pieces: int) -> int:
+        calls.append(pieces)
+        if -(-samples // pieces) > more_than:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return pieces
+
+    return run, calls, undone
+
+
+def test_what_fits_is_run_once():
+    run, calls, undone = too_much(100, 64)
+    cap = MemoryCap()
+    assert in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=1) == (1, None)
+    assert (calls, undone, cap.has_run, cap.ran_out) == ([1], [], 64, None)
+
+
+def test_what_does_not_is_halved_until_it_does():
+    run, calls, undone = too_much(20, 64)
+    cap = MemoryCap(SimulatedMemory(1))
+    assert in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=1) == (4, 16)
+    assert (calls, len(undone), cap.memory.released) == ([1, 2, 4], 2, 2)
+    assert (cap.ran_out, cap.has_run, cap.piece) == (32, 16, 16)
+    assert in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=1) == (4, None), "known from here on"
+    assert calls == [1, 2, 4, 4]
+
+
+def test_where_no_piece_fits_the_error_is_the_devices():
+    run, calls, undone = too_much(0, 8)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        in_pieces(run, 8, MemoryCap(), undo=lambda: undone.append(1), least=2)
+    assert calls == [1, 2, 4]
+    if hasattr(caught.value, "__notes__"):
+        assert "no smaller one can be run" in caught.value.__notes__[0]
+
+
+def test_other_errors_are_not_tried_again():
+    def broken(pieces):
+        raise ValueError("of the user's")
+
+    with pytest.raises(ValueError, match="of the user's"):
+        in_pieces(broken, 8, MemoryCap(), undo=lambda: None, least=1)
+
+
+def stepping(fail_at: str):
+    """An optimizer whose first step runs out before, in the middle of or after its state and weights are changed."""
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer, calls = torch.optim.AdamW([w], 0.1, foreach=False), []
+    w.grad = torch.ones(3)
+
+    def step():
+        calls.append(1)
+        if len(calls) == 1:
+            if fail_at == "half-way":
+                optimizer.step()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return optimizer.step()
+
+    return w, optimizer, step, calls
+
+
+def stepped_once() -> torch.Tensor:
+    w = torch.nn.Parameter(torch.ones(3))
+    w.grad = torch.ones(3)
+    torch.optim.AdamW([w], 0.1, foreach=False).step()
+    return w.detach()
+
+
+@pytest.mark.parametrize("fail_at", ["before", "half-way"])
+@pytest.mark.parametrize("new", [True, False])
+def test_a_step_is_taken_again(fail_at, new):
+    w, optimizer, step, _ = stepping(fail_at)
+    cap = MemoryCap(SimulatedMemory(1))
+    if fail_at == "half-way" and not new:
+        with pytest.raises(torch.OutOfMemoryError):
+            take_step(step, optimizer, [w], cap, new=False)
+        return
+    take_step(step, optimizer, [w], cap, new=new)
+    assert torch.equal(w.detach(), stepped_once())
+    assert optimizer.state[w]["step"] == 1
+    assert cap.memory.released == 1
+
+
+def test_a_step_that_runs_out_again_is_an_error():
+    w, optimizer, _, _ = stepping("before")
+
+    def step():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        take_step(step, optimizer, [w], MemoryCap(), new=False)
