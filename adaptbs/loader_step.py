@@ -84,7 +84,7 @@ class LoaderStep:
 
     def _run(self, batch: Any, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int) -> Tensor:
         cut = pieces_of(batch, pieces)
-        total = torch.zeros((), device=next(self._model.parameters()).device)
+        losses = []
         for piece, share in zip(cut, self._shares(batch, cut), strict=True):
             if share == 0:  # of targets that are all ignored
                 continue
@@ -92,11 +92,11 @@ class LoaderStep:
                 loss = self._loss(self._model, piece).reshape(())
                 if share != 1:
                     loss = loss * share
-                total += loss.detach()
+                losses.append(loss.detach())
                 if of_step != 1:
                     loss = loss * of_step
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
-        return total
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _shares(self, batch: Any, cut: Sequence[Any]) -> list[float]:
         """What each piece's loss counts for in the whole batch's."""
