@@ -11,15 +11,18 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 
 from .controller import Controller
-from .fastai_batches import AdaptiveBatches, batch_loss, check, epoch_samples
+from .fastai_batches import AdaptiveBatches, batch_loss, check, epoch_samples, loss_apart
 from .fastai_finder import bs_find
 from .fastai_hyperparameters import ScaledHypers
+from .fastai_step import FastaiStep
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.per_example import Unsupported
 from .gradients.views import views_of
 from .lr_scaling import is_adaptive
+from .measuring import measure
 from .memory import memory_of
+from .probe import GrowthTrial
 from .report import RunReport
 from .schedule import ROUNDING
 from .settings import Settings
@@ -49,6 +52,8 @@ class AdaptiveBatchSize(RunReport, Callback):
         max_extra: how many more samples than planned a budget of progress may take, as a share of them.
         anneal_at_cap: whether the learning rate falls, as if the batch had grown, where `max_batch_size` or memory hold
             it below what the target wants.
+        exceed_memory: let the batch grow past what memory holds, and run it in pieces; on one device that saves no
+            time.
         decide_every: share of the run between two decisions.
         confidence: of the reported interval of the noise scale.
         overhead: share of the run's time, as it would be at the first batch size, that measuring may cost; 0 measures
@@ -103,6 +108,8 @@ class AdaptiveBatchSize(RunReport, Callback):
         self._controller: Controller | None = None
         self._measurer: Measurer | None = None
         self._hypers: ScaledHypers | None = None
+        self._steps: FastaiStep | None = None
+        self._trial: GrowthTrial | None = None
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
 
     @property
@@ -142,6 +149,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
         settings = self._settings
         views = views_of(getattr(self.opt, "opt", self.opt), metric=settings.metric, by_group=settings.by_group)
+        memory = memory_of({p.device for p in model.parameters()})
         self._controller = Controller(
             settings,
             batch_size=dl.bs,
@@ -149,7 +157,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             epochs=self.n_epoch,
             adaptive=_is_adaptive(self.opt),
             device=parameter.device,
-            memory=memory_of({p.device for p in model.parameters()}),
+            memory=memory,
             views=tuple(views),
         )
         self._hypers = ScaledHypers(self.opt, settings.following)
@@ -162,11 +170,14 @@ class AdaptiveBatchSize(RunReport, Callback):
         self._controller.end_by_progress()
         # As many epochs as there may be: fastai counts them when all callbacks are through with `before_fit`.
         self._planned, self.learn.n_epoch = self.n_epoch, self._controller.run.most_epochs
+        loss = BatchLoss(batch_loss=batch_loss(self.learn))
         self._measurer = None
         if settings.overhead:
-            loss = BatchLoss(batch_loss=batch_loss(self.learn))
             timed = settings.step_time is None
             self._measurer = Measurer(model, loss, choice=settings.source, views=views, timed=timed)
+        self._steps = FastaiStep(self.learn, self._controller)
+        self._trial = GrowthTrial(model, loss_apart(self.learn), memory, measures=settings.overhead > 0)
+        self._controller.memory.attempt = self._trial
 
     def before_epoch(self) -> None:
         """Show the epochs that are planned, and those that come on top; end the fit where its progress is complete."""
@@ -184,7 +195,9 @@ class AdaptiveBatchSize(RunReport, Callback):
         self._hypers.hyperparameters.count(wait=True)
         if self._by_progress:
             self._place_schedule(self._run.run.worth)
-        self.learn.dl = AdaptiveBatches(self.dl, self._run, self._restore)
+        self.learn.dl = AdaptiveBatches(self.dl, self._run, self._leave)
+        assert self._steps is not None
+        self._steps.start()
 
     def before_batch(self) -> None:
         """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
@@ -195,6 +208,8 @@ class AdaptiveBatchSize(RunReport, Callback):
             self.learn.n_iter = self.iter + 1 + run.batches_left
             if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):
                 self.learn.progress.pbar.total = self.learn.n_iter
+        assert self._trial is not None
+        self._trial.batch = self.xb, self.yb
         self._measure()
 
     def after_batch(self) -> None:
@@ -217,14 +232,21 @@ class AdaptiveBatchSize(RunReport, Callback):
             self.learn.pct_train = min((before + epochs + share) / self._planned, 1.0)
 
     def after_train(self) -> None:
-        """Give the hyperparameters back where another callback ended the batch's epoch or fit before our turn."""
-        self._restore()
+        """Leave the Learner where another callback ended the batch's epoch or fit before our turn."""
+        self._leave()
 
     after_epoch = after_fit = after_train
 
     def _restore(self) -> None:
         if self._hypers is not None:
             self._hypers.restore()
+
+    def _leave(self) -> None:
+        """Have no part in the Learner's batches any more."""
+        self._restore()
+        if self._steps is not None and self._trial is not None:
+            self._steps.stop()
+            self._trial.batch = None
 
     @property
     def _run(self) -> Controller:
@@ -235,8 +257,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         if self._measurer is None or not self._run.measure_next():
             return
         try:
-            with self._run.measuring():
-                self._run.measured(self._measurer.measure((self.xb, self.yb), self._run.delivery.fetched.length))
+            measure(self._run, self._measurer, (self.xb, self.yb))
         except Unsupported:
             raise  # a source was asked for that cannot be
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset, get_worker_info
 
 from .controller import Controller
+from .gradients.batch_loss import BatchLoss
 from .sampler import AdaptiveBatchSampler
 
 
@@ -47,6 +49,16 @@ def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
         return value
 
     return loss
+
+
+def loss_apart(learn: Any) -> BatchLoss:
+    """The same between two batches, where no callback has made the context of mixed precision."""
+
+    def autocast() -> AbstractContextManager[Any]:
+        mixed = getattr(learn, "mixed_precision", None)
+        return mixed.autocast if mixed is not None else nullcontext()
+
+    return BatchLoss(batch_loss=batch_loss(learn), autocast=autocast)
 
 
 class AdaptiveBatches(GetAttr):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -19,8 +20,10 @@ from .gradients.mean_gradient import MeanGradient, squared_norm
 from .gradients.micro_batches import GradientPool
 from .left_as_found import loader_left_as_found, weights_left_as_found
 from .loader import AdaptiveDataLoader
+from .memory import memory_of
 from .noise_scale import estimate, to_floats
-from .policy import Situation, goodput, reference
+from .policy import Situation, goodput, goodput_optimum, nearest_power_of_2, reference
+from .probe import probe
 from .settings import check_share, check_size
 from .step_timer import measure_step_time, train_step
 from .trade_off import TradeOff, trade_off
@@ -32,20 +35,31 @@ if TYPE_CHECKING:
     from .step_time import Time
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class BatchSizeSuggestion:
     """What `bs_find` found; `print(found.trade_off())` tells what each batch size would take.
 
+    Three limits stand behind the size to use: what is `useful`, by the noise; what is `fastest`, by the step time; and
+    what `fits`, by the memory of this device.
+
     Attributes:
         noise_scale: B_simple, samples; None where the gradient was lost in its noise.
         low, high: its confidence limits, samples; high is inf while |G|^2 is not significantly above 0.
-        batch_size: to use: the largest power of 2 at which a sample still brings at least 80 % of the progress that
-            it brings at a small batch, judged at the cautious limit; None where even that is not known.
+        batch_size: to use: what is useful, as far as it fits; None where nothing is known of the noise scale.
         samples: seen up to each block of batches.
         curve: the smoothed estimate after each block.
         loader_batch_size: of the batches that were measured, samples.
         step_time: t(B), seconds of a training step on this device; None where it could not be measured. The
             suggested `batch_size` asks nothing of it.
+        useful: the largest power of 2 at which a sample still brings at least 80 % of the progress that it brings at a
+            small batch, judged at the cautious limit.
+        fastest: the power of 2 with the most progress per second on this device, whatever it takes in samples; None
+            where steps could not be timed.
+        fits: the largest that was run and stayed within this device's memory, of those up to an eighth of the samples
+            seen (of a CPU up to what is useful); None where that could not be found out.
     """
 
     noise_scale: float | None
@@ -56,6 +70,9 @@ class BatchSizeSuggestion:
     curve: tuple[NoiseScale, ...] = field(repr=False)
     loader_batch_size: int = field(repr=False)
     step_time: Time | None = field(repr=False, default=None)
+    useful: int | None = field(repr=False, default=None)
+    fastest: int | None = field(repr=False, default=None)
+    fits: int | None = field(repr=False, default=None)
 
     def trade_off(self, base: int | None = None) -> TradeOff:
         """Steps, samples and time to the same progress, by batch size, relative to `base` (the loader's where None)."""
@@ -175,7 +192,10 @@ def find(
             "the loader gave fewer than two batches of equal size and finite gradient: "
             "lower its batch size or raise num_it"
         )
-    return suggest(curve, samples, measured[0].small_size, step_time)
+    batch_size = measured[0].small_size
+    useful, most = suggest(curve, samples, batch_size).useful, _largest(samples, batch_size)
+    fits = _fits(model, loss, make_optimizer(lr or 0.0), fullest, most, useful)
+    return suggest(curve, samples, batch_size, step_time, fits)
 
 
 def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) -> SquaredNorms | None:
@@ -195,21 +215,46 @@ def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) ->
 
 
 def suggest(
-    curve: list[NoiseScale], samples: list[int], batch_size: int, step_time: Time | None = None
+    curve: list[NoiseScale], samples: list[int], batch_size: int, step_time: Time | None = None, fits: int | None = None
 ) -> BatchSizeSuggestion:
     """The last estimate, and what the controller would aim at with it: at most an eighth of the samples seen.
 
-    The size is for any device: it asks nothing of the step time, which `trade_off` shows beside it.
+    The size is for any device of enough memory: it asks nothing of the step time, which is shown beside it.
     """
-    last, largest = curve[-1], max(batch_size, samples[-1] // 8)
+    last, largest = curve[-1], _largest(samples, batch_size)
     now = Situation(
         noise_scale=last, batch_size=batch_size, reference=reference(batch_size), progress=0.0,
         step_time=None, max_batch_size=largest,
     )  # fmt: skip
-    size = min(goodput(now)[0], largest) if last.cautious > 0 else None
+    useful = min(goodput(now)[0], largest) if last.cautious > 0 else None
+    fastest = None
+    if step_time is not None and last.cautious > 0:
+        fastest = nearest_power_of_2(min(goodput_optimum(now.critical * last.cautious, step_time), largest))
     return BatchSizeSuggestion(
-        last.simple, last.low, last.high, size, tuple(samples), tuple(curve), batch_size, step_time
-    )
+        last.simple, last.low, last.high, min(useful, fits) if useful and fits else useful,
+        tuple(samples), tuple(curve), batch_size, step_time, useful, fastest, fits,
+    )  # fmt: skip
+
+
+def _largest(samples: list[int], batch_size: int) -> int:
+    return max(batch_size, samples[-1] // 8)
+
+
+def _fits(
+    model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any], most: int, useful: int | None
+) -> int | None:
+    """The largest batch that this device's memory holds, up to `most`; None where it cannot be found out."""
+    memory = memory_of({p.device for p in model.parameters()})
+    if memory is None:
+        return None
+    if memory.careful:  # (a host, which a batch rarely fills, but which is slow)
+        most = useful or 0
+    start = nested.length(block[0])
+    try:
+        return probe(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
+    except Exception as error:  # (the noise scale, for which one has waited, is known all the same)
+        log.info("what fits in memory cannot be tried: %s: %s", type(error).__name__, error)
+        return None
 
 
 def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:

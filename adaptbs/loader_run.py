@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from .controller import Controller
 from .delivery import WatchedLoop
 from .feed import Feed
-from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .loader_step import LoaderStep
+from .measuring import measure
 from .memory import memory_of
-from .out_of_memory import add_note, is_out_of_memory
+from .out_of_memory import add_note
 from .probe import GrowthTrial
 from .rank_measuring import RankMeasuring
 from .sampler import Cut
@@ -174,21 +174,11 @@ class LoaderRun:
                 self._trial.batch = None
 
     def _measure(self, batch: Any, measurer: Measurer) -> None:
-        said, samples = None, self.controller.delivery.fetched.length
-        if samples > self.controller.memory.piece:  # (it is run in pieces, too)
-            samples = int(self.controller.memory.piece)
-            batch = nested.part(batch, 0, samples)
         try:
-            with self.controller.measuring():
-                self.controller.measured(measurer.measure(batch, samples))
+            measure(self.controller, measurer, batch)
         except Exception as error:
-            if not is_out_of_memory(error):
-                add_note(error, WHILE_MEASURING)
-                raise
-            said = str(error)
-        if said is not None:  # (outside of the except block, which keeps alive what the failed pass holds)
-            self.controller.memory.release()
-            log.warning("memory ran out while the noise scale of a batch was measured, which is left out: %s", said)
+            add_note(error, WHILE_MEASURING)
+            raise
 
     def step(self, batch: Any, scaler: Any, before_step: Callable[[], None] | None) -> Tensor:
         if self._loss is None:

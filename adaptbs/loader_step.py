@@ -53,7 +53,7 @@ class LoaderStep:
                     scaler.unscale_(self._optimizer)
                 before_step()
             step = partial(scaler.step, self._optimizer) if scaler is not None else self._optimizer.step
-            take_step(step, self._optimizer, trainable(self._model), cap, new=new)
+            take_step(step, self._optimizer, list(self._model.parameters()), cap, new=new)
             if scaler is not None:
                 scaler.update()
             self._optimizer.zero_grad()

@@ -84,7 +84,12 @@ class MemoryCap:
         aim = int(min(wanted, below))
         if aim <= clearly:
             return self._set(aim, wanted)
-        trials = search(self.attempt, aim, aim, known=[here])
+        try:
+            trials = search(self.attempt, aim, aim, known=[here])
+        except Exception as error:  # (not of memory; training itself may well go on)
+            log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", error)
+            self.attempt = None
+            return self._set(min(max(affordable(here), self.has_run), below), wanted)
         self._tried = max(largest(trials) or 0, self._tried)
         for trial in trials:
             if trial.peak is None:

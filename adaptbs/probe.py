@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
-from .gradients.mean_gradient import has_batch_norm
+from .gradients.mean_gradient import has_batch_norm, trainable
 from .left_as_found import Values, grads_left_as_found, left_as_found, loader_left_as_found
 from .memory import DeviceMemory, memory_of
 from .memory_search import Trial, largest, search
@@ -133,7 +133,7 @@ def try_size(
         optimizer: takes the step, if given; without its hooks.
         more: bytes that training needs at times on top of this, as measuring does for another gradient.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = list(model.parameters())  # (optimizers step frozen ones too, where a gradient is left from before)
     rest = memory.in_use()
     values = Values(parameters, optimizer) if optimizer is not None else None
     twin = copy.copy(optimizer) if isinstance(optimizer, Optimizer) else optimizer  # (whose hooks stay behind)
@@ -150,7 +150,7 @@ def try_size(
                 values.restore()
     if peak is None:  # (outside of the except block, which keeps alive what the failed step holds)
         memory.release()
-    return Trial(size, None if peak is None else peak + more, memory.limit(), rest + bytes_of(parameters) + more)
+    return Trial(size, None if peak is None else peak + more, memory.limit(), rest + bytes_of(trainable(model)) + more)
 
 
 def _peak(
@@ -194,7 +194,7 @@ class GrowthTrial:
 
     def __call__(self, size: int) -> Trial:
         assert self._memory is not None
-        more = bytes_of(p for p in self._model.parameters() if p.requires_grad) if self._measures else 0
+        more = bytes_of(trainable(self._model)) if self._measures else 0
         return try_size(self._model, self._loss, self.batch, size, self._memory, more=more)
 
 

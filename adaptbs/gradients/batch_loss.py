@@ -49,13 +49,11 @@ class BatchLoss:
     def weight(self, model: nn.Module, batch: Any) -> float:
         """What the mean loss of a batch is a mean over: its samples, or what a loss with weights and targets to be
         ignored counts of them, which the sum over the mean tells."""
-        loss_func = self._loss_func
-        if self.reduction != "mean" or not hasattr(loss_func, "ignore_index"):
+        sums = summing(self._loss_func)
+        if sums is None:
             return float(batches.length(batch))
-        summing = copy.copy(loss_func)
-        summing.reduction = "sum"  # type: ignore[union-attr]
         with torch.no_grad(), left_as_found(model):
-            mean, total = self(model, batch), BatchLoss(summing, autocast=self._autocast)(model, batch)
+            mean, total = self(model, batch), BatchLoss(sums, autocast=self._autocast)(model, batch)
         return (total / mean).item() if total else 0.0
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -79,3 +77,14 @@ class BatchLoss:
         *inputs, target = batch
         assert self._loss_func is not None
         return self._loss_func(model(*inputs), target)
+
+
+def summing(loss_func: Any) -> Any:
+    """A copy that sums where this one takes a mean over something else than samples, as weighted and ignored targets
+    make it do; None for others. fastai's losses have the one they flatten for as `.func`."""
+    inner = getattr(loss_func, "func", loss_func)
+    if getattr(loss_func, "reduction", None) != "mean" or not hasattr(inner, "ignore_index"):
+        return None
+    sums = copy.deepcopy(loss_func)
+    sums.reduction = "sum"
+    return sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from datetime import timedelta
@@ -180,7 +181,9 @@ def main(programs: str, rank: int, world: int, out: str) -> None:
     for name in programs.split(","):
         torch.manual_seed(rank)  # (as who wants each rank to have dropout of its own)
         torch.save(PROGRAMS[name](rank, world, out), Path(out) / f"{name} {rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # (gloo's threads now and then abort a process that has done all it had to)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs that memory runs out in, on a simulated device: all end, see every sample once, and train as if it had fitted."""
+"""Runs that memory runs out in, on a simulated device: all end, see each sample once, and train as if it had fitted."""
 
 from __future__ import annotations
 
@@ -236,9 +236,8 @@ def test_losses_of_every_kind_add_up(memory, reduction):
         )  # fmt: skip
         kept = []
         for batch in loader:
-            losses.append(
-                loader.step(batch, before_step=lambda: kept.extend(p.grad.clone() for p in model.parameters()))
-            )
+            keep = lambda kept=kept, model=model: kept.extend(p.grad.clone() for p in model.parameters())  # noqa: E731
+            losses.append(loader.step(batch, before_step=keep))
         grads.append(kept)
     torch.testing.assert_close(grads[0], grads[1])
     torch.testing.assert_close(losses[0], losses[1])

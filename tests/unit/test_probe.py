@@ -203,3 +203,13 @@ def test_a_device_that_cannot_be_asked_is_an_error():
 def test_the_host_is_probed_with_care():
     found = adaptbs.probe_memory(network(), nn.MSELoss(), loader(), max_batch_size=256)
     assert found.batch_size == 256
+
+
+def test_a_frozen_layer_with_a_gradient_left_over_stays_as_it_is(memory):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    nn.MSELoss()(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
+    model[0].requires_grad_(False)
+    before = everything(model, optimizer)
+    probe_memory(model, nn.MSELoss(), loader(), optimizer=optimizer, max_batch_size=128)
+    assert same(everything(model, optimizer), before)

@@ -1,0 +1,115 @@
+"""A Learner's training step that goes on in smaller pieces where its batch does not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from fastai.callback.core import CancelBackwardException, CancelStepException
+from torch import Tensor
+
+from .controller import Controller
+from .gradients import batches as nested
+from .gradients.batch_loss import summing
+from .gradients.mean_gradient import has_batch_norm, trainable
+from .left_as_found import Before, left_as_found
+from .loader_step import pieces_of, shares
+from .out_of_memory import in_pieces, take_step
+
+NAME = "_do_one_batch"  # the Learner's method that this takes the place of, on the one Learner
+
+
+class FastaiStep:
+    """Does what `Learner._do_one_batch` does, with the same events, in pieces where need be.
+
+    Each piece has the events from `after_pred` to `after_backward` of its own, `xb` and `yb` being the piece's then.
+    The step's events, and those around the batch, come once and see the whole batch, its loss and its predictions.
+
+    Args:
+        learn: while `with` this, its training steps are taken here.
+        controller: of the run.
+    """
+
+    def __init__(self, learn: Any, controller: Controller) -> None:
+        self._learn, self._controller = learn, controller
+        self._left_autocast = False  # whether MixedPrecision's context has been left in this batch
+
+    def start(self) -> None:
+        """Take the steps from here on."""
+        self._controller.memory.in_pieces = True
+        self._learn.__dict__[NAME] = self
+
+    def stop(self) -> None:
+        """Let the Learner take its own again."""
+        if self._learn.__dict__.get(NAME) is self:
+            del self._learn.__dict__[NAME]
+
+    def __call__(self) -> None:
+        learn, cap = self._learn, self._controller.memory
+        if not learn.training or not len(learn.yb):
+            type(learn)._do_one_batch(learn)
+            return
+        xb, yb = learn.xb, learn.yb
+        samples = nested.length((xb, yb))
+        new, everything, before = samples > cap.has_run, list(learn.model.parameters()), Before(learn.model)
+
+        def undo() -> None:
+            learn.xb, learn.yb = xb, yb
+            for p in trainable(learn.model):
+                p.grad = None  # (nothing or zeros, as a step leaves it)
+            before.restore()
+
+        self._left_autocast = False
+        least = 2 if has_batch_norm(learn.model) else 1
+        _, fits = in_pieces(partial(self._backward, xb, yb), samples, cap, undo=undo, least=least)
+        if fits is not None:
+            self._controller.ran_out_of_memory(fits)
+        step = partial(take_step, learn._step, getattr(learn.opt, "opt", learn.opt), everything, cap, new=new)
+        learn._with_events(step, "step", CancelStepException)
+        learn.opt.zero_grad()
+
+    def _backward(self, xb: Any, yb: Any, pieces: int) -> None:
+        learn = self._learn
+        cut = pieces_of((xb, yb), pieces)
+        losses, preds = [], []
+        for (learn.xb, learn.yb), share in zip(cut, self._shares(cut), strict=True):
+            if self._left_autocast:
+                learn.mixed_precision.before_batch()
+                self._left_autocast = False
+            learn.pred = learn.model(*learn.xb)
+            learn("after_pred")
+            learn.loss_grad = learn.loss_func(learn.pred, *learn.yb)
+            learn.loss = learn.loss_grad.clone()
+            learn("after_loss")
+            self._left_autocast = hasattr(learn, "mixed_precision")
+            if share != 1:
+                learn.loss_grad, learn.loss = learn.loss_grad * share, learn.loss * share
+            losses.append(learn.loss)
+            preds.append(learn.pred)
+            learn._with_events(learn._backward, "backward", CancelBackwardException)
+        learn.xb, learn.yb = xb, yb
+        if pieces > 1:
+            learn.loss = torch.stack([loss.detach() for loss in losses]).sum()
+            learn.loss_grad = learn.loss
+            if all(isinstance(pred, Tensor) for pred in preds):
+                learn.pred = torch.cat([pred.detach() for pred in preds])
+
+    def _shares(self, cut: Sequence[Any]) -> list[float]:
+        """What each piece's loss counts for in the whole batch's."""
+        loss_func, model = self._learn.loss_func, self._learn.model
+        if len(cut) == 1:
+            return [1.0]
+        if getattr(loss_func, "reduction", "mean") == "sum":
+            return [1.0] * len(cut)
+        sums = summing(loss_func)
+        if sums is None:
+            return shares([nested.length(piece) for piece in cut])
+        weights = []
+        with torch.no_grad(), left_as_found(model):
+            for xb, yb in cut:
+                pred = model(*xb)
+                total = sums(pred, *yb)
+                weights.append((total / loss_func(pred, *yb)).item() if total else 0.0)
+        return shares(weights)
