@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from fastai.callback.core import CancelBackwardException, CancelStepException
+from fastai.learner import Learner
 from torch import Tensor
 
 from .controller import Controller
@@ -37,9 +38,11 @@ class FastaiStep:
         self._left_autocast = False  # whether MixedPrecision's context has been left in this batch
 
     def start(self) -> None:
-        """Take the steps from here on."""
-        self._controller.memory.in_pieces = True
-        self._learn.__dict__[NAME] = self
+        """Take the steps from here on, unless this Learner has a way of its own to take them."""
+        ours = getattr(type(self._learn), NAME) is getattr(Learner, NAME) and NAME not in self._learn.__dict__
+        self._controller.memory.in_pieces = ours
+        if ours:
+            self._learn.__dict__[NAME] = self
 
     def stop(self) -> None:
         """Let the Learner take its own again."""

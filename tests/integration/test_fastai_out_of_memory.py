@@ -202,3 +202,20 @@ def test_another_error_is_the_users(memory):
     learn.loss_func = broken
     with pytest.raises(RuntimeError, match="cannot be multiplied"), learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3, cbs=[AdaptiveBatchSize(overhead=0)])
+
+
+def test_a_learner_with_a_step_of_its_own_keeps_it(memory):
+    class Own(Learner):
+        def _do_one_batch(self):
+            self.own = True
+            super()._do_one_batch()
+
+    data = Doubles(SAMPLES)
+    dls = DataLoaders(DataLoader(data, bs=START), DataLoader(data, bs=64))
+    dls.n_inp = 1
+    learn = Own(dls, network(), loss_func=in_double, opt_func=TORCH_ADAMW)
+    OnDevice(learn.model, memory, PER_SAMPLE)
+    memory.capacity = 40 * PER_SAMPLE
+    callback = fit(learn, 1, exceed_memory=True)
+    assert learn.own
+    assert callback.batch_size <= 36, "nobody runs a larger one in pieces"

@@ -21,7 +21,7 @@ from adaptbs import AdaptiveDataLoader
 from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.noise_scale import estimate, to_floats
-from adaptbs.policy import Situation, decide, efficiency
+from adaptbs.policy import Situation, decide, efficiency, within_memory
 from adaptbs.sampler import AdaptiveBatchSampler
 from adaptbs.step_time import StepTime
 from adaptbs.types import NoiseScale
@@ -112,9 +112,9 @@ def test_decisions_stay_within_every_limit(low, batch_size, reference, progress,
     noise = NoiseScale(grad_sq=1.0, trace=low, low=low, high=math.inf, cautious=low, measurements=9)
     now = Situation(
         noise_scale=noise, batch_size=batch_size, reference=reference, progress=progress,
-        step_time=StepTime(a, b), max_batch_size=cap, memory=memory,
+        step_time=StepTime(a, b), max_batch_size=cap,
     )  # fmt: skip
-    size = decide(now, target).batch_size
+    size = within_memory(decide(now, target), max(memory, batch_size)).batch_size
     assert 1 <= size <= min(max(2 * batch_size, reference), cap)  # (up to R in one leap)
     assert size <= max(memory, batch_size)
     if size > batch_size and target == "goodput":
