@@ -11,7 +11,8 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 
 from .controller import Controller
-from .fastai_batches import AdaptiveBatches, batch_loss, check, epoch_samples, loss_apart
+from .fastai_batches import AdaptiveBatches, batch_loss, carried, check, epoch_samples, loss_apart
+from .fastai_columns import Columns, begins_fit
 from .fastai_finder import bs_find
 from .fastai_hyperparameters import ScaledHypers
 from .fastai_step import FastaiStep
@@ -105,12 +106,26 @@ class AdaptiveBatchSize(RunReport, Callback):
             metric=metric,
             by_group=by_group,
         )
+        self._columns = Columns(self)
         self._controller: Controller | None = None
         self._measurer: Measurer | None = None
         self._hypers: ScaledHypers | None = None
         self._steps: FastaiStep | None = None
         self._trial: GrowthTrial | None = None
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
+
+    @property
+    def learn(self) -> Any:
+        """The Learner that this is a callback of; None before and after."""
+        return self.__dict__.get("_learner")
+
+    @learn.setter
+    def learn(self, learner: Any) -> None:  # (by which fastai adds and removes a callback)
+        before, self.__dict__["_learner"] = self.learn, learner
+        if learner is not None:
+            learner.add_cb(self._columns)
+        elif before is not None:
+            before.remove_cb(self._columns)
 
     @property
     def batch_size(self) -> int | None:
@@ -134,7 +149,7 @@ class AdaptiveBatchSize(RunReport, Callback):
 
     def before_fit(self) -> None:
         """Begin a run, unless this is a mock fit (`lr_find`) or no fit at all: validation, too, says before_fit."""
-        self.run = not hasattr(self.learn, "lr_finder") and not self.learn.lock.locked()  # which validation holds
+        self.run = begins_fit(self.learn)
         if not self.run:
             return
         dl, model = self.dls.train, self.learn.model
@@ -209,7 +224,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):
                 self.learn.progress.pbar.total = self.learn.n_iter
         assert self._trial is not None
-        self._trial.batch = self.xb, self.yb
+        self._trial.batch = self.xb, self.yb, carried(self.learn)
         self._measure()
 
     def after_batch(self) -> None:
@@ -257,7 +272,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         if self._measurer is None or not self._run.measure_next():
             return
         try:
-            measure(self._run, self._measurer, (self.xb, self.yb))
+            measure(self._run, self._measurer, (self.xb, self.yb, carried(self.learn)))
         except Unsupported:
             raise  # a source was asked for that cannot be
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,18 +37,45 @@ def epoch_samples(dl: Any) -> int:
 
 
 def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
-    """The loss of a Learner on a batch (inputs, targets), as fastai computes it, but without its callbacks.
+    """The loss of a Learner on a batch (inputs, targets, maybe what is `carried`), but without its callbacks.
 
-    Only that mixed precision hands the loss a prediction in single precision is done here too.
+    As fastai computes it: mixed precision hands the loss a prediction in single precision, MixUp a second target.
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        xb, yb = batch
+        xb, yb, *beside = batch
         pred = model(*xb)
-        value: Tensor = learn.loss_func(to_float(pred) if hasattr(learn, "mixed_precision") else pred, *yb)
+        with carrying(learn, beside):
+            value: Tensor = learn.loss_func(to_float(pred) if hasattr(learn, "mixed_precision") else pred, *yb)
         return value
 
     return loss
+
+
+def carried(learn: Any) -> list[Any]:
+    """What MixUp, CutMix and their like keep of the batch in hand: its partners' targets and their shares."""
+    return [[cb.yb1, cb.lam] for cb in _mixing(learn)]
+
+
+@contextmanager
+def carrying(learn: Any, beside: Sequence[Any]) -> Iterator[None]:
+    """Meanwhile let them keep this, where it is given: `[carried(learn)]`, or the same of a part of the batch."""
+    found = carried(learn)
+    try:
+        for kept in beside:
+            _carry(learn, kept)
+        yield
+    finally:
+        _carry(learn, found)
+
+
+def _carry(learn: Any, kept: Sequence[Any]) -> None:
+    for cb, (targets, share) in zip(_mixing(learn), kept, strict=True):
+        cb.yb1, cb.lam = targets, share
+
+
+def _mixing(learn: Any) -> list[Any]:
+    return [cb for cb in learn.cbs if {"yb1", "lam"} <= cb.__dict__.keys()]
 
 
 def loss_apart(learn: Any) -> BatchLoss:

@@ -12,6 +12,7 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from .controller import Controller
+from .fastai_batches import carried, carrying
 from .gradients import batches as nested
 from .gradients.batch_loss import summing
 from .gradients.mean_gradient import has_batch_norm, trainable
@@ -54,8 +55,8 @@ class FastaiStep:
         if not learn.training or not len(learn.yb):
             type(learn)._do_one_batch(learn)
             return
-        xb, yb = learn.xb, learn.yb
-        samples = nested.length((xb, yb))
+        xb, yb, _ = whole = learn.xb, learn.yb, carried(learn)
+        samples = nested.length(xb)
         new, everything, before = samples > cap.has_run, list(learn.model.parameters()), Before(learn.model)
 
         def undo() -> None:
@@ -66,24 +67,25 @@ class FastaiStep:
 
         self._left_autocast = False
         least = 2 if has_batch_norm(learn.model) else 1
-        _, fits = in_pieces(partial(self._backward, xb, yb), samples, cap, undo=undo, least=least)
+        _, fits = in_pieces(partial(self._backward, whole), samples, cap, undo=undo, least=least)
         if fits is not None:
             self._controller.ran_out_of_memory(fits)
         step = partial(take_step, learn._step, getattr(learn.opt, "opt", learn.opt), everything, cap, new=new)
         learn._with_events(step, "step", CancelStepException)
         learn.opt.zero_grad()
 
-    def _backward(self, xb: Any, yb: Any, pieces: int) -> None:
+    def _backward(self, whole: tuple[Any, Any, Any], pieces: int) -> None:
         learn = self._learn
-        cut = pieces_of((xb, yb), pieces)
+        cut = pieces_of(whole, pieces)
         losses, preds = [], []
-        for (learn.xb, learn.yb), share in zip(cut, self._shares(cut), strict=True):
+        for (learn.xb, learn.yb, beside), share in zip(cut, self._shares(cut), strict=True):
             if self._left_autocast:
                 learn.mixed_precision.before_batch()
                 self._left_autocast = False
             learn.pred = learn.model(*learn.xb)
             learn("after_pred")
-            learn.loss_grad = learn.loss_func(learn.pred, *learn.yb)
+            with carrying(learn, [beside]):
+                learn.loss_grad = learn.loss_func(learn.pred, *learn.yb)
             learn.loss = learn.loss_grad.clone()
             learn("after_loss")
             self._left_autocast = hasattr(learn, "mixed_precision")
@@ -92,7 +94,7 @@ class FastaiStep:
             losses.append(learn.loss)
             preds.append(learn.pred)
             learn._with_events(learn._backward, "backward", CancelBackwardException)
-        learn.xb, learn.yb = xb, yb
+        learn.xb, learn.yb, _ = whole
         if pieces > 1:
             learn.loss = torch.stack([loss.detach() for loss in losses]).sum()
             learn.loss_grad = learn.loss
@@ -108,10 +110,10 @@ class FastaiStep:
             return [1.0] * len(cut)
         sums = summing(loss_func)
         if sums is None:
-            return shares([nested.length(piece) for piece in cut])
+            return shares([nested.length(xb) for xb, _, _ in cut])
         weights = []
         with torch.no_grad(), left_as_found(model):
-            for xb, yb in cut:
+            for xb, yb, _ in cut:
                 pred = model(*xb)
                 total = sums(pred, *yb)
                 weights.append((total / loss_func(pred, *yb)).item() if total else 0.0)

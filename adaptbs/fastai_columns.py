@@ -1,0 +1,41 @@
+"""Batch size and noise scale as columns of the table that a Learner prints, and of what it logs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastai.callback.core import Callback
+
+NAMES = ("bs", "noise_scale")
+
+
+class Columns(Callback):  # type: ignore[misc]
+    """Adds them between the metrics and the time: for ProgressCallback, CSVLogger, TensorBoard and the like.
+
+    Args:
+        source: has `batch_size` and `noise_scale`.
+    """
+
+    order = 51  # after the Recorder has named its columns, before anybody reads them
+
+    def __init__(self, source: Any) -> None:
+        self._source, self._adds = source, False
+
+    def before_fit(self) -> None:
+        self._adds = begins_fit(self.learn) and hasattr(self.learn, "recorder")
+        if self._adds:
+            names = self.learn.recorder.metric_names
+            end = len(names) - bool(self.learn.recorder.add_time)
+            self.learn.recorder.metric_names = names[:end] + list(NAMES) + names[end:]
+
+    def after_validate(self) -> None:
+        if self._adds:
+            estimate = self._source.noise_scale
+            simple = estimate.simple if estimate is not None else None
+            self.learn.recorder.log += [self._source.batch_size, math.nan if simple is None else float(f"{simple:.3g}")]
+
+
+def begins_fit(learn: Any) -> bool:
+    """Whether this `before_fit` is a fit's: `lr_find` is a mock one, and validation says it, too."""
+    return not hasattr(learn, "lr_finder") and not learn.lock.locked()  # (which validation holds)
