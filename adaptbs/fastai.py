@@ -7,13 +7,22 @@ from collections.abc import Collection
 from typing import Any
 
 from fastai.callback.core import Callback, CancelFitException
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
 
 from .controller import Controller
-from .fastai_batches import AdaptiveBatches, batch_loss, carried, check, epoch_samples, loss_apart
+from .fastai_batches import (
+    AdaptiveBatches,
+    accumulation,
+    batch_loss,
+    carried,
+    check,
+    epoch_samples,
+    hand_back_accumulation,
+    loss_apart,
+)
 from .fastai_columns import Columns, begins_fit
-from .fastai_finder import bs_find
+from .fastai_finder import bs_find, plot_bs_find
 from .fastai_hyperparameters import ScaledHypers
 from .fastai_step import FastaiStep
 from .gradients.batch_loss import BatchLoss
@@ -126,6 +135,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             learner.add_cb(self._columns)
         elif before is not None:
             before.remove_cb(self._columns)
+            hand_back_accumulation(before)
 
     @property
     def batch_size(self) -> int | None:
@@ -154,20 +164,15 @@ class AdaptiveBatchSize(RunReport, Callback):
             return
         dl, model = self.dls.train, self.learn.model
         check(dl)
-        if any(type(cb).__name__ == "GradientAccumulation" for cb in self.learn.cbs):
-            raise ValueError(
-                "GradientAccumulation steps after its own number of samples, so a larger batch would change nothing: "
-                "remove it, or train without AdaptiveBatchSize"
-            )
         parameter = next((p for p in model.parameters() if p.requires_grad), None)
         if parameter is None:
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
-        settings = self._settings
+        settings, start = self._settings, accumulation(self.learn, dl.bs)
         views = views_of(getattr(self.opt, "opt", self.opt), metric=settings.metric, by_group=settings.by_group)
         memory = memory_of({p.device for p in model.parameters()})
         self._controller = Controller(
             settings,
-            batch_size=dl.bs,
+            batch_size=start,
             epoch_samples=epoch_samples(dl),
             epochs=self.n_epoch,
             adaptive=_is_adaptive(self.opt),
@@ -181,7 +186,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             self._controller.delivery.begin_anew()  # (a fit begins with an epoch)
             self._hypers.hyperparameters.load_state_dict(self._resumed.get("hyperparameters", []))
             self._resumed = None
-        self._epoch_steps = len(dl)
+        self._epoch_steps = len(dl) if start == dl.bs else -(-epoch_samples(dl) // start)
         self._controller.end_by_progress()
         # As many epochs as there may be: fastai counts them when all callbacks are through with `before_fit`.
         self._planned, self.learn.n_epoch = self.n_epoch, self._controller.run.most_epochs
@@ -193,6 +198,8 @@ class AdaptiveBatchSize(RunReport, Callback):
         self._steps = FastaiStep(self.learn, self._controller)
         self._trial = GrowthTrial(model, loss_apart(self.learn), memory, measures=settings.overhead > 0)
         self._controller.memory.attempt = self._trial
+        if start != dl.bs:
+            self._controller.memory.accumulate(dl.bs)
 
     def before_epoch(self) -> None:
         """Show the epochs that are planned, and those that come on top; end the fit where its progress is complete."""
@@ -283,6 +290,7 @@ class AdaptiveBatchSize(RunReport, Callback):
 
 
 Learner.bs_find = bs_find
+Recorder.plot_bs_find = plot_bs_find
 
 
 def _is_adaptive(opt: Any) -> bool:

@@ -18,6 +18,8 @@ from .controller import Controller
 from .gradients.batch_loss import BatchLoss
 from .sampler import AdaptiveBatchSampler
 
+ACCUMULATION = "GradientAccumulation"  # the callback, by name: importing it takes its time
+
 
 def check(dl: Any) -> None:
     """Raise TypeError if the batches of this loader cannot be cut anew."""
@@ -34,6 +36,25 @@ def epoch_samples(dl: Any) -> int:
     """How many samples an epoch of this loader delivers."""
     n = getattr(dl, "partial_n", None) or dl.n  # PartialDL
     return int(n - n % dl.bs if dl.drop_last else n)
+
+
+def accumulation(learn: Any, bs: int) -> int:
+    """The batch of an optimizer step, samples: what GradientAccumulation makes of loader batches of `bs`.
+
+    Its part is taken over from it for this fit: as the batch grows, its count to `n_acc` would be wrong.
+    """
+    start = bs
+    for cb in learn.cbs:
+        if type(cb).__name__ == ACCUMULATION:
+            start, cb.run = max(start, -(-cb.n_acc // bs) * bs), False
+    return start
+
+
+def hand_back_accumulation(learn: Any) -> None:
+    """Undo that, also where a fit was interrupted."""
+    for cb in learn.cbs:
+        if type(cb).__name__ == ACCUMULATION:
+            cb.run = True
 
 
 def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
@@ -109,7 +130,8 @@ class AdaptiveBatches(GetAttr):  # type: ignore[misc]
         dl.randomize()
         dl.before_iter()
         indices = list(dl.get_idxs())  # SortedDL's is an iterator
-        cut = AdaptiveBatchSampler(indices, lambda: controller.batch_size, controller.start, dl.drop_last)
+        kept = indices[: controller.epoch_samples]
+        cut = AdaptiveBatchSampler(kept, lambda: controller.batch_size, controller.start, drop_last=False)
         loader: TorchLoader[Any] = TorchLoader(
             _Items(dl),
             batch_sampler=cut,
@@ -127,7 +149,7 @@ class AdaptiveBatches(GetAttr):  # type: ignore[misc]
         finally:  # also after Ctrl-C, of which fastai tells no callback
             self._at_end()
         if not dl.fake_l.num_workers:
-            for index in indices[cut.epoch_samples :]:  # what drop_last drops, fastai loads: it may draw random numbers
+            for index in indices[len(kept) :]:  # what drop_last drops, fastai loads: it may draw random numbers
                 dl.do_item(index)
         dl.after_iter()
 

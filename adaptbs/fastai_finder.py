@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
+from fastprogress.fastprogress import progress_bar
 from torch.utils.data import DataLoader as TorchLoader
 
 from . import finder
@@ -16,6 +18,9 @@ from .fastai_batches import batch_loss
 from .finder import BatchSizeSuggestion
 from .gradients.batch_loss import BatchLoss
 from .left_as_found import loader_left_as_found
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def bs_find(
@@ -27,6 +32,8 @@ def bs_find(
     show_plot: bool = True,
 ) -> BatchSizeSuggestion:
     """Find the noise scale of a Learner on its training data, and the batch size to use; `learn.bs_find()`.
+
+    `learn.recorder.plot_bs_find()` shows the picture again.
 
     Everything is left as it was, also after Ctrl-C; only that the model lies on the device of `dls` then, as after a
     fit. See `adaptbs.bs_find` for what is measured, and the suggestion's `.trade_off()` for what each batch size takes.
@@ -45,7 +52,7 @@ def bs_find(
         found = finder.find(
             self.model,
             loss,
-            _batches(self),
+            _batches(self, num_it),
             lambda lr: _optimizer_copy(self, lr),
             lr=lr,
             num_it=num_it,
@@ -53,13 +60,27 @@ def bs_find(
             beta=beta,
             confidence=0.9,
         )
+    if hasattr(self, "recorder"):
+        self.recorder.bs_found = found
     if show_plot:
         found.plot()
     return found
 
 
-def _batches(learn: Any) -> Iterator[tuple[Any, Any]]:
-    for batch in learn.dls.train:
+def plot_bs_find(self: Any) -> Figure:
+    """The picture of the latest `learn.bs_find()`; `learn.recorder.plot_bs_find()`."""
+    if not hasattr(self, "bs_found"):
+        raise RuntimeError("there is nothing to plot yet: call learn.bs_find() before")
+    figure: Figure = self.bs_found.plot()
+    return figure
+
+
+def _batches(learn: Any, num_it: int | None) -> Iterator[tuple[Any, Any]]:
+    batches: Iterable[Any] = learn.dls.train
+    if hasattr(learn, "progress"):  # (as `no_bar` takes away)
+        total = len(learn.dls.train) if num_it is None else min(num_it, len(learn.dls.train))
+        batches = progress_bar(islice(batches, num_it), total=total, leave=False)
+    for batch in batches:
         n_inp = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
         yield batch[:n_inp], batch[n_inp:]
 

@@ -44,7 +44,7 @@ class MemoryCap:
         self, memory: DeviceMemory | None = None, exceed: bool = False, parts: int = 1, ranks: Ranks = ALONE
     ) -> None:
         self.memory, self._exceed, self._parts, self._ranks = memory, exceed, parts, ranks
-        self.in_pieces = False
+        self.in_pieces = self._accumulates = False
         self.attempt: Callable[[int], Trial] | None = None
         self.has_run = 0
         self.ran_out: int | None = None
@@ -65,16 +65,23 @@ class MemoryCap:
             longest: of the deliveries so far, to all ranks together, samples.
         """
         parts, size = self._parts, wish.batch_size
-        self.ran(longest // self._ranks.world_size)
+        if not self.in_pieces:  # (who does that tells what it has run)
+            self.ran(longest // self._ranks.world_size)
         if size > batch_size:
             fits = parts * self._ranks.least(self.most(-(-size // parts)))
             if not self.may_be_exceeded:
                 wish = within_memory(wish, max(fits, batch_size))
         return replace(wish, batch_size=max(wish.batch_size // parts, 1) * parts)
 
+    def accumulate(self, piece: int) -> None:
+        """Never run more than so many samples in one go, and let that be no limit to the batch."""
+        self.piece, self._exceed, self._accumulates = piece, True, True
+
     def most(self, wanted: int) -> float:
         """The largest size up to `wanted` that memory holds, as far as that is known; `inf` where nothing is."""
         below = math.inf if self.ran_out is None else self.ran_out - 1
+        if self._accumulates:
+            return math.inf
         if self.memory is None or wanted <= self.has_run or not self.has_run:
             return below
         here = Trial(self.has_run, self.memory.peak(), self.memory.limit(), self.memory.in_use())

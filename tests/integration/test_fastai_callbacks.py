@@ -12,7 +12,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback
-from fastai.callback.training import BnFreeze, GradientClip
+from fastai.callback.training import BnFreeze, GradientAccumulation, GradientClip
 from fastai.metrics import accuracy
 from torch import nn
 
@@ -220,3 +220,55 @@ def test_cancelling_leaves_nothing_behind():
     fit(learn)
     assert "_do_one_batch" not in learn.__dict__
     assert [type(cb).__name__ for cb in learn.cbs if "daptive" in type(cb).__name__] == []
+
+
+class Steps(Callback):
+    """Rows of each forward pass, and the rows behind each step."""
+
+    order = 70
+
+    def before_fit(self):
+        self.passes, self.steps, self._since = [], [], 0
+
+    def after_pred(self):
+        if self.training:
+            self.passes.append(len(self.xb[0]))
+            self._since += len(self.xb[0])
+
+    def after_step(self):
+        self.steps.append(self._since)
+        self._since = 0
+
+
+def test_accumulated_batches_grow_from_what_is_accumulated():
+    learn = classifier([Steps(), GradientAccumulation(60)], n=640)
+    callback = fit(learn, 2, max_batch_size=256, budget="epochs")
+    assert learn.steps.steps[0] == 64, "60 in batches of 16"
+    assert max(learn.steps.steps) == 256
+    assert max(learn.steps.passes) == 16, "never more in one go than the loader's batch"
+    assert sum(learn.steps.steps) == 2 * 640
+    assert callback.batch_size == 256
+    before = len(learn.steps.steps)
+    with learn.no_logging():
+        learn.fit(1, 1e-3)
+    assert before and len(learn.steps.steps) == 10, "without us it accumulates as ever"
+
+
+def test_an_accumulated_step_is_the_step_of_its_samples():
+    learn, plain = classifier([GradientAccumulation(64)], n=64), classifier(n=64, bs=64)
+    plain.model.load_state_dict(learn.model.state_dict())
+    fit(learn, 1, target=same, overhead=0)
+    fit(plain, 1, target=same, overhead=0)
+    for ours, theirs in zip(weights(learn), weights(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupted_fit_gives_accumulation_back():
+    class Interrupt(Callback):
+        def after_pred(self):
+            raise KeyboardInterrupt
+
+    learn = classifier([GradientAccumulation(64)])
+    with pytest.raises(KeyboardInterrupt):
+        fit(learn, beside=[Interrupt()])
+    assert learn.gradient_accumulation.run

@@ -162,3 +162,21 @@ def test_wrong_arguments_are_named_and_change_nothing(arguments: dict[str, Any],
     with pytest.raises(ValueError, match=message):
         learn.bs_find(lr=1e-2, **arguments)
     assert everything(learn) == before
+
+
+def test_the_picture_can_be_drawn_again() -> None:
+    learn = make_learner()
+    with pytest.raises(RuntimeError, match="bs_find"):
+        learn.recorder.plot_bs_find()
+    found = learn.bs_find(show_plot=False)
+    assert learn.recorder.bs_found is found
+    assert len(learn.recorder.plot_bs_find().axes) == len(found.plot().axes)
+
+
+def test_a_bar_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    learn = make_learner(progress=True)
+    learn.bs_find(num_it=8, n_batch=4, show_plot=False)
+    assert "/8 " in capsys.readouterr().out
+    with learn.no_bar():
+        learn.bs_find(num_it=8, n_batch=4, show_plot=False)
+    assert "/8 " not in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastai.basics import SGD, Adam, Callback, CancelFitException, Learner, OptimWrapper, RMSProp
 from fastai.callback.schedule import combined_cos
-from fastai.callback.training import GradientAccumulation, ShortEpochCallback
+from fastai.callback.training import ShortEpochCallback
 from torch import nn
 
 from adaptbs.fastai import AdaptiveBatchSize
@@ -385,13 +385,6 @@ def test_a_model_without_a_trainable_parameter_is_refused() -> None:
     learn.model.requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):
         learn.fit(1, cbs=AdaptiveBatchSize())
-
-
-def test_gradient_accumulation_is_refused_with_the_reason() -> None:
-    learn = make_learner()
-    with pytest.raises(ValueError, match="GradientAccumulation"):
-        learn.fit(1, 1e-2, cbs=[GradientAccumulation(40), AdaptiveBatchSize()])
-    learn.fit(1, 1e-2)
 
 
 def test_a_learner_whose_loss_cannot_be_computed_apart_trains_on_with_its_batch_held(caplog) -> None:
