@@ -6,11 +6,27 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from fastai.basics import DataLoader, SkipItemException, TfmdDL
+from fastai.basics import (
+    CrossEntropyLossFlat,
+    DataBlock,
+    DataLoader,
+    DataLoaders,
+    Learner,
+    MSELossFlat,
+    RandomSplitter,
+    RegressionBlock,
+    SkipItemException,
+    TensorCategory,
+    TfmdDL,
+    TransformBlock,
+)
 from fastai.callback.data import PartialDL, WeightedDL
-from fastai.text.data import LMDataLoader
+from fastai.collab import CollabDataLoaders, collab_learner
+from fastai.text.data import LMDataLoader, SortedDL, TensorText, pad_input
+from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset
 
@@ -122,3 +138,62 @@ def test_a_language_model_loader_is_refused() -> None:
     learn = make_learner(train=lambda: train)
     with pytest.raises(TypeError, match="language model"):
         learn.fit(1, cbs=AdaptiveBatchSize())
+
+
+def grown_fit(learn: Any, epochs: int = 2, **arguments: Any) -> tuple[AdaptiveBatchSize, list[int]]:
+    """Fit with growth forced and measuring on; the rows of each training batch."""
+    rows: list[int] = []
+    watch = Watch()
+    watch.before_batch = lambda: rows.append(len(watch.yb[0]))
+    watch.before_train = watch.after_train = lambda: None
+    callback = AdaptiveBatchSize(**{"target": doubling, "max_batch_size": 64, "overhead": 0.3} | arguments)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs, 1e-3, cbs=[callback, watch])
+    return callback, rows
+
+
+def test_a_collab_learner() -> None:
+    rng = np.random.default_rng(0)
+    ratings = pd.DataFrame({
+        "user": rng.integers(0, 20, 600), "item": rng.integers(0, 30, 600), "rating": rng.uniform(1, 5, 600)
+    })  # fmt: skip
+    dls = CollabDataLoaders.from_df(ratings, bs=16, seed=1)
+    callback, rows = grown_fit(collab_learner(dls, n_factors=5, y_range=(0.5, 5.5)), budget="epochs")
+    assert max(rows) == 64 and rows[0] == 16
+    assert sum(rows) == 2 * (480 - 480 % 16)  # (drop_last)
+    assert "measurement" in callback.history.to_dict()["event"]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_texts_sorted_by_length_and_padded(shuffle: bool) -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 40, 320).tolist()
+    texts = [(TensorText(torch.randint(1, 30, (n,))), TensorCategory(n % 2)) for n in lengths]
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(30, 8, padding_idx=0), nn.Linear(8, 2)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.embed(x).mean(1))
+
+    pad = partial(pad_input, pad_idx=0)
+    dls = DataLoaders(
+        *(SortedDL(texts, bs=16, shuffle=shuffle, before_batch=pad, sort_func=lambda item: len(item[0])) for _ in "tv")
+    )
+    callback, rows = grown_fit(Learner(dls, Bag(), loss_func=CrossEntropyLossFlat()), budget="epochs")
+    assert max(rows) == 64 and sum(rows) == 2 * len(texts)
+    assert "measurement" in callback.history.to_dict()["event"]
+
+
+def test_a_data_block() -> None:
+    block = DataBlock(
+        blocks=(TransformBlock, RegressionBlock), get_x=lambda i: torch.full((3,), i / 100), get_y=lambda i: i / 100,
+        splitter=RandomSplitter(0.2, seed=1),
+    )  # fmt: skip
+    dls = block.dataloaders(list(range(400)), bs=16)
+    callback, rows = grown_fit(Learner(dls, nn.Linear(3, 1), loss_func=MSELossFlat()), budget="epochs")
+    assert max(rows) == 64 and sum(rows) == 2 * 320
+    assert "measurement" in callback.history.to_dict()["event"]
+    assert dls.train.bs == 16
