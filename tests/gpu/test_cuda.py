@@ -14,7 +14,6 @@ from adaptbs.controller import Controller
 from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
-from adaptbs.memory import affordable
 
 pytestmark = [
     pytest.mark.cuda,
@@ -133,9 +132,3 @@ def test_events_time_the_device_not_the_queue():
     clock.step(1)
     ((_, queued),) = clock.read().steps
     assert queued > 0.5 * 20 * 2 * 4096**3 / 2e15  # no device does 2,000 teraflops
-
-
-def test_memory_is_asked_of_the_device():
-    device = torch.device("cuda")
-    network()
-    assert affordable(64, device) > 64
