@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, starmap
 
 MOST_TRIALS = 8
 ENOUGH = 4  # after as many, one sample more or less is not worth another
-NEAR = 0.01  # relative: a largest size predicted within this of one that fits is not worth another trial
+NEAR, LATE = 0.01, 0.015  # relative: a largest size predicted within this of one that fits is not worth a trial more,
+AFFINE = 5  # of which affine memory needs no more than so many
+JUMP = 1.1  # slopes that differ by more show that memory jumped between two sizes
 ROUNDING = 0.0005  # of the limit: how far two peaks may be off their line, which matters where it is drawn out far
 FAR = 3  # times the largest size that fits: beyond, a line through two smaller ones is taken with that caution
 MARGIN = 0.002  # of the limit, that a predicted size leaves free
@@ -93,16 +96,21 @@ def next_size(trials: Sequence[Trial], start: int, most: int, least: int = 1, ca
     if not fitting:
         return None if ceiling < least else min(max(_below(beyond), least), ceiling)
     low = fitting[-1]
-    if ceiling <= low.batch_size * (1 + NEAR):
+    near = low.batch_size * (1 + (NEAR if len(trials) < AFFINE else LATE))
+    if ceiling <= near:
         return None
     predicted = _predicted(fitting, beyond)
     if careful:
         predicted = min(predicted, _affordable(low))
-    near = max(low.batch_size * (1 + NEAR), low.batch_size + (len(trials) >= ENOUGH))
+    near = max(near, low.batch_size + (len(trials) >= ENOUGH))
     if int(predicted) <= near:
-        return None
-    if above is not None and predicted >= above.batch_size:  # it ran out below where the line says: halve what is left
-        predicted = (low.batch_size + above.batch_size) / 2
+        upper = 0 if careful else int(_at_most(trials, low, ceiling))
+        if upper <= near:
+            return None
+        predicted = (low.batch_size + upper) / 2
+    if above is not None and predicted >= above.batch_size:  # it ran out below where the line says: cut what is left
+        ran_out = sum(t.peak is None for t in trials)
+        predicted = low.batch_size + (above.batch_size - low.batch_size) / (2 if ran_out < 2 else 3)
     return _untried(int(predicted), low, ceiling, tried)
 
 
@@ -144,6 +152,16 @@ def _predicted(fitting: Sequence[Trial], beyond: Sequence[Trial]) -> float:
         careful = slope + ROUNDING * low.limit / (low.batch_size - fitting[-2].batch_size)
         predicted = max(low.batch_size + (aim - low.peak) / careful, _affordable(low))
     return predicted
+
+
+def _at_most(trials: Sequence[Trial], low: Trial, ceiling: int) -> float:
+    """The largest size that may still fit where memory has jumped, by the least that a sample took; 0 if it has not."""
+    known = sorted((t for t in trials if t.peak is not None), key=lambda t: t.batch_size)
+    slopes = [slope for slope in starmap(_slope, pairwise(known)) if slope > 0]
+    if len(slopes) < 2 or max(slopes) <= JUMP * min(slopes):
+        return 0
+    assert low.peak is not None
+    return min(low.batch_size + ((1 - MARGIN) * low.limit - low.peak) / min(slopes), ceiling)
 
 
 def _affordable(trial: Trial) -> float:
