@@ -11,7 +11,8 @@ from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 
 # The efficiency, progress per sample relative to the reference batch, that the batch must keep:
 FLOOR_OF_EPOCHS = 0.8  # with a fixed number of samples, each less efficient is quality lost;
-FLOOR, EARLY_FLOOR, EARLY = 0.5, 0.6, 0.25  # where progress is what counts, it is only time (the first quarter apart);
+FIRST_FLOOR, LAST_FLOOR = 0.7, 0.4  # where progress is what counts, it is only time; but a step too long does most harm
+# while the learning rate is near its peak, so the floor falls evenly over the run;
 BELOW_FOR_SGD = 0.1  # less for SGD, whose critical batch is put low: Adam with that much larger batches came to harm
 # The critical batch, at which a sample brings half of what it brings at a tiny one, over the simple noise scale, which
 # takes all directions to be equally curved (McCandlish et al. 2018, section 2.2). Adam evens curvatures out, and its
@@ -87,7 +88,7 @@ def efficiency_floor(progress: float, required: float | None, adaptive: bool) ->
     """
     if required is None:
         return FLOOR_OF_EPOCHS
-    floor = EARLY_FLOOR if progress < EARLY else FLOOR
+    floor = FIRST_FLOOR + (LAST_FLOOR - FIRST_FLOOR) * min(progress, 1.0)
     return max(floor if adaptive else floor - BELOW_FOR_SGD, required)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,15 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "fastai", "numpy")},
+        **{name: _version(name) for name in ("torch", "fastai", "numpy")},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # (fastai, which not every benchmark needs)
+        return None
 
 
 def save(name: str, result: dict[str, Any]) -> Path:

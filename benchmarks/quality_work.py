@@ -152,7 +152,7 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     )  # fmt: skip
 
 
-EFFICIENT = {"FLOOR": 0.8, "EARLY_FLOOR": 0.8, "BELOW_FOR_SGD": 0}
+EFFICIENT = {"FIRST_FLOOR": 0.8, "LAST_FLOOR": 0.8, "BELOW_FOR_SGD": 0}
 ABLATED = ("flights", "movielens", "mnist_adam", "mnist_sgd")
 
 
@@ -168,6 +168,11 @@ def _critical(by: float) -> dict[str, object]:
     return {f"adaptbs.policy.{name}": by * getattr(policy, name) for name in names}
 
 
+def _floors(first: float, last: float) -> dict[str, object]:
+    """The efficiency to be kept at the beginning and at the end of a run, for Adam."""
+    return {"adaptbs.policy.FIRST_FLOOR": first, "adaptbs.policy.LAST_FLOOR": last}
+
+
 #: One switch each, against the adaptive run from 64 on the GPU-like step time.
 ABLATIONS: tuple[Adaptive, ...] = (
     *(Adaptive(f"no {name}", options={"transfer": tuple(n for n in ALL if n != name)}) for name in ALL),
@@ -179,7 +184,9 @@ ABLATIONS: tuple[Adaptive, ...] = (
     *(Adaptive(f"lr up to {by} low", patches={"adaptbs.lr_scaling.SATURATION": by}) for by in (1, 2, 8)),
     Adaptive("lr x k", options={"lr_scaling": "linear", "transfer": ALL}),
     Adaptive("efficiency .8", patches={f"adaptbs.policy.{name}": by for name, by in EFFICIENT.items()}),
-    Adaptive("efficiency .4 (early .5)", patches={"adaptbs.policy.FLOOR": 0.4, "adaptbs.policy.EARLY_FLOOR": 0.5}),
+    Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),
+    Adaptive("efficiency .8 to .4", patches=_floors(0.8, 0.4)),
+    Adaptive("efficiency .55 throughout", patches=_floors(0.55, 0.55)),
     Adaptive("efficiency as for Adam", patches={"adaptbs.policy.BELOW_FOR_SGD": 0}),
     Adaptive("up to an eighth of the data", patches={"adaptbs.policy.LARGEST_FACTOR": 10**6}),
     Adaptive("x4 growth", patches={"adaptbs.policy.PACE": 4}),

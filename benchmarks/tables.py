@@ -111,7 +111,24 @@ def demo() -> str:
     return markdown(["one run each", "fixed 64", "adaptive from 64"], rows) + where(result, "make demo")
 
 
+def memory() -> str:
+    """Searches for the largest batch that fits, on simulated devices."""
+    result = load("memory")
+    rows = [
+        [row["kind"], row["name"], f"{row['trials']:.1f} ({row['trials_most']})",
+         f"{row['ran_out']:.1f} ({row['ran_out_most']})", *(str(row[key]) for key in ("fails", "never_run")),
+         str(row["over_headroom"]), f"{row['shortfall_95']:.0%}", str(row["short"])]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["memory", "search", "trials (most)", "ran out (most)", "training then runs out", "never run",
+              "beyond nine tenths", "short by (95th percentile)", "short by over 2 %"]  # fmt: skip
+    peers = ", ".join(f"{name} {number}" for name, number in result["peers"].items())
+    note = f"\nOf {result['rows'][0]['devices']:,} devices each; {peers}."
+    return markdown(header, rows) + note + where(result, "python benchmarks/memory.py")
+
+
 TABLES = {
+    "memory": memory,
     "measuring": measuring,
     "overhead": overhead,
     "demo": demo,

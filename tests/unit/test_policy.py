@@ -78,12 +78,13 @@ def test_the_noise_scale_target_is_the_cautious_limit():
     assert decide(replace(NOW, batch_size=512), "noise_scale") == Decision(1024, "noise scale")
 
 
-def test_where_progress_counts_the_floor_is_lower_and_never_below_what_the_end_requires():
-    assert efficiency_floor(0.1, required=0.5, adaptive=True) == 0.6
-    assert efficiency_floor(0.5, required=0.4, adaptive=True) == 0.5
+def test_where_progress_counts_the_floor_falls_and_is_never_below_what_the_end_requires():
+    assert efficiency_floor(0.0, required=0.5, adaptive=True) == 0.7
+    assert efficiency_floor(0.5, required=0.4, adaptive=True) == pytest.approx(0.55)
+    assert efficiency_floor(1.2, required=0.3, adaptive=True) == pytest.approx(0.4)
+    assert efficiency_floor(0.5, required=0.3, adaptive=False) == pytest.approx(0.45)
     assert efficiency_floor(0.5, required=0.7, adaptive=True) == 0.7
     assert efficiency_floor(0.5, required=0.7, adaptive=False) == 0.7
-    assert efficiency_floor(0.5, required=0.3, adaptive=False) == 0.4
     assert goodput(replace(NOW, floor=0.5)) == (1024, "noise scale")  # 1,128 samples keep .5
 
 
