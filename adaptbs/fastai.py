@@ -8,7 +8,6 @@ from typing import Any
 
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner, Recorder
-from fastai.optimizer import OptimWrapper
 
 from .controller import Controller
 from .fastai_batches import (
@@ -22,14 +21,14 @@ from .fastai_batches import (
     loss_apart,
 )
 from .fastai_columns import Columns, begins_fit
-from .fastai_finder import bs_find, plot_bs_find
-from .fastai_hyperparameters import ScaledHypers
+from .fastai_finder import bs_find
+from .fastai_hyperparameters import ScaledHypers, is_adaptive
+from .fastai_pictures import ShowBatchSizeCallback, plot_bs_find, plot_sched_by_samples
 from .fastai_step import FastaiStep
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.per_example import Unsupported
 from .gradients.views import views_of
-from .lr_scaling import is_adaptive
 from .measuring import measure
 from .memory import memory_of
 from .probe import GrowthTrial
@@ -38,7 +37,7 @@ from .schedule import ROUNDING
 from .settings import Settings
 from .types import LRRule, Target
 
-__all__ = ["AdaptiveBatchSize", "bs_find"]
+__all__ = ["AdaptiveBatchSize", "ShowBatchSizeCallback", "bs_find"]
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             batch_size=start,
             epoch_samples=epoch_samples(dl),
             epochs=self.n_epoch,
-            adaptive=_is_adaptive(self.opt),
+            adaptive=is_adaptive(self.opt),
             device=parameter.device,
             memory=memory,
             views=tuple(views),
@@ -291,9 +290,4 @@ class AdaptiveBatchSize(RunReport, Callback):
 
 Learner.bs_find = bs_find
 Recorder.plot_bs_find = plot_bs_find
-
-
-def _is_adaptive(opt: Any) -> bool:
-    if isinstance(opt, OptimWrapper):
-        return is_adaptive(opt.opt)
-    return "sqr_mom" in opt.hypers[-1]  # fastai's name for the decay of Adam's squared gradient
+Recorder.plot_sched_by_samples = plot_sched_by_samples

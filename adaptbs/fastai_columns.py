@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from fastai.callback.core import Callback
+from fastai.torch_core import find_bs
 
 NAMES = ("bs", "noise_scale")
 
@@ -28,6 +29,13 @@ class Columns(Callback):  # type: ignore[misc]
             names = self.learn.recorder.metric_names
             end = len(names) - bool(self.learn.recorder.add_time)
             self.learn.recorder.metric_names = names[:end] + list(NAMES) + names[end:]
+            self.learn.recorder.samples = []  # seen up to each step, for pictures
+            self._seen = 0
+
+    def after_batch(self) -> None:
+        if self._adds and self.learn.training:
+            self._seen += find_bs(self.learn.xb)
+            self.learn.recorder.samples.append(self._seen)
 
     def after_validate(self) -> None:
         if self._adds:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
@@ -15,12 +15,10 @@ from torch.utils.data import DataLoader as TorchLoader
 
 from . import finder
 from .fastai_batches import batch_loss
+from .fastai_hyperparameters import is_adaptive
 from .finder import BatchSizeSuggestion
 from .gradients.batch_loss import BatchLoss
 from .left_as_found import loader_left_as_found
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def bs_find(
@@ -30,6 +28,7 @@ def bs_find(
     n_batch: int = 20,
     beta: float = 0.99,
     show_plot: bool = True,
+    suggest_funcs: Callable[[BatchSizeSuggestion], float] | Iterable[Callable[[BatchSizeSuggestion], float]] = (),
 ) -> BatchSizeSuggestion:
     """Find the noise scale of a Learner on its training data, and the batch size to use; `learn.bs_find()`.
 
@@ -45,6 +44,8 @@ def bs_find(
         n_batch: batches pooled in one measurement.
         beta: smoothing of tr(Sigma) and |G|^2 from measurement to measurement.
         show_plot: draw noise, scale and their ratio with its band.
+        suggest_funcs: one or more functions of what was found, each of which suggests one more batch size: it is marked
+            in the picture, and among the `.suggestions`, under the function's name.
     """
     loss = BatchLoss(batch_loss=batch_loss(self))
     self.model.to(getattr(self.dls, "device", default_device()))
@@ -59,20 +60,14 @@ def bs_find(
             n_batch=n_batch,
             beta=beta,
             confidence=0.9,
+            adaptive=is_adaptive(_optimizer_copy(self, 0.0)),
         )
+    found = found.suggested_by(*([suggest_funcs] if callable(suggest_funcs) else suggest_funcs))
     if hasattr(self, "recorder"):
         self.recorder.bs_found = found
     if show_plot:
         found.plot()
     return found
-
-
-def plot_bs_find(self: Any) -> Figure:
-    """The picture of the latest `learn.bs_find()`; `learn.recorder.plot_bs_find()`."""
-    if not hasattr(self, "bs_found"):
-        raise RuntimeError("there is nothing to plot yet: call learn.bs_find() before")
-    figure: Figure = self.bs_found.plot()
-    return figure
 
 
 def _batches(learn: Any, num_it: int | None) -> Iterator[tuple[Any, Any]]:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from fastai.optimizer import OptimWrapper
+from torch.optim import Optimizer
 
 from .hyperparameters import Hyperparameters
+from .lr_scaling import is_adaptive as is_torchs_adaptive
 from .transfer import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Kind
 from .transfer import kind_of as kind_of_torchs
 
@@ -25,6 +27,14 @@ def kind_of(opt: Any) -> Kind:
     names = [getattr(cb, "func", cb).__name__ for cb in opt.cbs]  # func: of a partial
     kind = next((_KINDS[name] for name in names if name in _KINDS), Kind(known=False))
     return replace(kind, decoupled="weight_decay" in names)  # the other is l2_reg
+
+
+def is_adaptive(opt: Any) -> bool:
+    """Whether an optimizer, fastai's or torch's, divides its step by the gradient's own size."""
+    inner = opt.opt if isinstance(opt, OptimWrapper) else opt
+    if isinstance(inner, Optimizer):
+        return is_torchs_adaptive(inner)
+    return "sqr_mom" in opt.hypers[-1]  # fastai's name for the decay of Adam's squared gradient
 
 
 class ScaledHypers:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,10 @@ from .gradients.mean_gradient import MeanGradient, squared_norm
 from .gradients.micro_batches import GradientPool
 from .left_as_found import loader_left_as_found, weights_left_as_found
 from .loader import AdaptiveDataLoader
+from .lr_scaling import is_adaptive
 from .memory import memory_of
 from .noise_scale import estimate, to_floats
-from .policy import Situation, goodput, goodput_optimum, nearest_power_of_2, reference
+from .policy import Situation, critical_over_simple, goodput, goodput_optimum, nearest_power_of_2, reference
 from .probe import probe
 from .settings import check_share, check_size
 from .step_timer import measure_step_time, train_step
@@ -55,7 +56,7 @@ class BatchSizeSuggestion:
         step_time: t(B), seconds of a training step on this device; None where it could not be measured. The
             suggested `batch_size` asks nothing of it.
         useful: the largest power of 2 at which a sample still brings at least 80 % of the progress that it brings at a
-            small batch, judged at the cautious limit.
+            small batch, judged at the cautious limit, and by whether the optimizer is one like Adam.
         fastest: the power of 2 with the most progress per second on this device, whatever it takes in samples; None
             where steps could not be timed.
         fits: the largest that was run and stayed within this device's memory, of those up to an eighth of the samples
@@ -73,6 +74,18 @@ class BatchSizeSuggestion:
     useful: int | None = field(repr=False, default=None)
     fastest: int | None = field(repr=False, default=None)
     fits: int | None = field(repr=False, default=None)
+    others: tuple[tuple[str, float], ...] = field(repr=False, default=())
+
+    @property
+    def suggestions(self) -> Any:
+        """All of them as a named tuple, samples: useful, fastest, fits, and those of `suggested_by`."""
+        found = {"useful": self.useful, "fastest": self.fastest, "fits": self.fits, **dict(self.others)}
+        return namedtuple("SuggestedBatchSizes", found)(**found)
+
+    def suggested_by(self, *functions: Callable[[BatchSizeSuggestion], float]) -> BatchSizeSuggestion:
+        """The same with a suggestion more of each function, under its name."""
+        more = tuple((getattr(function, "__name__", repr(function)), function(self)) for function in functions)
+        return replace(self, others=(*self.others, *more))
 
     def trade_off(self, base: int | None = None) -> TradeOff:
         """Steps, samples and time to the same progress, by batch size, relative to `base` (the loader's where None)."""
@@ -118,7 +131,8 @@ def bs_find(
         num_it: how many batches; one epoch if None.
         n_batch: batches pooled in one block; four blocks or more make a useful interval.
         beta: smoothing of tr(Sigma) and |G|^2 from block to block, 0 (none) to 1 (plain mean).
-        optimizer: a copy of it trains, and takes the steps that are timed; SGD if None.
+        optimizer: a copy of it trains, and takes the steps that are timed; SGD if None. Larger batches are of use to
+            Adam and its like.
         batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
         autocast: makes the context of the forward pass.
         confidence: of the interval.
@@ -139,6 +153,7 @@ def bs_find(
         return find(
             model, loss, _fetch(loader), make_optimizer,
             lr=lr, num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
+            adaptive=optimizer is not None and is_adaptive(optimizer),
         )  # fmt: skip
 
 
@@ -153,6 +168,7 @@ def find(
     n_batch: int,
     beta: float,
     confidence: float,
+    adaptive: bool,
 ) -> BatchSizeSuggestion:
     """`bs_find` on an iterator of batches; `make_optimizer(lr)` makes what trains: anything with step and zero_grad."""
     if not any(p.requires_grad for p in model.parameters()):
@@ -193,9 +209,10 @@ def find(
             "lower its batch size or raise num_it"
         )
     batch_size = measured[0].small_size
-    useful, most = suggest(curve, samples, batch_size).useful, _largest(samples, batch_size)
+    critical = critical_over_simple(adaptive)
+    useful, most = suggest(curve, samples, batch_size, critical).useful, _largest(samples, batch_size)
     fits = _fits(model, loss, make_optimizer(lr or 0.0), fullest, most, useful)
-    return suggest(curve, samples, batch_size, step_time, fits)
+    return suggest(curve, samples, batch_size, critical, step_time, fits)
 
 
 def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) -> SquaredNorms | None:
@@ -215,7 +232,12 @@ def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) ->
 
 
 def suggest(
-    curve: list[NoiseScale], samples: list[int], batch_size: int, step_time: Time | None = None, fits: int | None = None
+    curve: list[NoiseScale],
+    samples: list[int],
+    batch_size: int,
+    critical: float,
+    step_time: Time | None = None,
+    fits: int | None = None,
 ) -> BatchSizeSuggestion:
     """The last estimate, and what the controller would aim at with it: at most an eighth of the samples seen.
 
@@ -224,7 +246,7 @@ def suggest(
     last, largest = curve[-1], _largest(samples, batch_size)
     now = Situation(
         noise_scale=last, batch_size=batch_size, reference=reference(batch_size), progress=0.0,
-        step_time=None, max_batch_size=largest,
+        step_time=None, max_batch_size=largest, critical=critical,
     )  # fmt: skip
     useful = min(goodput(now)[0], largest) if last.cautious > 0 else None
     fastest = None

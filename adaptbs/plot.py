@@ -69,9 +69,17 @@ def plot_suggestion(found: BatchSizeSuggestion) -> Figure:
     top.set_ylabel("gradient$^2$")
     top.legend()
     band = [[getattr(n, name) for n in found.curve] for name in ("simple", "low", "high")]
-    plot_noise_scale(bottom, found.samples, *band, limits=noise_scale_limits([found.batch_size], *band))
+    limits = noise_scale_limits([found.batch_size, *found.suggestions], *band)
+    plot_noise_scale(bottom, found.samples, *band, limits=limits)
     if found.batch_size is not None:
         bottom.axhline(found.batch_size, color=GREY, linestyle="--", label=f"use batch size {found.batch_size}")
+    names: dict[float, list[str]] = {}
+    for name, size in found.suggestions._asdict().items():
+        if size is not None and size != found.batch_size:
+            names.setdefault(size, []).append(name)
+    for size, style in zip(sorted(names), cycle(((0, (1, 2)), (0, (4, 2, 1, 2)), (0, (1, 4)))), strict=False):
+        label = f"{', '.join(names[size])}: {size:,.0f}"
+        bottom.axhline(size, color=GREEN, linestyle=style, linewidth=1, label=label)
     bottom.set_ylabel("samples")
     bottom.set_xlabel("samples seen")
     bottom.set_title("Noise scale")

@@ -55,7 +55,7 @@ def test_mixed_samples_are_measured_with_their_partners(mix):
         return learn
 
     learn = images()
-    callback = fit(learn, target="goodput", overhead=0.4, source="halves")
+    callback = fit(learn, target="goodput", overhead=0.4, source="halves", step_time=(1e-3, 1e-6))
     assert callback.history.to_dict()["event"].count("measurement") >= 8
     plain, measured = images(), images()
     for learn, quiet in ((plain, True), (measured, False)):
@@ -272,3 +272,14 @@ def test_an_interrupted_fit_gives_accumulation_back():
     with pytest.raises(KeyboardInterrupt):
         fit(learn, beside=[Interrupt()])
     assert learn.gradient_accumulation.run
+
+
+def test_the_batch_of_a_fit_can_be_kept_for_the_next():
+    learn = classifier()
+    first = fit(learn, 1, budget="epochs")
+    assert first.batch_size > 16 and learn.dls.train.bs == 16
+    learn.dls.train.bs = first.batch_size
+    second = fit(learn, 1, base_batch_size=16, target=lambda noise_scale, size, progress: size)
+    history = second.history.decisions()
+    assert set(history["batch_size"]) == {first.batch_size}
+    assert set(history["lr_factor"]) != {1.0}, "the learning rate stays stated for 16"

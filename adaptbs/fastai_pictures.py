@@ -1,0 +1,66 @@
+"""Pictures beside those of fastai's Recorder: of the finder, of the schedule by samples, and one that is live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from fastai.callback.core import Callback
+
+from .fastai_columns import begins_fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_bs_find(self: Any) -> Figure:
+    """The picture of the latest `learn.bs_find()`; `learn.recorder.plot_bs_find()`."""
+    if not hasattr(self, "bs_found"):
+        raise RuntimeError("there is nothing to plot yet: call learn.bs_find() before")
+    figure: Figure = self.bs_found.plot()
+    return figure
+
+
+def plot_sched_by_samples(self: Any, keys: Iterable[str] | None = None) -> Figure:
+    """As `learn.recorder.plot_sched()`, the hyperparameters that were used, but against samples, not steps.
+
+    Args:
+        self: the Recorder, of a Learner that was fitted with a schedule and with AdaptiveBatchSize.
+        keys: names of hyperparameters; all that were scheduled if None.
+    """
+    samples, used = getattr(self, "samples", []), getattr(self, "hps", {})
+    names = list(used if keys is None else keys)
+    if not samples or not names:
+        raise RuntimeError("nothing was recorded: fit with a schedule (fit_one_cycle) and AdaptiveBatchSize before")
+    if unknown := set(names) - set(used):
+        raise ValueError(f"keys: {', '.join(sorted(unknown))}: must be among {', '.join(used)}")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4), squeeze=False, layout="constrained")
+    for name, panel in zip(names, axes[0], strict=True):
+        panel.plot(samples, used[name])
+        panel.set_ylabel(name)
+        panel.set_xlabel("samples seen")
+    return figure
+
+
+class ShowBatchSizeCallback(Callback):  # type: ignore[misc]
+    """Shows `learn.adaptive_batch_size.plot()` in a notebook while it trains, redrawn after each epoch."""
+
+    order, run_valid = 65, False
+
+    def before_fit(self) -> None:
+        self.run, self._shown = begins_fit(self.learn), None
+        if self.run and not hasattr(self.learn, "adaptive_batch_size"):
+            raise ValueError("ShowBatchSizeCallback has nothing to show: give cbs=[AdaptiveBatchSize(), ...] beside it")
+
+    def after_epoch(self) -> None:
+        from IPython.display import display
+        from matplotlib import pyplot as plt
+
+        figure = self.learn.adaptive_batch_size.plot()
+        if self._shown is None:
+            self._shown = display(figure, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._shown.update(figure)
+        plt.close(figure)  # (else a notebook shows it once more, at the end of the cell)
