@@ -26,7 +26,13 @@ def check(dl: Any) -> None:
     advice = "Train without AdaptiveBatchSize, or give a fastai DataLoader over an indexed dataset."
     if not isinstance(dl, FastaiLoader):
         raise TypeError(f"dls.train is a {type(dl).__name__}, not a fastai DataLoader: its batch cannot grow. {advice}")
-    if any(cls.__name__ == "LMDataLoader" for cls in type(dl).__mro__):
+    names = {cls.__name__ for cls in type(dl).__mro__}  # (by name: their modules may not be importable)
+    if "DistributedDL" in names:
+        raise TypeError(
+            "dls.train is split among processes (distrib_ctx), which would not agree on a batch size: train without "
+            "AdaptiveBatchSize, or with a plain loop and AdaptiveDataLoader under torchrun, which do agree."
+        )
+    if "LMDataLoader" in names:
         raise TypeError(f"the layout of a language model's batches depends on their size: it cannot grow. {advice}")
     if not dl.indexed or dl.bs is None or dl.n is None:
         raise TypeError(f"dls.train has no index, no length or no batch size of its own: it cannot grow. {advice}")

@@ -283,3 +283,21 @@ def test_the_batch_of_a_fit_can_be_kept_for_the_next():
     history = second.history.decisions()
     assert set(history["batch_size"]) == {first.batch_size}
     assert set(history["lr_factor"]) != {1.0}, "the learning rate stays stated for 16"
+
+
+def test_loaders_of_distributed_training_are_refused():
+    class DistributedDL(DataLoader):
+        """Of that name is what fastai's DistributedTrainer makes of a loader; its module needs accelerate."""
+
+    learn = classifier()
+    learn.dls.loaders[0] = DistributedDL([(torch.zeros(6), 0)] * 64, bs=16)
+    with pytest.raises(TypeError, match="which would not agree"):
+        fit(learn, 1)
+
+
+def test_a_data_parallel_model_is_grown_and_measured():
+    learn = classifier()
+    learn.model = nn.DataParallel(learn.model)  # as ParallelTrainer wraps it; without GPUs it passes batches through
+    callback = fit(learn, target="goodput", step_time=(1e-2, 1e-6), overhead=0.4)
+    assert callback.noise_scale.measurements >= 4
+    assert callback.batch_size > 16
