@@ -44,6 +44,7 @@ class FastaiStep:
         self._controller.memory.in_pieces = ours
         if ours:
             self._learn.__dict__[NAME] = self
+            self._before = Before(self._learn.model)
 
     def stop(self) -> None:
         """Let the Learner take its own again."""
@@ -57,7 +58,8 @@ class FastaiStep:
             return
         xb, yb, _ = whole = learn.xb, learn.yb, carried(learn)
         samples = nested.length(xb)
-        new, everything, before = samples > cap.has_run, list(learn.model.parameters()), Before(learn.model)
+        new, everything, before = samples > cap.has_run, list(learn.model.parameters()), self._before
+        before.take(all_random=new)
 
         def undo() -> None:
             learn.xb, learn.yb = xb, yb

@@ -22,26 +22,54 @@ class Before:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._buffers = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
-        values = (b for _, found in self._buffers for b in found.values())
-        self._values = [(b, b.clone()) for b in values if b is not None and _writable(b)]
-        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in cuda_devices(model)]
+        self._model = model
+        self._look_up()
+        self.take()
+
+    def take(self, all_random: bool = True) -> None:
+        """Take note of how all is now.
+
+        Args:
+            all_random: of NumPy's and Python's random states too, which takes longer than all the rest.
+        """
+        if any(now.get(name) is not buffer for now, found in self._buffers for name, buffer in found.items()):
+            self._look_up()
+        self._values = [torch.cat(flat or [b.reshape(-1) for b in buffers]) for buffers, flat in self._alike]
+        self._torch = torch.get_rng_state()
+        self._others = (random.getstate(), np.random.get_state()) if all_random else None
+        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in self._devices]
 
     def restore(self) -> None:
         """Let all be as it was, except for what the model's parameters hold."""
         with torch.no_grad():
-            for buffer, value in self._values:
-                # (By `.data`, which autograd does not count as a change: a graph that is still to go backward may hold
-                # this buffer.)
-                buffer.data.copy_(value)
+            for (buffers, _), values in zip(self._alike, self._values, strict=True):
+                parts = torch.split(values, [b.numel() for b in buffers])
+                for buffer, value in zip(buffers, parts, strict=True):
+                    # (By `.data`, which autograd does not count as a change: a graph that is still to go backward may
+                    # hold this buffer.)
+                    buffer.data.copy_(value.view(buffer.shape))
         for now, found in self._buffers:
             _restore(now, found)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
+        if self._others is not None:
+            random.setstate(self._others[0])
+            np.random.set_state(self._others[1])
         for device, state in self._cuda:
             torch.cuda.set_rng_state(state, device)
+
+    def _look_up(self) -> None:
+        """Find the buffers. Those alike are copied together: one by one, a net's many small ones take long on a GPU."""
+        self._buffers = [(m._buffers, dict(m._buffers)) for m in self._model.modules() if m._buffers]
+        alike: dict[Any, list[Tensor]] = {}
+        for buffer in {id(b): b for _, found in self._buffers for b in found.values() if b is not None}.values():
+            if _writable(buffer):
+                alike.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        # (As views, looked up once, where they can be: a dense buffer is one row of memory.)
+        self._alike = [
+            (found, [b.detach().view(-1) for b in found] if all(b.is_contiguous() for b in found) else None)
+            for found in alike.values()
+        ]
+        self._devices = cuda_devices(self._model)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class LoaderStep:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, loss: BatchLoss) -> None:
         self._model, self._optimizer, self._loss = model, optimizer, loss
+        self._before: Before | None = None
         self._sums: bool | None = None  # whether the loss adds up over a batch; None until that was asked
 
     def __call__(
@@ -44,7 +45,7 @@ class LoaderStep:
         cap.in_pieces = True
         new = nested.length(batch) > cap.has_run
         run = partial(self._run, batch, scaler, 1 / controller.parts)
-        loss, fits = self._backward(run, nested.length(batch), cap)
+        loss, fits = self._backward(run, nested.length(batch), cap, new)
         if fits is not None:
             controller.ran_out_of_memory(fits)
         if controller.delivery.in_hand.ends_step:
@@ -59,9 +60,14 @@ class LoaderStep:
             self._optimizer.zero_grad()
         return loss
 
-    def _backward(self, run: Callable[[int], Tensor], samples: int, cap: MemoryCap) -> tuple[Tensor, int | None]:
+    def _backward(
+        self, run: Callable[[int], Tensor], samples: int, cap: MemoryCap, new: bool
+    ) -> tuple[Tensor, int | None]:
         """Add the batch's gradient to `.grad`; its loss, and the largest piece that fitted, where it did not whole."""
-        parameters, before = trainable(self._model), Before(self._model)
+        if self._before is None:
+            self._before = Before(self._model)
+        parameters, before = trainable(self._model), self._before
+        before.take(all_random=new)
         held = [p.grad for p in parameters]  # of the batches of this step so far
 
         def undo() -> None:

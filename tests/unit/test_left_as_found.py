@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.left_as_found import cuda_devices, left_as_found, weights_left_as_found
+from adaptbs.left_as_found import Before, cuda_devices, left_as_found, weights_left_as_found
 
 
 @pytest.fixture
@@ -91,3 +91,31 @@ def test_a_graph_that_is_still_to_go_backward_does_not_notice():
         pass
     loss.backward()
     assert model.layer.weight.grad is not None
+
+
+def test_it_can_be_taken_anew_and_again():
+    norms = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(3)))
+    norms.register_buffer("across", torch.arange(6.0).view(2, 3).t())  # not dense: no row of memory
+    before = Before(norms)
+    for replaced in (False, True):
+        if replaced:
+            norms[1].running_mean = torch.full((2,), 7.0)  # looked up anew
+        norms(torch.randn(8, 2))
+        norms.across += 1
+        before.take()
+        wanted = {name: value.clone() for name, value in norms.state_dict().items()}
+        held = dict(norms.named_buffers())
+        norms(torch.randn(8, 2))
+        norms.across += 1
+        before.restore()
+        assert all(torch.equal(value, wanted[name]) for name, value in norms.state_dict().items())
+        assert all(buffer is held[name] for name, buffer in norms.named_buffers())
+
+
+def test_the_slow_random_states_can_be_left_out():
+    before = Before(nn.Linear(1, 1))
+    before.take(all_random=False)
+    first = torch.rand(1), random.random(), np.random.rand()
+    before.restore()
+    again = torch.rand(1), random.random(), np.random.rand()
+    assert first[0] == again[0] and first[1] != again[1] and first[2] != again[2]
