@@ -17,6 +17,7 @@ from .delivery import WatchedLoop
 from .feed import Feed
 from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
+from .gradients.ranks import waits_for_nobody
 from .loader_step import LoaderStep
 from .measuring import measure
 from .memory import memory_of
@@ -83,8 +84,9 @@ class LoaderRun:
         self._trial: GrowthTrial | None = None
         if self._loss is not None:
             measures = isinstance(self._measurer, Measurer)
-            self._trial = GrowthTrial(self._model, self._loss, memory, measures=measures)
-            if not self.feed.ranks.connected:  # (whose passes would wait for each other)
+            apart = waits_for_nobody(self._model) if self.feed.ranks.connected else self._model
+            self._trial = GrowthTrial(apart or self._model, self._loss, memory, measures=measures)
+            if apart is not None:
                 controller.memory.attempt = self._trial
         return controller
 

@@ -18,6 +18,18 @@ from .mean_gradient import dense, square, together, trainable
 HOPS = 4  # callbacks deep: DistributedDataParallel's last one is queued within those that its hooks queue
 
 
+def waits_for_nobody(model: nn.Module) -> nn.Module | None:
+    """The module whose passes wait for no other rank, between two steps of training; None where there is none.
+
+    DistributedDataParallel's hooks expect nothing until its own forward pass has been called.
+    """
+    if any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        return None
+    if isinstance(model, DistributedDataParallel):
+        return None if getattr(model, "static_graph", False) else model.module
+    return model
+
+
 class RankGradients:
     """Watches `loss.backward()` between `arm` and `norms`, as the small batch of an estimate; all ranks are the large.
 

@@ -15,7 +15,8 @@ from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from adaptbs import AdaptiveDataLoader
+from adaptbs import AdaptiveDataLoader, loader_run
+from tests.simulated_device import OnDevice, SimulatedMemory
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(406, 8, generator=GENERATOR)
@@ -162,7 +163,21 @@ def wrong(rank, world, out):
     return said
 
 
+def memory(rank, world, out):
+    """A run that would grow to 64 a rank, where rank 1 has memory for 21: each rank tries it before it grows."""
+    device = SimulatedMemory((100 if rank == 0 else 25) * 1000)
+    loader_run.memory_of = lambda *_: device
+    inner = network()
+    model = DistributedDataParallel(inner)
+    optimizer = optimizer_of("sgd", model)
+    rows = OnDevice(inner, device, per_sample=1000, fixed=1000).rows
+    loader = loader_of(model, optimizer, 8, target=doubling, max_batch_size=64, epochs=3, step_time=None)
+    seen = train(loader, model, optimizer, epochs=3)
+    return {**seen, "last": flat(model), "history": loader.history.records, "rows": rows}
+
+
 PROGRAMS = {
+    "memory": memory,
     "ddp": lambda *a: grown(*a, lr_scaling="linear"),
     "adamw": lambda *a: grown(*a, name="adamw"),
     "by hand": lambda *a: grown(*a, way="by hand"),

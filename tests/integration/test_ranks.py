@@ -16,7 +16,7 @@ from tests.integration.rank_programs import X, Y, batch_loss, doubling, flat, lo
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 60  # seconds, after which processes are taken to hang
-TWO = "ddp,adamw,by hand,accumulated,real clock,checkpoint,wrong"
+TWO = "ddp,adamw,by hand,accumulated,real clock,checkpoint,wrong,memory"
 FOUR = "ddp,real clock"
 
 
@@ -150,3 +150,13 @@ def test_wrong_arguments_are_refused_on_every_rank():
         assert len(said) == len(rules)
         for error, rule in zip(said, rules, strict=True):
             assert re.search(rule, error)
+
+
+def test_no_rank_grows_past_what_the_one_with_the_least_memory_has_tried():
+    first, second = results(2)["memory"]
+    assert first["sizes"] == second["sizes"] and torch.equal(first["last"], second["last"])
+    largest = max(first["sizes"]) // 2
+    assert largest == 21, "nine tenths of 25,000, less what lies there: 21 samples of 1,000 and their trial"
+    trials = second["rows"].count(largest) - first["rows"].count(largest)
+    assert trials == 2, "it was tried on the rank that has less; what surely fits need not be"
+    assert {"memory"} <= {record["reason"] for record in first["history"]}
