@@ -18,7 +18,9 @@ from .controller import Controller
 from .gradients.batch_loss import BatchLoss
 from .sampler import AdaptiveBatchSampler
 
-ACCUMULATION = "GradientAccumulation"  # the callback, by name: importing it takes its time
+# Callbacks, by name: importing them takes its time.
+ACCUMULATION = "GradientAccumulation"
+RNN = "RNNCallback"
 
 
 def check(dl: Any) -> None:
@@ -66,17 +68,26 @@ def hand_back_accumulation(learn: Any) -> None:
 def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
     """The loss of a Learner on a batch (inputs, targets, maybe what is `carried`), but without its callbacks.
 
-    As fastai computes it: mixed precision hands the loss a prediction in single precision, MixUp a second target.
+    As fastai computes it: mixed precision hands the loss a prediction in single precision, MixUp a second target. What
+    RNNRegularizer adds is left out, like weight decay.
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         xb, yb, *beside = batch
-        pred = model(*xb)
+        pred = prediction(learn, model(*xb))
         with carrying(learn, beside):
             value: Tensor = learn.loss_func(to_float(pred) if hasattr(learn, "mixed_precision") else pred, *yb)
         return value
 
     return loss
+
+
+def prediction(learn: Any, output: Any) -> Any:
+    """What the loss is given of the model's output: RNNCallback keeps the first of an AWD-LSTM's three."""
+    if not any(type(cb).__name__ == RNN for cb in learn.cbs):
+        return output
+    first = output[0]
+    return first[-1] if isinstance(first, (list, tuple)) else first
 
 
 def carried(learn: Any) -> list[Any]:

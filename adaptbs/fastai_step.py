@@ -12,7 +12,7 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from .controller import Controller
-from .fastai_batches import carried, carrying
+from .fastai_batches import carried, carrying, prediction
 from .gradients import batches as nested
 from .gradients.batch_loss import summing
 from .gradients.mean_gradient import has_batch_norm, trainable
@@ -116,7 +116,7 @@ class FastaiStep:
         weights = []
         with torch.no_grad(), left_as_found(model):
             for xb, yb, _ in cut:
-                pred = model(*xb)
+                pred = prediction(self._learn, model(*xb))
                 total = sums(pred, *yb)
                 weights.append((total / loss_func(pred, *yb)).item() if total else 0.0)
         return shares(weights)
