@@ -18,6 +18,7 @@ from .fastai_batches import (
     check,
     epoch_samples,
     hand_back_accumulation,
+    is_language_model,
     loss_apart,
 )
 from .fastai_columns import Columns, begins_fit
@@ -197,7 +198,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         self._steps = FastaiStep(self.learn, self._controller)
         self._trial = GrowthTrial(model, loss_apart(self.learn), memory, measures=settings.overhead > 0)
         self._controller.memory.attempt = self._trial
-        if start != dl.bs:
+        if start != dl.bs or is_language_model(dl):
             self._controller.memory.accumulate(dl.bs)
 
     def before_epoch(self) -> None:

@@ -28,16 +28,22 @@ def check(dl: Any) -> None:
     advice = "Train without AdaptiveBatchSize, or give a fastai DataLoader over an indexed dataset."
     if not isinstance(dl, FastaiLoader):
         raise TypeError(f"dls.train is a {type(dl).__name__}, not a fastai DataLoader: its batch cannot grow. {advice}")
-    names = {cls.__name__ for cls in type(dl).__mro__}  # (by name: their modules may not be importable)
-    if "DistributedDL" in names:
+    if _is(dl, "DistributedDL"):
         raise TypeError(
             "dls.train is split among processes (distrib_ctx), which would not agree on a batch size: train without "
             "AdaptiveBatchSize, or with a plain loop and AdaptiveDataLoader under torchrun, which do agree."
         )
-    if "LMDataLoader" in names:
-        raise TypeError(f"the layout of a language model's batches depends on their size: it cannot grow. {advice}")
     if not dl.indexed or dl.bs is None or dl.n is None:
         raise TypeError(f"dls.train has no index, no length or no batch size of its own: it cannot grow. {advice}")
+
+
+def is_language_model(dl: Any) -> bool:
+    """Whether row i of a batch goes on in row i of the next, in a layout made for `dl.bs` rows."""
+    return _is(dl, "LMDataLoader")
+
+
+def _is(dl: Any, name: str) -> bool:
+    return any(cls.__name__ == name for cls in type(dl).__mro__)  # (by name: modules are slow, or missing, to import)
 
 
 def epoch_samples(dl: Any) -> int:
@@ -148,7 +154,10 @@ class AdaptiveBatches(GetAttr):  # type: ignore[misc]
         dl.before_iter()
         indices = list(dl.get_idxs())  # SortedDL's is an iterator
         kept = indices[: controller.epoch_samples]
-        cut = AdaptiveBatchSampler(kept, lambda: controller.batch_size, controller.start, drop_last=False)
+        rows, apart = _layout(dl)
+        cut = AdaptiveBatchSampler(
+            kept, lambda: controller.batch_size, controller.start, drop_last=False, rows=rows, apart=apart
+        )  # fmt: skip
         loader: TorchLoader[Any] = TorchLoader(
             _Items(dl),
             batch_sampler=cut,
@@ -179,6 +188,13 @@ class AdaptiveBatches(GetAttr):  # type: ignore[misc]
         if dl.device is not None:
             batch = to_device(batch, dl.device)
         return dl.after_batch(batch)
+
+
+def _layout(dl: Any) -> tuple[int, int]:
+    """Multiples of how many rows a batch has to be, and how many of an epoch's last rows are shorter than others."""
+    if not is_language_model(dl):
+        return 1, 0
+    return dl.bs, dl.bs if dl.last_len != dl.seq_len else 0
 
 
 class _Items(Dataset[Any]):

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader
 class Before:
     """What a forward pass changes beside gradients: buffers (BatchNorm's), and random states of everybody.
 
+    And what a module that has a method `reset` keeps from batch to batch: the hidden state of a language model.
+
     Args:
         model: whose buffers, and whose CUDA devices' random states.
     """
@@ -35,6 +37,7 @@ class Before:
         if any(now.get(name) is not buffer for now, found in self._buffers for name, buffer in found.items()):
             self._look_up()
         self._values = [torch.cat(flat or [b.reshape(-1) for b in buffers]) for buffers, flat in self._alike]
+        self._kept = [(m, {k: v for k, v in vars(m).items() if not k.startswith("_")}) for m in self._stateful]
         self._torch = torch.get_rng_state()
         self._others = (random.getstate(), np.random.get_state()) if all_random else None
         self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in self._devices]
@@ -50,6 +53,8 @@ class Before:
                     buffer.data.copy_(value.view(buffer.shape))
         for now, found in self._buffers:
             _restore(now, found)
+        for module, attributes in self._kept:
+            vars(module).update(attributes)
         torch.set_rng_state(self._torch)
         if self._others is not None:
             random.setstate(self._others[0])
@@ -70,6 +75,7 @@ class Before:
             for found in alike.values()
         ]
         self._devices = cuda_devices(self._model)
+        self._stateful = [m for m in self._model.modules() if callable(getattr(m, "reset", None))]
 
 
 @contextmanager

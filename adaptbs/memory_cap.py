@@ -71,7 +71,8 @@ class MemoryCap:
             fits = parts * self._ranks.least(self.most(-(-size // parts)))
             if not self.may_be_exceeded:
                 wish = within_memory(wish, max(fits, batch_size))
-        return replace(wish, batch_size=max(wish.batch_size // parts, 1) * parts)
+        whole = parts * int(self.piece) if self._accumulates else parts  # (pieces of the same length)
+        return replace(wish, batch_size=max(wish.batch_size // whole, 1) * whole)
 
     def accumulate(self, piece: int) -> None:
         """Never run more than so many samples in one go, and let that be no limit to the batch."""

@@ -42,6 +42,8 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         drop_last: as in DataLoader.
         parts: batches of an optimizer step, on each rank.
         ranks: that each yield their share of every batch.
+        rows: whole multiples of which batches are cut in, samples.
+        apart: how many samples at an epoch's end are cut on their own, being of another kind.
 
     Attributes:
         first: `start`.
@@ -57,8 +59,11 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         drop_last: bool,
         parts: int = 1,
         ranks: Ranks = ALONE,
+        rows: int = 1,
+        apart: int = 0,
     ) -> None:
         self.sampler, self.drop_last, self.parts, self.ranks = sampler, drop_last, parts, ranks
+        self.rows, self.apart = rows, apart
         self._size, self.first = size, start
         self.rest: dict[str, Any] | None = None
         self.latest = self._new_cut()
@@ -129,7 +134,9 @@ class Cut:
                 length = n * -(-self._step_left // n // (parts - self._part))
                 self._step_left -= length
             else:
-                length = n * next_length(self._nominal // parts // n, self._left // n, shortest_tail // n)
+                ahead = self._left - self._sampler.apart if self._left > self._sampler.apart else self._left
+                unit = n * self._sampler.rows
+                length = unit * next_length(self._nominal // parts // unit, ahead // unit, shortest_tail // unit)
             batch = list(islice(self._indices, length))
             if not batch:
                 return

@@ -25,7 +25,7 @@ from fastai.basics import (
 )
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.collab import CollabDataLoaders, collab_learner
-from fastai.text.data import LMDataLoader, SortedDL, TensorText, pad_input
+from fastai.text.data import SortedDL, TensorText, pad_input
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset
@@ -131,13 +131,6 @@ def test_a_loader_that_cannot_be_cut_anew_is_refused_and_nothing_changes(name: s
         learn.fit(1, cbs=AdaptiveBatchSize())
     learn.fit(1)
     assert same(weights(stock), weights(learn))
-
-
-def test_a_language_model_loader_is_refused() -> None:
-    train = LMDataLoader([torch.arange(400) % 10], bs=4, seq_len=8, num_workers=0)
-    learn = make_learner(train=lambda: train)
-    with pytest.raises(TypeError, match="language model"):
-        learn.fit(1, cbs=AdaptiveBatchSize())
 
 
 def grown_fit(learn: Any, epochs: int = 2, **arguments: Any) -> tuple[AdaptiveBatchSize, list[int]]:
