@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,21 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "fastai", "numpy")},
+        **{name: _version(name) for name in ("torch", "fastai", "numpy")},
     }
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
-    """Write `results/NAME.json`, with the machine and the date."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # (what runs on a GPU does without fastai)
+        return None
+
+
+def save(name: str, result: dict[str, Any], path: Path | None = None) -> Path:
+    """Write `results/NAME.json`, or another file, with the machine and the date."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path.write_text(json.dumps({**result, "machine": machine(), "date": now}, indent=2) + "\n")
     return path
