@@ -98,12 +98,14 @@ class CudaMemory:
     def _raise_peak_to(self, peak: int) -> None:
         """Make the statistic what it was: it can be reset, not set, but follows what is allocated."""
         torch.cuda.reset_peak_memory_stats(self._device)
-        missing = peak - self.in_use()
+        missing, reserved = peak - self.in_use(), torch.cuda.memory_reserved(self._device)
         if missing > 0:
             try:
                 torch.empty(missing, dtype=torch.uint8, device=self._device)
             except torch.OutOfMemoryError:  # somebody else has it now: then the peak shows less than there was
                 self.release()
+        if torch.cuda.memory_reserved(self._device) != reserved:
+            self.release()  # (all in one piece, which batches to come would be cut from, and the rest of it wasted)
 
 
 class HostMemory:

@@ -50,6 +50,7 @@ class MemoryCap:
         self.ran_out: int | None = None
         self.piece = math.inf
         self._tried = 0  # the largest size that a trial has found to fit
+        self._now: Trial | None = None  # the latest of the size that runs
 
     @property
     def may_be_exceeded(self) -> bool:
@@ -86,24 +87,36 @@ class MemoryCap:
         if self.memory is None or wanted <= self.has_run or not self.has_run:
             return below
         here = Trial(self.has_run, self.memory.peak(), self.memory.limit(), self.memory.in_use())
-        if self.attempt is None or self.memory.careful or not here.fits:
+        if self.attempt is None or self.memory.careful:
             return self._set(min(max(affordable(here), self.has_run), below), wanted)
         clearly = max(affordable(here) / CLEAR, self.has_run, self._tried)
         aim = int(min(wanted, below))
         if aim <= clearly:
             return self._set(aim, wanted)
         try:
-            trials = search(self.attempt, aim, aim, known=[here])
+            known = here if affordable(here) >= aim else self._at_now(here)
+            trials = search(self.attempt, aim, aim, known=[known]) if known.fits else [known]
         except Exception as error:  # (not of memory; training itself may well go on)
             log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", error)
             self.attempt = None
             return self._set(min(max(affordable(here), self.has_run), below), wanted)
         self._tried = max(largest(trials) or 0, self._tried)
-        for trial in trials:
+        for trial in trials[1:]:
             if trial.peak is None:
                 self.fails(trial.batch_size)
+            elif trial.batch_size == self._tried:
+                self._now = trial
         log.info("batches of %s were tried: %d fits", [trial.batch_size for trial in trials[1:]], self._tried)
         return self._set(max(self._tried, self.has_run), wanted)
+
+    def _at_now(self, here: Trial) -> Trial:
+        """The size that runs, by a trial if the peak may be of something else: of an earlier run in this process."""
+        assert self.attempt is not None
+        if self._now is None or self._now.batch_size != self.has_run:
+            self._now = self.attempt(self.has_run)
+        if self._now.peak is None or here.peak is None or self._now.peak >= here.peak:
+            return here
+        return replace(here, peak=self._now.peak)
 
     def _set(self, most: float, wanted: int) -> float:
         self.piece = math.inf if self.ran_out is None and most >= wanted else int(most)

@@ -1,8 +1,9 @@
-import matplotlib
+import os
+
 import pytest
 import torch
 
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"  # (not imported for it: tests/gpu has to run where there is no matplotlib)
 torch.set_num_threads(1)  # tensors this small only wait for a second thread, and on a busy machine for long
 
 

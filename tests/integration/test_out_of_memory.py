@@ -172,6 +172,20 @@ def test_growth_is_tried_before_it_is_done(memory):
     assert memory.in_use() <= 128 * PER_SAMPLE
 
 
+@pytest.mark.parametrize("capacity", [100, 1_000])
+def test_what_an_earlier_run_took_does_not_hold_this_one_back(memory, capacity):
+    memory.capacity = capacity * PER_SAMPLE
+    memory.take(0.95 * memory.capacity)  # the statistic of a process that has trained something else before
+    memory.give_back(0.95 * memory.capacity)
+    assert memory.peak() > memory.limit()
+    _, seen, loader, device = train(memory, adamw, target=lambda *_: 128)
+    largest = max(len(batch) for epoch in seen for batch in epoch)
+    assert 86 <= largest <= 90 if capacity == 100 else largest == 128
+    assert "out of memory" not in loader.history.to_dict()["event"]
+    of_two_epochs = 2 * SAMPLES / 8
+    assert len(device.rows) < 2 * of_two_epochs, "trials are few, however long the wish stays"
+
+
 def test_a_plain_loop_is_spared_too(memory):
     memory.capacity = 100 * PER_SAMPLE
     model = network()

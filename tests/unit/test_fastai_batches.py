@@ -3,7 +3,7 @@ from fastai.callback.data import PartialDL
 from fastai.data.load import DataLoader
 from torch.utils.data import DataLoader as TorchLoader
 
-from adaptbs.fastai_batches import check, epoch_samples
+from adaptbs.fastai_batches import _layout, check, epoch_samples
 
 
 def test_an_epoch_is_what_the_loader_delivers():
@@ -25,6 +25,10 @@ def items():
 
 
 class LMDataLoader(DataLoader):
+    seq_len, last_len = 8, 3
+
+
+class DistributedDL(DataLoader):
     pass
 
 
@@ -34,9 +38,22 @@ class LMDataLoader(DataLoader):
         (TorchLoader(list(range(10))), "not a fastai DataLoader"),
         (DataLoader(list(range(10)), bs=None), "no batch size"),
         (DataLoader(items(), bs=4), "no index"),
-        (LMDataLoader(list(range(10)), bs=4), "depends on their size"),
     ],
 )
 def test_other_loaders_are_refused_with_advice(dl, reason):
     with pytest.raises(TypeError, match=rf"{reason}.* Train without AdaptiveBatchSize"):
         check(dl)
+
+
+def test_loaders_split_among_processes_are_refused_with_advice():
+    with pytest.raises(TypeError, match="would not agree on a batch size: train without"):
+        check(DistributedDL(list(range(10)), bs=4))
+
+
+def test_a_language_models_last_rows_are_cut_apart_where_they_are_shorter():
+    dl = LMDataLoader(list(range(10)), bs=4)
+    check(dl)
+    assert _layout(dl) == (4, 4)
+    dl.last_len = 8
+    assert _layout(dl) == (4, 0)
+    assert _layout(DataLoader(list(range(10)), bs=4)) == (1, 0)

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -157,8 +158,6 @@ def test_an_allocator_that_thrashes_is_full(memory, monkeypatch):
     plain = memory.watched
 
     def watched():
-        from contextlib import contextmanager
-
         @contextmanager
         def noticing():
             with plain() as seen:
@@ -169,6 +168,26 @@ def test_an_allocator_that_thrashes_is_full(memory, monkeypatch):
 
     monkeypatch.setattr(memory, "watched", watched)
     assert probe_memory(model, nn.MSELoss(), loader()).batch_size <= 250
+
+
+def test_an_allocator_that_lets_smaller_blocks_go_once_is_not_full(memory, monkeypatch):
+    """As CUDA's does at every new size that what is kept of the sizes before leaves no room for."""
+    model = network()
+    device, plain, known = OnDevice(model, memory, per_sample=4_000), memory.watched, set()
+
+    @contextmanager
+    def noticing():
+        passes = len(device.rows)
+        with plain() as seen:
+            yield seen
+        if len(device.rows) > passes:
+            seen.thrashed = device.rows[-1] not in known
+            known.add(device.rows[-1])
+
+    monkeypatch.setattr(memory, "watched", noticing)
+    found = probe_memory(model, nn.MSELoss(), loader())
+    assert all(trial.peak is not None for trial in found.trials)
+    assert 2200 <= found.batch_size <= 2250
 
 
 def test_a_gradient_that_measuring_holds_is_counted(memory):
