@@ -106,12 +106,12 @@ def read_flights(path: Path, quick: bool = False) -> pd.DataFrame:
     day = pd.to_datetime(raw[["year", "month", "day"]])
     keep = raw[TARGET].notna()
     if quick:
-        keep &= day.dt.dayofyear % QUICK_STRIDE == 0
+        keep &= day.dt.day_of_year % QUICK_STRIDE == 0
     raw, day = raw[keep], day[keep]
     departure, arrival = _minute_of_day(raw["sched_dep_time"]), _minute_of_day(raw["sched_arr_time"])
     columns = {name: raw[name] for name in ("carrier", "origin", "dest", "month", "hour")}
-    columns["weekday"] = day.dt.dayofweek
-    columns["day"] = day.dt.dayofyear
+    columns["weekday"] = day.dt.day_of_week
+    columns["day"] = day.dt.day_of_year
     columns["dep_delay"] = raw["dep_delay"]
     columns["distance"] = raw["distance"]
     columns["sched_dep"] = departure

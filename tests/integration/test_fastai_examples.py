@@ -1,0 +1,97 @@
+"""The Learners of the fastai examples: untouched at a constant batch, and each sample once where the batch grows."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastai.basics import Callback, Learner, set_seed
+
+from adaptbs.fastai import AdaptiveBatchSize
+from tests.integration.fastai_learners import doubling, same, weights
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flights() -> Learner:
+    module = example("fastai_flights")
+    return module.make_learner(module.read_table(1200), bs=32)
+
+
+def collab() -> Learner:
+    module = example("fastai_collab")
+    return module.make_learner(module.make_ratings(1200), bs=32)
+
+
+def text() -> Learner:
+    module = example("fastai_text")
+    return module.make_learner(module.read_lines(500), bs=16)
+
+
+def mnist() -> Learner:
+    module = example("fastai_mnist")
+    x, y = module.read_digits()
+    return module.make_learner((x[:900], y[:900]), (x[900:1000], y[900:1000]), bs=32)
+
+
+LEARNERS = pytest.mark.parametrize("make", [flights, collab, text, mnist])
+
+
+def fit(learn: Learner, *cbs: Callback, epochs: int = 1) -> Learner:
+    set_seed(4)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, 1e-2, cbs=list(cbs))
+    return learn
+
+
+@LEARNERS
+def test_at_a_constant_batch_weights_are_stocks_to_the_bit(make):
+    stock, ours = fit(make()), make()
+    fit(ours, AdaptiveBatchSize(max_batch_size=ours.dls.bs, overhead=0))
+    assert same(weights(stock), weights(ours))
+
+
+@LEARNERS
+def test_also_where_it_is_measured(make):
+    stock, ours = fit(make()), make()
+    callback = AdaptiveBatchSize(max_batch_size=ours.dls.bs, overhead=0.5)
+    fit(ours, callback)
+    assert same(weights(stock), weights(ours))
+    assert "measurement" in callback.history.to_dict()["event"]
+
+
+def contents(batch: Any) -> list[float]:
+    """A number for each sample, by which it is known in any order; padding, which is word 1, is not counted."""
+    plain = [t.detach().as_subclass(torch.Tensor) for t in batch]
+    words = [t * (t != 1) if t.dtype == torch.int64 and t.dim() > 1 else t for t in plain]
+    return sum(t.double().reshape(len(t), -1).sum(1) for t in words).tolist()
+
+
+@LEARNERS
+def test_grown_batches_hold_the_samples_that_stocks_would(make):
+    def delivered(*cbs: Callback) -> list[list[float]]:
+        batches: list[list[float]] = []
+        learn = make()
+
+        def see(self: Callback) -> None:
+            if self.training:
+                batches.append(contents((*self.xb, *self.yb)))
+
+        fit(learn, *cbs, Callback(before_batch=see))
+        return batches
+
+    stock, ours = delivered(), delivered(AdaptiveBatchSize(target=doubling, overhead=0, budget="epochs"))
+    assert max(map(len, ours)) > len(stock[0]) == len(ours[0])
+    all_of_stock, all_of_ours = (sorted(value for batch in batches for value in batch) for batches in (stock, ours))
+    assert len(all_of_ours) == len(all_of_stock)
+    torch.testing.assert_close(all_of_ours, all_of_stock)
