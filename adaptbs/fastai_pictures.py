@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastai.callback.core import Callback
@@ -53,14 +54,19 @@ class ShowBatchSizeCallback(Callback):  # type: ignore[misc]
         self.run, self._shown = begins_fit(self.learn), None
         if self.run and not hasattr(self.learn, "adaptive_batch_size"):
             raise ValueError("ShowBatchSizeCallback has nothing to show: give cbs=[AdaptiveBatchSize(), ...] beside it")
+        if self.run:
+            try:
+                self._display: Any = import_module("IPython.display").display
+            except ImportError as error:
+                message = "ShowBatchSizeCallback shows its picture in a notebook, and there is no IPython: leave it out"
+                raise ImportError(message) from error
 
     def after_epoch(self) -> None:
-        from IPython.display import display
         from matplotlib import pyplot as plt
 
         figure = self.learn.adaptive_batch_size.plot()
         if self._shown is None:
-            self._shown = display(figure, display_id=True)  # type: ignore[no-untyped-call]
+            self._shown = self._display(figure, display_id=True)
         else:
             self._shown.update(figure)
         plt.close(figure)  # (else a notebook shows it once more, at the end of the cell)

@@ -6,7 +6,6 @@ import sys
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 
-import IPython.display
 import matplotlib
 import pytest
 from fastai.basics import Learner
@@ -44,26 +43,43 @@ def test_what_was_not_recorded_cannot_be_drawn():
         make_learner().recorder.plot_sched_by_samples()
 
 
-def test_the_live_graph_is_drawn_once_and_then_redrawn(monkeypatch):
-    shown, updates = [], []
+@pytest.fixture
+def notebook(monkeypatch) -> list:
+    """What stands in for IPython, which only notebooks need: what was shown, and the updates of each."""
+    shown: list = []
 
     def display(figure, display_id):
-        shown.append(figure)
+        updates: list = []
+        shown.append((figure, updates))
         return SimpleNamespace(update=updates.append)
 
-    monkeypatch.setattr(IPython.display, "display", display)
+    module = ModuleType("IPython.display")
+    module.display = display
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    return shown
+
+
+def test_the_live_graph_is_drawn_once_and_then_redrawn(notebook):
     learn = fitted(ShowBatchSizeCallback(), budget="epochs")
-    assert (len(shown), len(updates)) == (1, 1), "two epochs"
-    assert shown[0].axes[0].get_title() == "Noise scale and batch size"
+    ((figure, updates),) = notebook
+    assert len(updates) == 1, "two epochs"
+    assert figure.axes[0].get_title() == "Noise scale and batch size"
     assert not any(isinstance(cb, ShowBatchSizeCallback) for cb in learn.cbs)
 
 
-def test_the_live_graph_stands_beside_fastais(monkeypatch):
-    monkeypatch.setattr(IPython.display, "display", lambda *_, **__: SimpleNamespace(update=lambda _: None))
+def test_the_live_graph_stands_beside_fastais(notebook):
     learn = make_learner(progress=True)
     with learn.no_logging():
         learn.fit_one_cycle(1, 1e-2, cbs=[AdaptiveBatchSize(), ShowGraphCallback(), ShowBatchSizeCallback()])
-    assert len(learn.recorder.values) >= 1
+    assert len(notebook) == 1
+
+
+def test_where_there_is_no_notebook_the_live_graph_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    learn = make_learner()
+    with learn.no_bar(), pytest.raises(ImportError, match="no IPython: leave it out"):
+        learn.fit(1, cbs=[AdaptiveBatchSize(), ShowBatchSizeCallback()])
 
 
 def test_a_live_graph_of_nothing_says_so():
