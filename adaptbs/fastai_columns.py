@@ -38,10 +38,13 @@ class Columns(Callback):  # type: ignore[misc]
             self.learn.recorder.samples.append(self._seen)
 
     def after_validate(self) -> None:
-        if self._adds:
+        # (Where an epoch or its validation was cancelled, the metrics before ours are missing: ours would pass for them.)
+        recorder = self.learn.recorder if self._adds else None
+        if recorder and len(recorder.log) == len(recorder.metric_names) - len(NAMES) - bool(recorder.add_time):
             estimate = self._source.noise_scale
             simple = estimate.simple if estimate is not None else None
-            self.learn.recorder.log += [self._source.batch_size, math.nan if simple is None else float(f"{simple:.3g}")]
+            shown = math.nan if simple is None else float(f"{simple:.3g}")
+            recorder.log += [self._source.batch_size, shown]
 
 
 def begins_fit(learn: Any) -> bool:
