@@ -38,7 +38,7 @@ class Columns(Callback):  # type: ignore[misc]
             self.learn.recorder.samples.append(self._seen)
 
     def after_validate(self) -> None:
-        # (Where an epoch or its validation was cancelled, the metrics before ours are missing: ours would pass for them.)
+        # (Where an epoch or its validation was cancelled, metrics before ours are missing: ours would pass for them.)
         recorder = self.learn.recorder if self._adds else None
         if recorder and len(recorder.log) == len(recorder.metric_names) - len(NAMES) - bool(recorder.add_time):
             estimate = self._source.noise_scale
