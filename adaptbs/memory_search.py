@@ -7,6 +7,7 @@ round, and convolutions may take another workspace from some size on. So no size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, starmap
@@ -15,6 +16,7 @@ MOST_TRIALS = 8
 ENOUGH = 4  # after as many, one sample more or less is not worth another
 NEAR, LATE = 0.01, 0.015  # relative: a largest size predicted within this of one that fits is not worth a trial more,
 AFFINE = 5  # of which affine memory needs no more than so many
+APART = 1000  # times: sizes that lie further apart are halved by ratio
 JUMP = 1.1  # slopes that differ by more show that memory jumped between two sizes
 ROUNDING = 0.0005  # of the limit: how far two peaks may be off their line, which matters where it is drawn out far
 FAR = 3  # times the largest size that fits: beyond, a line through two smaller ones is taken with that caution
@@ -111,6 +113,8 @@ def next_size(trials: Sequence[Trial], start: int, most: int, least: int = 1, ca
     if above is not None and predicted >= above.batch_size:  # it ran out below where the line says: cut what is left
         ran_out = sum(t.peak is None for t in trials)
         predicted = low.batch_size + (above.batch_size - low.batch_size) / (2 if ran_out < 2 else 3)
+        if above.batch_size > APART * low.batch_size:  # (half of a size that is far too large is so as well)
+            predicted = math.sqrt(low.batch_size * above.batch_size)
     return _untried(int(predicted), low, ceiling, tried)
 
 

@@ -42,6 +42,20 @@ def test_what_is_returned_has_been_run_and_fits(jumps, taken):
         assert len(trials) <= 8
 
 
+@pytest.mark.parametrize("truth", [1_200, 3_900, 30_900])
+def test_a_first_size_that_took_next_to_nothing_misleads_it_for_long_no_more(truth):
+    """Where gradients are most of what a small batch takes, the batch seems to add nothing."""
+    weights = 1_000_000
+    limit = 2 * weights + 1000 * (truth - 900)
+
+    def run(size: int) -> Trial:
+        peak = weights + max(weights, weights // 10 + 1000 * size)  # at the end of the backward pass, or as it begins
+        return Trial(size, peak if peak <= limit else None, limit, 2 * weights)
+
+    answer = largest(search(run, 16, MOST))
+    assert answer is not None and 0.9 * truth <= answer <= truth, "by eight trials, the second of them far too large"
+
+
 def test_where_nothing_fits_none_is_returned():
     device = SimulatedDevice(capacity=1000, rest=900, temporary=90, per_sample=512, tensors=1)
     trials = search(device.trial, 64, MOST)
