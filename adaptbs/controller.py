@@ -24,7 +24,7 @@ from .sampler import Issued
 from .settings import Settings
 from .step_time import StepTime, Time
 from .timekeeper import Timekeeper
-from .types import COUPLED, Measurement, NoiseScale
+from .types import COUPLED, Measurement, NoiseScale, Scale
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -115,19 +115,15 @@ class Controller:
         return self._time.step_time
 
     @property
-    def k(self) -> float:
-        """Batch / base batch, by the size the batch was cut at: so an epoch's short last batch keeps its step."""
-        return self.delivery.in_hand.nominal / self.base_batch_size
-
-    @property
     def lr_factor(self) -> float:
         """Of the learning rate of the delivered batch."""
-        return self._lr(self.delivery.in_hand.nominal, self.noise_scale)
+        return self.scale.lr_factor
 
     @property
-    def anneal(self) -> float:
-        """The part of it that stands for growth which a cap has not let be."""
-        return self._lr.anneal(self.noise_scale)
+    def scale(self) -> Scale:
+        """What the hyperparameters of the delivered batch are changed by."""
+        # (By the size the batch was cut at: so an epoch's short last batch keeps its step.)
+        return self._lr.scale(self.delivery.in_hand.nominal, self.noise_scale)
 
     @property
     def batches_left(self) -> int:
@@ -149,7 +145,7 @@ class Controller:
     def _stepped(self, length: int) -> None:
         """The loop is through with a step of so many samples."""
         self._time.clock.step(length)
-        if self._due():
+        if (self._pace.news or self._pace.is_turn(self.run.worth)) and self._due():
             with self._time.clock.deciding():
                 self._decide()
 
@@ -184,7 +180,7 @@ class Controller:
             self._pace.news += 1
 
     def _worth(self, batch_size: int) -> float:
-        if self.run.max_extra is None or self._measurements.caveat == COUPLED:
+        if self._measurements.caveat == COUPLED:
             return 1.0  # (a sample is a sample, also where there is no noise scale to tell otherwise)
         return rate(batch_size, policy.reference(self.base_batch_size), self.noise_scale, self._critical)
 

@@ -20,7 +20,8 @@ class Loop(Protocol):
     """How a loop takes its batches, as far as it shows.
 
     Attributes:
-        ahead: how many batches it fetches before it works on them; None while that is not known.
+        ahead: how many batches it fetches before it works on them; None while that is not known. Once it is known to
+            be none, nothing else is asked any more.
     """
 
     ahead: int | None
@@ -93,6 +94,8 @@ class WatchedLoop:
     def finished(self) -> int:
         if self.ahead is None and self._fetched > 1:
             self.ahead = 0
+        if self.ahead == 0:
+            self.close()
         return self._fetched - (1 if self.ahead is None else self.ahead)
 
     def works(self, *_: Any) -> None:
@@ -147,18 +150,20 @@ class Delivery:
         try:
             if resumed:
                 self._finish()  # the batch that the saved run was working on
+            one_by_one = False  # whether it is known that the loop looks at no batch ahead: nearly always, and quicker
             for batch in batches if not (resumed and self._run.complete) else ():
-                self.fetched = here.fetch()
-                if loop.ahead == 0 and here.finished == here.fetched - 1:  # (nearly always, and the quicker for it)
+                if one_by_one:
                     self._begin(here)
+                    self.fetched = self.in_hand
                     yield batch
                     self._finish()
-                    here.begun = here.finished = here.fetched
                 else:
+                    self.fetched = here.fetch()
                     here.advance(self._begin, self._finish, begun=loop.begun)
                     yield batch
                     here.advance(self._begin, self._finish, finished=loop.finished)
-                if self._run.complete:
+                    one_by_one = loop.ahead == 0 and here.finished == here.fetched
+                if self._run.max_extra is not None and self._run.complete:
                     return
             here.advance(self._begin, self._finish, begun=here.fetched)
             if issued:
@@ -168,12 +173,19 @@ class Delivery:
             self._run.end_epoch()
 
     def _begin(self, here: Iteration) -> None:
-        self.in_hand = nominal, length, _ = here.issued.popleft()
+        try:
+            self.in_hand = nominal, length, _, _ = here.issued.popleft()
+        except IndexError:
+            raise RuntimeError(ONE_AT_A_TIME) from None
+        run = self._run
         here.position += length
-        self._run.epoch = here.epoch
-        self.schedule_span = self._run.deliver(nominal, length, here.position, self._worth(nominal))
-        self.longest = max(self.longest, length)
-        self.ever_changed |= nominal != self._start
+        run.epoch = here.epoch
+        worth = 1.0 if run.max_extra is None else self._worth(nominal)
+        self.schedule_span = run.deliver(nominal, length, here.position, worth)
+        if length > self.longest:
+            self.longest = length
+        if nominal != self._start:
+            self.ever_changed = True
         self._step_length += length
         if self._placed is not None:
             self._placed(*self.schedule_span)
@@ -189,7 +201,7 @@ class Delivery:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "in_hand": list(self.in_hand), "schedule_span": list(self.schedule_span),
+            "in_hand": self.in_hand.cut, "schedule_span": list(self.schedule_span),
             "ever_changed": self.ever_changed, "longest": self.longest, "step_length": self._step_length,
         }  # fmt: skip
 

@@ -225,7 +225,7 @@ class AdaptiveBatchSize(RunReport, Callback):
         """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
         run = self._run
         assert self._hypers is not None
-        self._hypers.scale(run.k, run.lr_factor, run.anneal)
+        self._hypers.scale(run.scale)
         if run.delivery.ever_changed:
             self.learn.n_iter = self.iter + 1 + run.batches_left
             if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):

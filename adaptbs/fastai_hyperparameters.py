@@ -13,6 +13,7 @@ from .hyperparameters import Hyperparameters
 from .lr_scaling import is_adaptive as is_torchs_adaptive
 from .transfer import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Kind
 from .transfer import kind_of as kind_of_torchs
+from .types import Scale
 
 # fastai's optimizers are all of one class: what they do is in the names of the functions that they call. (QHAdam mixes
 # gradient and corrected average, so that its bias correction cannot be set right from outside.)
@@ -56,8 +57,9 @@ class ScaledHypers:
             opt.opt if wrapped else opt, kind_of_torchs if wrapped else kind_of, following
         )
 
-    def scale(self, k: float, lr_factor: float, anneal: float = 1.0) -> None:
+    def scale(self, by: Scale) -> None:
         """Set them for the batch that is about to be trained on; nothing happens at k = 1."""
+        k, lr_factor, anneal = by
         if k == 1 and lr_factor == 1 and self.hyperparameters.idle:
             return
         hypers = self._opt.hypers

@@ -31,6 +31,7 @@ class Feed:
         batch_sampler: to be given to a DataLoader; to be put in the place of its own where the dataset `streams`.
         order: yields the indices; a stand-in where the dataset has none.
         streams: whether the dataset is an IterableDataset.
+        delivering: the iteration that has delivered last, of those under way.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Feed:
         self.batch_sampler = cut(self.order, size, batch_size * ranks.world_size, drop_last, parts, ranks)
         self._generators = _different(generator, getattr(self.order, "generator", None))
         self._under_way: list[Cut] = []  # iterations, the one that delivered last at the end
+        self.delivering: Cut | None = None
         self._rest: dict[str, Any] | None = None  # of an epoch, for the next iteration to deliver
 
     def iterate(self, fetch: Callable[[], Iterator[Any]]) -> tuple[Cut, Iterator[Any], deque[Issued]]:
@@ -75,17 +77,18 @@ class Feed:
         return cut, fetched, cut.issued
 
     def delivers(self, cut: Cut) -> None:
-        """Take note of the iteration that delivers a batch."""
-        if not self._under_way or self._under_way[-1] is not cut:
-            if cut not in self._under_way and isinstance(self.order, SharedOrder):
-                self.order.check_alike()
-            self.ends(cut)
-            self._under_way.append(cut)
+        """Take note of the iteration that delivers a batch, where it is not `delivering` already."""
+        if cut not in self._under_way and isinstance(self.order, SharedOrder):
+            self.order.check_alike()
+        self.ends(cut)
+        self._under_way.append(cut)
+        self.delivering = cut
 
     def ends(self, cut: Cut) -> None:
         """Take note of the end of an iteration."""
         if cut in self._under_way:
             self._under_way.remove(cut)
+        self.delivering = self._under_way[-1] if self._under_way else None
 
     def state_dict(self, under_way: bool) -> dict[str, Any]:
         """What is still to be delivered of the epoch under way, if one is, and the generators' states.

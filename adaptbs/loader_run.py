@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from .sampler import Cut
 from .scaled_step import ScaledStep
 from .schedule import SchedulePlace
 from .settings import check_size
+from .types import Scale
 
 log = logging.getLogger(__name__)
 
@@ -94,19 +94,16 @@ class LoaderRun:
         """From now on let the hyperparameters follow the batch, as long as there is anybody who sets it."""
         run = weakref.ref(self)  # (the optimizer's hooks should not be what keeps a loader alive)
 
-        def asked(name: str) -> float:
+        def scale() -> Scale:
             live = run()
-            return live._in_step(name) if live is not None else 1.0
+            if live is None:
+                return Scale()
+            if live._loop is not None and live._loop.ahead is None:
+                live._loop.works()
+            return live.controller.scale
 
-        factor, k, anneal = (partial(asked, name) for name in ("lr_factor", "k", "anneal"))
-        self.scaled_step = ScaledStep(self._optimizer, factor, k, self._following, anneal)
+        self.scaled_step = ScaledStep(self._optimizer, scale, self._following)
         weakref.finalize(self, self.scaled_step.remove)
-
-    def _in_step(self, name: str) -> float:
-        if self._loop is not None:
-            self._loop.works()
-        value: float = getattr(self.controller, name)
-        return value
 
     def close(self) -> None:
         self._closed = True
@@ -160,15 +157,18 @@ class LoaderRun:
 
     def _around(self, cut: Cut, delivered: Iterable[Any]) -> Iterator[Any]:
         self.scaled_step.hyperparameters.count(wait=True)
+        measurer = self._measurer if isinstance(self._measurer, Measurer) else None
         try:
             with self._place.iteration():
                 for batch in delivered:
-                    self.feed.delivers(cut)
-                    self.scaled_step.restore()
+                    if self.feed.delivering is not cut:
+                        self.feed.delivers(cut)
+                    if self.scaled_step.is_scaled:  # (by a step that raised)
+                        self.scaled_step.restore()
                     if self._trial is not None:
                         self._trial.batch = batch
-                    if isinstance(self._measurer, Measurer) and self.controller.measure_next():
-                        self._measure(batch, self._measurer)
+                    if measurer is not None and self.controller.measure_next():
+                        self._measure(batch, measurer)
                     yield batch
         finally:
             self.feed.ends(cut)

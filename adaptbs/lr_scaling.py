@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import math
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .types import ENOUGH, LRRule, NoiseScale
+from .types import ENOUGH, LRRule, NoiseScale, Scale
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -119,9 +119,18 @@ class LRFactor:
 
     def __init__(self, rule: LRRule, base_batch_size: int) -> None:
         self._rule, self._base, self.short = rule, base_batch_size, 1.0
+        self._latest: tuple[Any, Scale] = (None, Scale())
 
     def __call__(self, batch_size: int, noise_scale: NoiseScale | None) -> float:
         return self._rule(batch_size / self._base, noise_scale) * self.anneal(noise_scale)
+
+    def scale(self, batch_size: int, noise_scale: NoiseScale | None) -> Scale:
+        """What changes at a batch size; remembered, as it is asked for at every step."""
+        asked = batch_size, noise_scale, self.short
+        if asked != self._latest[0]:
+            factor, anneal = self(batch_size, noise_scale), self.anneal(noise_scale)
+            self._latest = asked, Scale(batch_size / self._base, factor, anneal)
+        return self._latest[1]
 
     def anneal(self, noise_scale: NoiseScale | None) -> float:
         """The part of it that stands for growth which a cap has not let be."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,11 +21,18 @@ class Issued(NamedTuple):
         nominal: the size in force when it was cut, samples of an optimizer step.
         length: how many samples it really holds, those of all ranks together.
         ends_step: whether it is the last of an optimizer step.
+        indices: of its samples, of all ranks, as far as they are known.
     """
 
     nominal: int
     length: int
     ends_step: bool = True
+    indices: Sequence[Any] = ()
+
+    @property
+    def cut(self) -> list[Any]:
+        """All but the indices."""
+        return [self.nominal, self.length, self.ends_step]
 
 
 class AdaptiveBatchSampler(Sampler[list[int]]):
@@ -46,6 +53,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         apart: how many samples at an epoch's end are cut on their own, being of another kind.
 
     Attributes:
+        size: as given.
         first: `start`.
         latest: iteration.
         rest: where not None, what iterations that begin now are to go on from (`Cut.state_dict`).
@@ -64,7 +72,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     ) -> None:
         self.sampler, self.drop_last, self.parts, self.ranks = sampler, drop_last, parts, ranks
         self.rows, self.apart = rows, apart
-        self._size, self.first = size, start
+        self.size, self.first = size, start
         self.rest: dict[str, Any] | None = None
         self.latest = self._new_cut()
 
@@ -80,13 +88,14 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         return self.epoch_samples % self.first or self.first
 
     @property
+    def is_alone(self) -> bool:
+        """Whether every batch is an optimizer step of one process, and of any length."""
+        return self.parts * self.ranks.world_size * self.rows == 1 and not self.apart
+
+    @property
     def issued(self) -> deque[Issued]:
         """Of the latest iteration."""
         return self.latest.issued
-
-    def size(self) -> int:
-        """Of the next step, samples."""
-        return self._size()
 
     def __iter__(self) -> Iterator[list[int]]:
         # A plain method, so that each iteration has its queue before workers begin to fetch.
@@ -97,7 +106,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         return Cut(self)
 
     def __len__(self) -> int:
-        return -(-self.epoch_samples * self.parts // self._size())
+        return -(-self.epoch_samples * self.parts // self.size())
 
 
 class Cut:
@@ -110,7 +119,6 @@ class Cut:
     def __init__(self, sampler: AdaptiveBatchSampler) -> None:
         self._sampler, self._rest = sampler, sampler.rest
         self.issued: deque[Issued] = deque()
-        self._recent: deque[list[int]] = deque()  # the indices of the batches issued, and perhaps of some before
         self._indices: Iterator[int] = iter(())
         self._left = 0  # samples of the epoch that have not been cut
         self._nominal, self._part = 0, 0  # of the step being cut: its size, and how many batches of it have been
@@ -123,29 +131,38 @@ class Cut:
             self._indices, self._left = iter(self._sampler.sampler), self._sampler.epoch_samples
         else:
             yield from self._go_on(self._rest)
-        shortest_tail, parts, ranks = self._sampler.shortest_tail, self._sampler.parts, self._sampler.ranks
-        n = ranks.world_size
+        sampler, shortest_tail, alone = self._sampler, self._sampler.shortest_tail, self._sampler.is_alone
         while self._left:
             if not self._part:
-                self._nominal = self._sampler.size()
-                self._step_left = self._whole_step(shortest_tail)
-            # (Equally many for each rank: who has none, or makes a step less, lets the others wait for ever.)
-            if self._step_left:
-                length = n * -(-self._step_left // n // (parts - self._part))
-                self._step_left -= length
+                self._nominal = sampler.size()
+            if alone and self._left >= 2 * self._nominal:  # (nearly all batches; each function called here costs)
+                length = self._nominal
+                batch = list(islice(self._indices, length))
             else:
-                ahead = self._left - self._sampler.apart if self._left > self._sampler.apart else self._left
-                unit = n * self._sampler.rows
-                length = unit * next_length(self._nominal // parts // unit, ahead // unit, shortest_tail // unit)
-            batch = list(islice(self._indices, length))
+                length = self._length(shortest_tail)
+                batch = list(islice(self._indices, length))
+                self._part = (self._part + 1) % sampler.parts
             if not batch:
                 return
             self._left -= length
-            self._part = (self._part + 1) % parts
-            self._issue(batch, Issued(self._nominal, len(batch), not self._part))
-            yield ranks.mine(batch)
+            self.issued.append(Issued(self._nominal, len(batch), not self._part, batch))
+            yield batch if alone else sampler.ranks.mine(batch)
         for _ in self._indices:  # what drop_last drops; a stock loader asks once more too: RandomSampler draws then
             pass
+
+    def _length(self, shortest_tail: int) -> int:
+        """Samples of the next batch, over all ranks."""
+        parts, n = self._sampler.parts, self._sampler.ranks.world_size
+        if not self._part:
+            self._step_left = self._whole_step(shortest_tail)
+        # (Equally many for each rank: who has none, or makes a step less, lets the others wait for ever.)
+        if self._step_left:
+            length = n * -(-self._step_left // n // (parts - self._part))
+            self._step_left -= length
+            return length
+        ahead = self._left - self._sampler.apart if self._left > self._sampler.apart else self._left
+        unit = n * self._sampler.rows
+        return unit * next_length(self._nominal // parts // unit, ahead // unit, shortest_tail // unit)
 
     def _whole_step(self, shortest_tail: int) -> int:
         """Samples of a step that has to be whole, or 0 where it is cut as a stock sampler would.
@@ -158,12 +175,6 @@ class Cut:
         n = self._sampler.ranks.world_size
         return n * next_length(self._nominal // n, self._left // n, parts * shortest_tail // n)
 
-    def _issue(self, batch: list[int], issued: Issued) -> None:
-        self.issued.append(issued)
-        self._recent.append(batch)
-        while len(self._recent) > len(self.issued):
-            self._recent.popleft()
-
     def _go_on(self, state: dict[str, Any]) -> Iterator[list[int]]:
         self._left, self._nominal = state["left"], state["nominal"]
         self._part, self._step_left = state["part"], state["step_left"]
@@ -171,7 +182,7 @@ class Cut:
         self._indices = iter(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
         for nominal, length, ends_step in state["issued"]:
             batch = list(islice(self._indices, length))
-            self._issue(batch, Issued(nominal, length, ends_step))
+            self.issued.append(Issued(nominal, length, ends_step, batch))
             yield self._sampler.ranks.mine(batch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,12 +192,11 @@ class Cut:
         """
         rest = list(self._indices)
         self._indices = iter(rest)
-        flying = [index for batch in list(self._recent)[len(self._recent) - len(self.issued) :] for index in batch]
-        indices = flying + rest
+        indices = [index for issued in self.issued for index in issued.indices] + rest
         integers = all(type(index) is int for index in indices)
         return {
             "indices": torch.tensor(indices, dtype=torch.int64) if integers else indices,
-            "issued": [list(batch) for batch in self.issued],
+            "issued": [issued.cut for issued in self.issued],
             "left": self._left, "nominal": self._nominal, "part": self._part, "step_left": self._step_left,
         }  # fmt: skip
 

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from .hyperparameters import Hyperparameters
 from .transfer import LR, kind_of
+from .types import Scale
 
 _NAME = "_adaptbs_scaled_step"  # beside the optimizer's state, which is what its state_dict holds
 
@@ -22,31 +23,28 @@ class ScaledStep:
 
     Args:
         optimizer: whose steps to scale.
-        lr_factor: of the learning rate, asked before each step.
-        k: batch size / base batch size, asked before each step; where both are exactly 1 everything is left untouched.
-        following: which hyperparameters follow k, out of `transfer.HYPERPARAMETERS`.
-        anneal: the part of `lr_factor` by which the learning rate falls as in a schedule, asked with it.
+        scale: by what, asked before each step; where that is 1 everything is left untouched.
+        following: which hyperparameters follow the batch, out of `transfer.HYPERPARAMETERS`.
 
     Attributes:
+        is_scaled: whether the hyperparameters are changed at the moment.
         hyperparameters: of the optimizer, with what a checkpoint has to hold.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        lr_factor: Callable[[], float],
-        k: Callable[[], float] = lambda: 1.0,
+        scale: Callable[[], Scale],
         following: Collection[str] = LR,
-        anneal: Callable[[], float] = lambda: 1.0,
     ) -> None:
         earlier = optimizer.__dict__.get(_NAME)
         if earlier is not None:
             earlier.remove()
         optimizer.__dict__[_NAME] = self
-        self._optimizer, self._lr_factor, self._k, self._following = optimizer, lr_factor, k, following
-        self._anneal = anneal
+        self._optimizer, self._scale, self._following = optimizer, scale, following
         self.hyperparameters = Hyperparameters.beside(optimizer, kind_of, following)
-        self._unscaled: list[dict[str, Any]] | None = None
+        self._unscaled: list[dict[str, Any]] = []
+        self.is_scaled = False
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -55,26 +53,27 @@ class ScaledStep:
     # (These run at every step, with the processor's caches full of the model's: the less they touch, the better.)
 
     def _before(self, *_: Any) -> None:
-        if self._unscaled is not None:
+        if self.is_scaled:
             self.restore()
-        k, lr_factor = self._k(), self._lr_factor()
+        k, lr_factor, anneal = self._scale()
         if k != 1 or lr_factor != 1 or not self.hyperparameters.idle:
             groups = self._optimizer.param_groups
-            new = self.hyperparameters.changed(groups, self._following, k=k, lr_factor=lr_factor, anneal=self._anneal())
+            new = self.hyperparameters.changed(groups, self._following, k=k, lr_factor=lr_factor, anneal=anneal)
             self._unscaled = [{name: group[name] for name in values} for group, values in zip(groups, new, strict=True)]
             for group, values in zip(groups, new, strict=True):
                 group.update(values)
+            self.is_scaled = True
 
     def _after(self, *_: Any) -> None:
-        if self._unscaled is not None:
+        if self.is_scaled:
             self.restore()
 
     def restore(self) -> None:
         """Put the hyperparameters back; also after a step that raised, where no post hook ran."""
-        if self._unscaled is not None:
+        if self.is_scaled:
             for group, values in zip(self._optimizer.param_groups, self._unscaled, strict=True):
                 group.update(values)
-            self._unscaled = None
+            self.is_scaled = False
 
     def remove(self) -> None:
         """Leave the optimizer's steps as they were found."""

@@ -75,4 +75,4 @@ class StreamCut(Cut):
 
     def state_dict(self) -> dict[str, Any]:
         """What was asked for in this epoch, and how many batches of it the loop has begun."""
-        return {"asked": [list(issued) for issued in self.asked], "begun": self._came - len(self.delivered)}
+        return {"asked": [issued.cut for issued in self.asked], "begun": self._came - len(self.delivered)}

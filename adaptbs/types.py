@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +138,20 @@ class Decision:
     batch_size: int
     reason: str
     wanted: int | None = field(default=None, compare=False)
+
+
+class Scale(NamedTuple):
+    """What the hyperparameters of a batch are changed by.
+
+    Attributes:
+        k: batch size / base batch size.
+        lr_factor: of the learning rate.
+        anneal: the part of it by which the learning rate falls as in a schedule.
+    """
+
+    k: float = 1.0
+    lr_factor: float = 1.0
+    anneal: float = 1.0
 
 
 #: `target=`: (noise scale or None, batch size now, progress 0..1) -> wanted batch size.

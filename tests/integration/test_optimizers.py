@@ -102,7 +102,7 @@ class Trained:
                 if clip:
                     nn.utils.clip_grad_norm_(model.parameters(), 0.5)
                 self.optimizer.step()
-                self.ks.append(self.loader._controller.k if grow is not None else 1.0)
+                self.ks.append(self.loader._controller.scale.k if grow is not None else 1.0)
                 self.check_outside()
         self.weights = torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -213,7 +213,7 @@ def test_an_optimizer_with_a_closure(grow, caplog):
                 return loss
 
             optimizer.step(closure)
-            ks.append(loader._controller.k if ours else 1)
+            ks.append(loader._controller.scale.k if ours else 1)
             assert optimizer.param_groups[0]["lr"] == 0.05
         assert inside == pytest.approx([0.05 * k**0.5 for k in ks])
         results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

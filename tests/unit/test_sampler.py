@@ -2,7 +2,7 @@ from itertools import chain
 
 import pytest
 
-from adaptbs.sampler import AdaptiveBatchSampler, Issued, next_length
+from adaptbs.sampler import AdaptiveBatchSampler, next_length
 
 
 def sampler(n: int, sizes: list[int], *, start: int, drop_last: bool = False) -> AdaptiveBatchSampler:
@@ -62,7 +62,8 @@ def test_the_next_length(size, left, tail, length):
 def test_what_was_issued_says_nominal_size_and_true_length():
     cut = sampler(10, [4], start=4)
     list(cut)
-    assert list(cut.issued) == [Issued(4, 4), Issued(4, 4), Issued(4, 2)]
+    assert [issued.cut for issued in cut.issued] == [[4, 4, True], [4, 4, True], [4, 2, True]]
+    assert [issued.indices for issued in cut.issued] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_each_iteration_has_its_own_queue():
