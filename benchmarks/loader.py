@@ -1,6 +1,6 @@
 """What a batch costs in an AdaptiveDataLoader whose size stays, against a stock DataLoader.
 
-    python benchmarks/loader.py [--rounds 64] [--quick] [--only WORD] [--profile]
+    python benchmarks/loader.py [--rounds 24] [--quick] [--only WORD] [--profile]
 
 A round is one short epoch of each loader, one after the other, in an order that turns with every round: a stock
 DataLoader; another, as a control; and adaptbs's with `max_batch_size` equal to the start. All draw the same samples
@@ -9,10 +9,11 @@ how far the machine can be believed. Medians over rounds, with the quartiles, go
 rounds all is built anew: where objects happen to lie in memory makes one loop faster than its copy while they live.
 
 Three kinds of data: tensors in memory (`TensorDataset`), images made on the fly by two workers, and dicts that the
-default collate puts together. Each three times: the loader alone, iterated over and nothing done with the batches,
-with `overhead=0`; in a training loop, with `overhead=0`, so that what is added to the optimizer's step counts as well;
-and in a training loop with `overhead` at its default, where measuring is what costs, and may. The first two
-are planned to be 10,000 steps long and stopped early: the twenty decisions of a run weigh too much in a short one.
+default collate puts together. Each four times: the loader alone, iterated over and nothing done with the batches,
+with `overhead=0`; the same in very short epochs, whose beginning costs something too; in a training loop, with
+`overhead=0`, so that what is added to the optimizer's step counts as well; and in a training loop with `overhead` at
+its default, where measuring is what costs, and may. The first three are planned to be 250 epochs long and stopped
+early: the twenty decisions of a run weigh too much in a short one.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import gc
 import pstats
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,8 +37,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from adaptbs import AdaptiveDataLoader
 
 BATCH_SIZE = 64
-EPOCH_STEPS = 40  # the shorter a round, the less the machine changes within it
-SAMPLES = BATCH_SIZE * EPOCH_STEPS
 LONG = 250  # epochs planned, of which a few are run: twenty decisions a run would else be one every few batches
 KINDS = ("stock", "control", "adaptive")
 
@@ -45,8 +44,11 @@ KINDS = ("stock", "control", "adaptive")
 class Images(Dataset[Any]):
     """3 x 64 x 64 bytes made from the index, turned into floats and flipped: about what a small photo takes."""
 
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+
     def __len__(self) -> int:
-        return SAMPLES
+        return self._samples
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = torch.arange(i, i + 3 * 64 * 64).to(torch.uint8).view(3, 64, 64)
@@ -56,11 +58,11 @@ class Images(Dataset[Any]):
 class Records(Dataset[Any]):
     """Dicts of four entries, as loaders of text and tables deliver."""
 
-    def __init__(self) -> None:
-        self.x, self.mask = torch.randn(SAMPLES, 32), torch.ones(SAMPLES, 32, dtype=torch.bool)
+    def __init__(self, samples: int) -> None:
+        self.x, self.mask = torch.randn(samples, 32), torch.ones(samples, 32, dtype=torch.bool)
 
     def __len__(self) -> int:
-        return SAMPLES
+        return len(self.x)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {"x": self.x[i], "mask": self.mask[i], "weight": 1.0, "y": i % 10}
@@ -68,11 +70,27 @@ class Records(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Case:
+    """Data, and a model that is quick to train on them; `dataset` makes so many samples, of `steps` batches an epoch.
+
+    The shorter a round, the less the machine changes within it; the longer, the less its beginning counts.
+    """
+
     name: str
-    dataset: Callable[[], Dataset[Any]]
+    dataset: Callable[[int], Dataset[Any]]
     model: Callable[[], nn.Module]
     loss: Callable[[nn.Module, Any], Tensor]
+    steps: int
     workers: int = 0
+
+
+@dataclass(frozen=True)
+class Use:
+    """How the loader is used: whether a model trains, `arguments` of adaptbs's loader, batches of an epoch if few."""
+
+    name: str
+    trains: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=lambda: {"overhead": 0})
+    steps: int | None = None
 
 
 def mlp(inputs: int) -> nn.Module:
@@ -96,26 +114,27 @@ def loss_of_record(model: nn.Module, batch: Any) -> Tensor:
 
 CASES = (
     Case(
-        "TensorDataset", lambda: TensorDataset(torch.randn(SAMPLES, 32), torch.arange(SAMPLES) % 10),
-        lambda: mlp(32), loss_of_pair,
+        "TensorDataset", lambda n: TensorDataset(torch.randn(n, 32), torch.arange(n) % 10),
+        lambda: mlp(32), loss_of_pair, 400,
     ),
-    Case("images, 2 workers", Images, cnn, loss_of_pair, workers=2),
-    Case("dicts", Records, lambda: mlp(32), loss_of_record),
+    Case("images, 2 workers", Images, cnn, loss_of_pair, 100, workers=2),
+    Case("dicts", Records, lambda: mlp(32), loss_of_record, 400),
 )  # fmt: skip
-#: (how the loader is used, whether a model trains, arguments of adaptbs's loader)
-USES: tuple[tuple[str, bool, dict[str, Any]], ...] = (
-    ("alone", False, {"overhead": 0}),
-    ("training, `overhead=0`", True, {"overhead": 0}),
-    ("training, default", True, {}),
+USES = (
+    Use("alone"),
+    Use("alone, epochs of 40 batches", steps=40),
+    Use("training, `overhead=0`", trains=True),
+    Use("training, default", trains=True, arguments={}),
 )
 
 
 class Epochs:
     """One way of loading: an epoch at each call, and its seconds."""
 
-    def __init__(self, case: Case, kind: str, trains: bool, rounds: int, arguments: dict[str, Any]) -> None:
+    def __init__(self, case: Case, use: Use, kind: str, rounds: int) -> None:
         torch.manual_seed(0)
-        self._case, self._trains, self._generator = case, trains, torch.Generator()
+        self._case, self._trains, self._generator = case, use.trains, torch.Generator()
+        dataset = case.dataset(BATCH_SIZE * (use.steps or case.steps))
         self._model = case.model()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), 1e-3)
         stock = {
@@ -123,11 +142,11 @@ class Epochs:
             "persistent_workers": case.workers > 0,  # else an epoch so short would be all about starting them
         }  # fmt: skip
         if kind != "adaptive":
-            self._loader = DataLoader(case.dataset(), BATCH_SIZE, **stock)
+            self._loader = DataLoader(dataset, BATCH_SIZE, **stock)
             return
         self._loader = AdaptiveDataLoader(
-            case.dataset(), BATCH_SIZE, model=self._model, optimizer=self._optimizer, batch_loss=case.loss,
-            epochs=rounds, max_batch_size=BATCH_SIZE, **stock, **arguments,
+            dataset, BATCH_SIZE, model=self._model, optimizer=self._optimizer, batch_loss=case.loss,
+            epochs=rounds, max_batch_size=BATCH_SIZE, **stock, **use.arguments,
         )  # fmt: skip
 
     def __call__(self, seed: int) -> float:
@@ -141,22 +160,22 @@ class Epochs:
         return time.perf_counter() - begin
 
 
-def compare(case: Case, trains: bool, arguments: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+def compare(case: Case, use: Use, rounds: int) -> dict[str, list[float]]:
     """Seconds of each round, by kind."""
     # What is measured comes first of all and then rarely: such a run is to be longer.
-    times = 16 if "overhead" in arguments else 3
+    times = 8 if "overhead" in use.arguments else 2
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(times):
-        for kind, values in compare_once(case, trains, arguments, max(1, rounds // times)).items():
+        for kind, values in compare_once(case, use, max(1, rounds // times)).items():
             seconds[kind] += values
     return seconds
 
 
-def compare_once(case: Case, trains: bool, arguments: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+def compare_once(case: Case, use: Use, rounds: int) -> dict[str, list[float]]:
     """The same, of objects built once."""
-    warm = 2  # rounds: workers start, caches fill
-    epochs = LONG if "overhead" in arguments else rounds + warm
-    runs = {kind: Epochs(case, kind, trains, epochs, arguments) for kind in KINDS}
+    warm = 1  # rounds: workers start, caches fill
+    epochs = LONG if "overhead" in use.arguments else rounds + warm
+    runs = {kind: Epochs(case, use, kind, epochs) for kind in KINDS}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     gc.collect()
     gc.freeze()  # a collection of all that torch has loaded would fall on one of them
@@ -168,9 +187,9 @@ def compare_once(case: Case, trains: bool, arguments: dict[str, Any], rounds: in
     return {kind: values[warm:] for kind, values in seconds.items()}
 
 
-def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians over rounds; a batch in microseconds."""
-    per_batch = 1e6 / EPOCH_STEPS
+def summary(seconds: dict[str, list[float]], steps: int) -> dict[str, Any]:
+    """Medians over rounds of so many batches; a batch in microseconds."""
+    per_batch = 1e6 / steps
     row: dict[str, Any] = {"stock_us": statistics.median(seconds["stock"]) * per_batch}
     for kind in KINDS[1:]:
         ratios = [ours / stock for ours, stock in zip(seconds[kind], seconds["stock"], strict=True)]
@@ -183,9 +202,9 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return row
 
 
-def profile(case: Case, trains: bool, arguments: dict[str, Any], rounds: int) -> None:
+def profile(case: Case, use: Use, rounds: int) -> None:
     """Where the time of adaptbs's own files goes; a profiler makes small functions look dearer than they are."""
-    run = Epochs(case, "adaptive", trains, LONG, arguments)
+    run = Epochs(case, use, "adaptive", LONG)
     run(0)
     profiler = cProfile.Profile()
     profiler.enable()
@@ -197,7 +216,7 @@ def profile(case: Case, trains: bool, arguments: dict[str, Any], rounds: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--quick", action="store_true", help="a few rounds, to try it; nothing is saved")
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is saved then")
     parser.add_argument("--profile", action="store_true", help="where adaptbs's time goes; nothing is saved")
@@ -205,18 +224,19 @@ def main() -> None:
     torch.set_num_threads(1)
     rounds, rows = 6 if args.quick else args.rounds, []
     for case in CASES:
-        for use, trains, arguments in USES:
+        for use in USES:
             if args.only not in case.name:
                 continue
             if args.profile:
-                profile(case, trains, arguments, rounds)
+                profile(case, use, rounds)
                 continue
-            row = summary(compare(case, trains, arguments, rounds))
-            rows.append({"data": case.name, "use": use, **row})
+            steps = use.steps or case.steps
+            row = summary(compare(case, use, rounds), steps)
+            rows.append({"data": case.name, "use": use.name, "epoch_steps": steps, **row})
             shown = "   ".join(f"{k} {row[k]['ratio']:.4f} ({row[k]['added_us']:+.1f} us)" for k in KINDS[1:])
-            print(f"{case.name}, {use}: {row['stock_us']:.0f} us a batch   {shown}", flush=True)
+            print(f"{case.name}, {use.name}: {row['stock_us']:.0f} us a batch   {shown}", flush=True)
     if not (args.quick or args.only or args.profile):
-        print(save("loader", {"batch_size": BATCH_SIZE, "epoch_steps": EPOCH_STEPS, "rounds": rounds, "rows": rows}))
+        print(save("loader", {"batch_size": BATCH_SIZE, "rounds": rounds, "rows": rows}))
 
 
 if __name__ == "__main__":

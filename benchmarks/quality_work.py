@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from quality_adaptive import LARGEST, PIECES, Adaptive, adaptive_run, article_run, fixed_run_timed, ramp
 from quality_compared import own_best
+from quality_lengths import MEASURED, SIZES, length_run, lengths_of, measured_run, rule_of
 from quality_results import CHOOSING, FEW, FIRST, REPORTED, SOME, Part, Row, best_of
 from quality_rules import MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
 from quality_tasks import BASE, Task
@@ -240,6 +241,17 @@ def article(tasks: Tasks) -> Iterator[Work]:
                     yield Work(task, rule.name, seed, lambda t=task, b=size, s=seed: article_run(t, b, s))
 
 
+def lengths(tasks: Tasks) -> Iterator[Work]:
+    """Larger batches for longer, beside the base run that predicts how much longer it takes."""
+    for task in tasks:
+        for seed in FEW:
+            yield Work(task, MEASURED, seed, lambda t=task, s=seed: measured_run(t, s))
+            for size in SIZES:
+                for n in lengths_of(task):
+                    run = lambda t=task, b=size, n=n, s=seed: length_run(t, Fixed(b), n, s)  # noqa: E731
+                    yield Work(task, rule_of(size, n), seed, run)
+
+
 def _fixed(task: Task, rule: Fixed, seed: int) -> Work:
     return Work(task, rule.name, seed, lambda: fixed_run(task, rule, seed))
 
@@ -255,5 +267,5 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks) -> Iterator[Work]:
 
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
-    for part in (base_lr, own_lr, fixed, adaptive, cpu, peers, article, ablations, fixed_beta1, fixed_small)
+    for part in (base_lr, own_lr, fixed, adaptive, cpu, peers, article, ablations, fixed_beta1, fixed_small, lengths)
 }
