@@ -20,6 +20,7 @@ from tests.simulated_device import OnDevice, SimulatedMemory
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(406, 8, generator=GENERATOR)
+OVERFLOWS = 16  # the batch, from 1
 Y = X.sum(1, keepdim=True) + 3 * torch.randn(406, 1, generator=GENERATOR)
 
 
@@ -96,6 +97,60 @@ def grown(rank, world, out, way="ddp", name="sgd", parts=1, **arguments):
     loader = loader_of(model, optimizer, 8, target=doubling, max_batch_size=32, accumulation_steps=parts, **arguments)
     seen = train(loader, model, optimizer, way=way, parts=parts)
     return {**seen, "last": flat(model), "history": loader.history.records, "state": loader.state_dict()}
+
+
+def scaled(rank, world, out):
+    """The same in float16's way: a loss scale, and a step that one rank's overflow makes all of them leave out."""
+    model = DistributedDataParallel(network())
+    optimizer, scaler = optimizer_of("sgd", model), torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    steps = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(scaler.get_scale()))
+    loader = loader_of(model, optimizer, 8, target=doubling, max_batch_size=32, lr_scaling="linear")
+    seen = {"indices": [], "sizes": [], "weights": []}
+    for _ in range(2):
+        for batch in loader:
+            seen["weights"].append(flat(model))
+            seen["indices"].append(batch[2])
+            seen["sizes"].append(loader.global_batch_size)
+            loss = batch_loss(model, batch)
+            overflows = len(seen["sizes"]) == OVERFLOWS and rank == 1
+            scaler.scale(loss * torch.inf if overflows else loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    return {
+        **seen, "last": flat(model), "history": loader.history.records, "state": loader.state_dict(), "steps": steps
+    }  # fmt: skip
+
+
+def ahead(rank, world, out):
+    """A loop that fetches the next batch before it trains on this one."""
+    model = DistributedDataParallel(network())
+    optimizer = optimizer_of("sgd", model)
+    loader = loader_of(model, optimizer, 8, target=doubling, max_batch_size=32, lr_scaling="linear")
+    indices, trained = [], []
+
+    def one_ahead():
+        batches = iter(loader)
+        this = next(batches)
+        for following in batches:
+            yield this
+            this = following
+        yield this
+
+    optimizer.register_step_pre_hook(lambda *_: trained.append((loader.global_batch_size, loader.lr_factor)))
+    for _ in range(2):
+        for batch in one_ahead():
+            indices.append(batch[2])
+            batch_loss(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {
+        "indices": indices, "trained": trained, "last": flat(model), "history": loader.history.records,
+        "state": loader.state_dict(),
+    }  # fmt: skip
 
 
 def real_clock(rank, world, out):
@@ -183,6 +238,8 @@ PROGRAMS = {
     "by hand": lambda *a: grown(*a, way="by hand"),
     "accumulated": lambda *a: grown(*a, parts=2),
     "real clock": real_clock,
+    "scaled": scaled,
+    "ahead": ahead,
     "checkpoint": checkpoint,
     "wrong": wrong,
 }

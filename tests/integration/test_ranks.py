@@ -12,11 +12,22 @@ import torch
 
 from adaptbs.gradients.micro_batches import GradientPool
 from adaptbs.noise_scale import Window
-from tests.integration.rank_programs import X, Y, batch_loss, doubling, flat, loader_of, network, optimizer_of, train
+from tests.integration.rank_programs import (
+    OVERFLOWS,
+    X,
+    Y,
+    batch_loss,
+    doubling,
+    flat,
+    loader_of,
+    network,
+    optimizer_of,
+    train,
+)
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 60  # seconds, after which processes are taken to hang
-TWO = "ddp,adamw,by hand,accumulated,real clock,checkpoint,wrong,memory"
+TWO = "ddp,adamw,by hand,accumulated,real clock,scaled,ahead,checkpoint,wrong,memory"
 FOUR = "ddp,real clock"
 
 
@@ -160,3 +171,38 @@ def test_no_rank_grows_past_what_the_one_with_the_least_memory_has_tried():
     trials = second["rows"].count(largest) - first["rows"].count(largest)
     assert trials == 2, "it was tried on the rank that has less; what surely fits need not be"
     assert {"memory"} <= {record["reason"] for record in first["history"]}
+
+
+def test_a_loss_scale_and_an_overflow_on_one_rank_are_the_same_to_all():
+    first, second = results(2)["scaled"]
+    for name in ("sizes", "history", "state"):
+        assert repr(first[name]) == repr(second[name])
+    assert torch.equal(first["last"], second["last"])
+    assert len(set(first["sizes"])) > 2
+    batches = len(first["indices"])
+    assert len(first["steps"]) == batches - 1, "the overflow's step was left out, and no other"
+    assert torch.equal(first["weights"][OVERFLOWS - 1], first["weights"][OVERFLOWS])
+    assert sorted(set(first["steps"])) == [2.0**7, 2.0**8]
+
+
+def test_a_loss_scale_leaves_the_noise_scale_as_it_is():
+    scaled, plain = (
+        next(r for r in results(2)[name][0]["history"] if r["event"] == "decision" and r["noise_scale"] is not None)
+        for name in ("scaled", "ddp")
+    )
+    before = sum(map(len, results(2)["scaled"][0]["indices"][: OVERFLOWS - 1])) * 2
+    assert scaled["samples"] == plain["samples"] <= before, "of the same steps"
+    assert scaled["noise_scale"] == pytest.approx(plain["noise_scale"], rel=1e-4)
+
+
+def test_ranks_that_look_a_batch_ahead_decide_alike_and_deliver_all():
+    first, second = results(2)["ahead"]
+    for name in ("trained", "history", "state"):
+        assert repr(first[name]) == repr(second[name])
+    assert torch.equal(first["last"], second["last"])
+    delivered = [index for batch in whole([first, second]) for index in batch]
+    assert [sorted(delivered[:406]), sorted(delivered[406:])] == [[*range(406)]] * 2
+    for share, (_, factor) in zip(first["indices"], first["trained"], strict=True):
+        if len(share) in (8, 16, 32):  # (an epoch's last batches may be shorter)
+            assert factor == len(share) / 8, "each step has the learning rate of its own batch"
+    assert {len(share) for share in first["indices"]} >= {8, 16, 32}
