@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import quality_lengths
 from quality_compared import FIXED, Compared, compared, fastest_fixed, own_best, rows
 from quality_margins import MEASURES
 from quality_results import FEW, REPORTED, Part, Row, relative_differences, upper_limit
@@ -149,6 +150,27 @@ def _real_pair(ours: list[Row], fixed: list[Row], margin: float) -> list[str]:
     return [*cells, f"{steps:.2f}", ratio("cpu_seconds"), ratio("seconds")]
 
 
+def lengths() -> str:
+    """Samples that larger batches take for the same progress, predicted and trained."""
+    part, lines = Part("lengths"), []
+    for task, measure in MEASURES.items():
+        for size in quality_lengths.SIZES:
+            if found := quality_lengths.compared(task, size, part):
+                needed = [_needed(found.needed[loss]) for loss in quality_lengths.LOSSES]
+                cells = [f"{found.phi:,.0f}", f"{found.simple:.2f}", f"{found.critical:.2f}"]
+                lines.append([f"{measure.title}, {size:,}", *cells, *needed])
+    header = ["task, batch", "B_simple", "by B_simple", "by the critical batch"]
+    header += [f"trained: {title}" for title in quality_lengths.LOSSES.values()]
+    return markdown(header, lines) + _where("lengths")
+
+
+def _needed(ratios: list[float]) -> str:
+    """A cell of samples over the base run's: the median, and the least and the most."""
+    longest = max(quality_lengths.TIMES)
+    shown = [f"over {longest:g}" if r > longest else f"{r:.2f}" if r else "under 1" for r in sorted(ratios)]
+    return f"{shown[len(shown) // 2]} ({shown[0]} to {shown[-1]})"
+
+
 def learning_rates() -> str:
     """Held-out error by learning rate at batch 64, on the seed that chooses."""
     found = Part("base_lr").rows
@@ -211,5 +233,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality_cpu": cpu,
     "quality_article": article,
     "quality_lrs": learning_rates,
+    "quality_lengths": lengths,
     **{f"quality_{task}": partial(task_table, task) for task in MEASURES},
 }

@@ -13,6 +13,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import quality_adaptive
 import quality_compared
+import quality_lengths
 import quality_results
 import quality_rules
 import quality_tables
@@ -113,6 +114,30 @@ def test_a_run_repeats_and_is_looked_at_in_its_second_half(line):
     assert len(first["curve"]["metric"]) == len(LOOKS) + 1
     assert first["curve"]["samples"][0] == 104 and first["curve"]["steps"][-1] == 25
     assert first["curve"]["metric"][-1] == pytest.approx(first["metric"], rel=1e-4)
+
+
+def test_samples_for_a_loss_are_read_off_between_two_lengths():
+    samples, losses = [100, 200, 400], [0.4, 0.2, 0.1]  # a loss that falls as 1/samples
+    assert quality_lengths.samples_needed(samples, losses, 0.4) == 100
+    assert quality_lengths.samples_needed(samples, losses, 0.3) == pytest.approx(400 / 3)
+    assert quality_lengths.samples_needed(samples, losses, 0.1) == pytest.approx(400)
+    assert quality_lengths.samples_needed(samples, losses, 0.09) == math.inf
+    assert quality_lengths.samples_needed(samples, losses, 0.5) == 0
+    assert quality_lengths.samples_needed([1, 2, 3, 4], [0.3, 0.4, 0.1, 0.5], 0.2) < 3  # of a noisy row the first
+
+
+def test_lengths_are_compared_with_what_the_base_run_predicted(line, tmp_path):
+    part = quality_results.Part("lengths", tmp_path)
+    for seed in quality_results.FEW:
+        assert quality_lengths.compared("flights", 16, part) is None
+        part.add(quality_lengths.measured_run(line, seed) | {"phi": 64.0, "training_loss": 0.2, "lengths": [1, 2]})
+        for epochs, loss in ((1, 0.4), (2, 0.1)):
+            row = quality_lengths.length_run(line, quality_rules.Fixed(16), epochs, seed)
+            assert (row["samples"], row["size"]) == (200 * epochs, 16) and row["training_loss"] > 0
+            part.add(row | {"training_loss": loss})
+    found = quality_lengths.compared("flights", 16, part)
+    assert (found.simple, found.critical) == ((16 + 64) / (64 + 64), (16 + 4 * 64) / (64 + 4 * 64))
+    assert found.needed["training_loss"] == pytest.approx([math.sqrt(2)] * 3)
 
 
 def test_results_are_kept_as_they_come(line, tmp_path):
