@@ -84,7 +84,7 @@ class Controller:
         self.epoch_samples, self._epochs = epoch_samples, epochs
         rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
         self._lr = lr_scaling.LRFactor(rule, self.base_batch_size)
-        self._critical, self._adaptive = policy.critical_over_simple(adaptive), adaptive
+        self.critical, self._adaptive = policy.critical_over_simple(adaptive), adaptive
         self.run = Progress(epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
         self._time = Timekeeper(given, device, batch_size, settings.overhead, ranks)
@@ -182,7 +182,7 @@ class Controller:
     def _worth(self, batch_size: int) -> float:
         if self._measurements.caveat == COUPLED:
             return 1.0  # (a sample is a sample, also where there is no noise scale to tell otherwise)
-        return rate(batch_size, policy.reference(self.base_batch_size), self.noise_scale, self._critical)
+        return rate(batch_size, policy.reference(self.base_batch_size), self.noise_scale, self.critical)
 
     def _due(self) -> bool:
         pace = self._pace
@@ -221,7 +221,7 @@ class Controller:
             reference=policy.reference(self.base_batch_size),
             progress=self.progress,
             step_time=self.step_time,
-            critical=self._critical,
+            critical=self.critical,
             floor=policy.efficiency_floor(self.progress, self.run.required, self._adaptive),
             max_batch_size=self.max_batch_size,
         )

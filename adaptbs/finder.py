@@ -61,6 +61,7 @@ class BatchSizeSuggestion:
             where steps could not be timed.
         fits: the largest that was run and stayed within this device's memory, of those up to an eighth of the samples
             seen (of a CPU up to what is useful); None where that could not be found out.
+        critical_over_simple: the critical batch over the noise scale, by the optimizer: 4 for Adam and its kin.
     """
 
     noise_scale: float | None
@@ -75,6 +76,7 @@ class BatchSizeSuggestion:
     fastest: int | None = field(repr=False, default=None)
     fits: int | None = field(repr=False, default=None)
     others: tuple[tuple[str, float], ...] = field(repr=False, default=())
+    critical_over_simple: float = field(repr=False, default=1.0)
 
     @property
     def suggestions(self) -> Any:
@@ -92,7 +94,7 @@ class BatchSizeSuggestion:
         return trade_off(
             self.noise_scale, self.low, self.high,
             base_batch_size=self.loader_batch_size if base is None else base,
-            largest=self.samples[-1], step_time=self.step_time,
+            largest=self.samples[-1], step_time=self.step_time, critical_over_simple=self.critical_over_simple,
         )  # fmt: skip
 
     def plot(self) -> Figure:
@@ -254,7 +256,7 @@ def suggest(
         fastest = nearest_power_of_2(min(goodput_optimum(now.critical * last.cautious, step_time), largest))
     return BatchSizeSuggestion(
         last.simple, last.low, last.high, min(useful, fits) if useful and fits else useful,
-        tuple(samples), tuple(curve), batch_size, step_time, useful, fastest, fits,
+        tuple(samples), tuple(curve), batch_size, step_time, useful, fastest, fits, critical_over_simple=critical,
     )  # fmt: skip
 
 

@@ -103,10 +103,11 @@ def plot_trade_off(found: TradeOff) -> Figure:
             axes.plot(sizes, columns[name], color=color, marker=marker, markersize=4, label=line)
     axes.axhline(1, color=GREY, linewidth=0.8)
     axes.axvline(found.base_batch_size, color=GREY, linestyle="--", linewidth=1)
-    if found.phi is not None and sizes[0] <= found.phi <= sizes[-1]:
-        axes.axvline(found.phi, color=GREY, linestyle=":", linewidth=1.5)
+    if found.critical is not None and sizes[0] <= found.critical <= sizes[-1]:
+        axes.axvline(found.critical, color=GREY, linestyle=":", linewidth=1.5)
         axes.annotate(
-            "noise scale", (found.phi, 1), (4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
+            "noise scale" if found.critical == found.phi else "critical batch", (found.critical, 1), (4, -4),
+            xycoords=("data", "axes fraction"), textcoords="offset points",
             color=GREY, va="top",
         )  # fmt: skip
     axes.set_xscale("log", base=2)

@@ -49,8 +49,9 @@ class RunReport:
             RuntimeError: where no noise scale has been measured yet.
         """
         run = self._controller
-        step_time, largest = (run.step_time, run.epoch_samples) if run else (None, 0)
-        return trade_off_of_run(self.history.decisions(), step_time, base=base, largest=largest)
+        step_time, largest, critical = (run.step_time, run.epoch_samples, run.critical) if run else (None, 0, 1.0)
+        decisions = self.history.decisions()
+        return trade_off_of_run(decisions, step_time, base=base, largest=largest, critical_over_simple=critical)
 
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""

@@ -6,8 +6,9 @@ One step at batch B brings eps_max/(1 + phi/B) of progress, so that the same pro
     samples  E(B) = B S(B) = S_min (B + phi)
     time     T(B) = S(B) t(B)
 
-(McCandlish et al. 2018, eq. 2.7 to 2.11, arXiv:1812.06162; phi is B_simple in place of their B_noise.) S_min, the steps
-that gradients without noise would take, is not known, and cancels in ratios.
+(McCandlish et al. 2018, eq. 2.7 to 2.11, arXiv:1812.06162; in place of their B_noise phi is the critical batch that
+decisions go by: B_simple for SGD, a multiple of it for Adam and its kin.) S_min, the steps that gradients without noise
+would take, is not known, and cancels in ratios.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class TradeOff:
         low, high: its confidence limits, samples; high may be inf.
         step_time: t(B), seconds of a step on this device; None where that is not known.
         rows: one a batch size, from small to large.
+        critical_over_simple: the critical batch, which the rows go by, over B_simple.
     """
 
     base_batch_size: int
@@ -82,11 +84,17 @@ class TradeOff:
     high: float
     step_time: Time | None
     rows: tuple[Row, ...] = field(repr=False)
+    critical_over_simple: float = 1.0
+
+    @property
+    def critical(self) -> float | None:
+        """The critical batch, samples, at which a sample brings half of what it brings at a tiny one."""
+        return None if self.phi is None else self.critical_over_simple * self.phi
 
     @property
     def nearest(self) -> Row | None:
-        """The row nearest to the noise scale, where steps and samples are twice the fewest possible."""
-        phi = self.phi
+        """The row nearest to the critical batch, where steps and samples are twice the fewest possible."""
+        phi = self.critical
         return None if phi is None else min(self.rows, key=lambda row: abs(math.log(row.batch_size / phi)))
 
     def __repr__(self) -> str:
@@ -103,7 +111,8 @@ class TradeOff:
     def _title(self) -> str:
         limits = f"{self.low:,.0f} or more" if math.isinf(self.high) else f"{self.low:,.0f} to {self.high:,.0f}"
         known = limits if self.phi is None else f"{self.phi:,.0f} ({limits})"
-        return f"To the same progress, relative to a batch of {self.base_batch_size:,}; noise scale {known}:"
+        times = "" if self.critical_over_simple == 1 else f", critical batch {self.critical_over_simple:g} times that"
+        return f"To the same progress, relative to a batch of {self.base_batch_size:,}; noise scale {known}{times}:"
 
     @property
     def _example(self) -> list[str]:
@@ -137,6 +146,7 @@ def trade_off(
     base_batch_size: int,
     largest: float,
     step_time: Time | None = None,
+    critical_over_simple: float = 1.0,
 ) -> TradeOff:
     """The trade-off at one noise scale.
 
@@ -146,6 +156,7 @@ def trade_off(
         base_batch_size: B0, samples; the sizes shown are this times powers of 2.
         largest: size that may be shown, samples.
         step_time: seconds of a step by batch size.
+        critical_over_simple: the critical batch over B_simple (`policy.critical_over_simple`).
 
     Raises:
         ValueError, TypeError: for a `base_batch_size` that is no whole number of at least 1.
@@ -154,7 +165,8 @@ def trade_off(
     base = int(base_batch_size)
 
     def ratio(of: Callable[[float], float]) -> Ratio:
-        return Ratio(None if phi is None else of(phi), *sorted((of(low), of(high))))
+        limits = sorted(of(critical_over_simple * simple) for simple in (low, high))
+        return Ratio(None if phi is None else of(critical_over_simple * phi), *limits)
 
     def row(size: int) -> Row:
         return Row(
@@ -164,12 +176,17 @@ def trade_off(
             ratio(lambda phi: time_ratio(phi, size, base, step_time)) if step_time is not None else None,
         )
 
-    sizes = _sizes(base, BEYOND * (low if phi is None else phi), largest)
-    return TradeOff(base, phi, low, high, step_time, tuple(map(row, sizes)))
+    sizes = _sizes(base, BEYOND * critical_over_simple * (low if phi is None else phi), largest)
+    return TradeOff(base, phi, low, high, step_time, tuple(map(row, sizes)), critical_over_simple)
 
 
 def trade_off_of_run(
-    columns: Mapping[str, Sequence[Any]], step_time: Time | None, *, base: int | None = None, largest: float
+    columns: Mapping[str, Sequence[Any]],
+    step_time: Time | None,
+    *,
+    base: int | None = None,
+    largest: float,
+    critical_over_simple: float = 1.0,
 ) -> TradeOff:
     """The trade-off of a run, by its history: at the noise scale's mean over the run.
 
@@ -183,6 +200,7 @@ def trade_off_of_run(
         step_time: seconds of a step by batch size.
         base: B0, samples; the size that the run began with where None.
         largest: size that may be shown, samples.
+        critical_over_simple: as of `trade_off`.
 
     Raises:
         RuntimeError: where no noise scale has been measured yet.
@@ -202,14 +220,16 @@ def trade_off_of_run(
         )
     resolved = [stretch for stretch in stretches if stretch[2] is not None]
     samples, batch, phi, low, high = zip(*(resolved or stretches), strict=True)
+
+    def mean(scale: Sequence[float]) -> float:
+        critical = [critical_over_simple * simple for simple in scale]
+        return mean_over_run(samples, batch, critical) / critical_over_simple
+
     return trade_off(
-        mean_over_run(samples, batch, phi) if resolved else None,
-        mean_over_run(samples, batch, low),
-        mean_over_run(samples, batch, high),
-        base_batch_size=sizes[0] if base is None else base,
-        largest=largest,
-        step_time=step_time,
-    )
+        mean(phi) if resolved else None, mean(low), mean(high),
+        base_batch_size=sizes[0] if base is None else base, largest=largest, step_time=step_time,
+        critical_over_simple=critical_over_simple,
+    )  # fmt: skip
 
 
 def mean_over_run(samples: Sequence[float], batch_size: Sequence[float], phi: Sequence[float]) -> float:

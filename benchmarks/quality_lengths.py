@@ -87,19 +87,20 @@ def training_loss(task: Task, model: torch.nn.Module) -> float | None:
     return rounded(sum(loss * n for loss, n in losses) / len(y), 7)
 
 
-def samples_needed(samples: Sequence[float], losses: Sequence[float], aim: float) -> float:
-    """The samples at which a row of ever longer runs comes to a loss.
+def samples_needed(samples: Sequence[float], losses: Sequence[float | None], aim: float) -> float:
+    """The samples at which a row of ever longer runs comes to a loss; None is that of a run that diverged.
 
     Between two lengths the loss is taken to fall evenly in their logarithms; of several crossings the first counts.
 
     Returns:
         0 where the shortest has come further already, inf where none comes so far.
     """
-    if losses[0] < aim:
+    known = [math.inf if loss is None else loss for loss in losses]
+    if known[0] < aim:
         return 0.0
-    for (n0, above), (n1, below) in pairwise(zip(samples, losses, strict=True)):
+    for (n0, above), (n1, below) in pairwise(zip(samples, known, strict=True)):
         if below <= aim:
-            share = math.log(above / aim) / math.log(above / below) if above > below else 0.0
+            share = math.log(above / aim) / math.log(above / below) if math.isfinite(above) and above > below else 1.0
             return float(n0 * (n1 / n0) ** share)
     return math.inf
 

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,21 +124,22 @@ def test_samples_for_a_loss_are_read_off_between_two_lengths():
     assert quality_lengths.samples_needed(samples, losses, 0.1) == pytest.approx(400)
     assert quality_lengths.samples_needed(samples, losses, 0.09) == math.inf
     assert quality_lengths.samples_needed(samples, losses, 0.5) == 0
+    assert quality_lengths.samples_needed(samples, [None, 0.2, 0.1], 0.3) == 200  # (no number to read between)
     assert quality_lengths.samples_needed([1, 2, 3, 4], [0.3, 0.4, 0.1, 0.5], 0.2) < 3  # of a noisy row the first
 
 
 def test_lengths_are_compared_with_what_the_base_run_predicted(line, tmp_path):
-    part = quality_results.Part("lengths", tmp_path)
+    part, line = quality_results.Part("lengths", tmp_path), replace(line, epochs=3)
     for seed in quality_results.FEW:
         assert quality_lengths.compared("flights", 16, part) is None
-        part.add(quality_lengths.measured_run(line, seed) | {"phi": 64.0, "training_loss": 0.2, "lengths": [1, 2]})
-        for epochs, loss in ((1, 0.4), (2, 0.1)):
+        part.add(quality_lengths.measured_run(line, seed) | {"phi": 64.0, "training_loss": 0.2, "lengths": [3, 6, 9]})
+        for epochs, loss in ((3, None), (6, 0.4), (9, 0.1)):  # (the first diverged)
             row = quality_lengths.length_run(line, quality_rules.Fixed(16), epochs, seed)
             assert (row["samples"], row["size"]) == (200 * epochs, 16) and row["training_loss"] > 0
             part.add(row | {"training_loss": loss})
     found = quality_lengths.compared("flights", 16, part)
     assert (found.simple, found.critical) == ((16 + 64) / (64 + 64), (16 + 4 * 64) / (64 + 4 * 64))
-    assert found.needed["training_loss"] == pytest.approx([math.sqrt(2)] * 3)
+    assert found.needed["training_loss"] == pytest.approx([2 * math.sqrt(1.5)] * 3)
 
 
 def test_results_are_kept_as_they_come(line, tmp_path):

@@ -43,6 +43,27 @@ def test_limits_of_the_noise_scale_are_limits_of_the_ratios_in_order():
     assert rows[100].steps == rows[100].samples == rows[100].time == (1, 1, 1)
 
 
+def test_the_rows_go_by_the_critical_batch_and_the_noise_scale_stays_what_it_is():
+    plain = trade_off(400.0, 200.0, 2000.0, base_batch_size=64, largest=10**6, step_time=StepTime(1, 0.01))
+    found = trade_off(
+        100.0, 50.0, 500.0, base_batch_size=64, largest=10**6, step_time=StepTime(1, 0.01), critical_over_simple=4
+    )
+    assert (found.rows, found.nearest) == (plain.rows, plain.nearest)
+    assert (found.phi, found.critical, plain.critical) == (100, 400, 400)
+    assert "noise scale 100 (50 to 500), critical batch 4 times that:" in str(found)
+    assert "critical" not in str(plain)
+
+
+def test_the_mean_over_a_run_is_that_of_the_critical_batch():
+    columns = {
+        "batch_size": [64, 64, 256], "samples": [0, 640, 1280], "noise_scale": [None, 100.0, 200.0],
+        "low": [None, 50.0, 100.0], "high": [None, 400.0, 800.0],
+    }  # fmt: skip
+    found = trade_off_of_run(columns, None, largest=10**6, critical_over_simple=4)
+    assert found.phi == pytest.approx(mean_over_run([640, 640], [64, 64], [400, 800]) / 4)
+    assert found.low == pytest.approx(mean_over_run([640, 640], [64, 64], [200, 400]) / 4)
+
+
 @pytest.mark.parametrize(
     ("base", "phi", "largest", "sizes"),
     [
