@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import CancelFitException
 from fastai.learner import Learner, Recorder
 
 from .controller import Controller
@@ -21,6 +21,7 @@ from .fastai_batches import (
     is_language_model,
     loss_apart,
 )
+from .fastai_callback import QuickCallback
 from .fastai_columns import Columns, begins_fit
 from .fastai_finder import bs_find
 from .fastai_hyperparameters import ScaledHypers, is_adaptive
@@ -43,7 +44,7 @@ __all__ = ["AdaptiveBatchSize", "ShowBatchSizeCallback", "bs_find"]
 log = logging.getLogger(__name__)
 
 
-class AdaptiveBatchSize(RunReport, Callback):
+class AdaptiveBatchSize(RunReport, QuickCallback):
     """Measures the noise scale while a Learner trains and grows its training batch toward it.
 
     A fit starts at `learn.dls.bs`. The hyperparameters follow the batch, the schedule runs in samples and ends where it
@@ -153,10 +154,6 @@ class AdaptiveBatchSize(RunReport, Callback):
         """Let the next fit go on from `state_dict()`; it raises ValueError if its loader or batch size differ."""
         self._resumed = state if state["controller"] else None
 
-    def __call__(self, event_name: str) -> Any:
-        """Handle an event; nothing where there is no method for it: fastai takes long to find out, six times a step."""
-        return super().__call__(event_name) if hasattr(type(self), event_name) else None
-
     def before_fit(self) -> None:
         """Begin a run, unless this is a mock fit (`lr_find`) or no fit at all: validation, too, says before_fit."""
         self.run = begins_fit(self.learn)
@@ -223,15 +220,15 @@ class AdaptiveBatchSize(RunReport, Callback):
 
     def before_batch(self) -> None:
         """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
-        run = self._run
+        run, learn = self._run, self.learn  # (what a callback has of its Learner's takes long to find)
         assert self._hypers is not None
         self._hypers.scale(run.scale)
         if run.delivery.ever_changed:
-            self.learn.n_iter = self.iter + 1 + run.batches_left
-            if hasattr(self.learn, "progress") and hasattr(self.learn.progress, "pbar"):
-                self.learn.progress.pbar.total = self.learn.n_iter
+            learn.n_iter = learn.iter + 1 + run.batches_left
+            if hasattr(learn, "progress") and hasattr(learn.progress, "pbar"):
+                learn.progress.pbar.total = learn.n_iter
         assert self._trial is not None
-        self._trial.batch = self.xb, self.yb, carried(self.learn)
+        self._trial.batch = learn.xb, learn.yb, carried(learn)
         self._measure()
 
     def after_batch(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastai.callback.core import Callback
 from fastai.torch_core import find_bs
+
+from .fastai_callback import QuickCallback
 
 NAMES = ("bs", "noise_scale")
 
 
-class Columns(Callback):  # type: ignore[misc]
+class Columns(QuickCallback):
     """Adds them between the metrics and the time: for ProgressCallback, CSVLogger, TensorBoard and the like.
 
     Args:
@@ -33,9 +34,10 @@ class Columns(Callback):  # type: ignore[misc]
             self._seen = 0
 
     def after_batch(self) -> None:
-        if self._adds and self.learn.training:
-            self._seen += find_bs(self.learn.xb)
-            self.learn.recorder.samples.append(self._seen)
+        learn = self.learn
+        if self._adds and learn.training:
+            self._seen += find_bs(learn.xb)
+            learn.recorder.samples.append(self._seen)
 
     def after_validate(self) -> None:
         # (Where an epoch or its validation was cancelled, metrics before ours are missing: ours would pass for them.)

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastai.callback.core import Callback
-
+from .fastai_callback import QuickCallback
 from .fastai_columns import begins_fit
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def plot_sched_by_samples(self: Any, keys: Iterable[str] | None = None) -> Figur
     return figure
 
 
-class ShowBatchSizeCallback(Callback):  # type: ignore[misc]
+class ShowBatchSizeCallback(QuickCallback):
     """Shows `learn.adaptive_batch_size.plot()` in a notebook while it trains, redrawn after each epoch."""
 
     order, run_valid = 65, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,15 +37,20 @@ class FastaiStep:
 
     def __init__(self, learn: Any, controller: Controller) -> None:
         self._learn, self._controller = learn, controller
-        self._left_autocast = False  # whether MixedPrecision's context has been left in this batch
+        self._mixed: Any = None  # MixedPrecision, where the Learner has it
+        self._left_autocast = False  # whether its context has been left in this batch
 
     def start(self) -> None:
         """Take the steps from here on, unless this Learner has a way of its own to take them."""
         ours = getattr(type(self._learn), NAME) is getattr(Learner, NAME) and NAME not in self._learn.__dict__
         self._controller.memory.in_pieces = ours
         if ours:
+            # (Looked up once an epoch: at every step that would take as long as the step of a small model.)
+            model = self._learn.model
+            self._before, self._parameters = Before(model), list(model.parameters())
+            self._least = 2 if has_batch_norm(model) else 1
+            self._mixed = getattr(self._learn, "mixed_precision", None)
             self._learn.__dict__[NAME] = self
-            self._before = Before(self._learn.model)
 
     def stop(self) -> None:
         """Let the Learner take its own again."""
@@ -58,7 +64,7 @@ class FastaiStep:
             return
         xb, yb, _ = whole = learn.xb, learn.yb, carried(learn)
         samples = nested.length(xb)
-        new, everything, before = samples > cap.has_run, list(learn.model.parameters()), self._before
+        new, before = samples > cap.has_run, self._before
         before.take(all_random=new)
 
         def undo() -> None:
@@ -68,11 +74,10 @@ class FastaiStep:
             before.restore()
 
         self._left_autocast = False
-        least = 2 if has_batch_norm(learn.model) else 1
-        _, fits = in_pieces(partial(self._backward, whole), samples, cap, undo=undo, least=least)
+        _, fits = in_pieces(partial(self._backward, whole), samples, cap, undo=undo, least=self._least)
         if fits is not None:
             self._controller.ran_out_of_memory(fits)
-        step = partial(take_step, learn._step, getattr(learn.opt, "opt", learn.opt), everything, cap, new=new)
+        step = partial(take_step, learn._step, getattr(learn.opt, "opt", learn.opt), self._parameters, cap, new=new)
         learn._with_events(step, "step", CancelStepException)
         learn.opt.zero_grad()
 
@@ -82,15 +87,15 @@ class FastaiStep:
         losses, preds = [], []
         for (learn.xb, learn.yb, beside), share in zip(cut, self._shares(cut), strict=True):
             if self._left_autocast:
-                learn.mixed_precision.before_batch()
+                self._mixed.before_batch()
                 self._left_autocast = False
             learn.pred = learn.model(*learn.xb)
             learn("after_pred")
-            with carrying(learn, [beside]):
+            with carrying(learn, [beside]) if pieces > 1 else nullcontext():
                 learn.loss_grad = learn.loss_func(learn.pred, *learn.yb)
             learn.loss = learn.loss_grad.clone()
             learn("after_loss")
-            self._left_autocast = hasattr(learn, "mixed_precision")
+            self._left_autocast = self._mixed is not None
             if share != 1:
                 learn.loss_grad, learn.loss = learn.loss_grad * share, learn.loss * share
             losses.append(learn.loss)
@@ -105,9 +110,9 @@ class FastaiStep:
 
     def _shares(self, cut: Sequence[Any]) -> list[float]:
         """What each piece's loss counts for in the whole batch's."""
-        loss_func, model = self._learn.loss_func, self._learn.model
         if len(cut) == 1:
             return [1.0]
+        loss_func, model = self._learn.loss_func, self._learn.model
         if getattr(loss_func, "reduction", "mean") == "sum":
             return [1.0] * len(cut)
         sums = summing(loss_func)

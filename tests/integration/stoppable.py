@@ -24,8 +24,10 @@ def parts(workers: int, epochs: int | None, seed: int = 0, **arguments):
     model = network(4)
     optimizer = AdamW(model.parameters(), 1e-3)
     scheduler = OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * -(-SAMPLES // START))
+    # Forked workers see that their parent was killed, and end; those of a fork server would not.
+    processes = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
     loader = adaptive(
-        Numbered(SAMPLES), model, optimizer, START, scheduler=scheduler, epochs=epochs, num_workers=workers,
+        Numbered(SAMPLES), model, optimizer, START, scheduler=scheduler, epochs=epochs, **processes,
         overhead=0.3, step_time=(4e-3, 1e-6), max_batch_size=32, source="halves", **arguments,
     )  # fmt: skip
     return model, optimizer, scheduler, loader

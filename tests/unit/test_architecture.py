@@ -72,7 +72,7 @@ LAYERS = (
     "plot",
     "",  # the package itself: adaptbs/__init__.py
     "fastai_batches",
-    "fastai_columns", "fastai_pictures",
+    "fastai_callback", "fastai_columns", "fastai_pictures",
     "fastai_hyperparameters",
     "fastai_finder",
     "fastai_step",
