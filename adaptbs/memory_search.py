@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, starmap
+from itertools import pairwise
 
 MOST_TRIALS = 8
 ENOUGH = 4  # after as many, one sample more or less is not worth another
@@ -20,7 +20,10 @@ APART = 1000  # times: sizes that lie further apart are halved by ratio
 JUMP = 1.1  # slopes that differ by more show that memory jumped between two sizes
 ROUNDING = 0.0005  # of the limit: how far two peaks may be off their line, which matters where it is drawn out far
 FAR = 3  # times the largest size that fits: beyond, a line through two smaller ones is taken with that caution
-MARGIN = 0.002  # of the limit, that a predicted size leaves free
+MARGIN = 0.002  # of the limit, that a predicted size leaves free; or half of NEAR in samples, where that is less
+CAUTIOUS = 0.8  # of the limit: once something ran out, the size that a line puts there comes first, where a jump shows
+TWICE, STEP = 2, 1.2  # times the largest that fits: what is further away is come to so, by a size at least so large
+CLOSE = 0.02  # relative: a size this near below one that ran out is taken to run out as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +107,16 @@ def next_size(trials: Sequence[Trial], start: int, most: int, least: int = 1, ca
     predicted = _predicted(fitting, beyond)
     if careful:
         predicted = min(predicted, _affordable(low))
+    elif 1 < len(fitting) < len(trials) < AFFINE - 1 and predicted > TWICE * low.batch_size and beyond[-1].peak is None:
+        predicted = min(predicted, _cautious(low, trials) or predicted)
     near = max(near, low.batch_size + (len(trials) >= ENOUGH))
     if int(predicted) <= near:
         upper = 0 if careful else int(_at_most(trials, low, ceiling))
         if upper <= near:
             return None
         predicted = (low.batch_size + upper) / 2
-    if above is not None and predicted >= above.batch_size:  # it ran out below where the line says: cut what is left
-        ran_out = sum(t.peak is None for t in trials)
-        predicted = low.batch_size + (above.batch_size - low.batch_size) / (2 if ran_out < 2 else 3)
-        if above.batch_size > APART * low.batch_size:  # (half of a size that is far too large is so as well)
-            predicted = math.sqrt(low.batch_size * above.batch_size)
+    if above is not None and predicted >= above.batch_size * (1 - CLOSE * (above.peak is None)):
+        predicted = _between(low, above, trials)  # it ran out below where the line says
     return _untried(int(predicted), low, ceiling, tried)
 
 
@@ -138,34 +140,67 @@ def affordable(trial: Trial) -> float:
 def _predicted(fitting: Sequence[Trial], beyond: Sequence[Trial]) -> float:
     """The size at the limit, on a line through what was tried."""
     low = fitting[-1]
-    assert low.peak is not None
-    aim = (1 - MARGIN) * low.limit
-    if beyond and beyond[0].peak is not None and beyond[0].peak > low.peak:
-        above = beyond[0]
-        between = low.batch_size + (aim - low.peak) / _slope(low, above)
-        if len(beyond) < 2 or beyond[1].peak is None or _slope(*beyond[:2]) <= 0:
-            return between
-        # Twice too large: between them and what fits there is a jump, so the line through these two is better.
-        assert above.peak is not None
-        local = above.batch_size - (above.peak - aim) / _slope(*beyond[:2])
-        return min(between, local) if local > low.batch_size else (low.batch_size + above.batch_size) / 2
-    if len(fitting) < 2 or (slope := _slope(fitting[-2], low)) <= 0:
+    if beyond and beyond[0].peak is not None and beyond[0].peak > (low.peak or 0):
+        above, least = beyond[0], min(_slopes([*fitting, *beyond]))
+        if _slope(low, above) <= JUMP * least:
+            return _on_line(low, _slope(low, above))
+        # Between them memory jumps. A line down from the upper one is sure to fit; where that is known, halve the rest.
+        after = _on_line(above, least)
+        if after > low.batch_size * (1 + NEAR):
+            return after
+        return (low.batch_size + min(_on_line(low, least), above.batch_size)) / 2
+    if len(fitting) < 2 or _slope(fitting[-2], low) <= 0:
         return _affordable(low)
-    predicted = low.batch_size + (aim - low.peak) / slope
+    slope = _slope(fitting[-2], low)
+    if slope > JUMP * min(_slopes(fitting)):  # between the two memory has jumped
+        slope = min(_slopes(fitting))
+    predicted = _on_line(low, slope)
     if predicted > FAR * low.batch_size:
         careful = slope + ROUNDING * low.limit / (low.batch_size - fitting[-2].batch_size)
-        predicted = max(low.batch_size + (aim - low.peak) / careful, _affordable(low))
+        predicted = max(_on_line(low, careful), _affordable(low))
     return predicted
+
+
+def _on_line(trial: Trial, slope: float, share: float = 1.0) -> float:
+    """The size that a line through a trial puts at a share of the limit, or just below it where that is all of it."""
+    assert trial.peak is not None
+    margin = min(MARGIN * trial.limit, NEAR / 2 * slope * trial.batch_size) if share == 1 else 0
+    return trial.batch_size + (share * trial.limit - margin - trial.peak) / slope
+
+
+def _cautious(low: Trial, trials: Sequence[Trial]) -> float | None:
+    """The size on the lowest line that leaves room for a jump to show, rather than run out; None where that is near."""
+    size = _on_line(low, min(_slopes(trials)), CAUTIOUS)
+    return size if size > STEP * low.batch_size else None
+
+
+def _between(low: Trial, above: Trial, trials: Sequence[Trial]) -> float:
+    """A size between one that fits and one that ran out below where the line says."""
+    if above.batch_size > APART * low.batch_size:  # (half of a size that is far too large is so as well)
+        return math.sqrt(low.batch_size * above.batch_size)
+    cautious = _cautious(low, trials)
+    halved = (low.batch_size + above.batch_size) / 2
+    return cautious if cautious is not None and cautious < above.batch_size else halved
 
 
 def _at_most(trials: Sequence[Trial], low: Trial, ceiling: int) -> float:
     """The largest size that may still fit where memory has jumped, by the least that a sample took; 0 if it has not."""
+    slopes = _slopes(trials)
+    return min(_on_line(low, min(slopes)), ceiling) if max(slopes) > JUMP * min(slopes) else 0
+
+
+def _slopes(trials: Sequence[Trial]) -> list[float]:
+    """Bytes a sample between sizes next to each other; and of the smallest all that it took, where that was less."""
     known = sorted((t for t in trials if t.peak is not None), key=lambda t: t.batch_size)
-    slopes = [slope for slope in starmap(_slope, pairwise(known)) if slope > 0]
-    if len(slopes) < 2 or max(slopes) <= JUMP * min(slopes):
-        return 0
-    assert low.peak is not None
-    return min(low.batch_size + ((1 - MARGIN) * low.limit - low.peak) / min(slopes), ceiling)
+    # (Of two peaks that differ by little more than rounding, a slope cannot be told from another.)
+    apart = ROUNDING / (JUMP - 1) * known[0].limit
+    rising = [pair for pair in pairwise(known) if _rise(*pair) > 0]
+    slopes = [_slope(*pair) for pair in [pair for pair in rising if _rise(*pair) > apart] or rising]
+    first = known[0]
+    assert first.peak is not None
+    took = first.peak - first.rest
+    alone = max(took, 1) / first.batch_size
+    return [*slopes, alone] if not slopes or (took > apart and alone < min(slopes) / JUMP) else slopes
 
 
 def _affordable(trial: Trial) -> float:
@@ -175,8 +210,12 @@ def _affordable(trial: Trial) -> float:
 
 
 def _slope(a: Trial, b: Trial) -> float:
+    return _rise(a, b) / (b.batch_size - a.batch_size)
+
+
+def _rise(a: Trial, b: Trial) -> int:
     assert a.peak is not None and b.peak is not None
-    return (b.peak - a.peak) / (b.batch_size - a.batch_size)
+    return b.peak - a.peak
 
 
 def _untried(size: int, low: Trial, ceiling: int, tried: set[int]) -> int | None:

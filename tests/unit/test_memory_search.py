@@ -20,7 +20,7 @@ def test_on_affine_devices_five_trials_find_it_within_two_per_cent(block):
         assert sum(trial.peak is None for trial in trials) <= 1, seed
 
 
-def test_where_memory_jumps_nineteen_in_twenty_are_found_by_eight_trials():
+def test_where_memory_jumps_nearly_all_are_found_by_eight_trials():
     missed = 0
     for seed in range(1000):
         device, start = random_device(seed, jumps=True)
@@ -28,7 +28,7 @@ def test_where_memory_jumps_nineteen_in_twenty_are_found_by_eight_trials():
         assert len(trials) <= 8, seed
         near = (largest(trials) or 0) >= min(truth - 1, 0.98 * truth)
         missed += not near or sum(trial.peak is None for trial in trials) > 2
-    assert missed <= 50
+    assert missed <= 30
 
 
 @pytest.mark.parametrize("taken", [False, True])
