@@ -430,3 +430,13 @@ def test_decisions_keep_their_pace_where_an_epoch_is_shorter_than_the_time_betwe
     make_learner(n=103).fit(50, 1e-2, cbs=callback)
     assert 16 <= callback.history.to_dict()["event"].count("decision") <= 20
     assert callback.batch_size == 80
+
+
+def test_a_fit_of_no_epochs_is_none() -> None:
+    callback = growing()
+    learn = make_learner(splitter=body_and_head, cbs=callback)
+    learn.fine_tune(2, freeze_epochs=0)
+    assert callback.batch_size == 80
+    learn.fit(0)
+    assert callback.run, "the next fit has it again"
+    assert len(callback.history) > 1, "and what the last one told is kept"
