@@ -16,6 +16,7 @@ from .fastai_batches import (
     batch_loss,
     carried,
     check,
+    check_alone,
     epoch_samples,
     hand_back_accumulation,
     is_language_model,
@@ -164,6 +165,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             return
         dl, model = self.dls.train, self.learn.model
         check(dl)
+        check_alone(self.learn, AdaptiveBatchSize)
         parameter = next((p for p in model.parameters() if p.requires_grad), None)
         if parameter is None:
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")

@@ -440,3 +440,10 @@ def test_a_fit_of_no_epochs_is_none() -> None:
     learn.fit(0)
     assert callback.run, "the next fit has it again"
     assert len(callback.history) > 1, "and what the last one told is kept"
+
+
+def test_two_callbacks_whose_factors_would_multiply_are_refused() -> None:
+    learn = make_learner(cbs=growing())
+    with pytest.raises(ValueError, match="two AdaptiveBatchSize callbacks"):
+        learn.fit(1, 1e-2, cbs=growing())
+    assert learn.fit(1, 1e-2) is None, "the one that it has is as it was"
