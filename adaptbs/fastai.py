@@ -205,11 +205,12 @@ class AdaptiveBatchSize(RunReport, Callback):
 
     def before_epoch(self) -> None:
         """Show the epochs that are planned, and those that come on top; end the fit where its progress is complete."""
+        complete = self._run.run.complete
         self.learn.n_epoch = max(self._planned, self.epoch + 1)
         bar = getattr(getattr(self.learn, "progress", None), "mbar", None)
         if self.n_epoch > self._planned and bar is not None:
             bar.main_bar.total = self.n_epoch
-        if self._run.run.complete:
+        if complete:
             raise CancelFitException
 
     def before_train(self) -> None:
@@ -274,7 +275,8 @@ class AdaptiveBatchSize(RunReport, Callback):
 
     @property
     def _run(self) -> Controller:
-        assert self._controller is not None
+        if self._controller is None:
+            raise RuntimeError("AdaptiveBatchSize was added in the middle of a fit: add it before, or by cbs=")
         return self._controller
 
     def _measure(self) -> None:

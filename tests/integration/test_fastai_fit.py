@@ -447,3 +447,12 @@ def test_two_callbacks_whose_factors_would_multiply_are_refused() -> None:
     with pytest.raises(ValueError, match="two AdaptiveBatchSize callbacks"):
         learn.fit(1, 1e-2, cbs=growing())
     assert learn.fit(1, 1e-2) is None, "the one that it has is as it was"
+
+
+@pytest.mark.parametrize("event", ["before_epoch", "after_epoch", "after_batch"])
+def test_a_callback_added_in_the_middle_of_a_fit_says_so(event: str) -> None:
+    learn = make_learner()
+    add = Callback()
+    setattr(add, event, lambda: learn.add_cb(growing()))
+    with pytest.raises(RuntimeError, match="in the middle of a fit"):
+        learn.fit(2, 1e-2, cbs=add)
