@@ -128,11 +128,20 @@ class LoaderRun:
         self._begun = True
         self.controller.end_by_progress()
         self._place.by_progress = self.controller.run.max_extra is not None
+        run = self.controller.run
+        if self._is_over or run.epoch >= run.most_epochs:
+            log.warning("epochs(%d): the run is over, so there are none left: to train on, build another loader", n)
         return self._count_epochs()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether a run that ends by its progress has come to its end, its last batch included."""
+        run = self.controller.run
+        return run.complete and not run.under_way
 
     def _count_epochs(self) -> Iterator[int]:
         # (A run resumed at its very end has its last batch to be done with.)
-        while (run := self.controller.run).epoch < run.most_epochs and (run.under_way or not run.complete):
+        while (run := self.controller.run).epoch < run.most_epochs and not self._is_over:
             epoch = run.epoch
             yield epoch
             self.controller.run.epoch = epoch + 1  # once, whatever the loop's body did with the loader
@@ -141,6 +150,14 @@ class LoaderRun:
         """An epoch's batches; `fetch` begins the DataLoader's own iteration."""
         if self._closed:
             raise RuntimeError("close() was called, so no hyperparameter would follow the batch: build another loader")
+        if self._is_over:  # (for `update_bn`, say; it would end with the first batch)
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "the run is over, so whole epochs of batches are delivered that are neither counted nor measured: "
+                    "loader.plain_batches() says that this is meant. To train on, build another loader."
+                )
+            return fetch()
         self._on_device()
         if self._epochs is None and not self._warned:
             self._warned = True
