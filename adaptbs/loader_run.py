@@ -18,6 +18,7 @@ from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.ranks import waits_for_nobody
 from .loader_step import LoaderStep
+from .loop_advice import LoopAdvice
 from .measuring import measure
 from .memory import memory_of
 from .out_of_memory import add_note
@@ -72,6 +73,9 @@ class LoaderRun:
         self._loop: WatchedLoop | None = None  # the latest
         self._steps: LoaderStep | None = None
         self._warned = self._closed = False
+        self._advice = LoopAdvice(
+            optimizer, scheduler_given=place.given, follows=bool(following), parts=self.controller.parts
+        )
 
     @property
     def _device(self) -> torch.device:
@@ -98,6 +102,7 @@ class LoaderRun:
             live = run()
             if live is None:
                 return Scale()
+            live._advice.stepped = True
             if live._loop is not None and live._loop.ahead is None:
                 live._loop.works()
             return live.controller.scale
@@ -175,6 +180,7 @@ class LoaderRun:
     def _around(self, cut: Cut, delivered: Iterable[Any]) -> Iterator[Any]:
         self.scaled_step.hyperparameters.count(wait=True)
         measurer = self._measurer if isinstance(self._measurer, Measurer) else None
+        self._advice.begins()
         try:
             with self._place.iteration():
                 for batch in delivered:
@@ -182,6 +188,7 @@ class LoaderRun:
                         self.feed.delivers(cut)
                     if self.scaled_step.is_scaled:  # (by a step that raised)
                         self.scaled_step.restore()
+                    self._advice.looks(self.controller.delivery.ever_changed)
                     if self._trial is not None:
                         self._trial.batch = batch
                     if measurer is not None and self.controller.measure_next():

@@ -65,9 +65,11 @@ class SchedulePlace:
         start: the size the run began with, samples.
         epoch_samples: samples of an epoch.
         epoch_steps: n, batches of an epoch at the start size.
+        given: whether there is a scheduler that this is for.
     """
 
-    def __init__(self, start: int, epoch_samples: int, epoch_steps: int) -> None:
+    def __init__(self, start: int, epoch_samples: int, epoch_steps: int, *, given: bool = True) -> None:
+        self.given = given
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
         self.by_progress = False
         self._at = 0.0  # where the schedule is, samples of the plan
