@@ -72,7 +72,7 @@ class LoaderRun:
         self._begun = False  # whether `epochs` has been called, or a state loaded
         self._loop: WatchedLoop | None = None  # the latest
         self._steps: LoaderStep | None = None
-        self._warned = self._closed = False
+        self._warned = self._warned_of_plain = self._closed = False
         self._advice = LoopAdvice(
             optimizer, scheduler_given=place.given, follows=bool(following), parts=self.controller.parts
         )
@@ -155,12 +155,13 @@ class LoaderRun:
         """An epoch's batches; `fetch` begins the DataLoader's own iteration."""
         if self._closed:
             raise RuntimeError("close() was called, so no hyperparameter would follow the batch: build another loader")
-        if self._is_over:  # (for `update_bn`, say; it would end with the first batch)
-            if not self._warned:
-                self._warned = True
+        if self._is_over or not torch.is_grad_enabled():  # (for `update_bn`, say, or an accuracy)
+            if not self._warned_of_plain:
+                self._warned_of_plain = True
                 log.warning(
-                    "the run is over, so whole epochs of batches are delivered that are neither counted nor measured: "
-                    "loader.plain_batches() says that this is meant. To train on, build another loader."
+                    "%s, so batches are delivered that are neither counted nor measured: loader.plain_batches() says "
+                    "that this is meant. To train, build another loader, and begin its iteration with gradients on.",
+                    "the run is over" if self._is_over else "gradients are switched off",
                 )
             return fetch()
         self._on_device()

@@ -249,3 +249,16 @@ def test_a_run_that_is_over_says_why_it_has_no_epochs_left(caplog):
     assert not caplog.text
     assert list(loader.epochs(EPOCHS)) == []
     assert "the run is over" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nobody_trains_so_nothing_counts(caplog, mode):
+    loader, *rest = setup(target=lambda *_: 64)
+    for _ in loader.epochs(EPOCHS):
+        train(loader, *rest, [0])
+        known = loader.progress, len(loader.history)
+        with mode():
+            assert sum(len(xb) for xb, _ in loader) == N
+        assert (loader.progress, len(loader.history)) == known
+    assert rest[-1].last_epoch == EPOCHS * N // START
+    assert caplog.text.count("gradients are switched off") == 1
