@@ -16,6 +16,7 @@ from .fastai_batches import (
     batch_loss,
     carried,
     check,
+    check_alone,
     epoch_samples,
     hand_back_accumulation,
     is_language_model,
@@ -161,6 +162,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             return
         dl, model = self.dls.train, self.learn.model
         check(dl)
+        check_alone(self.learn, AdaptiveBatchSize)
         parameter = next((p for p in model.parameters() if p.requires_grad), None)
         if parameter is None:
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
@@ -200,11 +202,12 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     def before_epoch(self) -> None:
         """Show the epochs that are planned, and those that come on top; end the fit where its progress is complete."""
+        complete = self._run.run.complete
         self.learn.n_epoch = max(self._planned, self.epoch + 1)
         bar = getattr(getattr(self.learn, "progress", None), "mbar", None)
         if self.n_epoch > self._planned and bar is not None:
             bar.main_bar.total = self.n_epoch
-        if self._run.run.complete:
+        if complete:
             raise CancelFitException
 
     def before_train(self) -> None:
@@ -269,7 +272,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     @property
     def _run(self) -> Controller:
-        assert self._controller is not None
+        if self._controller is None:
+            raise RuntimeError("AdaptiveBatchSize was added in the middle of a fit: add it before, or by cbs=")
         return self._controller
 
     def _measure(self) -> None:

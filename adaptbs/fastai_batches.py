@@ -37,6 +37,15 @@ def check(dl: Any) -> None:
         raise TypeError(f"dls.train has no index, no length or no batch size of its own: it cannot grow. {advice}")
 
 
+def check_alone(learn: Any, kind: type) -> None:
+    """Raise ValueError if a Learner has two callbacks of a kind that each multiply its hyperparameters."""
+    if sum(isinstance(cb, kind) for cb in learn.cbs) > 1:
+        raise ValueError(
+            f"the Learner has two {kind.__name__} callbacks, whose factors would multiply: "
+            "give one, to the Learner or to the fit"
+        )
+
+
 def is_language_model(dl: Any) -> bool:
     """Whether row i of a batch goes on in row i of the next, in a layout made for `dl.bs` rows."""
     return _is(dl, "LMDataLoader")

@@ -50,5 +50,10 @@ class Columns(QuickCallback):
 
 
 def begins_fit(learn: Any) -> bool:
-    """Whether this `before_fit` is a fit's: `lr_find` is a mock one, and validation says it, too."""
-    return not hasattr(learn, "lr_finder") and not learn.lock.locked()  # (which validation holds)
+    """Whether this `before_fit` is a fit's: `lr_find` is a mock one, and validation says it, too.
+
+    One of no epochs, as `fine_tune(5, freeze_epochs=0)` makes, is none either.
+    """
+    if hasattr(learn, "lr_finder") or learn.lock.locked():  # (which validation holds)
+        return False
+    return bool(learn.n_epoch > 0)

@@ -169,7 +169,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
                 measurer = RankMeasuring(model, optimizer, loss, ranks, accumulation_steps)
             else:
                 measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
-        place = schedule.SchedulePlace(start_samples, cut.epoch_samples, epoch_steps)
+        place = schedule.SchedulePlace(start_samples, cut.epoch_samples, epoch_steps, given=scheduler is not None)
         start = partial(
             Controller,
             settings,

@@ -18,6 +18,7 @@ from .gradients.batch_loss import BatchLoss
 from .gradients.measurer import Measurer
 from .gradients.ranks import waits_for_nobody
 from .loader_step import LoaderStep
+from .loop_advice import LoopAdvice
 from .measuring import measure
 from .memory import memory_of
 from .out_of_memory import add_note
@@ -71,7 +72,10 @@ class LoaderRun:
         self._begun = False  # whether `epochs` has been called, or a state loaded
         self._loop: WatchedLoop | None = None  # the latest
         self._steps: LoaderStep | None = None
-        self._warned = self._closed = False
+        self._warned = self._warned_of_plain = self._closed = False
+        self._advice = LoopAdvice(
+            optimizer, scheduler_given=place.given, follows=bool(following), parts=self.controller.parts
+        )
 
     @property
     def _device(self) -> torch.device:
@@ -98,6 +102,7 @@ class LoaderRun:
             live = run()
             if live is None:
                 return Scale()
+            live._advice.stepped = True
             if live._loop is not None and live._loop.ahead is None:
                 live._loop.works()
             return live.controller.scale
@@ -128,11 +133,20 @@ class LoaderRun:
         self._begun = True
         self.controller.end_by_progress()
         self._place.by_progress = self.controller.run.max_extra is not None
+        run = self.controller.run
+        if self._is_over or run.epoch >= run.most_epochs:
+            log.warning("epochs(%d): the run is over, so there are none left: to train on, build another loader", n)
         return self._count_epochs()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether a run that ends by its progress has come to its end, its last batch included."""
+        run = self.controller.run
+        return run.complete and not run.under_way
 
     def _count_epochs(self) -> Iterator[int]:
         # (A run resumed at its very end has its last batch to be done with.)
-        while (run := self.controller.run).epoch < run.most_epochs and (run.under_way or not run.complete):
+        while (run := self.controller.run).epoch < run.most_epochs and not self._is_over:
             epoch = run.epoch
             yield epoch
             self.controller.run.epoch = epoch + 1  # once, whatever the loop's body did with the loader
@@ -141,6 +155,15 @@ class LoaderRun:
         """An epoch's batches; `fetch` begins the DataLoader's own iteration."""
         if self._closed:
             raise RuntimeError("close() was called, so no hyperparameter would follow the batch: build another loader")
+        if self._is_over or not torch.is_grad_enabled():  # (for `update_bn`, say, or an accuracy)
+            if not self._warned_of_plain:
+                self._warned_of_plain = True
+                log.warning(
+                    "%s, so batches are delivered that are neither counted nor measured: loader.plain_batches() says "
+                    "that this is meant. To train, build another loader, and begin its iteration with gradients on.",
+                    "the run is over" if self._is_over else "gradients are switched off",
+                )
+            return fetch()
         self._on_device()
         if self._epochs is None and not self._warned:
             self._warned = True
@@ -158,6 +181,7 @@ class LoaderRun:
     def _around(self, cut: Cut, delivered: Iterable[Any]) -> Iterator[Any]:
         self.scaled_step.hyperparameters.count(wait=True)
         measurer = self._measurer if isinstance(self._measurer, Measurer) else None
+        self._advice.begins()
         try:
             with self._place.iteration():
                 for batch in delivered:
@@ -165,6 +189,7 @@ class LoaderRun:
                         self.feed.delivers(cut)
                     if self.scaled_step.is_scaled:  # (by a step that raised)
                         self.scaled_step.restore()
+                    self._advice.looks(self.controller.delivery.ever_changed)
                     if self._trial is not None:
                         self._trial.batch = batch
                     if measurer is not None and self.controller.measure_next():

@@ -65,9 +65,11 @@ class SchedulePlace:
         start: the size the run began with, samples.
         epoch_samples: samples of an epoch.
         epoch_steps: n, batches of an epoch at the start size.
+        given: whether there is a scheduler that this is for.
     """
 
-    def __init__(self, start: int, epoch_samples: int, epoch_steps: int) -> None:
+    def __init__(self, start: int, epoch_samples: int, epoch_steps: int, *, given: bool = True) -> None:
+        self.given = given
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
         self.by_progress = False
         self._at = 0.0  # where the schedule is, samples of the plan
@@ -129,6 +131,12 @@ def fixed_batches(samples: float, start: int, epoch_samples: int, epoch_steps: i
     epochs, within = divmod(samples + ROUNDING, epoch_samples)
     return int(epochs) * epoch_steps + min(int(within // start), epoch_steps)
 
+PAST_ITS_END = (
+    "A scheduler given to an AdaptiveDataLoader goes by samples, and this loop has taken more of them than the "
+    "scheduler's steps stand for, as one does that ends its epochs after a number of batches: let it end them after a "
+    "number of samples, or give the scheduler as many steps as the whole epochs have at the first batch size."
+)
+
 
 def _unmade(kind: type[LRScheduler]) -> LRScheduler:
     return kind.__new__(kind)
@@ -149,8 +157,14 @@ def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
         if args or kwargs:
             stock.step(self, *args, **kwargs)
             return
-        for _ in range(steps_due()):
-            stock.step(self)
+        due = steps_due()
+        try:
+            for _ in range(due):
+                stock.step(self)
+        except ValueError as error:  # (OneCycleLR's, which counts its steps)
+            if due > 1 and hasattr(error, "add_note"):
+                error.add_note(PAST_ITS_END)
+            raise
 
     def reduce(self: Any, protocol: Any) -> Any:
         return _unmade, (stock,), self.__dict__.copy()

@@ -72,6 +72,11 @@ class Settings:
     def check_start(self, batch_size: int, samples: int) -> None:
         """Raise ValueError if a run of `samples` samples an epoch cannot start with `batch_size`."""
         check_size("batch_size", batch_size)
+        if not samples:
+            raise ValueError(
+                f"batch_size={batch_size}: an epoch has no batch, as where drop_last=True leaves out its only one: "
+                "lower batch_size, or use a stock DataLoader"
+            )
         if samples < batch_size:
             raise ValueError(
                 f"batch_size={batch_size} is more than the {samples} samples of the dataset: "

@@ -1,10 +1,11 @@
-"""Nested batches (tuples, lists, dicts of tensors): how many samples, a slice, several as one, on another device."""
+"""Nested batches (tuples, dicts, dataclasses ... of tensors): their length, a slice, several as one, on a device."""
 
 from __future__ import annotations
 
 import copy
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ def length(batch: Any) -> int:
     for tensor in _tensors(batch):
         if tensor.dim():
             return int(tensor.shape[0])
-    raise TypeError(f"no tensor with a batch dimension in a batch of type {type(batch).__name__}: its size is unknown")
+    raise TypeError(
+        f"no tensor with a batch dimension in a batch of type {type(batch).__name__}: its size is unknown. "
+        "Let collate_fn= make a tensor, or a tuple, list, dict or dataclass of them"
+    )
 
 
 def part(batch: Any, start: int, stop: int) -> Any:
@@ -68,6 +72,8 @@ def _tensors(batch: Any) -> list[Tensor]:
         return [batch]
     if isinstance(batch, Mapping):
         batch = list(batch.values())
+    elif _is_record(batch):
+        batch = list(_entries(batch).values())
     return [t for item in batch for t in _tensors(item)] if isinstance(batch, (list, tuple)) else []
 
 
@@ -104,6 +110,11 @@ def _has_rows(item: Any, n: int) -> bool:
 
 def _map(function: Callable[[Any], Any], batch: Any, at: Callable[[Any], bool], inside: bool = False) -> Any:
     """The same layout with `function` of every part that `at` is true of; a list or tuple on its own is a layout."""
+    if _is_record(batch):
+        made = copy.copy(batch)
+        for name, value in _entries(batch).items():
+            object.__setattr__(made, name, _map(function, value, at, inside=True))  # (it may be a frozen one)
+        return made
     if at(batch) and (inside or not isinstance(batch, (list, tuple))):
         return function(batch)
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
@@ -116,3 +127,12 @@ def _map(function: Callable[[Any], Any], batch: Any, at: Callable[[Any], bool], 
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a namedtuple takes its fields one by one
         return type(batch)(*mapped)
     return type(batch)(mapped) if isinstance(batch, (list, tuple)) else batch
+
+
+def _is_record(batch: Any) -> bool:
+    """Whether it is a dataclass; those of Hugging Face that are dicts too are dicts."""
+    return is_dataclass(batch) and not isinstance(batch, (type, Mapping))
+
+
+def _entries(batch: Any) -> dict[str, Any]:
+    return {field.name: getattr(batch, field.name) for field in fields(batch) if hasattr(batch, field.name)}

@@ -110,8 +110,9 @@ def squared_norm(gradient: Gradient) -> Tensor:
 
 
 def square(g: Tensor) -> Tensor:
-    """The squared norm of one parameter's gradient."""
-    return dense(g.detach()).square().sum()
+    """The squared norm of one parameter's gradient, which may be complex."""
+    g = dense(g.detach())
+    return (torch.view_as_real(g) if g.is_complex() else g).square().sum()
 
 
 def together(scalars: Sequence[Tensor]) -> Tensor:

@@ -139,6 +139,8 @@ def _why_not(layer: nn.Module) -> str | None:
         return "no formula for this layer"
     if any(name not in ("weight", "bias") for name, _ in layer.named_parameters(recurse=False)):
         return "it has parameters besides its weight and bias"  # weight_norm's, say
+    if any(p.is_complex() for p in layer.parameters(recurse=False)):
+        return "its weights are complex"
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and (layer.max_norm is not None or layer.scale_grad_by_freq):
         return "max_norm and scale_grad_by_freq are not covered"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):

@@ -218,3 +218,47 @@ def test_in_fastai_a_second_fit_is_a_run_of_its_own():
         learn.fit_one_cycle(EPOCHS, 0.01, cbs=[callback, seen])
         assert len(seen.begun) > EPOCHS
         assert seen.pct[0] < 0.1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_after_the_run_an_iteration_is_a_whole_epoch_that_counts_for_nothing(caplog, workers):
+    """As of `swa_utils.update_bn`, or whoever wants to know the accuracy on what was trained on."""
+    loader, *rest = setup(target=lambda *_: 64, num_workers=workers, persistent_workers=workers > 0)
+    train(loader, *rest, loader.epochs(EPOCHS))
+    state = loader.state_dict()
+    for _ in range(2):
+        assert sum(len(xb) for xb, _ in loader) == N
+    assert loader.state_dict()["controller"]["run"] == state["controller"]["run"]
+    assert len(loader.history) == len(state["controller"]["history"])
+    assert caplog.text.count("the run is over") == 1
+
+
+def test_in_the_last_epoch_too():
+    loader, *rest = setup(target=lambda *_: 64)
+    seen = []
+    for _ in loader.epochs(EPOCHS):
+        train(loader, *rest, [0])
+        if loader.progress == 1:
+            seen.append(sum(len(xb) for xb, _ in loader))
+    assert seen == [N]
+
+
+def test_a_run_that_is_over_says_why_it_has_no_epochs_left(caplog):
+    loader, *rest = setup()
+    train(loader, *rest, loader.epochs(EPOCHS))
+    assert not caplog.text
+    assert list(loader.epochs(EPOCHS)) == []
+    assert "the run is over" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nobody_trains_so_nothing_counts(caplog, mode):
+    loader, *rest = setup(target=lambda *_: 64)
+    for _ in loader.epochs(EPOCHS):
+        train(loader, *rest, [0])
+        known = loader.progress, len(loader.history)
+        with mode():
+            assert sum(len(xb) for xb, _ in loader) == N
+        assert (loader.progress, len(loader.history)) == known
+    assert rest[-1].last_epoch == EPOCHS * N // START
+    assert caplog.text.count("gradients are switched off") == 1

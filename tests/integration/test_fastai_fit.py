@@ -430,3 +430,29 @@ def test_decisions_keep_their_pace_where_an_epoch_is_shorter_than_the_time_betwe
     make_learner(n=103).fit(50, 1e-2, cbs=callback)
     assert 16 <= callback.history.to_dict()["event"].count("decision") <= 20
     assert callback.batch_size == 80
+
+
+def test_a_fit_of_no_epochs_is_none() -> None:
+    callback = growing()
+    learn = make_learner(splitter=body_and_head, cbs=callback)
+    learn.fine_tune(2, freeze_epochs=0)
+    assert callback.batch_size == 80
+    learn.fit(0)
+    assert callback.run, "the next fit has it again"
+    assert len(callback.history) > 1, "and what the last one told is kept"
+
+
+def test_two_callbacks_whose_factors_would_multiply_are_refused() -> None:
+    learn = make_learner(cbs=growing())
+    with pytest.raises(ValueError, match="two AdaptiveBatchSize callbacks"):
+        learn.fit(1, 1e-2, cbs=growing())
+    assert learn.fit(1, 1e-2) is None, "the one that it has is as it was"
+
+
+@pytest.mark.parametrize("event", ["before_epoch", "after_epoch", "after_batch"])
+def test_a_callback_added_in_the_middle_of_a_fit_says_so(event: str) -> None:
+    learn = make_learner()
+    add = Callback()
+    setattr(add, event, lambda: learn.add_cb(growing()))
+    with pytest.raises(RuntimeError, match="in the middle of a fit"):
+        learn.fit(2, 1e-2, cbs=add)

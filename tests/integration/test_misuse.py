@@ -297,3 +297,32 @@ def test_closing_twice_is_closing():
     setup.loader.close()
     setup.loader.close()
     assert len(setup.optimizer._optimizer_step_pre_hooks) == 1, "the test's own"
+
+
+# What a loop leaves adaptbs out of.
+
+
+def test_a_scheduler_that_was_not_given_is_noticed(caplog):
+    setup = Setup()
+    scheduler = schedulers.OneCycleLR(setup.optimizer, 0.01, total_steps=ALL)
+    for batch in setup.loader:
+        setup.step(batch)
+        scheduler.step()
+    assert caplog.text.count("give it as scheduler=") == 1
+
+
+class Wrapped(SGD):
+    """As SAM is often written: its own two methods, and another optimizer that takes the step."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.base_optimizer = SGD(self.param_groups, lr)
+        self.param_groups = self.base_optimizer.param_groups
+
+
+def test_an_optimizer_whose_step_is_never_called_is_noticed(caplog):
+    setup = Setup(Wrapped, n=40 * ALL)
+    for batch in setup.loader:
+        loss_of(setup.model, batch).backward()
+        setup.optimizer.base_optimizer.step()
+    assert caplog.text.count("is never called") == 1

@@ -55,6 +55,19 @@ def test_tied_frozen_and_unused_parameters():
     agree(watch.norms(SIZE), expected)
 
 
+def test_complex_weights():
+    torch.manual_seed(0)
+    model = nn.Linear(64, 10, dtype=torch.complex64)
+    batches = [(x.flatten(1).to(torch.complex64), y) for x, y in MICRO]
+    pool, gradient = GradientPool(SIZE), MeanGradient(BatchLoss(lambda out, y: cross_entropy(out.abs(), y)))
+    for batch in batches:
+        pool.add(gradient(model, batch))
+    watch = AccumulatedGradients(model)
+    for x, y in batches:
+        cross_entropy(model(x).abs(), y).backward()
+    agree(watch.norms(SIZE), pool.norms())
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_step_after_step_through_clipping_and_weight_decay(set_to_none):
     model = digits_mlp()

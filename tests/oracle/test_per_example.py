@@ -188,6 +188,7 @@ REFUSED = {
     "share a weight": (tied, VECTORS),
     "LSTM: no formula": (lambda: nn.LSTM(8, 3), VECTORS),
     "first dimension": (PositionsFirst, POSITIONS),
+    "weights are complex": (lambda: nn.Linear(8, 3, dtype=torch.complex64), VECTORS.to(torch.complex64)),
 }
 
 
@@ -198,7 +199,7 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(why):
 
     def loss(m, batch):
         out = m(batch[0])
-        return (out[0] if isinstance(out, tuple) else out).square().mean()
+        return (out[0] if isinstance(out, tuple) else out).abs().square().mean()
 
     with pytest.raises(Unsupported, match=why):
         PerExample(model, BatchLoss(batch_loss=loss)).measure((x,))

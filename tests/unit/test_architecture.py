@@ -66,6 +66,7 @@ LAYERS = (
     "report",
     "loader_arguments",
     "loader_step",
+    "loop_advice",
     "loader_run",
     "loader",
     "finder",

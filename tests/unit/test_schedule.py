@@ -1,11 +1,12 @@
 import copy
+import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from adaptbs.schedule import SchedulePlace, drive, run_epochs
+from adaptbs.schedule import PAST_ITS_END, SchedulePlace, drive, run_epochs
 
 
 def optimizer() -> torch.optim.SGD:
@@ -105,6 +106,18 @@ def test_a_driven_scheduler_makes_as_many_steps_as_are_due():
         scheduler.step()
         rates.append(scheduler.get_last_lr()[0])
     assert rates == [0.5, 0.5, 0.125]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors take notes since Python 3.11")
+@pytest.mark.parametrize(("due", "notes"), [(1, 0), (4, 1)])
+def test_of_one_driven_past_its_end_the_error_says_how_that_came(due, notes):
+    scheduler = OneCycleLR(optimizer(), max_lr=1.0, total_steps=10)
+    scheduler.optimizer.step()
+    drive(scheduler, lambda: due)
+    with pytest.raises(ValueError, match="10") as caught:
+        for _ in range(11):
+            scheduler.step()
+    assert getattr(caught.value, "__notes__", []) == [PAST_ITS_END] * notes
 
 
 def test_a_driven_scheduler_is_still_itself():

@@ -30,6 +30,8 @@ def test_a_run_may_start_with_the_whole_dataset_and_at_its_maximum():
 def test_a_run_may_not_start_with_more():
     with pytest.raises(ValueError, match=r"batch_size=9 .* 8 samples of the dataset"):
         Settings().check_start(batch_size=9, samples=8)
+    with pytest.raises(ValueError, match=r"batch_size=9: .*drop_last=True .*lower batch_size"):
+        Settings().check_start(batch_size=9, samples=0)
     with pytest.raises(ValueError, match=r"max_batch_size=7 is below batch_size=8"):
         Settings(max_batch_size=7).check_start(batch_size=8, samples=8)
 

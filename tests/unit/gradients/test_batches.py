@@ -1,4 +1,5 @@
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -9,10 +10,19 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from adaptbs.gradients import batches
 
 Pair = namedtuple("Pair", "x y")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    x: torch.Tensor
+    y: torch.Tensor | None = None
+    name: str = field(default="name", init=False)
+
+
 X, Y = torch.arange(8.0).reshape(4, 2), torch.arange(4)
 
 
-@pytest.mark.parametrize("batch", [X, (X, Y), [X, Y], {"x": X}, ({"x": X}, Y), Pair(X, Y), ("name", 7, X)])
+@pytest.mark.parametrize("batch", [X, (X, Y), [X, Y], {"x": X}, ({"x": X}, Y), Pair(X, Y), ("name", 7, X), Record(X)])
 def test_the_length_is_that_of_the_first_tensor(batch):
     assert batches.length(batch) == 4
 
@@ -32,6 +42,18 @@ def test_a_part_keeps_the_layout():
     assert isinstance(part["pair"], Pair)
     assert part["pair"].y.tolist() == [1, 2]
     assert part["list"][0].tolist() == [[2, 3], [4, 5]]
+
+
+def test_a_dataclass_is_cut_moved_and_repeated_as_a_copy():
+    batch = Record(X, Y)
+    part = batches.part((batch, 7), 1, 3)[0]
+    assert isinstance(part, Record)
+    assert part.y.tolist() == [1, 2]
+    assert part.name == "name"
+    assert batches.to_device(batch, torch.device("meta")).x.device.type == "meta"
+    assert batches.repeated(batch, 6).y.tolist() == [0, 1, 2, 3, 0, 1]
+    assert batches.size_in_bytes(Record(X)) == batches.size_in_bytes(X)
+    assert batch.x is X and batch.y is Y
 
 
 def test_what_is_not_as_long_as_the_batch_goes_along_whole():

@@ -1,0 +1,62 @@
+"""What a loop is told once if it leaves adaptbs out of something: its scheduler, or its optimizer's steps."""
+
+from __future__ import annotations
+
+import logging
+
+from torch.optim import Optimizer
+
+log = logging.getLogger(__name__)
+
+STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer that has a scheduler
+PATIENCE = 16  # optimizer steps' worth of batches of another size; a GradScaler may leave the first steps out
+
+
+class LoopAdvice:
+    """Watches what should follow the batch and does not.
+
+    Args:
+        optimizer: of the loop.
+        scheduler_given: whether the loader drives a scheduler.
+        follows: whether any hyperparameter is to follow the batch.
+        parts: batches of an optimizer step.
+
+    Attributes:
+        stepped: to be set when the optimizer takes a step.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, scheduler_given: bool, follows: bool, parts: int) -> None:
+        self._optimizer, self._schedules, self._patience = optimizer, not scheduler_given, PATIENCE * parts
+        self.stepped = not follows
+        self._lr: object = None
+
+    def begins(self) -> None:
+        """Take note of an iteration that begins: what a loop does between two of them is its own affair."""
+        self._lr = self._optimizer.param_groups[0]["lr"]
+
+    def looks(self, changed: bool) -> None:
+        """Look at what the loop has done since the latest batch; `changed`: whether any had another size."""
+        if self._schedules:
+            self._look_for_a_scheduler()
+        if not self.stepped and changed:
+            self._patience -= 1
+            if not self._patience:
+                self.stepped = True
+                log.warning(
+                    "batches of another size are delivered, but step() of the %s that the loader was given is never "
+                    "called, so no hyperparameter follows them: give optimizer= the one whose step() is called "
+                    "(SAM's base_optimizer, say), or transfer=() if that is meant.",
+                    type(self._optimizer).__name__,
+                )
+
+    def _look_for_a_scheduler(self) -> None:
+        # (A scheduler sets a new number at each step, even an equal one; where it fills a tensor that is not seen.)
+        lr = self._optimizer.param_groups[0]["lr"]
+        if lr is not self._lr and getattr(self._optimizer.step, STEPPED, False):
+            self._schedules = False
+            log.warning(
+                "a scheduler is stepped from batch to batch that the loader was not given: as batches grow there are "
+                "fewer of them, so it will not come to its end. Make it first, from the length of a stock DataLoader, "
+                "and give it as scheduler= (AdaptiveDataLoader.from_loader takes the DataLoader over)."
+            )
+        self._lr = lr

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+
+from adaptbs.loop_advice import PATIENCE, LoopAdvice
+
+
+def setup(*, scheduler_given=False, follows=True, parts=1):
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    return optimizer, LoopAdvice(optimizer, scheduler_given=scheduler_given, follows=follows, parts=parts)
+
+
+def epochs(optimizer, advice, scheduler, each):
+    for _ in range(2):
+        advice.begins()
+        for _ in range(4):
+            advice.looks(False)
+            optimizer.step()
+            if each == "batch":
+                scheduler.step()
+        if each == "epoch":
+            scheduler.step()
+
+
+@pytest.mark.parametrize("make", [lambda o: CosineAnnealingLR(o, 8), lambda o: StepLR(o, 2)])
+@pytest.mark.parametrize(("each", "given", "told"), [("batch", False, 1), ("batch", True, 0), ("epoch", False, 0)])
+def test_of_a_scheduler_by_the_batch_that_was_not_given(caplog, make, each, given, told):
+    optimizer, advice = setup(scheduler_given=given)
+    epochs(optimizer, advice, make(optimizer), each)
+    assert caplog.text.count("give it as scheduler=") == told
+
+
+def test_who_sets_the_learning_rate_by_hand_is_told_nothing(caplog):
+    optimizer, advice = setup()
+    advice.begins()
+    for i in range(8):
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + i)
+        advice.looks(False)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_of_an_optimizer_that_never_steps(caplog, parts):
+    _, advice = setup(parts=parts)
+    for _ in range(100):
+        advice.looks(False)
+    for _ in range(parts * PATIENCE - 1):
+        advice.looks(True)
+    assert not caplog.text, "nothing has to follow as long as the size is the first, and steps may be left out"
+    for _ in range(100):
+        advice.looks(True)
+    assert caplog.text.count("step() of the SGD that the loader was given is never called") == 1
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_nothing_of_one_that_steps_or_has_nothing_to_follow(caplog, steps):
+    _, advice = setup(follows=steps)
+    if steps:
+        advice.stepped = True
+    for _ in range(100):
+        advice.looks(True)
+    assert not caplog.text
