@@ -189,7 +189,8 @@ class LoaderRun:
                         self.feed.delivers(cut)
                     if self.scaled_step.is_scaled:  # (by a step that raised)
                         self.scaled_step.restore()
-                    self._advice.looks(self.controller.delivery.ever_changed)
+                    if self.controller.delivery.ever_changed:
+                        self._advice.looks()
                     if self._trial is not None:
                         self._trial.batch = batch
                     if measurer is not None and self.controller.measure_next():

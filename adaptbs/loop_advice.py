@@ -34,11 +34,11 @@ class LoopAdvice:
         """Take note of an iteration that begins: what a loop does between two of them is its own affair."""
         self._lr = self._optimizer.param_groups[0]["lr"]
 
-    def looks(self, changed: bool) -> None:
-        """Look at what the loop has done since the latest batch; `changed`: whether any had another size."""
+    def looks(self) -> None:
+        """Look at what the loop has done since the latest batch, of a run whose batch has changed."""
         if self._schedules:
             self._look_for_a_scheduler()
-        if not self.stepped and changed:
+        if not self.stepped:
             self._patience -= 1
             if not self._patience:
                 self.stepped = True

@@ -15,7 +15,7 @@ def epochs(optimizer, advice, scheduler, each):
     for _ in range(2):
         advice.begins()
         for _ in range(4):
-            advice.looks(False)
+            advice.looks()
             optimizer.step()
             if each == "batch":
                 scheduler.step()
@@ -36,20 +36,18 @@ def test_who_sets_the_learning_rate_by_hand_is_told_nothing(caplog):
     advice.begins()
     for i in range(8):
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + i)
-        advice.looks(False)
+        advice.looks()
     assert not caplog.text
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_of_an_optimizer_that_never_steps(caplog, parts):
     _, advice = setup(parts=parts)
-    for _ in range(100):
-        advice.looks(False)
     for _ in range(parts * PATIENCE - 1):
-        advice.looks(True)
-    assert not caplog.text, "nothing has to follow as long as the size is the first, and steps may be left out"
+        advice.looks()
+    assert not caplog.text, "the first steps may be left out"
     for _ in range(100):
-        advice.looks(True)
+        advice.looks()
     assert caplog.text.count("step() of the SGD that the loader was given is never called") == 1
 
 
@@ -59,5 +57,5 @@ def test_nothing_of_one_that_steps_or_has_nothing_to_follow(caplog, steps):
     if steps:
         advice.stepped = True
     for _ in range(100):
-        advice.looks(True)
+        advice.looks()
     assert not caplog.text
