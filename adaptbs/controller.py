@@ -177,7 +177,7 @@ class Controller:
         """Take in a measurement of the delivered batch; None where it could not be measured."""
         if made is not None:
             self._measurements.add(self.run.samples, made, self.progress if self._epochs else None)
-            self._pace.news += 1
+            self._pace.measured()
 
     def _worth(self, batch_size: int) -> float:
         if self._measurements.caveat == COUPLED:
@@ -192,9 +192,9 @@ class Controller:
             with self._time.clock.deciding():
                 self._take_in()
                 self._calibrate()
-        if callable(self._settings.target) or pace.news < NEWS:
+        if callable(self._settings.target) or pace.unseen < NEWS:
             return False
-        pace.news = 0  # enough to tell whether the batch is still far from where it should be
+        pace.unseen = 0  # enough to tell whether the batch is still far from where it should be
         with self._time.clock.deciding():
             estimate = self._read()
             self._calibrate()
@@ -217,11 +217,13 @@ class Controller:
         now = policy.Situation(
             noise_scale=self.noise_scale,
             coupled=self._measurements.caveat == COUPLED,
+            news=self._pace.news,
             batch_size=self.batch_size,
             reference=policy.reference(self.base_batch_size),
             progress=self.progress,
             step_time=self.step_time,
             critical=self.critical,
+            early_limit=policy.early_limit(self.progress, self.base_batch_size, self._adaptive),
             floor=policy.efficiency_floor(self.progress, self.run.required, self._adaptive),
             max_batch_size=self.max_batch_size,
         )

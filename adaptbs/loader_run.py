@@ -32,7 +32,7 @@ from .types import Scale
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of what state_dict() holds
+VERSION = 3  # of what state_dict() holds
 WHILE_MEASURING = (
     "This happened while the noise scale of a batch was measured, before it was delivered. If the loss needs the batch "
     "in another form, give batch_loss=(model, batch) -> loss; overhead=0 measures nothing."

@@ -19,25 +19,33 @@ class Pace:
         every: samples' worth from one decision to the next.
 
     Attributes:
-        news: measurements since the latest decision, or since they were last looked at.
+        news: measurements since the latest decision.
+        unseen: of them, those since they were last looked at.
     """
 
     def __init__(self, every: float) -> None:
-        self._every, self._decided_at, self.news = every, 0.0, 0
+        self._every, self._decided_at, self._waits = every, 0.0, False
+        self.news = self.unseen = 0
+
+    def measured(self) -> None:
+        """Take note of a measurement."""
+        self.news, self.unseen = self.news + 1, self.unseen + 1
 
     def is_turn(self, worth: float) -> bool:
-        """Whether a decision is due where the run has come to `worth`, whatever has been measured."""
-        return worth - self._decided_at >= self._every
+        """Whether a decision is due where the run has come to `worth`: it is time, or it was and nothing was new."""
+        return worth - self._decided_at >= self._every or (self._waits and self.news > 0)
 
     def decided(self, worth: float) -> None:
         """Take note of a decision made there."""
-        self._decided_at, self.news = worth, 0
+        self._decided_at, self._waits = worth, self.news == 0
+        self.news = self.unseen = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"decided_at": self._decided_at, "news": self.news}
+        return {"decided_at": self._decided_at, "waits": self._waits, "news": self.news, "unseen": self.unseen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._decided_at, self.news = state["decided_at"], state["news"]
+        self._decided_at, self._waits = state["decided_at"], state["waits"]
+        self.news, self.unseen = state["news"], state["unseen"]
 
 
 def cannot_wait(estimate: NoiseScale | None, batch_size: int, progress: float) -> bool:

@@ -13,15 +13,16 @@ from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 FLOOR_OF_EPOCHS = 0.8  # with a fixed number of samples, each less efficient is quality lost;
 FIRST_FLOOR, LAST_FLOOR = 0.7, 0.4  # where progress is what counts, it is only time; but a step too long does most harm
 # while the learning rate is near its peak, so the floor falls evenly over the run;
-BELOW_FOR_SGD = 0.1  # less for SGD, whose critical batch is put low: Adam with that much larger batches came to harm
+BELOW_FOR_SGD = 0.2  # less for SGD, whose critical batch is put low: Adam with that much larger batches came to harm
 # The critical batch, at which a sample brings half of what it brings at a tiny one, over the simple noise scale, which
 # takes all directions to be equally curved (McCandlish et al. 2018, section 2.2). Adam evens curvatures out, and its
 # critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both were set on runs that no table
 # shows; what other values do is among the ablations of docs/benchmarks.md.
-CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 4, 1
+CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 4, 2.5
 # The batch up to which hyperparameters are known to transfer, over R, and over what they are stated for where that is
 # more than R: beyond it even large fixed batches cost quality (MovieLens at 4096 in docs/benchmarks.md).
 LARGEST_FACTOR, LARGEST_OVER_BASE = 32, 8
+EARLY = 0.1  # share of the run within which SGD's batch stays small, see `early_limit`
 SHRINK_UNTIL = 0.2  # share of the run within which a start that proves too large may be taken back
 PACE = 2  # the batch at most doubles, or halves, in one decision
 
@@ -37,9 +38,11 @@ class Situation:
         progress: share of the run done, 0..1.
         step_time: seconds of a step by batch size, None until two sizes have been run.
         critical: the critical batch over B_simple.
+        early_limit: what is asked for at most so early in the run, samples.
         floor: the efficiency that the batch must keep.
         max_batch_size: the user's limit, samples.
         coupled: whether the loss couples samples, so that another batch size is another loss.
+        news: measurements since the decision before.
     """
 
     noise_scale: NoiseScale | None
@@ -49,8 +52,10 @@ class Situation:
     step_time: Time | None
     max_batch_size: int
     critical: float = CRITICAL_OF_SGD
+    early_limit: float = math.inf
     floor: float = FLOOR_OF_EPOCHS
     coupled: bool = False
+    news: int = ENOUGH
 
 
 def reference(base_batch_size: int) -> int:
@@ -90,6 +95,17 @@ def efficiency_floor(progress: float, required: float | None, adaptive: bool) ->
         return FLOOR_OF_EPOCHS
     floor = FIRST_FLOOR + (LAST_FLOOR - FIRST_FLOOR) * min(progress, 1.0)
     return max(floor if adaptive else floor - BELOW_FOR_SGD, required)
+
+
+def early_limit(progress: float, base_batch_size: int, adaptive: bool) -> float:
+    """What the batch may come to at most so early in the run, samples; inf where nothing speaks against more.
+
+    Many a model begins on a plateau, where |G|^2 is next to nothing and B_simple large. SGD's learning rate follows the
+    batch nearly in full, and off the plateau that much of it does harm.
+    """
+    if adaptive or progress >= EARLY:
+        return math.inf
+    return max(PACE * reference(base_batch_size), base_batch_size)
 
 
 def goodput_optimum(phi: float, step_time: Time | None) -> float:
@@ -143,8 +159,14 @@ def decide(now: Situation, target: str | Target) -> Decision:
         return _capped(now.batch_size, "few measurements", now)
     if now.noise_scale.cautious <= 0:
         return _capped(now.batch_size, "unresolved", now)
+    if not now.news:
+        # What has been acted on is not acted on again: the run has moved on since. While a model leaves a plateau
+        # B_simple falls tenfold, and a batch that grew on by what it was there spoils the run.
+        return _capped(now.batch_size, "nothing new", now)
     size, reason = TARGETS[target](now)
     wish = size
+    if size > now.early_limit:
+        size, reason = int(now.early_limit), "early"
     if size < now.batch_size:
         lowest = min(now.reference, now.batch_size) if now.progress <= SHRINK_UNTIL else now.batch_size
         size = max(size, lowest)

@@ -130,7 +130,7 @@ class Decision:
     Attributes:
         batch_size: samples, within every limit.
         reason: what bounded it: "noise scale", "step time", "pace", "max_batch_size", "memory", "target",
-            or why it was held: "unresolved", "few measurements".
+            or why it was held: "early", "nothing new", "unresolved", "few measurements".
         wanted: samples, what the target would have had without limits of memory, user or pace; None where it had no
             wish.
     """

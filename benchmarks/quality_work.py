@@ -189,6 +189,7 @@ ABLATIONS: tuple[Adaptive, ...] = (
     Adaptive("efficiency .8 to .4", patches=_floors(0.8, 0.4)),
     Adaptive("efficiency .55 throughout", patches=_floors(0.55, 0.55)),
     Adaptive("efficiency as for Adam", patches={"adaptbs.policy.BELOW_FOR_SGD": 0}),
+    Adaptive("no early limit", patches={"adaptbs.policy.EARLY": 0}),
     Adaptive("up to an eighth of the data", patches={"adaptbs.policy.LARGEST_FACTOR": 10**6}),
     Adaptive("x4 growth", patches={"adaptbs.policy.PACE": 4}),
     Adaptive("no early decisions", patches={"adaptbs.pace.SOON": 0, "adaptbs.pace.FAR": 10**9}),
@@ -207,7 +208,7 @@ def ablations(tasks: Tasks) -> Iterator[Work]:
         yield from (_adaptive(task, rule, seed) for task in known for seed in FEW)
 
 
-ONLY_SGD = ("efficiency as for Adam",)
+ONLY_SGD = ("efficiency as for Adam", "no early limit")
 
 
 def concerns(rule: Adaptive, task: Task) -> bool:

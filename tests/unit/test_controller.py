@@ -70,6 +70,19 @@ def test_far_from_its_aim_it_decides_as_soon_as_it_has_measured_enough():
     assert run(controller(), NOISY).count(8) == NEWS
 
 
+def test_what_has_been_acted_on_is_not_acted_on_again():
+    run_ = controller(6400, 64, decide_every=0.1)  # a decision is due every 10 batches of 64
+    cut = AdaptiveBatchSampler(range(6400), lambda: run_.batch_size, 64, drop_last=False)
+    sizes = []
+    for step, batch in enumerate(run_.deliver(iter(cut), cut.issued)):
+        sizes.append(len(batch))
+        if step < NEWS or step == 30:
+            run_.measured(NOISY)
+    assert sizes[:NEWS] == [64] * NEWS
+    assert sizes[NEWS:31] == [128] * (31 - NEWS)  # turn after turn without news
+    assert 256 in sizes[31:33]  # (a batch is cut before the one in hand is measured)
+
+
 @pytest.mark.parametrize(("phi", "decisions"), [(400, 2), (200, 1)])
 def test_at_a_large_batch_only_when_it_is_four_times_too_small(phi, decisions):
     run_ = controller(64 * 20, 64, decide_every=0.5)  # 20 batches: decisions are due after 10 and, early, after 8

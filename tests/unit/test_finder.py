@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader, NoiseScale, bs_find
 from adaptbs.finder import copy_of, suggest
+from adaptbs.policy import CRITICAL_OF_SGD
 
 ONES, TWOS, THREES = (torch.full((2, 1), float(value)) for value in (1, 2, 3))
 
@@ -195,7 +196,8 @@ def test_its_trade_off_is_relative_to_the_loaders_batch():
     table = found.trade_off()
     assert (table.base_batch_size, table.phi) == (2, found.noise_scale)
     assert table.to_dict()["batch_size"] == [1, 2, 4, 8]  # 8 samples were seen
-    assert table.to_dict()["steps"] == pytest.approx([(1 + 4 / 3) / (5 / 3), 1, (4 / 3) / (5 / 3), (7 / 6) / (5 / 3)])
+    critical = CRITICAL_OF_SGD * 4 / 3
+    assert table.to_dict()["steps"] == pytest.approx([(1 + critical / b) / (1 + critical / 2) for b in (1, 2, 4, 8)])
     assert found.trade_off(base=4).to_dict()["steps"][2] == 1
 
 

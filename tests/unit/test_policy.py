@@ -8,6 +8,7 @@ from adaptbs.policy import (
     CRITICAL_OF_SGD,
     Situation,
     decide,
+    early_limit,
     efficiency,
     efficiency_floor,
     goodput,
@@ -74,15 +75,16 @@ def test_goodput_stops_where_the_step_time_makes_more_useless():
 
 
 def test_the_noise_scale_target_is_the_cautious_limit():
-    assert noise_scale(NOW) == (1024, "noise scale")
-    assert decide(replace(NOW, batch_size=512), "noise_scale") == Decision(1024, "noise scale")
+    now = replace(NOW, noise_scale=known(1000 * CRITICAL_OF_SGD), batch_size=512)
+    assert noise_scale(now) == (1024, "noise scale")
+    assert decide(now, "noise_scale") == Decision(1024, "noise scale")
 
 
 def test_where_progress_counts_the_floor_falls_and_is_never_below_what_the_end_requires():
     assert efficiency_floor(0.0, required=0.5, adaptive=True) == 0.7
     assert efficiency_floor(0.5, required=0.4, adaptive=True) == pytest.approx(0.55)
     assert efficiency_floor(1.2, required=0.3, adaptive=True) == pytest.approx(0.4)
-    assert efficiency_floor(0.5, required=0.3, adaptive=False) == pytest.approx(0.45)
+    assert efficiency_floor(0.5, required=0.3, adaptive=False) == pytest.approx(0.35)
     assert efficiency_floor(0.5, required=0.7, adaptive=True) == 0.7
     assert efficiency_floor(0.5, required=0.7, adaptive=False) == 0.7
     assert goodput(replace(NOW, floor=0.5)) == (1024, "noise scale")  # 1,128 samples keep .5
@@ -185,3 +187,18 @@ def test_what_a_cap_has_not_let_be_is_known_and_moves_no_faster_than_a_batch():
 
 def test_a_function_that_wants_more_than_the_cap_falls_short_too():
     assert shortfall(decide(replace(NOW, max_batch_size=100), lambda *_: 200), before=1.0) == 1 / 2
+
+
+def test_the_batch_of_sgd_stays_small_in_the_first_tenth_of_a_run():
+    assert early_limit(0.05, 64, adaptive=False) == 128
+    assert early_limit(0.05, 16, adaptive=False) == 32
+    assert early_limit(0.05, 256, adaptive=False) == 256  # what hyperparameters are stated for is not taken back
+    assert early_limit(0.1, 64, adaptive=False) == early_limit(0.05, 64, adaptive=True) == math.inf
+    soon = replace(NOW, batch_size=128, progress=0.05, early_limit=128)
+    assert decide(soon, "goodput") == Decision(128, "early", decide(NOW, "goodput").wanted)
+    assert decide(replace(soon, batch_size=256), "goodput").batch_size == 128
+
+
+def test_nothing_is_decided_twice_on_the_same_measurements():
+    assert decide(replace(NOW, news=0), "goodput") == Decision(64, "nothing new")
+    assert decide(replace(NOW, news=0), lambda *_: 100).batch_size == 100
