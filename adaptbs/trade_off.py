@@ -7,8 +7,8 @@ One step at batch B brings eps_max/(1 + phi/B) of progress, so that the same pro
     time     T(B) = S(B) t(B)
 
 (McCandlish et al. 2018, eq. 2.7 to 2.11, arXiv:1812.06162; in place of their B_noise phi is the critical batch that
-decisions go by: B_simple for SGD, a multiple of it for Adam and its kin.) S_min, the steps that gradients without noise
-would take, is not known, and cancels in ratios.
+decisions go by, a multiple of B_simple that is larger for Adam and its kin than for SGD.) S_min, the steps that
+gradients without noise would take, is not known, and cancels in ratios.
 """
 
 from __future__ import annotations

