@@ -1,10 +1,8 @@
-"""Draw docs/images/time_to_quality_*.png: held-out error against modelled time, a panel a task.
-
-python benchmarks/quality_figures.py
-"""
+"""docs/images/time_to_quality_*.png: held-out error against modelled time, a panel a task. tables.py has them drawn."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -14,16 +12,34 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from PIL import Image
 from quality_compared import Compared, compared
 from quality_margins import MEASURES
+from quality_results import FOLDER
 from quality_rules import SIZES
 from quality_tables import MODELS
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
+DIGEST = "Results"  # name of the picture's entry that holds their digest
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's, told apart by any eye
 STARTS = {16: "v", 64: "o", 256: "^"}
 TICKS = {"gpu": (0.03, 0.1, 0.3, 1, 3), "compute": (0.6, 0.8, 1, 1.5, 2)}
 BEST, WORST = -2.0, 8.0  # margins, at which the axis ends; what lies beyond is drawn on its edge
+
+
+def digest() -> str:
+    """Of the results that are drawn: it goes into a picture, which tells by it that it is stale."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.jsonl")))).hexdigest()
+
+
+def stale() -> list[str]:
+    """The modelled step times whose picture is of other results than the committed ones."""
+    return [model for model in MODELS if Image.open(picture(model)).info.get(DIGEST) != digest()]
+
+
+def picture(model: str) -> Path:
+    """The file of one."""
+    return IMAGES / f"time_to_quality_{model}.png"
 
 
 def draw(model: str) -> Path:
@@ -35,8 +51,8 @@ def draw(model: str) -> Path:
     figure.supylabel("held-out error relative to fixed 64")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    path = IMAGES / f"time_to_quality_{model}.png"
-    figure.savefig(path, dpi=110)
+    path = picture(model)
+    figure.savefig(path, dpi=110, metadata={DIGEST: digest()})
     plt.close(figure)
     return path
 
@@ -87,8 +103,3 @@ def point(ax: Axes, found: Compared, model: str, height, marker: str, start: int
     x, y = found.times[model], height(found.difference)
     ax.plot([x, x], [y, height(found.limit)], color=ORANGE, lw=1.2)
     ax.plot(x, y, marker, color=ORANGE, ms=8, ls="", label=f"adaptive from {start}, to its upper 95 % limit")
-
-
-if __name__ == "__main__":
-    for name in MODELS:
-        print(draw(name))

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/ from the committed results.
+"""Write the tables of README.md and docs/ from the committed results, and draw the benchmark's pictures.
 
 python benchmarks/tables.py            rewrites what stands between <!-- table NAME --> and <!-- end -->
 python benchmarks/tables.py --check    fails if that would change anything
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import quality_figures
 import quality_tables
 import tables_of_estimates
 from result_tables import load, markdown, where
@@ -145,11 +146,16 @@ def render(text: str) -> str:
 
 
 def main(check: bool) -> int:
-    stale = [page for page in PAGES if render(page.read_text()) != page.read_text()]
-    for page in stale:
-        if not check:
+    pages = [page for page in PAGES if render(page.read_text()) != page.read_text()]
+    models = quality_figures.stale()
+    if not check:
+        for page in pages:
             page.write_text(render(page.read_text()))
-        print(("stale: " if check else "written: ") + str(page.relative_to(ROOT)))
+        for model in models:
+            quality_figures.draw(model)
+    stale = [*pages, *map(quality_figures.picture, models)]
+    for path in stale:
+        print(("stale: " if check else "written: ") + str(path.relative_to(ROOT)))
     return 1 if check and stale else 0
 
 
