@@ -61,7 +61,7 @@ class BatchSizeSuggestion:
             where steps could not be timed.
         fits: the largest that was run and stayed within this device's memory, of those up to an eighth of the samples
             seen (of a CPU up to what is useful); None where that could not be found out.
-        critical_over_simple: the critical batch over the noise scale, by the optimizer: 2.5 for SGD, 4 for Adam and its kin.
+        critical_over_simple: the critical batch over the noise scale: 2.5 for SGD, 4 for Adam and its kin.
     """
 
     noise_scale: float | None
