@@ -18,6 +18,7 @@ from adaptbs import policy
 
 ALL = ("lr", "betas", "eps", "weight_decay")
 LR_ONLY = ("lr",)
+CRITICAL = ("adaptbs.policy.CRITICAL_OF_ADAPTIVE", "adaptbs.policy.CRITICAL_OF_SGD")
 FIXED_ORDER = (64, 512, 256, 1024, 128, 2048, 4096)  # the most telling first
 
 
@@ -133,6 +134,7 @@ def adascale(batch_size: int = 512, max_extra: float = 3.0) -> Adaptive:
             "target": lambda noise_scale, size, progress: size,
             "lr_scaling": "gain", "transfer": LR_ONLY, "max_extra": max_extra,
         },
+        patches=dict.fromkeys(CRITICAL, 1),  # its gain, the learning rate's and what is counted, is that of B_simple
     )  # fmt: skip
 
 
@@ -165,8 +167,7 @@ def _beta1(power: float) -> dict[str, object]:
 
 def _critical(by: float) -> dict[str, object]:
     """The critical batch that the default takes it for, times this."""
-    names = ("CRITICAL_OF_ADAPTIVE", "CRITICAL_OF_SGD")
-    return {f"adaptbs.policy.{name}": by * getattr(policy, name) for name in names}
+    return {name: by * getattr(policy, name.rpartition(".")[2]) for name in CRITICAL}
 
 
 def _floors(first: float, last: float) -> dict[str, object]:
