@@ -233,8 +233,6 @@ class Controller:
             change = self.batch_size, decision.batch_size, decision.reason, 100 * self.progress
             log.info("batch size %d -> %d (%s) at %.0f %%", *change)
         self._measurements.say(self.noise_scale, self.progress)
-        if self._settings.anneal_at_cap:
-            self._lr.short = policy.shortfall(decision, self._lr.short)
         if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
             self._time.duty.decided(decision, self.batch_size, self.noise_scale)
         self.batch_size = decision.batch_size
@@ -294,5 +292,5 @@ class Controller:
         self.views = {name: NoiseScale(*view) for name, view in state["views"].items() if name in self.history.views}
 
 
-_PARTS = ("run", "_lr", "memory", "_time", "_measurements", "_pace", "delivery", "history")
+_PARTS = ("run", "memory", "_time", "_measurements", "_pace", "delivery", "history")
 _REMEMBERED = ("start", "epoch_samples", "parts", "batch_size")

@@ -59,11 +59,11 @@ class ScaledHypers:
 
     def scale(self, by: Scale) -> None:
         """Set them for the batch that is about to be trained on; nothing happens at k = 1."""
-        k, lr_factor, anneal = by
+        k, lr_factor = by
         if k == 1 and lr_factor == 1 and self.hyperparameters.idle:
             return
         hypers = self._opt.hypers
-        new = self.hyperparameters.changed(hypers, self._following, k=k, lr_factor=lr_factor, anneal=anneal)
+        new = self.hyperparameters.changed(hypers, self._following, k=k, lr_factor=lr_factor)
         names = {name for values in new for name in values if all(name in hyper for hyper in hypers)}
         self._unscaled = {name: [hyper[name] for hyper in hypers] for name in names}
         for name, unscaled in self._unscaled.items():

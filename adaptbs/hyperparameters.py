@@ -65,7 +65,6 @@ class Hyperparameters:
         *,
         k: float,
         lr_factor: float,
-        anneal: float = 1.0,
     ) -> list[dict[str, Any]]:
         """For each group the new values of what changes, for the step that is now to be made.
 
@@ -74,7 +73,6 @@ class Hyperparameters:
             following: which of them follow the batch.
             k: batch size / base batch size.
             lr_factor: of the learning rate; 1 where it does not follow.
-            anneal: the part of that by which it falls as in a schedule.
         """
         raised = powers(k if "betas" in following else 1.0)
         counts = self._kind.debiases and (raised != (1, 1) or not self.idle)
@@ -87,7 +85,6 @@ class Hyperparameters:
                 following,
                 k=k,
                 lr_factor=lr_factor,
-                anneal=anneal,
                 decoupled=group.get("decoupled_weight_decay", kind.decoupled),
                 corrected=self._corrected(self._accumulated[i], group, raised) if counts else (1.0, 1.0),
             )

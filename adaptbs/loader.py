@@ -65,8 +65,6 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             would have with a small batch, in fewer steps and rather more samples; "epochs": after n epochs. A plain
             loop over the loader has the epochs that it has.
         max_extra: how many more samples than planned a budget of progress may take, as a share of them.
-        anneal_at_cap: whether the learning rate falls, as if the batch had grown, where `max_batch_size` or memory hold
-            it below what the target wants.
         exceed_memory: let the batch grow past what memory holds, and have `step` run it in pieces; on one device that
             saves no time.
         decide_every: share of the run between two decisions.
@@ -110,7 +108,6 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         transfer: Collection[str] | None = None,
         budget: str = "progress",
         max_extra: float = 1.0,
-        anneal_at_cap: bool = False,
         exceed_memory: bool = False,
         decide_every: float = 0.05,
         confidence: float = 0.9,
@@ -133,7 +130,6 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             transfer=transfer,
             budget=budget,
             max_extra=max_extra,
-            anneal_at_cap=anneal_at_cap,
             exceed_memory=exceed_memory,
             decide_every=decide_every,
             confidence=confidence,

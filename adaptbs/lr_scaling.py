@@ -112,32 +112,18 @@ class LRFactor:
     Args:
         rule: its factor by k.
         base_batch_size: that it is stated for, samples.
-
-    Attributes:
-        short: the batch over the one that was wanted, where a cap holds it and the learning rate is to fall instead.
     """
 
     def __init__(self, rule: LRRule, base_batch_size: int) -> None:
-        self._rule, self._base, self.short = rule, base_batch_size, 1.0
+        self._rule, self._base = rule, base_batch_size
         self._latest: tuple[Any, Scale] = (None, Scale())
 
     def __call__(self, batch_size: int, noise_scale: NoiseScale | None) -> float:
-        return self._rule(batch_size / self._base, noise_scale) * self.anneal(noise_scale)
+        return self._rule(batch_size / self._base, noise_scale)
 
     def scale(self, batch_size: int, noise_scale: NoiseScale | None) -> Scale:
         """What changes at a batch size; remembered, as it is asked for at every step."""
-        asked = batch_size, noise_scale, self.short
+        asked = batch_size, noise_scale
         if asked != self._latest[0]:
-            factor, anneal = self(batch_size, noise_scale), self.anneal(noise_scale)
-            self._latest = asked, Scale(batch_size / self._base, factor, anneal)
+            self._latest = asked, Scale(batch_size / self._base, self(batch_size, noise_scale))
         return self._latest[1]
-
-    def anneal(self, noise_scale: NoiseScale | None) -> float:
-        """The part of it that stands for growth which a cap has not let be."""
-        return self._rule(self.short, noise_scale) if self.short != 1 else 1.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"short": self.short}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.short = state["short"]

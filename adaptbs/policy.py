@@ -152,7 +152,7 @@ def decide(now: Situation, target: str | Target) -> Decision:
     """The next batch size: the target's wish within the limits of pace (built-in targets) and user (all)."""
     if callable(target):
         wanted = target(now.noise_scale, now.batch_size, now.progress)
-        return _capped(size := _checked(wanted), "target", now, size)
+        return _capped(_checked(wanted), "target", now)
     if now.coupled:
         return _capped(now.batch_size, COUPLED, now)
     if now.noise_scale is None or now.noise_scale.measurements < ENOUGH:
@@ -164,7 +164,6 @@ def decide(now: Situation, target: str | Target) -> Decision:
         # B_simple falls tenfold, and a batch that grew on by what it was there spoils the run.
         return _capped(now.batch_size, "nothing new", now)
     size, reason = TARGETS[target](now)
-    wish = size
     if size > now.early_limit:
         size, reason = int(now.early_limit), "early"
     if size < now.batch_size:
@@ -174,25 +173,13 @@ def decide(now: Situation, target: str | Target) -> Decision:
     slowest, quickest = -(-now.batch_size // PACE), max(PACE * now.batch_size, now.reference)
     if not slowest <= size <= quickest:
         size, reason = min(max(size, slowest), quickest), "pace"
-    return _capped(size, reason, now, wish)
+    return _capped(size, reason, now)
 
 
-def shortfall(decision: Decision, before: float) -> float:
-    """The batch over the one that was wanted, where user or memory cap it; else 1. It moves no faster than a batch.
-
-    Args:
-        decision: the latest.
-        before: what this was until now.
-    """
-    capped = decision.reason in ("max_batch_size", "memory") and decision.wanted is not None
-    short = min(1.0, decision.batch_size / decision.wanted) if capped and decision.wanted else 1.0
-    return min(max(short, before / PACE), PACE * before)
-
-
-def _capped(size: int, reason: str, now: Situation, wanted: int | None = None) -> Decision:
+def _capped(size: int, reason: str, now: Situation) -> Decision:
     if size > now.max_batch_size:
         size, reason = now.max_batch_size, "max_batch_size"
-    return Decision(size, reason, wanted)
+    return Decision(size, reason)
 
 
 def within_memory(decision: Decision, memory: float) -> Decision:

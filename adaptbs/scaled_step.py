@@ -55,10 +55,10 @@ class ScaledStep:
     def _before(self, *_: Any) -> None:
         if self.is_scaled:
             self.restore()
-        k, lr_factor, anneal = self._scale()
+        k, lr_factor = self._scale()
         if k != 1 or lr_factor != 1 or not self.hyperparameters.idle:
             groups = self._optimizer.param_groups
-            new = self.hyperparameters.changed(groups, self._following, k=k, lr_factor=lr_factor, anneal=anneal)
+            new = self.hyperparameters.changed(groups, self._following, k=k, lr_factor=lr_factor)
             self._unscaled = [{name: group[name] for name in values} for group, values in zip(groups, new, strict=True)]
             for group, values in zip(groups, new, strict=True):
                 group.update(values)

@@ -29,7 +29,6 @@ class Settings:
     transfer: Collection[str] | None = None
     budget: str = "progress"
     max_extra: float = 1.0
-    anneal_at_cap: bool = False
     exceed_memory: bool = False
     decide_every: float = 0.05
     confidence: float = 0.9

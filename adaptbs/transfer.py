@@ -133,7 +133,6 @@ def factors(
     lr_factor: float,
     decoupled: bool,
     corrected: tuple[float, float] = (1.0, 1.0),
-    anneal: float = 1.0,
 ) -> Factors:
     """The factors at k (Malladi et al. 2022, arXiv:2205.10287, for Adam and RMSprop; see docs/transfer.md).
 
@@ -144,12 +143,11 @@ def factors(
         lr_factor: of the learning rate, by its rule; 1 where "lr" does not follow.
         decoupled: whether the step multiplies this group's weight decay by its learning rate.
         corrected: what `bias_correction.correction` gives for the learning rate and eps.
-        anneal: the part of `lr_factor` by which the learning rate falls as in a schedule.
     """
     first, second = powers(k if "betas" in following else 1.0)
     lr = lr_factor * corrected[0]
     # lr wd, what a step takes off the weights, is to grow by k, and not to notice the bias correction.
-    decay = k * anneal if "weight_decay" in following else lr_factor
+    decay = k if "weight_decay" in following else lr_factor
     return Factors(
         lr=lr,
         first=first if kind.first else 1.0,

@@ -131,13 +131,10 @@ class Decision:
         batch_size: samples, within every limit.
         reason: what bounded it: "noise scale", "step time", "pace", "max_batch_size", "memory", "target",
             or why it was held: "early", "nothing new", "unresolved", "few measurements".
-        wanted: samples, what the target would have had without limits of memory, user or pace; None where it had no
-            wish.
     """
 
     batch_size: int
     reason: str
-    wanted: int | None = field(default=None, compare=False)
 
 
 class Scale(NamedTuple):
@@ -146,12 +143,10 @@ class Scale(NamedTuple):
     Attributes:
         k: batch size / base batch size.
         lr_factor: of the learning rate.
-        anneal: the part of it by which the learning rate falls as in a schedule.
     """
 
     k: float = 1.0
     lr_factor: float = 1.0
-    anneal: float = 1.0
 
 
 #: `target=`: (noise scale or None, batch size now, progress 0..1) -> wanted batch size.

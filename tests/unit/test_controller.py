@@ -313,17 +313,3 @@ def test_the_log_says_when_doubt_comes_and_goes(caplog):
     with caplog.at_level("INFO", "adaptbs"):
         run(controller(), made(SquaredNorms(1, 5.0, 2, 5.0)))  # no noise at all, so no limit above 0
     assert "not to be believed as a number (nothing resolved)" in caplog.text
-
-
-def test_where_a_cap_holds_the_batch_the_learning_rate_falls_if_asked():
-    kept, falling = (controller(max_batch_size=16, adaptive=False, anneal_at_cap=fall) for fall in (False, True))
-    run(kept, NOISY)
-    run(falling, NOISY)
-    assert kept.batch_size == falling.batch_size == 16
-    assert kept.lr_factor == pytest.approx(2, rel=1e-4)
-    assert falling.lr_factor < 0.01
-    factors = falling.history.decisions()["lr_factor"]
-    assert all(after >= before / 2 for before, after in pairwise(factors)), "no faster than a batch doubles"
-    again = controller(max_batch_size=16, adaptive=False, anneal_at_cap=True)
-    again.load_state_dict(falling.state_dict())
-    assert again.lr_factor == falling.lr_factor

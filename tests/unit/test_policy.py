@@ -18,7 +18,6 @@ from adaptbs.policy import (
     nearest_power_of_2,
     noise_scale,
     reference,
-    shortfall,
     within_memory,
 )
 from adaptbs.step_time import StepTable, StepTime
@@ -175,27 +174,13 @@ def test_a_function_may_return_a_numpy_number(wanted):
     assert type(decision.batch_size) is int
 
 
-def test_what_a_cap_has_not_let_be_is_known_and_moves_no_faster_than_a_batch():
-    capped = decide(replace(NOW, batch_size=128, max_batch_size=128, floor=0.5), "goodput")
-    assert (capped, capped.wanted) == (Decision(128, "max_batch_size"), 1024)
-    assert shortfall(capped, before=1.0) == 1 / 2
-    assert shortfall(capped, before=1 / 2) == 1 / 4
-    assert shortfall(capped, before=1 / 4) == shortfall(capped, before=1 / 8) == 1 / 8
-    assert shortfall(Decision(64, "noise scale", 64), before=1 / 8) == 1 / 4
-    assert shortfall(decide(replace(NOW, noise_scale=None), "goodput"), before=1.0) == 1
-
-
-def test_a_function_that_wants_more_than_the_cap_falls_short_too():
-    assert shortfall(decide(replace(NOW, max_batch_size=100), lambda *_: 200), before=1.0) == 1 / 2
-
-
 def test_the_batch_of_sgd_stays_small_in_the_first_tenth_of_a_run():
     assert early_limit(0.05, 64, adaptive=False) == 128
     assert early_limit(0.05, 16, adaptive=False) == 32
     assert early_limit(0.05, 256, adaptive=False) == 256  # what hyperparameters are stated for is not taken back
     assert early_limit(0.1, 64, adaptive=False) == early_limit(0.05, 64, adaptive=True) == math.inf
     soon = replace(NOW, batch_size=128, progress=0.05, early_limit=128)
-    assert decide(soon, "goodput") == Decision(128, "early", decide(NOW, "goodput").wanted)
+    assert decide(soon, "goodput") == Decision(128, "early")
     assert decide(replace(soon, batch_size=256), "goodput").batch_size == 128
 
 

@@ -183,9 +183,3 @@ def test_which_follow(transfer, lr_scaling, following):
 def test_what_cannot_be_asked_for(transfer, lr_scaling, error, message):
     with pytest.raises(error, match=message):
         resolve(transfer, lr_scaling)
-
-
-def test_where_the_learning_rate_anneals_so_does_the_decay_of_the_weights():
-    by = factors(ADAM, HYPERPARAMETERS, k=4, lr_factor=2 * 0.5, decoupled=True, anneal=0.5)
-    assert by.lr == 1
-    assert by.lr * by.weight_decay == 4 * 0.5
