@@ -1,9 +1,10 @@
 """adaptbs: the batch size as something training sets by itself."""
 
-from .finder import BatchSizeSuggestion, bs_find
+from .finder import bs_find
 from .loader import AdaptiveDataLoader
 from .probe import MemoryProbe, probe_memory
 from .schedule import one_cycle
+from .suggestion import BatchSizeSuggestion
 from .types import NoiseScale, SquaredNorms
 
 __version__ = "0.1.0"

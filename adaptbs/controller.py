@@ -9,15 +9,24 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import lr_scaling, policy
 from .delivery import Delivery, Loop, PlainLoop
 from .duty_cycle import TRY
 from .history import History
+from .lr_scaling import LRFactor, lr_rule
 from .measurements import Measurements
 from .memory import DeviceMemory
 from .memory_cap import MemoryCap
 from .noise_scale import student_t
 from .pace import NEWS, Pace, cannot_wait
+from .policy import (
+    Situation,
+    critical_over_simple,
+    decide,
+    early_limit,
+    efficiency_floor,
+    largest_batch_size,
+    reference_batch_size,
+)  # fmt: skip
 from .progress import Progress, rate
 from .ranks import ALONE, Ranks
 from .sampler import Issued
@@ -50,13 +59,9 @@ class Controller:
         adaptive: whether the optimizer divides by the gradient's size (`lr_scaling.is_adaptive`).
         device: that trains.
         memory: what it holds; not asked where `step_time` is given.
-        views: names of the other noise scales that are measured beside the plain one, and only reported.
-        parts: deliveries that make up a step.
+        views: names of other noise scales that are measured and only reported.
+        parts: deliveries that make up a step, on `ranks` that decide alike.
         placed: told where the schedule is before and after each batch that the loop comes to work on.
-        ranks: that decide alike.
-
-    Raises:
-        ValueError: a batch size that this dataset or `max_batch_size` does not allow.
     """
 
     def __init__(
@@ -79,12 +84,12 @@ class Controller:
         self._settings, self.device, self.parts, self._ranks = settings, device, parts, ranks
         self.start = self.batch_size = batch_size
         self.base_batch_size = int(settings.base_batch_size or batch_size)
-        largest = min(epoch_samples // 8, policy.largest(self.base_batch_size))
+        largest = min(epoch_samples // 8, largest_batch_size(self.base_batch_size))
         self.max_batch_size = settings.max_batch_size * parts if settings.max_batch_size else max(batch_size, largest)
         self.epoch_samples, self._epochs = epoch_samples, epochs
-        rule = lr_scaling.resolve(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
-        self._lr = lr_scaling.LRFactor(rule, self.base_batch_size)
-        self.critical, self._adaptive = policy.critical_over_simple(adaptive), adaptive
+        rule = lr_rule(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
+        self._lr = LRFactor(rule, self.base_batch_size)
+        self.critical, self._adaptive = critical_over_simple(adaptive), adaptive
         self.run = Progress(epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
         self._time = Timekeeper(given, device, batch_size, settings.overhead, ranks)
@@ -100,7 +105,7 @@ class Controller:
         self._record("start", reason="start")
 
     def end_by_progress(self) -> None:
-        """Let the run end when its progress is complete, if that is its budget and there is anything to tell it by."""
+        """End the run when its progress is complete, if that is its budget and progress is measured."""
         if self._settings.budget == "progress" and self._settings.overhead and self._epochs:
             self.run.max_extra = self._settings.max_extra
 
@@ -121,8 +126,7 @@ class Controller:
 
     @property
     def scale(self) -> Scale:
-        """What the hyperparameters of the delivered batch are changed by."""
-        # (By the size the batch was cut at: so an epoch's short last batch keeps its step.)
+        """What the hyperparameters change by, at the size the batch was cut at: a short last batch keeps its step."""
         return self._lr.scale(self.delivery.in_hand.nominal, self.noise_scale)
 
     @property
@@ -137,7 +141,7 @@ class Controller:
             batches: an epoch of them, or what was left of the one under way when a state was saved.
             issued: what each was cut at, in the same order, filled by the sampler as it goes; a batch leaves it when
                 the loop comes to work on it.
-            loop: which batch that is; where None the latest.
+            loop: tells which batch that is; the latest where None.
         """
         self._time.clock.start()
         return self.delivery.deliver(batches, issued, loop or PlainLoop())
@@ -182,7 +186,7 @@ class Controller:
     def _worth(self, batch_size: int) -> float:
         if self._measurements.caveat == COUPLED:
             return 1.0  # (a sample is a sample, also where there is no noise scale to tell otherwise)
-        return rate(batch_size, policy.reference(self.base_batch_size), self.noise_scale, self.critical)
+        return rate(batch_size, reference_batch_size(self.base_batch_size), self.noise_scale, self.critical)
 
     def _due(self) -> bool:
         pace = self._pace
@@ -214,24 +218,24 @@ class Controller:
         # Between decisions the estimate stays: a learning rate rule may depend on it.
         self.noise_scale = self._read()
         self.views = self._measurements.estimate_views(self._settings.confidence)
-        now = policy.Situation(
+        now = Situation(
             noise_scale=self.noise_scale,
             coupled=self._measurements.caveat == COUPLED,
             news=self._pace.news,
             batch_size=self.batch_size,
-            reference=policy.reference(self.base_batch_size),
+            reference=reference_batch_size(self.base_batch_size),
             progress=self.progress,
             step_time=self.step_time,
             critical=self.critical,
-            early_limit=policy.early_limit(self.progress, self.base_batch_size, self._adaptive),
-            floor=policy.efficiency_floor(self.progress, self.run.required, self._adaptive),
+            early_limit=early_limit(self.progress, self.base_batch_size, self._adaptive),
+            floor=efficiency_floor(self.progress, self.run.required, self._adaptive),
             max_batch_size=self.max_batch_size,
         )
-        decision = self._ranks.agree(policy.decide(now, self._settings.target))
+        decision = self._ranks.agree(decide(now, self._settings.target))
         decision = self.memory.within(decision, self.batch_size, self.delivery.longest)
         if decision.batch_size != self.batch_size:
-            change = self.batch_size, decision.batch_size, decision.reason, 100 * self.progress
-            log.info("batch size %d -> %d (%s) at %.0f %%", *change)
+            sizes = self.batch_size, decision.batch_size
+            log.info("batch size %d -> %d (%s) at %.0f %%", *sizes, decision.reason, 100 * self.progress)
         self._measurements.say(self.noise_scale, self.progress)
         if not callable(self._settings.target):  # (how sure a function of the user's needs to be, nobody knows)
             self._time.duty.decided(decision, self.batch_size, self.noise_scale)

@@ -13,12 +13,12 @@ from fastai.torch_core import default_device
 from fastprogress.fastprogress import progress_bar
 from torch.utils.data import DataLoader as TorchLoader
 
-from . import finder
 from .fastai_batches import batch_loss
 from .fastai_hyperparameters import is_adaptive
-from .finder import BatchSizeSuggestion
+from .finder import copy_of, find
 from .gradients.batch_loss import BatchLoss
 from .left_as_found import loader_left_as_found
+from .suggestion import BatchSizeSuggestion
 
 
 def bs_find(
@@ -50,7 +50,7 @@ def bs_find(
     loss = BatchLoss(batch_loss=batch_loss(self))
     self.model.to(getattr(self.dls, "device", default_device()))
     with _loader_left_as_found(self.dls.train):
-        found = finder.find(
+        found = find(
             self.model,
             loss,
             _batches(self, num_it),
@@ -83,7 +83,7 @@ def _batches(learn: Any, num_it: int | None) -> Iterator[tuple[Any, Any]]:
 def _optimizer_copy(learn: Any, lr: float) -> Any:
     made = learn.opt if learn.opt is not None else learn.opt_func
     if isinstance(made, OptimWrapper):
-        return finder.copy_of(made.opt, lr)
+        return copy_of(made.opt, lr)
     twin = learn.opt_func(learn.splitter(learn.model), lr=lr)
     if learn.opt is not None:
         twin.load_state_dict(copy.deepcopy(learn.opt.state_dict()))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .controller import Controller
 from .fastai_batches import carried, carrying, prediction
-from .gradients import batches as nested
 from .gradients.batch_loss import summing
+from .gradients.batches import batch_length
 from .gradients.mean_gradient import has_batch_norm, trainable
 from .left_as_found import Before, left_as_found
 from .loader_step import pieces_of, shares
@@ -63,7 +63,7 @@ class FastaiStep:
             type(learn)._do_one_batch(learn)
             return
         xb, yb, _ = whole = learn.xb, learn.yb, carried(learn)
-        samples = nested.length(xb)
+        samples = batch_length(xb)
         new, before = samples > cap.has_run, self._before
         before.take(all_random=new)
 
@@ -117,7 +117,7 @@ class FastaiStep:
             return [1.0] * len(cut)
         sums = summing(loss_func)
         if sums is None:
-            return shares([nested.length(xb) for xb, _, _ in cut])
+            return shares([batch_length(xb) for xb, _, _ in cut])
         weights = []
         with torch.no_grad(), left_as_found(model):
             for xb, yb, _ in cut:

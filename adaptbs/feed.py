@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 from torch.utils.data import IterableDataset
 
-from .gradients import batches
+from .gradients.batches import batch_length
 from .ranks import ALONE, Ranks
 from .sampler import AdaptiveBatchSampler, Cut, Issued, indices
 from .shared_order import SharedOrder
@@ -136,6 +136,6 @@ def _different(*generators: Any) -> list[Generator]:
 def _rows(batch: Any) -> int | None:
     """Samples of a batch, as far as its layout tells."""
     try:
-        return batches.length(batch)
+        return batch_length(batch)
     except TypeError:
         return None

@@ -4,104 +4,35 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import defaultdict, namedtuple
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
+from .gradients.batches import batch_length
 from .gradients.mean_gradient import MeanGradient, squared_norm
 from .gradients.micro_batches import GradientPool
 from .left_as_found import loader_left_as_found, weights_left_as_found
-from .loader import AdaptiveDataLoader
 from .lr_scaling import is_adaptive
 from .memory import memory_of
 from .noise_scale import estimate, to_floats
-from .policy import Situation, critical_over_simple, goodput, goodput_optimum, nearest_power_of_2, reference
+from .policy import Situation, critical_over_simple, goodput, goodput_optimum, nearest_power_of_2, reference_batch_size
 from .probe import probe
 from .settings import check_share, check_size
 from .step_timer import measure_step_time, train_step
-from .trade_off import TradeOff, trade_off
+from .suggestion import BatchSizeSuggestion
 from .types import NoiseScale, SquaredNorms
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from .step_time import Time
 
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BatchSizeSuggestion:
-    """What `bs_find` found; `print(found.trade_off())` tells what each batch size would take.
-
-    Three limits stand behind the size to use: what is `useful`, by the noise; what is `fastest`, by the step time; and
-    what `fits`, by the memory of this device.
-
-    Attributes:
-        noise_scale: B_simple, samples; None where the gradient was lost in its noise.
-        low, high: its confidence limits, samples; high is inf while |G|^2 is not significantly above 0.
-        batch_size: to use: what is useful, as far as it fits; None where nothing is known of the noise scale.
-        samples: seen up to each block of batches.
-        curve: the smoothed estimate after each block.
-        loader_batch_size: of the batches that were measured, samples.
-        step_time: t(B), seconds of a training step on this device; None where it could not be measured. The
-            suggested `batch_size` asks nothing of it.
-        useful: the largest power of 2 at which a sample still brings at least 80 % of the progress that it brings at a
-            small batch, judged at the cautious limit, and by whether the optimizer is one like Adam.
-        fastest: the power of 2 with the most progress per second on this device, whatever it takes in samples; None
-            where steps could not be timed.
-        fits: the largest that was run and stayed within this device's memory, of those up to an eighth of the samples
-            seen (of a CPU up to what is useful); None where that could not be found out.
-        critical_over_simple: the critical batch over the noise scale: 2.5 for SGD, 4 for Adam and its kin.
-    """
-
-    noise_scale: float | None
-    low: float
-    high: float
-    batch_size: int | None
-    samples: tuple[int, ...] = field(repr=False)
-    curve: tuple[NoiseScale, ...] = field(repr=False)
-    loader_batch_size: int = field(repr=False)
-    step_time: Time | None = field(repr=False, default=None)
-    useful: int | None = field(repr=False, default=None)
-    fastest: int | None = field(repr=False, default=None)
-    fits: int | None = field(repr=False, default=None)
-    others: tuple[tuple[str, float], ...] = field(repr=False, default=())
-    critical_over_simple: float = field(repr=False, default=1.0)
-
-    @property
-    def suggestions(self) -> Any:
-        """All of them as a named tuple, samples: useful, fastest, fits, and those of `suggested_by`."""
-        found = {"useful": self.useful, "fastest": self.fastest, "fits": self.fits, **dict(self.others)}
-        return namedtuple("SuggestedBatchSizes", found)(**found)
-
-    def suggested_by(self, *functions: Callable[[BatchSizeSuggestion], float]) -> BatchSizeSuggestion:
-        """The same with a suggestion more of each function, under its name."""
-        more = tuple((getattr(function, "__name__", repr(function)), function(self)) for function in functions)
-        return replace(self, others=(*self.others, *more))
-
-    def trade_off(self, base: int | None = None) -> TradeOff:
-        """Steps, samples and time to the same progress, by batch size, relative to `base` (the loader's where None)."""
-        return trade_off(
-            self.noise_scale, self.low, self.high,
-            base_batch_size=self.loader_batch_size if base is None else base,
-            largest=self.samples[-1], step_time=self.step_time, critical_over_simple=self.critical_over_simple,
-        )  # fmt: skip
-
-    def plot(self) -> Figure:
-        """Noise tr(Sigma), scale |G|^2 and their ratio with its band, against samples."""
-        from .plot import plot_suggestion
-
-        return plot_suggestion(self)
 
 
 def bs_find(
@@ -191,7 +122,7 @@ def find(
         model.train()
         gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         for block in _blocks(islice(fetched, num_it), n_batch):
-            seen += sum(nested.length(batch) for batch in block)
+            seen += sum(batch_length(batch) for batch in block)
             norms = measure_block(model, gradient, block)
             if norms is not None:
                 measured += to_floats([norms])
@@ -222,8 +153,8 @@ def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) ->
 
     A batch whose gradient is not finite is left out: in float16 one may overflow, to be scaled less the next time.
     """
-    size = nested.length(block[0])
-    alike = [batch for batch in block if nested.length(batch) == size]
+    size = batch_length(block[0])
+    alike = [batch for batch in block if batch_length(batch) == size]
     pool, pooled = GradientPool(size), 0
     for batch in alike if len(alike) > 1 else []:
         found = gradient(model, batch)
@@ -247,7 +178,7 @@ def suggest(
     """
     last, largest = curve[-1], _largest(samples, batch_size)
     now = Situation(
-        noise_scale=last, batch_size=batch_size, reference=reference(batch_size), progress=0.0,
+        noise_scale=last, batch_size=batch_size, reference=reference_batch_size(batch_size), progress=0.0,
         step_time=None, max_batch_size=largest, critical=critical,
     )  # fmt: skip
     useful = min(goodput(now)[0], largest) if last.cautious > 0 else None
@@ -273,7 +204,7 @@ def _fits(
         return None
     if memory.careful:  # (a host, which a batch rarely fills, but which is slow)
         most = useful or 0
-    start = nested.length(block[0])
+    start = batch_length(block[0])
     try:
         return probe(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
     except Exception as error:  # (the noise scale, for which one has waited, is known all the same)
@@ -291,8 +222,9 @@ def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
 
 def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
     # Iteration begins with the first batch, not before: a DataLoader draws a seed then, and `find` restores the random
-    # states by that time. An AdaptiveDataLoader's own iteration would measure and decide; only its batches are wanted.
-    yield from loader.plain_batches() if isinstance(loader, AdaptiveDataLoader) else loader
+    # states by that time. An adaptive loader's own iteration would measure and decide; only its batches are wanted.
+    plain_batches: Callable[[], Iterator[Any]] = getattr(loader, "plain_batches", lambda: iter(loader))
+    yield from plain_batches()
 
 
 def _blocks(batches: Iterator[Any], n: int) -> Iterator[list[Any]]:

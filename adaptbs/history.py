@@ -37,9 +37,14 @@ class History:
         self.records: list[dict[str, Any]] = []
 
     @property
+    def view_columns(self) -> dict[str, tuple[str, str, str]]:
+        """The names of each view's columns: its noise scale, low and high."""
+        return {view: view_columns(view) for view in self.views}
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of all columns."""
-        return (*COLUMNS, *(name for view in self.views for name in view_columns(view)))
+        return (*COLUMNS, *(name for names in self.view_columns.values() for name in names))
 
     def add(self, **values: Any) -> None:
         """Append a record; columns not given are None."""

@@ -8,7 +8,7 @@ from dataclasses import astuple
 from typing import Any
 
 from .bias_correction import Accumulated, correction, mass_ratio, steps_made
-from .transfer import LR, Kind, changed, factors, powers
+from .transfer import LR, Kind, changed_group, factors, powers
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Hyperparameters:
                 decoupled=group.get("decoupled_weight_decay", kind.decoupled),
                 corrected=self._corrected(self._accumulated[i], group, raised) if counts else (1.0, 1.0),
             )
-            new.append(changed(group, by))
+            new.append(changed_group(group, by))
         return new
 
     def count(self, *, start: bool = False, wait: bool = False) -> None:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from . import schedule
 from .controller import Controller
 from .feed import Feed
 from .gradients.batch_loss import BatchLoss
@@ -25,6 +24,7 @@ from .lr_scaling import is_adaptive
 from .rank_measuring import RankMeasuring
 from .ranks import Ranks
 from .report import RunReport
+from .schedule import SchedulePlace, drive, run_epochs
 from .settings import Settings
 from .types import LRRule, Target
 
@@ -156,7 +156,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         start_samples = batch_size * ranks.world_size
         epoch_steps = -(-cut.epoch_samples // start_samples)
         if epochs is None and scheduler is not None:
-            epochs = schedule.run_epochs(scheduler, epoch_steps, accumulation_steps)
+            epochs = run_epochs(scheduler, epoch_steps, accumulation_steps)
         views = views_of(optimizer, metric=metric, by_group=by_group)
         measurer: Measurer | RankMeasuring | None = None
         loss = BatchLoss(loss_func, batch_loss, autocast) if overhead or loss_func or batch_loss else None
@@ -165,7 +165,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
                 measurer = RankMeasuring(model, optimizer, loss, ranks, accumulation_steps)
             else:
                 measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
-        place = schedule.SchedulePlace(start_samples, cut.epoch_samples, epoch_steps, given=scheduler is not None)
+        place = SchedulePlace(start_samples, cut.epoch_samples, epoch_steps, given=scheduler is not None)
         start = partial(
             Controller,
             settings,
@@ -188,7 +188,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         # Last, so that an argument refused above has changed nothing of the user's.
         self._run.follow()
         if scheduler is not None:
-            schedule.drive(scheduler, place.steps_due)
+            drive(scheduler, place.steps_due)
 
     @classmethod
     def from_loader(cls, loader: DataLoader[Any], **arguments: Any) -> AdaptiveDataLoader:

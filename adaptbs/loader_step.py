@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .controller import Controller
-from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
+from .gradients.batches import batch_length, slice_batch
 from .gradients.mean_gradient import has_batch_norm, shows_a_sum, trainable
 from .left_as_found import Before
 from .memory_cap import MemoryCap
@@ -43,9 +43,9 @@ class LoaderStep:
     ) -> Tensor:
         cap = controller.memory
         cap.in_pieces = True
-        new = nested.length(batch) > cap.has_run
+        new = batch_length(batch) > cap.has_run
         run = partial(self._run, batch, scaler, 1 / controller.parts)
-        loss, fits = self._backward(run, nested.length(batch), cap, new)
+        loss, fits = self._backward(run, batch_length(batch), cap, new)
         if fits is not None:
             controller.ran_out_of_memory(fits)
         if controller.delivery.in_hand.ends_step:
@@ -109,8 +109,8 @@ class LoaderStep:
         if len(cut) == 1:
             return [1.0]
         if self._sums is None:
-            few = min(nested.length(batch), FEW)
-            self._sums = bool(shows_a_sum(self._model, self._loss, nested.part(batch, 0, few)))
+            few = min(batch_length(batch), FEW)
+            self._sums = bool(shows_a_sum(self._model, self._loss, slice_batch(batch, 0, few)))
         if self._sums:
             return [1.0] * len(cut)
         return shares([self._loss.weight(self._model, piece) for piece in cut])
@@ -123,9 +123,9 @@ def pieces_of(batch: Any, pieces: int) -> list[Any]:
     """The batch in so many pieces, as equally long as can be."""
     if pieces == 1:
         return [batch]
-    n = nested.length(batch)
+    n = batch_length(batch)
     bounds = [n * i // pieces for i in range(pieces + 1)]
-    return [nested.part(batch, begin, end) for begin, end in pairwise(bounds)]
+    return [slice_batch(batch, begin, end) for begin, end in pairwise(bounds)]
 
 
 def shares(weights: Sequence[float]) -> list[float]:

@@ -67,10 +67,10 @@ def saturating(base_batch_size: int) -> LRRule:
     return rule
 
 
-NAMES = ("auto", "linear", "sqrt", "gain", "none")
+LR_SCALINGS = ("auto", "linear", "sqrt", "gain", "none")
 
 
-def resolve(lr_scaling: str | LRRule, *, adaptive: bool, base_batch_size: int) -> LRRule:
+def lr_rule(lr_scaling: str | LRRule, *, adaptive: bool, base_batch_size: int) -> LRRule:
     """The rule for `lr_scaling=`, "auto" being sqrt for those that divide by the gradient's size, else saturating."""
     if callable(lr_scaling):
         return _checked(lr_scaling)

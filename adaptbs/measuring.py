@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from .controller import Controller
-from .gradients import batches as nested
+from .gradients.batches import slice_batch
 from .gradients.measurer import Measurer
 from .out_of_memory import is_out_of_memory
 
@@ -18,7 +18,7 @@ def measure(controller: Controller, measurer: Measurer, batch: Any) -> None:
     said, samples = None, controller.delivery.fetched.length
     if samples > controller.memory.piece:  # (it is trained on in pieces, too)
         samples = int(controller.memory.piece)
-        batch = nested.part(batch, 0, samples)
+        batch = slice_batch(batch, 0, samples)
     try:
         with controller.measuring():
             controller.measured(measurer.measure(batch, samples))

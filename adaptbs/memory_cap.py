@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from .memory import DeviceMemory
-from .memory_search import Trial, affordable, largest, search
+from .memory_search import Trial, affordable, largest_fitting, search
 from .policy import within_memory
 from .ranks import ALONE, Ranks
 from .types import Decision
@@ -100,7 +100,7 @@ class MemoryCap:
             log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", error)
             self.attempt = None
             return self._set(min(max(affordable(here), self.has_run), below), wanted)
-        self._tried = max(largest(trials) or 0, self._tried)
+        self._tried = max(largest_fitting(trials) or 0, self._tried)
         for trial in trials[1:]:
             if trial.peak is None:
                 self.fails(trial.batch_size)

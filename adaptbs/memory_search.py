@@ -57,7 +57,7 @@ def search(
     known: Sequence[Trial] = (),
     careful: bool = False,
 ) -> list[Trial]:
-    """The trials made to find the largest size that fits, up to `most`; `largest` of them is the answer.
+    """The trials made to find the largest size that fits, up to `most`; `largest_fitting` of them is the answer.
 
     At most five trials, of which one runs out, where memory is affine in the batch; eight where it is not.
 
@@ -78,7 +78,7 @@ def search(
     return trials
 
 
-def largest(trials: Sequence[Trial]) -> int | None:
+def largest_fitting(trials: Sequence[Trial]) -> int | None:
     """The largest size that fits, by the limit of now; None where none does."""
     return max((t.batch_size for t in _by_limit_of_now(trials) if t.fits), default=None)
 

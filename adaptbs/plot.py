@@ -1,42 +1,42 @@
-"""Pictures: of a run's history, of what the finder found, and of a trade-off. matplotlib is imported inside."""
+"""Pictures of a run, of what the finder found, and of a trade-off, from plain columns. Imports matplotlib late."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
-
-from .history import view_columns
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .finder import BatchSizeSuggestion
-    from .history import History
-    from .trade_off import TradeOff
+
+#: Values by the name of their column, all of one length; None where one is not known.
+Columns: TypeAlias = Mapping[str, Sequence[Any]]
 
 # Told apart by colour-blind eyes (Okabe and Ito):
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 PLAIN = ("noise_scale", "low", "high")  # columns of the history
 
 
-def plot_history(history: History) -> Figure:
+def plot_history(columns: Columns, views: Mapping[str, Sequence[str]]) -> Figure:
     """Noise scale with its band and the batch size, and the learning rate's factor, against samples.
 
-    Between them, where there are any, a panel for each other noise scale: of a parameter group, in Adam's metric.
+    Args:
+        columns: `history.decisions()`.
+        views: `history.view_columns`; each view (a parameter group, Adam's metric) gets a panel of its own.
     """
-    columns = history.decisions()
     samples = columns["samples"]
-    figure, (*panels, bottom) = _axes(2 + len(history.views))
-    bands = [[columns[name] for name in names] for names in (PLAIN, *map(view_columns, history.views))]
+    figure, (*panels, bottom) = _axes(2 + len(views))
+    bands = [[columns[name] for name in names] for names in (PLAIN, *views.values())]
     size = columns["batch_size"]
     limits = noise_scale_limits(size, *(values for band in bands for values in band))  # of all, to be compared
     for panel, band in zip(panels, bands, strict=True):
         plot_noise_scale(panel, samples, *band, limits=limits)
         panel.step(samples, size, where="post", color=ORANGE, label="batch size")
         panel.set_ylabel("samples")
-    for panel, view in zip(panels[1:], history.views, strict=True):
+    for panel, view in zip(panels[1:], views, strict=True):
         panel.set_title(f"Noise scale: {view}")
     plot_doubt(panels[0], columns)
     panels[0].set_title("Noise scale and batch size")
@@ -48,7 +48,7 @@ def plot_history(history: History) -> Figure:
     return figure
 
 
-def plot_doubt(axes: Axes, columns: dict[str, list[Any]]) -> None:
+def plot_doubt(axes: Axes, columns: Columns) -> None:
     """A hollow marker on every estimate that is not to be believed as a number; the legend says why."""
     doubts = sorted({d for d in columns["doubt"] if d is not None} - {"no measurements"})
     points = list(zip(columns["samples"], columns["noise_scale"], columns["low"], columns["doubt"], strict=True))
@@ -59,23 +59,30 @@ def plot_doubt(axes: Axes, columns: dict[str, list[Any]]) -> None:
             axes.plot(*zip(*at, strict=True), marker, mfc="white", mec=BLUE, ls="", zorder=3, label=f"doubt: {doubt}")
 
 
-def plot_suggestion(found: BatchSizeSuggestion) -> Figure:
-    """Noise, scale, and noise scale with its band and the suggestion, against samples."""
+def plot_suggestion(columns: Columns, batch_size: int | None, suggestions: Mapping[str, float | None]) -> Figure:
+    """Noise, scale, and noise scale with its band and the suggestions, against samples.
+
+    Args:
+        columns: `suggestion.to_dict()`.
+        batch_size: the size to use, samples; None where none is suggested.
+        suggestions: the others by name, samples; None where one is not known.
+    """
     figure, (top, bottom) = _axes(2)
-    top.plot(found.samples, [n.trace for n in found.curve], color=BLUE, marker=".", label=r"noise tr($\Sigma$)")
-    top.plot(found.samples, [n.grad_sq for n in found.curve], color=ORANGE, marker=".", label=r"scale $|G|^2$")
-    top.set_yscale("symlog", linthresh=_smallest([n.grad_sq for n in found.curve]))
+    samples = columns["samples"]
+    top.plot(samples, columns["trace"], color=BLUE, marker=".", label=r"noise tr($\Sigma$)")
+    top.plot(samples, columns["grad_sq"], color=ORANGE, marker=".", label=r"scale $|G|^2$")
+    top.set_yscale("symlog", linthresh=_smallest(columns["grad_sq"]))
     top.set_title("Noise and scale of the gradient, smoothed")
     top.set_ylabel("gradient$^2$")
     top.legend()
-    band = [[getattr(n, name) for n in found.curve] for name in ("simple", "low", "high")]
-    limits = noise_scale_limits([found.batch_size, *found.suggestions], *band)
-    plot_noise_scale(bottom, found.samples, *band, limits=limits)
-    if found.batch_size is not None:
-        bottom.axhline(found.batch_size, color=GREY, linestyle="--", label=f"use batch size {found.batch_size}")
+    band = [columns[name] for name in PLAIN]
+    limits = noise_scale_limits([batch_size, *suggestions.values()], *band)
+    plot_noise_scale(bottom, samples, *band, limits=limits)
+    if batch_size is not None:
+        bottom.axhline(batch_size, color=GREY, linestyle="--", label=f"use batch size {batch_size}")
     names: dict[float, list[str]] = {}
-    for name, size in found.suggestions._asdict().items():
-        if size is not None and size != found.batch_size:
+    for name, size in suggestions.items():
+        if size is not None and size != batch_size:
             names.setdefault(size, []).append(name)
     for size, style in zip(sorted(names), cycle(((0, (1, 2)), (0, (4, 2, 1, 2)), (0, (1, 4)))), strict=False):
         label = f"{', '.join(names[size])}: {size:,.0f}"
@@ -87,26 +94,33 @@ def plot_suggestion(found: BatchSizeSuggestion) -> Figure:
     return figure
 
 
-def plot_trade_off(found: TradeOff) -> Figure:
-    """Steps, samples and, where it is known, time relative to the base batch, with their bands, by batch size."""
+def plot_trade_off(columns: Columns, base_batch_size: int, critical: float | None, critical_name: str) -> Figure:
+    """Steps, samples and, where it is known, time relative to the base batch, with their bands, by batch size.
+
+    Args:
+        columns: `trade_off.to_dict()`.
+        base_batch_size: the size that all is relative to, samples.
+        critical: the batch where steps and samples are twice the fewest possible, samples; None where not known.
+        critical_name: its name in the picture.
+    """
     figure, axes = _axes(1)
     figure.set_figheight(4.5)
-    columns = found.to_dict()
     sizes = columns["batch_size"]
+    known = columns["steps"][0] is not None  # a point estimate, rather than limits alone
     for name, color, marker in (("steps", BLUE, "o"), ("samples", ORANGE, "s"), ("time", GREEN, "^")):
         if columns[f"{name}_low"][0] is None:
             continue
-        band, line = (name, None) if found.phi is None else (None, name)  # what stands in the legend
+        band, line = (None, name) if known else (name, None)  # what stands in the legend
         low, high = columns[f"{name}_low"], columns[f"{name}_high"]
         axes.fill_between(sizes, low, high, color=color, alpha=0.2, linewidth=0, label=band)
-        if found.phi is not None:
+        if known:
             axes.plot(sizes, columns[name], color=color, marker=marker, markersize=4, label=line)
     axes.axhline(1, color=GREY, linewidth=0.8)
-    axes.axvline(found.base_batch_size, color=GREY, linestyle="--", linewidth=1)
-    if found.critical is not None and sizes[0] <= found.critical <= sizes[-1]:
-        axes.axvline(found.critical, color=GREY, linestyle=":", linewidth=1.5)
+    axes.axvline(base_batch_size, color=GREY, linestyle="--", linewidth=1)
+    if critical is not None and sizes[0] <= critical <= sizes[-1]:
+        axes.axvline(critical, color=GREY, linestyle=":", linewidth=1.5)
         axes.annotate(
-            "noise scale" if found.critical == found.phi else "critical batch", (found.critical, 1), (4, -4),
+            critical_name, (critical, 1), (4, -4),
             xycoords=("data", "axes fraction"), textcoords="offset points",
             color=GREY, va="top",
         )  # fmt: skip
@@ -120,7 +134,7 @@ def plot_trade_off(found: TradeOff) -> Figure:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.set_xlabel("batch size")
-    axes.set_ylabel(f"times what {found.base_batch_size:,} takes")
+    axes.set_ylabel(f"times what {base_batch_size:,} takes")
     axes.set_title("To the same progress, predicted by the noise scale")
     axes.legend()
     return figure
@@ -154,5 +168,5 @@ def _axes(rows: int) -> tuple[Figure, Any]:
     return plt.subplots(rows, 1, sharex=True, figsize=(8, 3 * rows), layout="constrained")
 
 
-def _smallest(values: list[float]) -> float:
+def _smallest(values: Sequence[float]) -> float:
     return min((abs(v) for v in values if v), default=1.0)

@@ -58,14 +58,14 @@ class Situation:
     news: int = ENOUGH
 
 
-def reference(base_batch_size: int) -> int:
+def reference_batch_size(base_batch_size: int) -> int:
     """R, the batch whose quality the run must keep: what its hyperparameters are stated for, 64 samples at most."""
     return min(base_batch_size, 64)
 
 
-def largest(base_batch_size: int) -> int:
+def largest_batch_size(base_batch_size: int) -> int:
     """The batch up to which hyperparameters stated for this one are known to transfer, samples."""
-    return max(LARGEST_FACTOR * reference(base_batch_size), LARGEST_OVER_BASE * base_batch_size)
+    return max(LARGEST_FACTOR * reference_batch_size(base_batch_size), LARGEST_OVER_BASE * base_batch_size)
 
 
 def critical_over_simple(adaptive: bool) -> float:
@@ -105,7 +105,7 @@ def early_limit(progress: float, base_batch_size: int, adaptive: bool) -> float:
     """
     if adaptive or progress >= EARLY:
         return math.inf
-    return max(PACE * reference(base_batch_size), base_batch_size)
+    return max(PACE * reference_batch_size(base_batch_size), base_batch_size)
 
 
 def goodput_optimum(phi: float, step_time: Time | None) -> float:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
+from .gradients.batches import batch_bytes, batch_length, repeat_batch
 from .gradients.mean_gradient import has_batch_norm, trainable
 from .left_as_found import Values, grads_left_as_found, left_as_found, loader_left_as_found
 from .memory import DeviceMemory, memory_of
-from .memory_search import Trial, largest, search
+from .memory_search import Trial, largest_fitting, search
 from .out_of_memory import is_out_of_memory
 from .settings import check_size
 
@@ -104,12 +104,12 @@ def probe(
 ) -> MemoryProbe:
     """`probe_memory` on batches at hand; `optimizer` is anything with step and `.state`, such as fastai's."""
     batch = max(looked_at, key=_bytes_of_a_sample)
-    start = min(nested.length(looked_at[0]), most)
+    start = min(batch_length(looked_at[0]), most)
     trials = search(
         lambda size: try_size(model, loss, batch, size, memory, optimizer=optimizer),
         start, most, least=2 if has_batch_norm(model) else 1, careful=memory.careful,
     )  # fmt: skip
-    return MemoryProbe(largest(trials), trials[-1].limit, tuple(trials))
+    return MemoryProbe(largest_fitting(trials), trials[-1].limit, tuple(trials))
 
 
 def try_size(
@@ -140,7 +140,7 @@ def try_size(
     peak: int | None = None
     with grads_left_as_found(parameters), left_as_found(model):
         try:
-            peak = _peak(model, loss, nested.repeated(batch, size), parameters, memory, twin)
+            peak = _peak(model, loss, repeat_batch(batch, size), parameters, memory, twin)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -205,7 +205,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def _bytes_of_a_sample(batch: Any) -> float:
-    return nested.size_in_bytes(batch) / nested.length(batch)
+    return batch_bytes(batch) / batch_length(batch)
 
 
 def _mebibytes(size: int) -> str:

@@ -57,4 +57,4 @@ class RunReport:
         """Noise scale with its band, batch size and learning rate factor, against samples."""
         from .plot import plot_history
 
-        return plot_history(self.history)
+        return plot_history(self.history.decisions(), self.history.view_columns)

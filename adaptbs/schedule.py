@@ -131,6 +131,7 @@ def fixed_batches(samples: float, start: int, epoch_samples: int, epoch_steps: i
     epochs, within = divmod(samples + ROUNDING, epoch_samples)
     return int(epochs) * epoch_steps + min(int(within // start), epoch_steps)
 
+
 PAST_ITS_END = (
     "A scheduler given to an AdaptiveDataLoader goes by samples, and this loop has taken more of them than the "
     "scheduler's steps stand for, as one does that ends its epochs after a number of batches: let it end them after a "

@@ -7,10 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from . import lr_scaling as rules
-from . import transfer as hyperparameters
+from .lr_scaling import LR_SCALINGS
 from .policy import TARGETS
 from .step_time import StepTime
+from .transfer import following
 from .types import LRRule, Target
 
 SOURCES = ("auto", "halves", "per_example")
@@ -43,7 +43,7 @@ class Settings:
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
         check_choice("target", self.target, tuple(TARGETS), or_function=True)
-        check_choice("lr_scaling", self.lr_scaling, rules.NAMES, or_function=True)
+        check_choice("lr_scaling", self.lr_scaling, LR_SCALINGS, or_function=True)
         if "lr" not in self.following:
             object.__setattr__(self, "lr_scaling", "none")
         check_choice("budget", self.budget, BUDGETS)
@@ -66,7 +66,7 @@ class Settings:
     @property
     def following(self) -> frozenset[str]:
         """Which hyperparameters follow the batch."""
-        return hyperparameters.resolve(self.transfer, self.lr_scaling)
+        return following(self.transfer, self.lr_scaling)
 
     def check_start(self, batch_size: int, samples: int) -> None:
         """Raise ValueError if a run of `samples` samples an epoch cannot start with `batch_size`."""

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from .clock import Stopwatch
-from .gradients import batches as nested
 from .gradients.batch_loss import BatchLoss
+from .gradients.batches import batch_length, concat_batches, slice_batch
 from .left_as_found import grads_left_as_found
 from .step_time import ENOUGH, KEEP, WARM_UP, StepTimes
 
@@ -60,8 +60,8 @@ def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) ->
 
 def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]) -> Time | None:
     watch, times = Stopwatch(next(model.parameters()).device), StepTimes()
-    size = nested.length(block[0])
-    alike = [batch for batch in block if nested.length(batch) == size]
+    size = batch_length(block[0])
+    alike = [batch for batch in block if batch_length(batch) == size]
 
     def seconds(batch: Any) -> float:
         begin = watch.mark()
@@ -77,7 +77,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
     for factor in LARGER:
         if len(alike) < factor or took >= LONG:
             break
-        larger = nested.joined(alike[:factor])
+        larger = concat_batches(alike[:factor])
         tried = _attempt(lambda larger=larger: seconds(larger))  # type: ignore[misc]
         if tried is None:
             optimizer.zero_grad()
@@ -85,7 +85,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
         chosen[factor * size], took = larger, tried
         round_takes += took
     if size // 2 >= SMALLEST:
-        smaller = nested.part(block[0], 0, size // 2)
+        smaller = slice_batch(block[0], 0, size // 2)
         if _attempt(lambda: seconds(smaller)) is not None:
             chosen[size // 2] = smaller
     for _ in range(max(ENOUGH, min(KEEP, int(BUDGET / round_takes)))):

@@ -135,7 +135,8 @@ class TradeOff:
         """Steps, samples and time relative to the base, with their bands, against batch size."""
         from .plot import plot_trade_off
 
-        return plot_trade_off(self)
+        name = "noise scale" if self.critical_over_simple == 1 else "critical batch"
+        return plot_trade_off(self.to_dict(), self.base_batch_size, self.critical, name)
 
 
 def trade_off(

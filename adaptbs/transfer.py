@@ -19,7 +19,7 @@ HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 LR = frozenset({"lr"})
 
 
-def resolve(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> frozenset[str]:
+def following(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> frozenset[str]:
     """Which hyperparameters follow the batch, for `transfer=`.
 
     None is all of them, and the learning rate alone where `lr_scaling=` was chosen: who says how the learning rate is
@@ -157,7 +157,7 @@ def factors(
     )
 
 
-def changed(group: Mapping[str, Any], by: Factors) -> dict[str, Any]:
+def changed_group(group: Mapping[str, Any], by: Factors) -> dict[str, Any]:
     """Those of a group's hyperparameters that change, in torch's names or fastai's; floats or tensors, as they were."""
     new = {}
     for name, factor in (("lr", by.lr), ("eps", by.eps), ("weight_decay", by.weight_decay), ("wd", by.weight_decay)):

@@ -34,7 +34,7 @@ from rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Sto
 from variance_law import second_moments, variance_law
 
 from adaptbs.gradients.batch_loss import BatchLoss
-from adaptbs.gradients.batches import part
+from adaptbs.gradients.batches import slice_batch
 from adaptbs.gradients.mean_gradient import MeanGradient
 from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from adaptbs.gradients.per_example import PerExample
@@ -65,7 +65,7 @@ class MicroBatches:
         pool = GradientPool(size)
         with left_as_found(self.model):
             for start in range(0, BATCH, size):
-                pool.add(self.gradient(self.model, part(batch, start, start + size)))
+                pool.add(self.gradient(self.model, slice_batch(batch, start, start + size)))
         return pool.norms()
 
 

@@ -20,7 +20,7 @@ from machine import save
 from torch import nn
 
 from adaptbs.gradients.batch_loss import BatchLoss
-from adaptbs.gradients.batches import length, part
+from adaptbs.gradients.batches import batch_length, slice_batch
 from adaptbs.gradients.mean_gradient import has_batch_norm
 from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from adaptbs.gradients.per_example import PerExample
@@ -75,12 +75,12 @@ def tabular(n: int, batch_norm: bool = True):
 
 def split_step(model: nn.Module, loss: BatchLoss, batch) -> GradientPool:
     """The alternative: the two halves' gradients are measured, and their mean is the step's."""
-    half = length(batch) // 2
+    half = batch_length(batch) // 2
     parameters = list(model.parameters())
     pool = GradientPool(half)
     sums = None
     for start in (0, half):
-        gradient = torch.autograd.grad(loss(model, part(batch, start, start + half)), parameters)
+        gradient = torch.autograd.grad(loss(model, slice_batch(batch, start, start + half)), parameters)
         pool.add(gradient)
         sums = list(gradient) if sums is None else [a + b for a, b in zip(sums, gradient, strict=True)]
     for parameter, total in zip(parameters, sums, strict=True):

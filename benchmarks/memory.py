@@ -21,7 +21,7 @@ from typing import Any
 
 from machine import save
 
-from adaptbs.memory_search import largest, search
+from adaptbs.memory_search import largest_fitting, search
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.simulated_device import SimulatedDevice, random_device
@@ -66,7 +66,7 @@ class Outcome:
 
 def adaptbs(device: SimulatedDevice, start: int) -> int | None:
     """As `probe_memory` searches."""
-    return largest(search(device.trial, start, MOST))
+    return largest_fitting(search(device.trial, start, MOST))
 
 
 def outcome(find: Find, seed: int, kind: str) -> Outcome:

@@ -141,7 +141,7 @@ def adascale(batch_size: int = 512, max_extra: float = 3.0) -> Adaptive:
 def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     """As many steps and samples as the adaptive run of the same seed, in an exponential ramp that asks no gradient."""
     planned = task.epochs * len(task.train)
-    largest = min(policy.largest(BASE), len(task.train) // 8)
+    largest = min(policy.largest_batch_size(BASE), len(task.train) // 8)
     target = ramp(BASE, max(BASE, like["samples"] / like["steps"]), largest)
     worth = planned / like["samples"]  # of a sample, always the same
     return Adaptive(

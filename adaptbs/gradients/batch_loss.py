@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..left_as_found import left_as_found
-from . import batches
+from .batches import batch_length, to_device
 
 
 class BatchLoss:
@@ -51,7 +51,7 @@ class BatchLoss:
         ignored counts of them, which the sum over the mean tells."""
         sums = summing(self._loss_func)
         if sums is None:
-            return float(batches.length(batch))
+            return float(batch_length(batch))
         with torch.no_grad(), left_as_found(model):
             mean, total = self(model, batch), BatchLoss(sums, autocast=self._autocast)(model, batch)
         return (total / mean).item() if total else 0.0
@@ -60,7 +60,7 @@ class BatchLoss:
         """The loss of the whole batch, a tensor of one element, on the model's device."""
         parameter = next(model.parameters(), None)
         if parameter is not None:
-            batch = batches.to_device(batch, parameter.device)
+            batch = to_device(batch, parameter.device)
         with self._autocast():
             loss = self._batch_loss(model, batch) if self._batch_loss else self._of_layout(model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:

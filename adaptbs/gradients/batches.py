@@ -15,7 +15,7 @@ from torch import device as Device
 from torch.nn.utils.rnn import PackedSequence
 
 
-def length(batch: Any) -> int:
+def batch_length(batch: Any) -> int:
     """The number of samples: the first dimension of the first tensor. Raises TypeError where there is none."""
     for tensor in _tensors(batch):
         if tensor.dim():
@@ -26,33 +26,33 @@ def length(batch: Any) -> int:
     )
 
 
-def part(batch: Any, start: int, stop: int) -> Any:
+def slice_batch(batch: Any, start: int, stop: int) -> Any:
     """Samples start..stop: whatever holds one entry a sample is sliced, anything else goes along whole.
 
     Those are tensors and arrays as long as the batch, and lists of as many things: lengths, texts, or tensors that
     differ in size. A tuple as long only if it holds texts, as PyTorch collates them: of numbers it is rather a shape.
     """
-    n = length(batch)
+    n = batch_length(batch)
     return _map(lambda item: item[start:stop], batch, lambda item: _has_rows(item, n))
 
 
-def joined(batches: Sequence[Any]) -> Any:
-    """One batch of the samples of several, of the same layout; what is not sliced by `part` is taken from the first.
+def concat_batches(batches: Sequence[Any]) -> Any:
+    """One batch of the samples of several alike; what `slice_batch` would not slice is taken from the first.
 
     Raises RuntimeError or ValueError where they do not fit together, as texts padded to different lengths do not.
     """
     rest = [iter(_rows(batch)) for batch in batches[1:]]
-    n = length(batches[0])
+    n = batch_length(batches[0])
     return _map(lambda item: _concatenated([item, *map(next, rest)]), batches[0], lambda item: _has_rows(item, n))
 
 
-def repeated(batch: Any, n: int) -> Any:
+def repeat_batch(batch: Any, n: int) -> Any:
     """A batch of n samples: those of this one, over and over."""
-    copies = -(-n // length(batch))
-    return part(joined([batch] * copies) if copies > 1 else batch, 0, n)
+    copies = -(-n // batch_length(batch))
+    return slice_batch(concat_batches([batch] * copies) if copies > 1 else batch, 0, n)
 
 
-def size_in_bytes(batch: Any) -> int:
+def batch_bytes(batch: Any) -> int:
     """What its tensors take."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(batch))
 
@@ -85,7 +85,7 @@ def _rows(batch: Any) -> list[Any]:
         found.append(item)
         return item
 
-    n = length(batch)
+    n = batch_length(batch)
     _map(take, batch, lambda item: _has_rows(item, n))
     return found
 

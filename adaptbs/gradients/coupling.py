@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..left_as_found import left_as_found, without_chance
-from . import batches
 from .batch_loss import BatchLoss
+from .batches import batch_length, slice_batch
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Coupling:
             agreed: makes what all ranks found of what this one did, nan where one could not look. Whether a batch has
                 samples enough is then for the caller to say, so that all ranks ask or none.
         """
-        if not self._looks or (agreed is None and batches.length(batch) < FEWEST):
+        if not self._looks or (agreed is None and batch_length(batch) < FEWEST):
             return
         self._looks -= 1
         deviation = math.nan
@@ -67,8 +67,8 @@ class Coupling:
         self._deviations += [deviation] if math.isfinite(deviation) else []
 
     def _deviation(self, batch: Any) -> float:
-        n = batches.length(batch) // 2 * 2
-        parts = [batches.part(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
+        n = batch_length(batch) // 2 * 2
+        parts = [slice_batch(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
         with torch.enable_grad(), without_chance(self._model), left_as_found(self._model):
             whole, *halves = (self._batch_loss(self._model, part).item() for part in parts)
         ratio = sum(halves) / whole if whole else math.nan

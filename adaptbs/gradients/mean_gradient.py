@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ..left_as_found import left_as_found, without_chance
-from . import batches
 from .backward import Graph
 from .batch_loss import BatchLoss
+from .batches import batch_length, slice_batch
 from .loss_scale import LossScale
 
 Gradient = Sequence[Tensor | None]
@@ -55,7 +55,7 @@ class MeanGradient:
         gradient = _not_finite_if(loss.detach(), gradient)
         if not self.sums:
             return gradient
-        return [g / batches.length(batch) if g is not None else None for g in gradient]
+        return [g / batch_length(batch) if g is not None else None for g in gradient]
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums, "loss_scale": self._loss_scale.state_dict()}
@@ -75,12 +75,12 @@ def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any) -> bool | N
     said = {"sum": True, "mean": False}.get(batch_loss.reduction or "")
     if said is not None:
         return said
-    n = batches.length(batch)
+    n = batch_length(batch)
     if n < (4 if has_batch_norm(model) else 2):  # (BatchNorm refuses a half of one sample)
         return None
     # (Without gradients a checkpoint would warn.)
     with torch.enable_grad(), without_chance(model), left_as_found(model):
-        parts = (batch, batches.part(batch, 0, n // 2), batches.part(batch, n // 2, n))
+        parts = (batch, slice_batch(batch, 0, n // 2), slice_batch(batch, n // 2, n))
         whole, *halves = (batch_loss(model, part).item() for part in parts)
     ratio = sum(halves) / whole if whole else float("nan")
     return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None

@@ -11,8 +11,8 @@ from torch import nn
 
 from ..clock import Moment, Stopwatch
 from ..types import COUPLED, Measurement, SquaredNorms
-from . import batches
 from .batch_loss import BatchLoss
+from .batches import batch_length
 from .coupling import Coupling
 from .mean_gradient import MeanGradient, has_batch_norm, trainable
 from .micro_batches import HalfBatches
@@ -79,7 +79,7 @@ class Measurer:
         Raises:
             Unsupported: where source="per_example" was asked for and the model does not allow it.
         """
-        rows = batches.length(batch)
+        rows = batch_length(batch)
         self._longest = max(self._longest, rows)
         if not trainable(self._model):
             return None  # frozen altogether for a while
@@ -157,4 +157,3 @@ class Measurer:
         if norms.small_size < FEW and has_batch_norm(self._model):
             return f"BatchNorm over {norms.small_size}"
         return None
-

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..left_as_found import left_as_found
 from ..types import SquaredNorms
-from . import batches
 from .batch_loss import BatchLoss
+from .batches import batch_length, slice_batch
 from .mean_gradient import Gradient, MeanGradient, dense, has_batch_norm, squared_norm, trainable
 from .views import View
 
@@ -63,13 +63,11 @@ class HalfBatches:
 
     def measure(self, batch: Any) -> SquaredNorms | None:
         """The four numbers, on the device; None where the batch is too short to be halved."""
-        half = batches.length(batch) // 2
+        half = batch_length(batch) // 2
         if half < (2 if has_batch_norm(self._model) else 1):
             return None
         with left_as_found(self._model):  # (an odd sample out is not measured, so that both halves are alike)
-            halves = [
-                self.mean_gradient(self._model, batches.part(batch, start, start + half)) for start in (0, half)
-            ]
+            halves = [self.mean_gradient(self._model, slice_batch(batch, start, start + half)) for start in (0, half)]
         filled = _filled(*halves)
         looks = {name: view(trainable(self._model)) for name, view in self._views.items()}
         seen = {name: [look(gradient) for gradient in filled] for name, look in looks.items() if look}

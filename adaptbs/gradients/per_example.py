@@ -19,8 +19,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..left_as_found import left_as_found
 from ..types import SquaredNorms
-from . import batches
 from .batch_loss import BatchLoss
+from .batches import batch_length, slice_batch
 from .mean_gradient import MeanGradient, dense, has_batch_norm, squared_norm, trainable
 
 #: (layer, what went in, what came back) -> squared norm of each example's term, shape (n,)
@@ -59,12 +59,12 @@ class PerExample:
         Raises:
             Unsupported: where the model is not, or no longer, as above; nothing is left out silently.
         """
-        n = batches.length(batch)
+        n = batch_length(batch)
         if n < 2:
             return None
         with left_as_found(self._model):
             training = {id(p) for p in trainable(self._model)}
-            if not training <= self._checked and self._check(batches.part(batch, 0, 1)):
+            if not training <= self._checked and self._check(slice_batch(batch, 0, 1)):
                 self._checked |= training
             squares, gradient = self._squares(batch, n)
         return SquaredNorms(1, squares.mean(), n, squared_norm(gradient))

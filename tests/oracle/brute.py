@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptbs.gradients import batches
+from adaptbs.gradients.batches import slice_batch
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -37,13 +37,13 @@ def gradient(model: nn.Module, loss: Loss, batch: Any) -> Tensor:
 
 def rows(model: nn.Module, loss: Loss, batch: Any, n: int) -> Tensor:
     """One gradient a row of the batch, each alone; shape (n, parameters)."""
-    return torch.stack([gradient(model, loss, batches.part(batch, i, i + 1)) for i in range(n)])
+    return torch.stack([gradient(model, loss, slice_batch(batch, i, i + 1)) for i in range(n)])
 
 
 def halves(model: nn.Module, loss: Loss, batch: Any, n: int) -> tuple[float, float]:
     """mean |G_b|^2 of the two halves, and the squared norm of their mean."""
     cut = n // 2
-    first, second = (gradient(model, loss, batches.part(batch, i, i + cut)) for i in (0, cut))
+    first, second = (gradient(model, loss, slice_batch(batch, i, i + cut)) for i in (0, cut))
     small = (first.square().sum() + second.square().sum()) / 2
     return small.item(), ((first + second) / 2).square().sum().item()
 

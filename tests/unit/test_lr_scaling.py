@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.lr_scaling import gain, is_adaptive, linear, none, resolve, sqrt
+from adaptbs.lr_scaling import gain, is_adaptive, linear, lr_rule, none, sqrt
 from adaptbs.types import NoiseScale
 
 PHI_30 = NoiseScale(grad_sq=1.0, trace=30.0, low=20.0, high=40.0, cautious=25.0, measurements=9)
@@ -41,27 +41,27 @@ def test_gain_takes_nothing_while_the_noise_scale_is_not_known(unknown):
     [("auto", True, 2), ("auto", False, 4), ("linear", True, 4), ("sqrt", False, 2), ("none", False, 1)],
 )
 def test_rules_by_name(name, adaptive, factor):
-    assert resolve(name, adaptive=adaptive, base_batch_size=10)(4, None) == factor
+    assert lr_rule(name, adaptive=adaptive, base_batch_size=10)(4, None) == factor
 
 
 def test_gain_by_name_is_stated_for_the_base_batch():
-    assert resolve("gain", adaptive=True, base_batch_size=10)(4, PHI_30) == gain(10)(4, PHI_30)
+    assert lr_rule("gain", adaptive=True, base_batch_size=10)(4, PHI_30) == gain(10)(4, PHI_30)
 
 
 def test_a_function_is_asked_with_k_and_the_noise_scale():
-    rule = resolve(lambda k, noise_scale: k * noise_scale.measurements, adaptive=True, base_batch_size=10)
+    rule = lr_rule(lambda k, noise_scale: k * noise_scale.measurements, adaptive=True, base_batch_size=10)
     assert rule(2, PHI_30) == 18
 
 
 def test_a_function_may_return_a_numpy_number():
-    factor = resolve(lambda k, _: np.sqrt(np.float64(k)), adaptive=True, base_batch_size=10)(4, None)
+    factor = lr_rule(lambda k, _: np.sqrt(np.float64(k)), adaptive=True, base_batch_size=10)(4, None)
     assert factor == 2
     assert type(factor) is float  # torch.load accepts no NumPy number in a checkpoint
 
 
 @pytest.mark.parametrize("returned", [float("nan"), float("inf"), 0, -1, "2", None])
 def test_a_function_that_returns_no_factor_is_told(returned):
-    rule = resolve(lambda k, _: returned, adaptive=True, base_batch_size=10)
+    rule = lr_rule(lambda k, _: returned, adaptive=True, base_batch_size=10)
     with pytest.raises(ValueError, match=r"lr_scaling= returned .* above 0"):
         rule(2, None)
 
@@ -87,7 +87,7 @@ def test_an_unknown_optimizer_is_named_in_the_log(caplog):
 
 
 def test_sgds_rate_rises_with_the_batch_while_noise_rules_and_stays_where_it_does_not():
-    rule = resolve("auto", adaptive=False, base_batch_size=64)
+    rule = lr_rule("auto", adaptive=False, base_batch_size=64)
     known = NoiseScale(grad_sq=1.0, trace=16.0, low=16.0, high=16.0, cautious=16.0, measurements=9)
     assert rule(1, known) == 1
     assert rule(4, known) == pytest.approx((1 + 64 / 64) / (1 + 64 / 256))  # a critical batch of 4 x 16
@@ -98,7 +98,7 @@ def test_sgds_rate_rises_with_the_batch_while_noise_rules_and_stays_where_it_doe
 
 
 def test_sgds_rate_goes_by_the_cautious_limit_and_not_by_an_estimate_that_strays():
-    rule = resolve("auto", adaptive=False, base_batch_size=64)
+    rule = lr_rule("auto", adaptive=False, base_batch_size=64)
     known = NoiseScale(grad_sq=1.0, trace=16.0, low=16.0, high=16.0, cautious=16.0, measurements=9)
     assert rule(4, replace(known, trace=1e9)) == rule(4, replace(known, grad_sq=-1.0)) == rule(4, known) < 2
     assert rule(4, replace(known, cautious=0.0)) == 1  # nothing is known to be noise

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adaptbs.memory_search import Trial, affordable, largest, next_size, search
+from adaptbs.memory_search import Trial, affordable, largest_fitting, next_size, search
 from tests.simulated_device import SimulatedDevice, random_device
 
 MOST = 1 << 20
@@ -13,7 +13,7 @@ def test_on_affine_devices_five_trials_find_it_within_two_per_cent(block):
     for seed in range(250 * block, 250 * (block + 1)):
         device, start = random_device(seed)
         trials, truth = search(device.trial, start, MOST), device.largest(MOST)
-        answer = largest(trials)
+        answer = largest_fitting(trials)
         assert answer is not None and device.fits(answer), seed
         assert answer >= min(truth - 1, 0.98 * truth), (seed, answer, truth)
         assert len(trials) <= 5, seed
@@ -26,7 +26,7 @@ def test_where_memory_jumps_nearly_all_are_found_by_eight_trials():
         device, start = random_device(seed, jumps=True)
         trials, truth = search(device.trial, start, MOST), device.largest(MOST)
         assert len(trials) <= 8, seed
-        near = (largest(trials) or 0) >= min(truth - 1, 0.98 * truth)
+        near = (largest_fitting(trials) or 0) >= min(truth - 1, 0.98 * truth)
         missed += not near or sum(trial.peak is None for trial in trials) > 2
     assert missed <= 30
 
@@ -37,7 +37,7 @@ def test_what_is_returned_has_been_run_and_fits(jumps, taken):
     for seed in range(1000, 1500):
         device, start = random_device(seed, jumps=jumps, taken=taken)
         trials = search(device.trial, start, MOST)
-        answer = largest(trials)
+        answer = largest_fitting(trials)
         assert answer is None or (answer in {trial.batch_size for trial in trials} and device.fits(answer)), seed
         assert len(trials) <= 8
 
@@ -52,14 +52,14 @@ def test_a_first_size_that_took_next_to_nothing_misleads_it_for_long_no_more(tru
         peak = weights + max(weights, weights // 10 + 1000 * size)  # at the end of the backward pass, or as it begins
         return Trial(size, peak if peak <= limit else None, limit, 2 * weights)
 
-    answer = largest(search(run, 16, MOST))
+    answer = largest_fitting(search(run, 16, MOST))
     assert answer is not None and 0.9 * truth <= answer <= truth, "by eight trials, the second of them far too large"
 
 
 def test_where_nothing_fits_none_is_returned():
     device = SimulatedDevice(capacity=1000, rest=900, temporary=90, per_sample=512, tensors=1)
     trials = search(device.trial, 64, MOST)
-    assert largest(trials) is None
+    assert largest_fitting(trials) is None
     assert [trial.batch_size for trial in trials] == [64, 1]
 
 
@@ -71,9 +71,9 @@ def test_what_a_model_cannot_take_is_not_tried():
 def test_no_more_is_tried_than_is_of_use():
     device = SimulatedDevice(capacity=1 << 30, rest=0, temporary=0, per_sample=512, tensors=1)
     trials = search(device.trial, 64, 100)
-    assert largest(trials) == 100
+    assert largest_fitting(trials) == 100
     assert [trial.batch_size for trial in trials] == [64, 100]
-    assert largest(search(device.trial, 64, 32)) == 32
+    assert largest_fitting(search(device.trial, 64, 32)) == 32
 
 
 def test_what_is_known_is_not_run_again():
@@ -81,7 +81,7 @@ def test_what_is_known_is_not_run_again():
     known = Trial(64, device.peak(64), device.limit())
     trials = search(device.trial, 500, MOST, known=[known])
     assert 64 not in {trial.batch_size for trial in trials[1:]}
-    assert largest(trials) >= 0.98 * device.largest()
+    assert largest_fitting(trials) >= 0.98 * device.largest()
 
 
 def test_the_careful_never_run_out():
@@ -94,7 +94,7 @@ def test_the_careful_never_run_out():
 
 def test_what_another_process_takes_meanwhile_counts():
     trials = [Trial(64, 700, 900), Trial(32, 400, 600)]
-    assert largest(trials) == 32, "64 was within the limit when it ran, and is not any more"
+    assert largest_fitting(trials) == 32, "64 was within the limit when it ran, and is not any more"
     assert 32 < next_size(trials, 64, MOST) < 64
 
 

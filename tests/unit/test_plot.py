@@ -5,7 +5,7 @@ import pytest
 
 from adaptbs import BatchSizeSuggestion, NoiseScale
 from adaptbs.history import History
-from adaptbs.plot import plot_history, plot_suggestion, plot_trade_off
+from adaptbs.plot import plot_history
 from adaptbs.step_time import StepTime
 from adaptbs.trade_off import trade_off
 
@@ -26,11 +26,15 @@ def history(*rows) -> History:
     return history
 
 
+def plotted(history: History):
+    return plot_history(history.decisions(), history.view_columns)
+
+
 START = (0, 64, None, None, None)
 
 
 def test_a_run_shows_noise_scale_batch_size_and_factor():
-    figure = plot_history(history(START, (100, 128, 900.0, 600.0, 1500.0)))
+    figure = plotted(history(START, (100, 128, 900.0, 600.0, 1500.0)))
     top, bottom = figure.axes
     assert [text.get_text() for text in top.get_legend().get_texts()] == [
         "confidence band", "$B_{simple}$", "batch size"
@@ -52,14 +56,14 @@ def test_a_run_shows_noise_scale_batch_size_and_factor():
     ],
 )
 def test_all_that_is_known_is_in_view(row):
-    low, high = plot_history(history(START, row)).axes[0].get_ylim()
+    low, high = plotted(history(START, row)).axes[0].get_ylim()
     shown = [v for v in (*row[1:], 64) if v is not None and 1 <= v < math.inf]
     assert 0 < low < high
     assert low <= min(shown) <= max(shown) <= high
 
 
 def test_a_run_that_has_not_started_is_drawn_too():
-    assert len(plot_history(History()).axes) == 2
+    assert len(plotted(History()).axes) == 2
 
 
 def found(*curve: NoiseScale, batch_size: int | None) -> BatchSizeSuggestion:
@@ -71,7 +75,7 @@ def found(*curve: NoiseScale, batch_size: int | None) -> BatchSizeSuggestion:
 def test_a_suggestion_shows_noise_scale_and_what_to_use():
     first = NoiseScale(grad_sq=-1.0, trace=900.0, low=50.0, high=math.inf, cautious=90.0, measurements=2)
     second = NoiseScale(grad_sq=3.0, trace=900.0, low=200.0, high=500.0, cautious=250.0, measurements=3)
-    top, bottom = plot_suggestion(found(first, second, batch_size=64)).axes
+    top, bottom = found(first, second, batch_size=64).plot().axes
     assert list(top.lines[0].get_ydata()) == [900, 900]
     assert list(top.lines[1].get_ydata()) == [-1, 3]
     assert "use batch size 64" in [text.get_text() for text in bottom.get_legend().get_texts()]
@@ -79,7 +83,7 @@ def test_a_suggestion_shows_noise_scale_and_what_to_use():
 
 def test_a_suggestion_that_knows_nothing_is_drawn_too():
     lost = NoiseScale(grad_sq=0.0, trace=900.0, low=0.0, high=math.inf, cautious=0.0, measurements=1)
-    figure = plot_suggestion(found(lost, batch_size=None))
+    figure = found(lost, batch_size=None).plot()
     figure.canvas.draw()
     assert len(figure.axes) == 2
 
@@ -89,7 +93,7 @@ def test_doubtful_estimates_are_hollow_and_the_legend_says_why():
     made = history(START, *rows)
     for record, doubt in zip(made.records, ("no measurements", "at least low", None, "drifting"), strict=True):
         record["doubt"] = doubt
-    top = plot_history(made).axes[0]
+    top = plotted(made).axes[0]
     hollow = {line.get_label(): list(line.get_xydata().tolist()) for line in top.lines if line.get_mfc() == "white"}
     assert hollow == {"doubt: at least low": [[100, 900]], "doubt: drifting": [[300, 70]]}
 
@@ -98,7 +102,7 @@ def test_each_view_has_a_panel_on_the_scale_of_the_plain_one():
     made = History(views=("adam", "group 0"))
     row = {"noise_scale": 900.0, "low": 600.0, "high": 1500.0, "noise_scale_adam": 9000.0, "low_adam": 5000.0}
     made.add(event="decision", samples=1, batch_size=64, lr_factor=1.0, high_adam=20000.0, **row)
-    plain, adam, group, _ = plot_history(made).axes
+    plain, adam, group, _ = plotted(made).axes
     assert (adam.get_title(), group.get_title()) == ("Noise scale: adam", "Noise scale: group 0")
     assert list(adam.lines[0].get_ydata()) == [9000]
     assert plain.get_ylim() == adam.get_ylim() == group.get_ylim()
@@ -111,7 +115,7 @@ def labels(axes) -> list[str]:
 
 def test_a_trade_off_shows_three_curves_that_meet_at_the_base():
     found = trade_off(1000.0, 700.0, 1500.0, base_batch_size=64, largest=4096, step_time=StepTime(0.004, 1e-5))
-    axes = plot_trade_off(found).axes[0]
+    axes = found.plot().axes[0]
     assert labels(axes) == ["steps", "samples", "time"]
     for line in axes.lines[:3]:
         assert dict(line.get_xydata().tolist())[64] == 1
@@ -121,7 +125,7 @@ def test_a_trade_off_shows_three_curves_that_meet_at_the_base():
 
 
 def test_a_trade_off_of_an_unresolved_noise_scale_shows_bands_only():
-    axes = plot_trade_off(trade_off(None, 700.0, math.inf, base_batch_size=64, largest=4096)).axes[0]
+    axes = trade_off(None, 700.0, math.inf, base_batch_size=64, largest=4096).plot().axes[0]
     axes.figure.canvas.draw()
     assert labels(axes) == ["steps", "samples"]
     assert len(axes.lines) == 2  # the lines at 1 and at the base

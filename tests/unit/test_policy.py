@@ -13,11 +13,11 @@ from adaptbs.policy import (
     efficiency_floor,
     goodput,
     goodput_optimum,
-    largest,
+    largest_batch_size,
     largest_efficient,
     nearest_power_of_2,
     noise_scale,
-    reference,
+    reference_batch_size,
     within_memory,
 )
 from adaptbs.step_time import StepTable, StepTime
@@ -109,7 +109,7 @@ def test_below_the_reference_a_decision_may_leap_up_to_it():
 
 @pytest.mark.parametrize(("base", "kept", "most"), [(16, 16, 512), (64, 64, 2048), (256, 64, 2048), (1024, 64, 8192)])
 def test_what_the_run_must_keep_and_how_far_hyperparameters_transfer(base, kept, most):
-    assert (reference(base), largest(base)) == (kept, most)
+    assert (reference_batch_size(base), largest_batch_size(base)) == (kept, most)
 
 
 @pytest.mark.parametrize("unknown", [None, known(1000, measurements=3)])
@@ -151,7 +151,7 @@ def test_limits_hold_for_every_target():
 
 
 def test_memory_goes_before_every_wish():
-    assert within_memory(Decision(100, "max_batch_size", 200), 90.5) == Decision(90, "memory", 200)
+    assert within_memory(Decision(100, "max_batch_size"), 90.5) == Decision(90, "memory")
     assert within_memory(Decision(90, "noise scale"), 90.5) == Decision(90, "noise scale")
 
 

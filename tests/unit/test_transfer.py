@@ -9,11 +9,13 @@ from adaptbs.transfer import (
     RMSPROP,
     Factors,
     Kind,
-    changed,
+    changed_group,
     factors,
     kind_of,
     powers,
-    resolve,
+)
+from adaptbs.transfer import (
+    following as following_names,
 )
 
 OPTIM = torch.optim
@@ -23,7 +25,7 @@ def at_16(optimizer: torch.optim.Optimizer, lr_factor: float = 4.0, following=HY
     """What changes in the first group at 16 times the base batch."""
     kind, group = kind_of(optimizer), optimizer.param_groups[0]
     decoupled = group.get("decoupled_weight_decay", kind.decoupled)
-    return changed(group, factors(kind, following, k=16, lr_factor=lr_factor, decoupled=decoupled))
+    return changed_group(group, factors(kind, following, k=16, lr_factor=lr_factor, decoupled=decoupled))
 
 
 def built(name: str, **hypers) -> torch.optim.Optimizer:
@@ -90,7 +92,7 @@ def test_what_adam_bears_of_curvature_falls_by_k_half_way_between_both_extremes(
 def test_at_the_base_batch_nothing_changes():
     by = factors(ADAM, HYPERPARAMETERS, k=1.0, lr_factor=1.0, decoupled=True)
     assert by == Factors(1.0, 1.0, 1.0, 1.0, 1.0)
-    assert changed(built("AdamW").param_groups[0], by) == {}
+    assert changed_group(built("AdamW").param_groups[0], by) == {}
 
 
 @pytest.mark.parametrize(
@@ -122,21 +124,21 @@ def test_decoupled_weight_decay_does_not_notice_the_bias_correction():
 
 
 def test_an_average_that_is_off_stays_off():
-    new = changed({"lr": 1.0, "betas": (0.0, 0.9)}, factors(ADAM, ["betas"], k=16, lr_factor=1, decoupled=False))
+    new = changed_group({"lr": 1.0, "betas": (0.0, 0.9)}, factors(ADAM, ["betas"], k=16, lr_factor=1, decoupled=False))
     assert new["betas"] == (0.0, 0.9**16)
     by = factors(RMSPROP, ["betas"], k=16, lr_factor=1, decoupled=False)
-    assert changed({"sqr_mom": 0.0, "mom": 0.9}, by) == {"sqr_mom": 0.0}
+    assert changed_group({"sqr_mom": 0.0, "mom": 0.9}, by) == {"sqr_mom": 0.0}
 
 
 def test_fastais_names_mean_the_same():
     by = factors(ADAM, HYPERPARAMETERS, k=16, lr_factor=4, decoupled=True)
-    new = changed({"lr": 1.0, "mom": 0.9, "sqr_mom": 0.99, "eps": 2.0, "wd": 0.1, "beta": 0.3}, by)
+    new = changed_group({"lr": 1.0, "mom": 0.9, "sqr_mom": 0.99, "eps": 2.0, "wd": 0.1, "beta": 0.3}, by)
     assert new == pytest.approx({"lr": 4.0, "mom": 0.9**4, "sqr_mom": 0.99**16, "eps": 0.5, "wd": 0.4})
 
 
 def test_tensors_become_new_tensors():
     group = {"lr": torch.tensor(1.0), "betas": (torch.tensor(0.9), torch.tensor(0.99)), "eps": torch.tensor(2.0)}
-    new = changed(group, factors(ADAM, HYPERPARAMETERS, k=16, lr_factor=4, decoupled=False))
+    new = changed_group(group, factors(ADAM, HYPERPARAMETERS, k=16, lr_factor=4, decoupled=False))
     assert new["lr"].item() == 4 and group["lr"].item() == 1
     assert [beta.item() for beta in new["betas"]] == pytest.approx([0.9**4, 0.99**16])
     assert new["eps"].item() == 0.5
@@ -168,7 +170,7 @@ def test_an_optimizer_made_from_a_known_one_is_of_its_kind():
     ],
 )
 def test_which_follow(transfer, lr_scaling, following):
-    assert resolve(transfer, lr_scaling) == set(following)
+    assert following_names(transfer, lr_scaling) == set(following)
 
 
 @pytest.mark.parametrize(
@@ -182,4 +184,4 @@ def test_which_follow(transfer, lr_scaling, following):
 )
 def test_what_cannot_be_asked_for(transfer, lr_scaling, error, message):
     with pytest.raises(error, match=message):
-        resolve(transfer, lr_scaling)
+        following_names(transfer, lr_scaling)
