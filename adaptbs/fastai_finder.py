@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader as TorchLoader
 
 from .fastai_batches import batch_loss
 from .fastai_hyperparameters import is_adaptive
-from .finder import copy_of, find
+from .finder import copy_of, find_batch_size
 from .gradients.batch_loss import BatchLoss
 from .left_as_found import loader_left_as_found
 from .suggestion import BatchSizeSuggestion
@@ -50,7 +50,7 @@ def bs_find(
     loss = BatchLoss(batch_loss=batch_loss(self))
     self.model.to(getattr(self.dls, "device", default_device()))
     with _loader_left_as_found(self.dls.train):
-        found = find(
+        found = find_batch_size(
             self.model,
             loss,
             _batches(self, num_it),

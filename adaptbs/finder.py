@@ -22,7 +22,7 @@ from .lr_scaling import is_adaptive
 from .memory import memory_of
 from .noise_scale import estimate, to_floats
 from .policy import Situation, critical_over_simple, goodput, goodput_optimum, nearest_power_of_2, reference_batch_size
-from .probe import probe
+from .probe import probe_batches
 from .settings import check_share, check_size
 from .step_timer import measure_step_time, train_step
 from .suggestion import BatchSizeSuggestion
@@ -83,14 +83,14 @@ def bs_find(
         return copy_of(optimizer, lr) if optimizer else SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
 
     with loader_left_as_found(loader):
-        return find(
+        return find_batch_size(
             model, loss, _fetch(loader), make_optimizer,
             lr=lr, num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
             adaptive=optimizer is not None and is_adaptive(optimizer),
         )  # fmt: skip
 
 
-def find(
+def find_batch_size(
     model: nn.Module,
     loss: BatchLoss,
     fetched: Iterator[Any],
@@ -206,7 +206,7 @@ def _fits(
         most = useful or 0
     start = batch_length(block[0])
     try:
-        return probe(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
+        return probe_batches(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
     except Exception as error:  # (the noise scale, for which one has waited, is known all the same)
         log.info("what fits in memory cannot be tried: %s: %s", type(error).__name__, error)
         return None
@@ -221,8 +221,8 @@ def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
 
 
 def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
-    # Iteration begins with the first batch, not before: a DataLoader draws a seed then, and `find` restores the random
-    # states by that time. An adaptive loader's own iteration would measure and decide; only its batches are wanted.
+    # Iteration begins with the first batch, not before: a DataLoader draws a seed then, and the random states are restored
+    # by that time. An adaptive loader's own iteration would measure and decide; only its batches are wanted.
     plain_batches: Callable[[], Iterator[Any]] = getattr(loader, "plain_batches", lambda: iter(loader))
     yield from plain_batches()
 

@@ -96,10 +96,10 @@ def probe_memory(
         raise ValueError("the loader gave no batch to try")
     dataset: Any = getattr(loader, "dataset", None)
     most = max_batch_size or (len(dataset) if hasattr(dataset, "__len__") else UNKNOWN)
-    return probe(model, loss, looked_at, memory, most=most, optimizer=optimizer)
+    return probe_batches(model, loss, looked_at, memory, most=most, optimizer=optimizer)
 
 
-def probe(
+def probe_batches(
     model: nn.Module, loss: BatchLoss, looked_at: list[Any], memory: DeviceMemory, *, most: int, optimizer: Any = None
 ) -> MemoryProbe:
     """`probe_memory` on batches at hand; `optimizer` is anything with step and `.state`, such as fastai's."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .step_time import Time
-from .trade_off import TradeOff, trade_off
+from .trade_off import TradeOff, trade_off_at
 from .types import NoiseScale
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class BatchSizeSuggestion:
 
     def trade_off(self, base: int | None = None) -> TradeOff:
         """Steps, samples and time to the same progress, by batch size, relative to `base` (the loader's where None)."""
-        return trade_off(
+        return trade_off_at(
             self.noise_scale, self.low, self.high,
             base_batch_size=self.loader_batch_size if base is None else base,
             largest=self.samples[-1], step_time=self.step_time, critical_over_simple=self.critical_over_simple,

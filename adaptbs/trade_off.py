@@ -139,7 +139,7 @@ class TradeOff:
         return plot_trade_off(self.to_dict(), self.base_batch_size, self.critical, name)
 
 
-def trade_off(
+def trade_off_at(
     phi: float | None,
     low: float,
     high: float,
@@ -201,7 +201,7 @@ def trade_off_of_run(
         step_time: seconds of a step by batch size.
         base: B0, samples; the size that the run began with where None.
         largest: size that may be shown, samples.
-        critical_over_simple: as of `trade_off`.
+        critical_over_simple: as of `trade_off_at`.
 
     Raises:
         RuntimeError: where no noise scale has been measured yet.
@@ -226,7 +226,7 @@ def trade_off_of_run(
         critical = [critical_over_simple * simple for simple in scale]
         return mean_over_run(samples, batch, critical) / critical_over_simple
 
-    return trade_off(
+    return trade_off_at(
         mean(phi) if resolved else None, mean(low), mean(high),
         base_batch_size=sizes[0] if base is None else base, largest=largest, step_time=step_time,
         critical_over_simple=critical_over_simple,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from adaptbs.trade_off import trade_off_at
 
 from adaptbs.policy import Situation, decide, within_memory
 from adaptbs.step_time import StepTime
-from adaptbs.trade_off import trade_off
 from adaptbs.types import NoiseScale
 from tests.integration.test_readme import surroundings
 
@@ -34,7 +34,7 @@ def test_block_runs(page, block):
 
 def test_the_table_shown_is_what_is_printed():
     (shown,) = re.findall(r"```text\n(.*?)\n```", (DOCS / "trade_off.md").read_text(), re.DOTALL)
-    made = trade_off(448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001))
+    made = trade_off_at(448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001))
     assert shown == repr(made)
 
 

@@ -2,12 +2,12 @@ import math
 
 import matplotlib.pyplot as plt
 import pytest
+from adaptbs.trade_off import trade_off_at
 
 from adaptbs import BatchSizeSuggestion, NoiseScale
 from adaptbs.history import History
 from adaptbs.plot import plot_history
 from adaptbs.step_time import StepTime
-from adaptbs.trade_off import trade_off
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def labels(axes) -> list[str]:
 
 
 def test_a_trade_off_shows_three_curves_that_meet_at_the_base():
-    found = trade_off(1000.0, 700.0, 1500.0, base_batch_size=64, largest=4096, step_time=StepTime(0.004, 1e-5))
+    found = trade_off_at(1000.0, 700.0, 1500.0, base_batch_size=64, largest=4096, step_time=StepTime(0.004, 1e-5))
     axes = found.plot().axes[0]
     assert labels(axes) == ["steps", "samples", "time"]
     for line in axes.lines[:3]:
@@ -125,7 +125,7 @@ def test_a_trade_off_shows_three_curves_that_meet_at_the_base():
 
 
 def test_a_trade_off_of_an_unresolved_noise_scale_shows_bands_only():
-    axes = trade_off(None, 700.0, math.inf, base_batch_size=64, largest=4096).plot().axes[0]
+    axes = trade_off_at(None, 700.0, math.inf, base_batch_size=64, largest=4096).plot().axes[0]
     axes.figure.canvas.draw()
     assert labels(axes) == ["steps", "samples"]
     assert len(axes.lines) == 2  # the lines at 1 and at the base

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from adaptbs.step_time import StepTime
-from adaptbs.trade_off import mean_over_run, samples_ratio, steps_ratio, time_ratio, trade_off, trade_off_of_run
+from adaptbs.trade_off import mean_over_run, samples_ratio, steps_ratio, time_ratio, trade_off_at, trade_off_of_run
 
 
 def test_by_hand_at_the_noise_scale():
@@ -34,7 +34,7 @@ def test_the_hyperbola_of_steps_and_samples(phi, size):
 
 
 def test_limits_of_the_noise_scale_are_limits_of_the_ratios_in_order():
-    found = trade_off(300.0, 100.0, math.inf, base_batch_size=100, largest=10**6, step_time=StepTime(1, 0.01))
+    found = trade_off_at(300.0, 100.0, math.inf, base_batch_size=100, largest=10**6, step_time=StepTime(1, 0.01))
     rows = {row.batch_size: row for row in found.rows}
     assert rows[200].steps == pytest.approx((5 / 8, 1 / 2, 3 / 4))  # at 300, inf, 100
     assert rows[50].steps == pytest.approx((7 / 4, 3 / 2, 2))
@@ -44,8 +44,8 @@ def test_limits_of_the_noise_scale_are_limits_of_the_ratios_in_order():
 
 
 def test_the_rows_go_by_the_critical_batch_and_the_noise_scale_stays_what_it_is():
-    plain = trade_off(400.0, 200.0, 2000.0, base_batch_size=64, largest=10**6, step_time=StepTime(1, 0.01))
-    found = trade_off(
+    plain = trade_off_at(400.0, 200.0, 2000.0, base_batch_size=64, largest=10**6, step_time=StepTime(1, 0.01))
+    found = trade_off_at(
         100.0, 50.0, 500.0, base_batch_size=64, largest=10**6, step_time=StepTime(1, 0.01), critical_over_simple=4
     )
     assert (found.rows, found.nearest) == (plain.rows, plain.nearest)
@@ -76,11 +76,11 @@ def test_the_mean_over_a_run_is_that_of_the_critical_batch():
     ],
 )
 def test_the_sizes_shown(base, phi, largest, sizes):
-    assert trade_off(phi, phi, phi, base_batch_size=base, largest=largest).to_dict()["batch_size"] == sizes
+    assert trade_off_at(phi, phi, phi, base_batch_size=base, largest=largest).to_dict()["batch_size"] == sizes
 
 
 def test_it_is_printed_as_a_table_that_says_what_it_means():
-    found = trade_off(448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001))
+    found = trade_off_at(448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001))
     assert repr(found).splitlines() == [
         "To the same progress, relative to a batch of 64; noise scale 448 (192 to 960):",
         "",
@@ -97,7 +97,7 @@ def test_it_is_printed_as_a_table_that_says_what_it_means():
 
 
 def test_where_the_noise_scale_is_not_resolved_limits_are_all_there_is():
-    found = trade_off(None, 64.0, math.inf, base_batch_size=64, largest=128)
+    found = trade_off_at(None, 64.0, math.inf, base_batch_size=64, largest=128)
     assert repr(found).splitlines() == [
         "To the same progress, relative to a batch of 64; noise scale 64 or more:",
         "",
@@ -112,7 +112,7 @@ def test_where_the_noise_scale_is_not_resolved_limits_are_all_there_is():
 
 
 def test_columns_are_of_equal_length_and_unknown_time_is_none():
-    columns = trade_off(300.0, 100.0, 500.0, base_batch_size=64, largest=512).to_dict()
+    columns = trade_off_at(300.0, 100.0, 500.0, base_batch_size=64, largest=512).to_dict()
     assert len({len(column) for column in columns.values()}) == 1
     assert columns["time"] == columns["time_low"] == [None] * len(columns["steps"])
 
@@ -120,7 +120,7 @@ def test_columns_are_of_equal_length_and_unknown_time_is_none():
 @pytest.mark.parametrize("base", [0, 1.5, "64"])
 def test_a_base_that_is_no_batch_size_is_named(base):
     with pytest.raises((ValueError, TypeError), match="base="):
-        trade_off(300.0, 100.0, 500.0, base_batch_size=base, largest=512)
+        trade_off_at(300.0, 100.0, 500.0, base_batch_size=base, largest=512)
 
 
 def test_the_mean_over_a_run_is_over_its_progress_not_its_samples():
