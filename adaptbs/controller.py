@@ -18,7 +18,7 @@ from .memory import DeviceMemory
 from .memory_cap import MemoryCap
 from .noise_scale import student_t
 from .pace import NEWS, Pace, cannot_wait
-from .policy import (
+from .policy import (  # fmt: skip
     Situation,
     critical_over_simple,
     decide,
@@ -26,7 +26,7 @@ from .policy import (
     efficiency_floor,
     largest_batch_size,
     reference_batch_size,
-)  # fmt: skip
+)
 from .progress import Progress, rate
 from .ranks import ALONE, Ranks
 from .sampler import Issued

@@ -28,10 +28,7 @@ from .fastai_finder import bs_find
 from .fastai_hyperparameters import ScaledHypers, is_adaptive
 from .fastai_pictures import ShowBatchSizeCallback, plot_bs_find, plot_sched_by_samples
 from .fastai_step import FastaiStep
-from .gradients.batch_loss import BatchLoss
-from .gradients.measurer import Measurer
-from .gradients.per_example import Unsupported
-from .gradients.views import views_of
+from .gradients import BatchLoss, Measurer, Unsupported, views_of
 from .measuring import measure
 from .memory import memory_of
 from .probe import GrowthTrial

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from .controller import Controller
 from .fastai_batches import carried, carrying, prediction
-from .gradients.batch_loss import summing
-from .gradients.batches import batch_length
-from .gradients.mean_gradient import has_batch_norm, trainable
+from .gradients import batch_length, has_batch_norm, summing, trainable
 from .left_as_found import Before, left_as_found
 from .loader_step import pieces_of, shares
 from .out_of_memory import in_pieces, take_step

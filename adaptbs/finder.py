@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from .gradients.batch_loss import BatchLoss
-from .gradients.batches import batch_length
-from .gradients.mean_gradient import MeanGradient, squared_norm
-from .gradients.micro_batches import GradientPool
+from .checks import check_share, check_size
+from .gradients import BatchLoss, GradientPool, MeanGradient, batch_length, squared_norm
 from .left_as_found import loader_left_as_found, weights_left_as_found
 from .lr_scaling import is_adaptive
 from .memory import memory_of
 from .noise_scale import estimate, to_floats
 from .policy import Situation, critical_over_simple, goodput, goodput_optimum, nearest_power_of_2, reference_batch_size
 from .probe import probe_batches
-from .settings import check_share, check_size
 from .step_timer import measure_step_time, train_step
 from .suggestion import BatchSizeSuggestion
 from .types import NoiseScale, SquaredNorms

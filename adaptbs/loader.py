@@ -15,9 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .controller import Controller
 from .feed import Feed
-from .gradients.batch_loss import BatchLoss
-from .gradients.measurer import Measurer
-from .gradients.views import views_of
+from .gradients import BatchLoss, Measurer, views_of
 from .loader_arguments import check, check_ranks, made_with
 from .loader_run import LoaderRun
 from .lr_scaling import is_adaptive

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .checks import check_size
 from .controller import Controller
 from .delivery import WatchedLoop
 from .feed import Feed
-from .gradients.batch_loss import BatchLoss
-from .gradients.measurer import Measurer
-from .gradients.ranks import waits_for_nobody
+from .gradients import BatchLoss, Measurer, waits_for_nobody
 from .loader_step import LoaderStep
 from .loop_advice import LoopAdvice
 from .measuring import measure
@@ -27,7 +26,6 @@ from .rank_measuring import RankMeasuring
 from .sampler import Cut
 from .scaled_step import ScaledStep
 from .schedule import SchedulePlace
-from .settings import check_size
 from .types import Scale
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .controller import Controller
-from .gradients.batch_loss import BatchLoss
-from .gradients.batches import batch_length, slice_batch
-from .gradients.mean_gradient import has_batch_norm, shows_a_sum, trainable
+from .gradients import BatchLoss, batch_length, has_batch_norm, shows_a_sum, slice_batch, trainable
 from .left_as_found import Before
 from .memory_cap import MemoryCap
 from .out_of_memory import in_pieces, take_step

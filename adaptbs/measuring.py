@@ -6,8 +6,7 @@ import logging
 from typing import Any
 
 from .controller import Controller
-from .gradients.batches import slice_batch
-from .gradients.measurer import Measurer
+from .gradients import Measurer, slice_batch
 from .out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .gradients.batch_loss import BatchLoss
-from .gradients.batches import batch_bytes, batch_length, repeat_batch
-from .gradients.mean_gradient import has_batch_norm, trainable
+from .checks import check_size
+from .gradients import BatchLoss, batch_bytes, batch_length, has_batch_norm, repeat_batch, trainable
 from .left_as_found import Values, grads_left_as_found, left_as_found, loader_left_as_found
 from .memory import DeviceMemory, memory_of
 from .memory_search import Trial, largest_fitting, search
 from .out_of_memory import is_out_of_memory
-from .settings import check_size
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .controller import Controller
-from .gradients.batch_loss import BatchLoss
-from .gradients.coupling import FEWEST, Coupling
-from .gradients.mean_gradient import has_batch_norm
-from .gradients.measurer import FEW
-from .gradients.ranks import RankGradients
+from .gradients import FEW, FEWEST, BatchLoss, Coupling, RankGradients, has_batch_norm
 from .ranks import Ranks
 from .types import COUPLED, Measurement
 

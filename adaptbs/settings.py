@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
+from .checks import check_choice, check_share, check_size
 from .lr_scaling import LR_SCALINGS
 from .policy import TARGETS
 from .step_time import StepTime
@@ -86,29 +87,6 @@ class Settings:
                 f"max_batch_size={self.max_batch_size} is below batch_size={batch_size}, which the run starts with: "
                 "raise max_batch_size or lower batch_size"
             )
-
-
-def check_size(name: str, value: object) -> None:
-    """Raise unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r}: it must be an integer of at least 1")
-    if int(value) < 1:
-        raise ValueError(f"{name}={value!r}: it must be at least 1")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...], *, or_function: bool = False) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices and not (or_function and callable(value)):
-        also = " or a function" if or_function else ""
-        raise ValueError(f"{name}={value!r}: it must be one of {', '.join(map(repr, choices))}{also}")
-
-
-def check_share(name: str, value: object, *, or_zero: bool = False) -> None:
-    """Raise unless `value` is a number between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r}: it must be a number between 0 and 1")
-    if not (0 < float(value) < 1 or (value == 0 and or_zero)):
-        raise ValueError(f"{name}={value!r}: it must lie between 0 and 1" + (" (0: off)" if or_zero else ""))
 
 
 def _checked_step_time(value: tuple[float, float]) -> StepTime:

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from .clock import Stopwatch
-from .gradients.batch_loss import BatchLoss
-from .gradients.batches import batch_length, concat_batches, slice_batch
+from .gradients import BatchLoss, batch_length, concat_batches, slice_batch
 from .left_as_found import grads_left_as_found
 from .step_time import ENOUGH, KEEP, WARM_UP, StepTimes
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
-from .settings import check_choice, check_share, check_size
+from .checks import check_choice, check_share, check_size
 from .types import NoiseScale, Target
 
 LARGEST = 2**40  # samples; more than any dataset, where a learning rate of 0 asks for a batch without end

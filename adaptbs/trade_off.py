@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .settings import check_size
+from .checks import check_size
 from .step_time import Time
 
 if TYPE_CHECKING:

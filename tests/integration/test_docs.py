@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from adaptbs.trade_off import trade_off_at
 
 from adaptbs.policy import Situation, decide, within_memory
 from adaptbs.step_time import StepTime
+from adaptbs.trade_off import trade_off_at
 from adaptbs.types import NoiseScale
 from tests.integration.test_readme import surroundings
 

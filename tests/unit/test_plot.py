@@ -2,12 +2,12 @@ import math
 
 import matplotlib.pyplot as plt
 import pytest
-from adaptbs.trade_off import trade_off_at
 
 from adaptbs import BatchSizeSuggestion, NoiseScale
 from adaptbs.history import History
 from adaptbs.plot import plot_history
 from adaptbs.step_time import StepTime
+from adaptbs.trade_off import trade_off_at
 
 
 @pytest.fixture(autouse=True)

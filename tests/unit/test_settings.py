@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from adaptbs.settings import Settings, check_share, check_size
+from adaptbs.checks import check_share, check_size
+from adaptbs.settings import Settings
 from adaptbs.step_time import StepTime
 
 

@@ -14,9 +14,7 @@ from adaptbs.transfer import (
     kind_of,
     powers,
 )
-from adaptbs.transfer import (
-    following as following_names,
-)
+from adaptbs.transfer import following as following_names
 
 OPTIM = torch.optim
 
