@@ -28,9 +28,10 @@ from .fastai_finder import bs_find
 from .fastai_hyperparameters import ScaledHypers, is_adaptive
 from .fastai_pictures import ShowBatchSizeCallback, plot_bs_find, plot_sched_by_samples
 from .fastai_step import FastaiStep
-from .gradients import BatchLoss, Measurer, Unsupported, views_of
+from .gradients import Measurer, Unsupported, views_of
 from .measuring import measure
 from .memory import memory_of
+from .model import BatchLoss
 from .probe import GrowthTrial
 from .report import RunReport
 from .schedule import ROUNDING

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset, get_worker_info
 
 from .controller import Controller
-from .gradients import BatchLoss
+from .model import BatchLoss
 from .sampler import AdaptiveBatchSampler
 
 # Callbacks, by name: importing them takes its time.

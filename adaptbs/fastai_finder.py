@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader as TorchLoader
 from .fastai_batches import batch_loss
 from .fastai_hyperparameters import is_adaptive
 from .finder import copy_of, find_batch_size
-from .gradients import BatchLoss
-from .left_as_found import loader_left_as_found
+from .model import BatchLoss, loader_left_as_found
 from .suggestion import BatchSizeSuggestion
 
 

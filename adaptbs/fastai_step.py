@@ -14,9 +14,8 @@ from torch import Tensor
 
 from .controller import Controller
 from .fastai_batches import carried, carrying, prediction
-from .gradients import batch_length, has_batch_norm, summing, trainable
-from .left_as_found import Before, left_as_found
 from .loader_step import pieces_of, shares
+from .model import Before, batch_length, has_batch_norm, left_as_found, summing, trainable
 from .out_of_memory import in_pieces, take_step
 
 NAME = "_do_one_batch"  # the Learner's method that this takes the place of, on the one Learner

@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 from torch.utils.data import IterableDataset
 
-from .gradients import batch_length
+from .model import batch_length
 from .ranks import ALONE, Ranks
 from .sampler import AdaptiveBatchSampler, Cut, Issued, indices
 from .shared_order import SharedOrder

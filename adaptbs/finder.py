@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from .checks import check_share, check_size
-from .gradients import BatchLoss, GradientPool, MeanGradient, batch_length, squared_norm
-from .left_as_found import loader_left_as_found, weights_left_as_found
+from .gradients import GradientPool, MeanGradient, squared_norm
 from .lr_scaling import is_adaptive
 from .memory import memory_of
+from .model import BatchLoss, batch_length, loader_left_as_found, weights_left_as_found
 from .noise_scale import estimate, to_floats
 from .policy import Situation, critical_over_simple, goodput, goodput_optimum, nearest_power_of_2, reference_batch_size
 from .probe import probe_batches

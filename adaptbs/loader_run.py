@@ -15,12 +15,12 @@ from .checks import check_size
 from .controller import Controller
 from .delivery import WatchedLoop
 from .feed import Feed
-from .gradients import BatchLoss, Measurer, waits_for_nobody
+from .gradients import Measurer, waits_for_nobody
 from .loader_step import LoaderStep
 from .loop_advice import LoopAdvice
 from .measuring import measure
 from .memory import memory_of
-from .out_of_memory import add_note
+from .model import BatchLoss, add_note
 from .probe import GrowthTrial
 from .rank_measuring import RankMeasuring
 from .sampler import Cut

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .controller import Controller
-from .gradients import BatchLoss, batch_length, has_batch_norm, shows_a_sum, slice_batch, trainable
-from .left_as_found import Before
+from .gradients import shows_a_sum
 from .memory_cap import MemoryCap
+from .model import BatchLoss, Before, batch_length, has_batch_norm, slice_batch, trainable
 from .out_of_memory import in_pieces, take_step
 
 

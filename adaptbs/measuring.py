@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from .controller import Controller
-from .gradients import Measurer, slice_batch
+from .gradients import Measurer
+from .model import slice_batch
 from .out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)

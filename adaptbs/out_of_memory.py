@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .left_as_found import Values
 from .memory_cap import MemoryCap
+from .model import Values, add_note
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -112,12 +112,6 @@ def take_step(step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor
     cap.release()
     log.warning("memory ran out in the optimizer's step, which is taken again: %s", said)
     return step()
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """Say more about an error, where Python can (3.11)."""
-    if hasattr(error, "add_note"):
-        error.add_note(note)
 
 
 HALF_WAY = (

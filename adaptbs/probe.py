@@ -15,10 +15,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .checks import check_size
-from .gradients import BatchLoss, batch_bytes, batch_length, has_batch_norm, repeat_batch, trainable
-from .left_as_found import Values, grads_left_as_found, left_as_found, loader_left_as_found
 from .memory import DeviceMemory, memory_of
 from .memory_search import Trial, largest_fitting, search
+from .model import (
+    BatchLoss,
+    Values,
+    batch_bytes,
+    batch_length,
+    grads_left_as_found,
+    has_batch_norm,
+    left_as_found,
+    loader_left_as_found,
+    repeat_batch,
+    trainable,
+)
 from .out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)

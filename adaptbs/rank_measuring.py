@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .controller import Controller
-from .gradients import FEW, FEWEST, BatchLoss, Coupling, RankGradients, has_batch_norm
+from .gradients import FEW, FEWEST, Coupling, RankGradients
+from .model import BatchLoss, has_batch_norm
 from .ranks import Ranks
 from .types import COUPLED, Measurement
 

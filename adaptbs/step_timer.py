@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from .clock import Stopwatch
-from .gradients import BatchLoss, batch_length, concat_batches, slice_batch
-from .left_as_found import grads_left_as_found
+from .model import BatchLoss, batch_length, concat_batches, grads_left_as_found, slice_batch
 from .step_time import ENOUGH, KEEP, WARM_UP, StepTimes
 
 if TYPE_CHECKING:

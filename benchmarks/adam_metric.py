@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Adam
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.mean_gradient import MeanGradient
 from adaptbs.gradients.micro_batches import GradientPool
 from adaptbs.gradients.views import View, views_of
+from adaptbs.model.batch_loss import BatchLoss
 
 POINTS = (30, 300, 1500)  # steps of training
 SIZES = (32, 128, 512, 2048, 8192)  # B

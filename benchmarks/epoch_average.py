@@ -27,9 +27,9 @@ from machine import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
+from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale import FORGET, MEMORY, Window, to_floats
 from adaptbs.types import ENOUGH, SquaredNorms
 

@@ -33,12 +33,12 @@ from estimators_truth import short, truth, truth_sizes
 from rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Stored, TwoRuns
 from variance_law import second_moments, variance_law
 
-from adaptbs.gradients.batch_loss import BatchLoss
-from adaptbs.gradients.batches import slice_batch
 from adaptbs.gradients.mean_gradient import MeanGradient
 from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from adaptbs.gradients.per_example import PerExample
-from adaptbs.left_as_found import left_as_found
+from adaptbs.model.batch_loss import BatchLoss
+from adaptbs.model.batches import slice_batch
+from adaptbs.model.preserve import left_as_found
 from adaptbs.noise_scale import to_floats
 from adaptbs.types import SquaredNorms
 

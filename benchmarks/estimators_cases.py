@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptbs import demo_flights
-from adaptbs.gradients.mean_gradient import has_batch_norm
+from adaptbs.model.modules import has_batch_norm
 
 BATCH = 128
 PARTS = 4  # micro-batches, as with gradient accumulation

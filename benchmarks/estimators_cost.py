@@ -12,9 +12,9 @@ from estimators_cases import BATCH, PARTS, Case, Run, Task, batches
 from rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Stored, TwoRuns, numbers_kept
 from torch.profiler import ProfilerActivity, profile
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from adaptbs.gradients.per_example import PerExample
+from adaptbs.model.batch_loss import BatchLoss
 
 GROUP = 20  # the rivals' n: what they do once a group shows in one step of 20
 GROUPS = 10

@@ -12,8 +12,8 @@ import torch
 from estimators_cases import BATCH, Case, Run, Task, batches
 from rivals import LastBatch
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale import Window
 from adaptbs.plot import GREY, ORANGE, plot_noise_scale
 

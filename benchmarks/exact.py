@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.mean_gradient import MeanGradient
 from adaptbs.gradients.micro_batches import GradientPool
 from adaptbs.gradients.per_example import PerExample
-from adaptbs.left_as_found import left_as_found
+from adaptbs.model.batch_loss import BatchLoss
+from adaptbs.model.preserve import left_as_found
 from adaptbs.noise_scale import to_floats
 from adaptbs.types import SquaredNorms
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from adaptbs import AdaptiveDataLoader, probe_memory
 from adaptbs import probe as probing
-from adaptbs.gradients.batch_loss import BatchLoss
+from adaptbs.model.batch_loss import BatchLoss
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.simulated_device import OnDevice, SimulatedMemory

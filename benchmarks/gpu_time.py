@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.clock import Stopwatch
-from adaptbs.gradients.batch_loss import BatchLoss
+from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.step_time import StepTimes
 from adaptbs.step_timer import train_step
 

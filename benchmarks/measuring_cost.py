@@ -19,11 +19,11 @@ from fastai.tabular.model import TabularModel
 from machine import save
 from torch import nn
 
-from adaptbs.gradients.batch_loss import BatchLoss
-from adaptbs.gradients.batches import batch_length, slice_batch
-from adaptbs.gradients.mean_gradient import has_batch_norm
 from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from adaptbs.gradients.per_example import PerExample
+from adaptbs.model.batch_loss import BatchLoss
+from adaptbs.model.batches import batch_length, slice_batch
+from adaptbs.model.modules import has_batch_norm
 
 ROUNDS = 60
 WARM_UP = 5

@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..model import trainable
 from ..types import SquaredNorms
-from .mean_gradient import square, together, trainable
+from .mean_gradient import square, together
 
 
 class AccumulatedGradients:

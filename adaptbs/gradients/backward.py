@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..left_as_found import grads_left_as_found
+from ..model import grads_left_as_found
 
 
 class Graph:

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..left_as_found import left_as_found, without_chance
-from .batch_loss import BatchLoss
-from .batches import batch_length, slice_batch
+from ..model import BatchLoss, batch_length, left_as_found, slice_batch, without_chance
 
 log = logging.getLogger(__name__)
 

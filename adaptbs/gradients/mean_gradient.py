@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..left_as_found import left_as_found, without_chance
+from ..model import BatchLoss, batch_length, has_batch_norm, left_as_found, slice_batch, trainable, without_chance
 from .backward import Graph
-from .batch_loss import BatchLoss
-from .batches import batch_length, slice_batch
 from .loss_scale import LossScale
 
 Gradient = Sequence[Tensor | None]
@@ -96,11 +94,6 @@ def _not_finite_if(loss: Tensor, gradient: list[Tensor | None]) -> list[Tensor |
     return [shown if g is smallest else g for g in gradient]
 
 
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a gradient here has an entry for, in order."""
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 def squared_norm(gradient: Gradient) -> Tensor:
     """|g|^2 over all parameters, at least in float32: half precision overflows at 65,504."""
     present = [dense(g) for g in gradient if g is not None]
@@ -124,9 +117,3 @@ def dense(g: Tensor) -> Tensor:
     """As a dense tensor of at least single precision."""
     g = g.to_dense() if g.is_sparse else g
     return g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether any BatchNorm of the model is in training mode."""
-    # (its common base class, so that lazy and synchronised kinds count)
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())

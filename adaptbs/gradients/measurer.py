@@ -10,11 +10,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from ..clock import Moment, Stopwatch
+from ..model import BatchLoss, batch_length, has_batch_norm, trainable
 from ..types import COUPLED, Measurement, SquaredNorms
-from .batch_loss import BatchLoss
-from .batches import batch_length
 from .coupling import Coupling
-from .mean_gradient import MeanGradient, has_batch_norm, trainable
+from .mean_gradient import MeanGradient
 from .micro_batches import HalfBatches
 from .per_example import PerExample, Unsupported
 from .views import View

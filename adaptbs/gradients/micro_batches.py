@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..left_as_found import left_as_found
+from ..model import BatchLoss, batch_length, has_batch_norm, left_as_found, slice_batch, trainable
 from ..types import SquaredNorms
-from .batch_loss import BatchLoss
-from .batches import batch_length, slice_batch
-from .mean_gradient import Gradient, MeanGradient, dense, has_batch_norm, squared_norm, trainable
+from .mean_gradient import Gradient, MeanGradient, dense, squared_norm
 from .views import View
 
 

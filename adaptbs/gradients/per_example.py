@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ..left_as_found import left_as_found
+from ..model import BatchLoss, batch_length, has_batch_norm, left_as_found, slice_batch, trainable
 from ..types import SquaredNorms
-from .batch_loss import BatchLoss
-from .batches import batch_length, slice_batch
-from .mean_gradient import MeanGradient, dense, has_batch_norm, squared_norm, trainable
+from .mean_gradient import MeanGradient, dense, squared_norm
 
 #: (layer, what went in, what came back) -> squared norm of each example's term, shape (n,)
 Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from ..model import trainable
 from ..ranks import Ranks
 from ..types import SquaredNorms
-from .mean_gradient import dense, square, together, trainable
+from .mean_gradient import dense, square, together
 
 HOPS = 4  # callbacks deep: DistributedDataParallel's last one is queued within those that its hooks queue
 

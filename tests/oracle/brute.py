@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptbs.gradients.batches import slice_batch
+from adaptbs.model.batches import slice_batch
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
+from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale import Window
 from tests.oracle import brute
 from tests.problems import exact

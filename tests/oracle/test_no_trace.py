@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
+from adaptbs.model.batch_loss import BatchLoss
 
 torch.manual_seed(5)
 VECTORS, LABELS = torch.randn(6, 8), torch.arange(6) % 3

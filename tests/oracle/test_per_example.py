@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.per_example import PerExample, Unsupported, _largest
+from adaptbs.model.batch_loss import BatchLoss
 
 N = 6
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
+from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale import estimate, to_floats
 from tests.problems import digits, digits_mlp, exact, per_example_gradients
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.left_as_found import Before, cuda_devices, left_as_found, weights_left_as_found
+from adaptbs.model.modules import cuda_devices
+from adaptbs.model.preserve import Before, left_as_found, weights_left_as_found
 
 
 @pytest.fixture

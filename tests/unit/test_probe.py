@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import adaptbs
 from adaptbs import probe, probe_memory
-from adaptbs.gradients.batch_loss import BatchLoss
+from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.probe import GrowthTrial, try_size
 from tests.simulated_device import OnDevice, SimulatedMemory
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from adaptbs import step_timer
-from adaptbs.gradients.batch_loss import BatchLoss
+from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.step_time import ENOUGH, WARM_UP, StepTime
 from adaptbs.step_timer import measure_step_time
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from adaptbs.gradients.batch_loss import BatchLoss
+from adaptbs.model.batch_loss import BatchLoss
 
 X, Y = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from adaptbs.gradients.batches import batch_bytes, batch_length, concat_batches, repeat_batch, slice_batch, to_device
+from adaptbs.model.batches import batch_bytes, batch_length, concat_batches, repeat_batch, slice_batch, to_device
 
 Pair = namedtuple("Pair", "x y")
 

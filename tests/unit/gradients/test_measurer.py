@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import mse_loss
 
-from adaptbs.gradients.batch_loss import BatchLoss
 from adaptbs.gradients.coupling import LOOKS
 from adaptbs.gradients.measurer import Measurer
 from adaptbs.gradients.per_example import Unsupported
+from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.types import COUPLED
 
 BATCH = (torch.randn(8, 4), torch.randn(8, 1))

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..left_as_found import left_as_found
 from .batches import batch_length, to_device
+from .preserve import left_as_found
 
 
 class BatchLoss:

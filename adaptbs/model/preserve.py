@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .modules import cuda_devices
+
 
 class Before:
     """What a forward pass changes beside gradients: buffers (BatchNorm's), and random states of everybody.
@@ -183,11 +185,6 @@ class Values:
             group.update(found)
 
 
-def cuda_devices(model: nn.Module) -> list[int]:
-    """Indices of the CUDA devices that the model's parameters lie on."""
-    return sorted({p.get_device() for p in model.parameters() if p.device.type == "cuda"})
-
-
 def _restore(buffers: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> None:
     """Undo what a forward pass has added, replaced or filled."""
     for name in buffers.keys() - found.keys():
@@ -208,18 +205,7 @@ def _nothing_compiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-# Layers that in training tie samples together or add chance, while they leave the loss's own form alone.
-NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
-
-
-@contextmanager
-def without_chance(model: nn.Module) -> Iterator[None]:
-    """Dropout and BatchNorm as in evaluation; not the whole model: some compute something else there."""
-    noisy = [m for m in model.modules() if m.training and isinstance(m, NOISY)]
-    try:
-        for module in noisy:
-            module.training = False
-        yield
-    finally:
-        for module in noisy:
-            module.training = True
+def add_note(error: BaseException, note: str) -> None:
+    """Say more about an error, where Python can (3.11)."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
