@@ -13,10 +13,9 @@ from .delivery import Delivery, Loop, PlainLoop
 from .duty_cycle import TRY
 from .history import History
 from .lr_scaling import LRFactor, lr_rule
-from .measurements import Measurements
 from .memory import DeviceMemory
 from .memory_cap import MemoryCap
-from .noise_scale import student_t
+from .noise_scale import Measurements, student_t
 from .pace import NEWS, Pace, cannot_wait
 from .policy import (  # fmt: skip
     Situation,

@@ -24,7 +24,7 @@ from machine import save
 from spread import spreads
 from torch import Tensor, nn
 
-from adaptbs.noise_scale import estimate
+from adaptbs.noise_scale.fieller import estimate
 from adaptbs.types import SquaredNorms
 
 REPETITIONS, MEASUREMENTS, BATCH, DIMENSIONS, SEED = 2000, 30, 128, 20, 2018

@@ -30,7 +30,8 @@ from torch.nn.functional import cross_entropy
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale import FORGET, MEMORY, Window, to_floats
+from adaptbs.noise_scale.fieller import to_floats
+from adaptbs.noise_scale.window import FORGET, MEMORY, Window
 from adaptbs.types import ENOUGH, SquaredNorms
 
 BATCH, LR = 128, 0.01

@@ -39,7 +39,7 @@ from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import slice_batch
 from adaptbs.model.preserve import left_as_found
-from adaptbs.noise_scale import to_floats
+from adaptbs.noise_scale.fieller import to_floats
 from adaptbs.types import SquaredNorms
 
 BLOCK, TARGET = 30, 0.05  # windows at a time, and the standard error of |G|^2 at which a case is done

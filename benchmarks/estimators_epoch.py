@@ -14,7 +14,7 @@ from rivals import LastBatch
 
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale import Window
+from adaptbs.noise_scale.window import Window
 from adaptbs.plot import GREY, ORANGE, plot_noise_scale
 
 EPOCH = Case("MLP", "SGD", 0.01, 0)

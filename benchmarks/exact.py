@@ -12,7 +12,7 @@ from adaptbs.gradients.micro_batches import GradientPool
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.preserve import left_as_found
-from adaptbs.noise_scale import to_floats
+from adaptbs.noise_scale.fieller import to_floats
 from adaptbs.types import SquaredNorms
 
 CHUNK = 6000  # samples at a time

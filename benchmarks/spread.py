@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from frozen import GROUP, Gaussian, Measured, Moments, Population
 
-from adaptbs.noise_scale import estimate
+from adaptbs.noise_scale.fieller import estimate
 from adaptbs.types import SquaredNorms
 
 REPETITIONS, BATCH, BLOCK, BETA = 400, 128, 20, 0.99

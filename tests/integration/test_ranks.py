@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adaptbs.gradients.micro_batches import GradientPool
-from adaptbs.noise_scale import Window
+from adaptbs.noise_scale.window import Window
 from tests.integration.rank_programs import (
     OVERFLOWS,
     X,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from adaptbs import AdaptiveDataLoader
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale import estimate, to_floats
+from adaptbs.noise_scale.fieller import estimate, to_floats
 from adaptbs.policy import Situation, decide, efficiency, within_memory
 from adaptbs.sampler import AdaptiveBatchSampler
 from adaptbs.step_time import StepTime

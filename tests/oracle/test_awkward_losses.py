@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale import Window
+from adaptbs.noise_scale.window import Window
 from tests.oracle import brute
 from tests.problems import exact
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale import estimate, to_floats
+from adaptbs.noise_scale.fieller import estimate, to_floats
 from tests.problems import digits, digits_mlp, exact, per_example_gradients
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from adaptbs.noise_scale import FORGET, FULL, MEMORY, Window, estimate, fieller, student_t, to_floats
+from adaptbs.noise_scale.fieller import estimate, fieller, student_t, to_floats
+from adaptbs.noise_scale.window import FORGET, FULL, MEMORY, Window
 from adaptbs.types import SquaredNorms
 
 

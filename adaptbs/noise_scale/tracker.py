@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .noise_scale import Window
-from .types import COUPLED, Measurement, NoiseScale, SquaredNorms
+from ..types import COUPLED, Measurement, NoiseScale, SquaredNorms
+from .window import Window
 
 log = logging.getLogger(__name__)
 

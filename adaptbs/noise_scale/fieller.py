@@ -1,0 +1,95 @@
+"""B_simple from many measurements: pool first, divide once, and say how sure that is. No autograd here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor, stack
+
+from ..types import NoiseScale, SquaredNorms
+
+log = logging.getLogger(__name__)
+
+ONE_SIGMA = math.erf(1 / math.sqrt(2))  # .683: the share of a normal distribution within one sigma
+ROUNDING = 1e-6  # relative; two limits that differ by less do not
+
+
+def estimate(
+    norms: Sequence[SquaredNorms], weights: Sequence[float] | None = None, confidence: float = 0.9
+) -> NoiseScale:
+    """Pool measurements into one noise scale with Fieller's interval.
+
+    Numerators and denominators are averaged before the one division: a mean of ratios is biased without limit when
+    |G|^2 is near zero, and so is any estimate that clamps |G|^2 measurement by measurement.
+
+    Args:
+        norms: measurements, finite numbers.
+        weights: their weights, positive; equal if None.
+        confidence: of the interval [low, high], between 0 and 1.
+
+    Source: McCandlish et al. 2018, appendix A.1, arXiv:1812.06162; Fieller 1954, for the ratio of two means.
+    """
+    if not norms:
+        raise ValueError("norms is empty: a noise scale needs at least one measurement")
+    x = np.array([[float(n.trace), float(n.grad_sq)] for n in norms])
+    w = np.ones(len(norms)) if weights is None else np.asarray(weights, float)
+    w = w / w.sum()
+    trace, grad_sq = map(float, w @ x)
+    effective = 1 / (w**2).sum()  # as many equally weighted measurements would know as much
+    if effective < 1.5:
+        low, high, cautious = 0.0, math.inf, 0.0
+    else:
+        residuals = (x - [trace, grad_sq]) * w[:, None]
+        covariance = residuals.T @ residuals * effective / (effective - 1)  # of the two means
+        low, high = fieller(trace, grad_sq, covariance, student_t(confidence, effective - 1))
+        cautious, _ = fieller(trace, grad_sq, covariance, student_t(ONE_SIGMA, effective - 1))
+    return NoiseScale(grad_sq, trace, low, high, cautious, len(norms))
+
+
+def fieller(trace: float, grad_sq: float, covariance: np.ndarray, t: float) -> tuple[float, float]:
+    """All ratios phi >= 0 for which trace - phi grad_sq is within t standard errors of zero.
+
+    That is a phi^2 - 2 h phi + c <= 0. Where grad_sq is not significant (a <= 0) the set has no upper end, and "at
+    least low" is all that can be said. Where grad_sq is significantly negative, no phi >= 0 fits: something is wrong
+    with the measurements (weights that moved, a loss that couples samples), so nothing is claimed: (0, inf).
+
+    Args:
+        trace, grad_sq: the two means.
+        covariance: of the two means, 2 x 2.
+        t: quantile.
+
+    Source: Fieller 1954, J. R. Statist. Soc. B 16, 175.
+    """
+    (var_trace, cov), (_, var_grad_sq) = np.asarray(covariance).tolist()
+    a = grad_sq**2 - t**2 * var_grad_sq
+    h = trace * grad_sq - t**2 * cov
+    c = trace**2 - t**2 * var_trace
+    resolved = a > 0
+    if trace <= 0 or (resolved and grad_sq < 0):
+        return 0.0, math.inf
+    root = math.sqrt(max(h**2 - a * c, 0.0))
+    # c <= 0: trace itself is within noise of zero, so phi = 0 is not excluded. (c / (h + root) is the lower root,
+    # written so that it stays exact as a goes through zero, where the plain formula divides by it.)
+    low = c / (h + root) if c > 0 and h + root > 0 else 0.0
+    high = (h + root) / a if resolved else math.inf
+    return low, high
+
+
+def student_t(confidence: float, degrees: float) -> float:
+    """The two-sided quantile of Student's t."""
+    from scipy.special import stdtrit  # here, because importing adaptbs should not cost a user scipy's import
+
+    return float(stdtrit(degrees, (1 + confidence) / 2))
+
+
+def to_floats(norms: Sequence[SquaredNorms]) -> list[SquaredNorms]:
+    """The same measurements as Python floats, read from the device together."""
+    scalars = [v for n in norms for v in (n.small, n.large)]
+    tensors = [v.detach().double() for v in scalars if isinstance(v, Tensor)]
+    read = iter(stack(tensors).tolist() if tensors else [])
+    values = iter([next(read) if isinstance(v, Tensor) else float(v) for v in scalars])
+    return [replace(n, small=next(values), large=next(values)) for n in norms]
