@@ -10,7 +10,6 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .delivery import Delivery, Loop, PlainLoop
-from .duty_cycle import TRY
 from .history import History
 from .lr_scaling import LRFactor, lr_rule
 from .memory import DeviceMemory
@@ -30,8 +29,7 @@ from .progress import Progress, rate
 from .ranks import ALONE, Ranks
 from .sampler import Issued
 from .settings import Settings
-from .step_time import StepTime, Time
-from .timekeeper import Timekeeper
+from .timing import TRY, StepTime, Time, Timekeeper
 from .types import COUPLED, Measurement, NoiseScale, Scale
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from .suggestion import BatchSizeSuggestion
 from .types import NoiseScale, SquaredNorms
 
 if TYPE_CHECKING:
-    from .step_time import Time
+    from .timing import Time
 
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from numbers import Real
 
-from .step_time import StepTime, Time
+from .timing import StepTime, Time
 from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 
 # The efficiency, progress per sample relative to the reference batch, that the batch must keep:

@@ -10,7 +10,7 @@ from numbers import Real
 from .checks import check_choice, check_share, check_size
 from .lr_scaling import LR_SCALINGS
 from .policy import TARGETS
-from .step_time import StepTime
+from .timing import StepTime
 from .transfer import following
 from .types import LRRule, Target
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from .clock import Stopwatch
 from .model import BatchLoss, batch_length, concat_batches, grads_left_as_found, slice_batch
-from .step_time import ENOUGH, KEEP, WARM_UP, StepTimes
+from .timing import ENOUGH, KEEP, WARM_UP, StepTimes, Stopwatch
 
 if TYPE_CHECKING:
-    from .step_time import Time
+    from .timing import Time
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .step_time import Time
+from .timing import Time
 from .trade_off import TradeOff, trade_off_at
 from .types import NoiseScale
 

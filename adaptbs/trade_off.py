@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .checks import check_size
-from .step_time import Time
+from .timing import Time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.clock import Stopwatch
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.step_time import StepTimes
 from adaptbs.step_timer import train_step
+from adaptbs.timing.clock import Stopwatch
+from adaptbs.timing.step_time import StepTimes
 
 BATCH_SIZE = 64
 WARM_UP, TIMED = 3, 8  # steps of a size

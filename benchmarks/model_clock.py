@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from adaptbs.clock import MEASURING, Timings
-from adaptbs.step_time import StepTime
+from adaptbs.timing.clock import MEASURING, Timings
+from adaptbs.timing.step_time import StepTime
 
 DECIDING = 2e-3  # seconds that a decision is charged
 HICCUP, HICCUPS = 3.0, 0.01  # now and then a step takes this many times as long; how often, as a share of steps

@@ -34,8 +34,8 @@ from measuring_cost import cnn, mlp, tabular
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.clock import DeviceClock, Timings
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.timing.clock import DeviceClock, Timings
 
 BATCH_SIZE = 64
 EPOCH_STEPS = 200

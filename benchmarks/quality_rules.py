@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from quality_tasks import BASE, Adams, Task
 
-from adaptbs.step_time import StepTime
+from adaptbs.timing.step_time import StepTime
 
 #: Seconds of a step, modelled: what a GPU's is like while it is not full, and one that is bound by computing.
 STEP_TIMES = {"gpu": StepTime(4e-3, 1e-6), "compute": StepTime(0.5e-3, 10e-6)}

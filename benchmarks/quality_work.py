@@ -194,9 +194,9 @@ ABLATIONS: tuple[Adaptive, ...] = (
     Adaptive("up to an eighth of the data", patches={"adaptbs.policy.LARGEST_FACTOR": 10**6}),
     Adaptive("x4 growth", patches={"adaptbs.policy.PACE": 4}),
     Adaptive("no early decisions", patches={"adaptbs.pace.SOON": 0, "adaptbs.pace.FAR": 10**9}),
-    Adaptive("8 measurements at first", patches={"adaptbs.duty_cycle.FIRST": 8}),
-    Adaptive("measured evenly", patches={"adaptbs.duty_cycle.EAGER": 1, "adaptbs.duty_cycle.FIRST": 8}),
-    Adaptive("overhead of its own time", patches={"adaptbs.timekeeper.CREDIT": 1}),
+    Adaptive("8 measurements at first", patches={"adaptbs.timing.duty_cycle.FIRST": 8}),
+    Adaptive("measured evenly", patches={"adaptbs.timing.duty_cycle.EAGER": 1, "adaptbs.timing.duty_cycle.FIRST": 8}),
+    Adaptive("overhead of its own time", patches={"adaptbs.timing.overhead.CREDIT": 1}),
     Adaptive("by halves", options={"source": "halves"}),
     Adaptive("target noise_scale", options={"target": "noise_scale"}),
 )

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ..clock import Moment, Stopwatch
 from ..model import BatchLoss, batch_length, has_batch_norm, trainable
+from ..timing import Moment, Stopwatch
 from ..types import COUPLED, Measurement, SquaredNorms
 from .coupling import Coupling
 from .mean_gradient import MeanGradient

@@ -9,11 +9,11 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.clock import DeviceClock
 from adaptbs.controller import Controller
 from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
+from adaptbs.timing.clock import DeviceClock
 
 pytestmark = [
     pytest.mark.cuda,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adaptbs.policy import Situation, decide, within_memory
-from adaptbs.step_time import StepTime
+from adaptbs.timing.step_time import StepTime
 from adaptbs.trade_off import trade_off_at
 from adaptbs.types import NoiseScale
 from tests.integration.test_readme import surroundings

@@ -277,7 +277,7 @@ def test_a_model_whose_layers_allow_it_is_measured_per_example_and_the_history_s
 
 def test_with_a_clock_both_sources_are_tried_and_the_history_says_why_one_was_kept(monkeypatch):
     # Steps are so short here, and so uneven on a busy machine, that the budget would leave few to measure.
-    monkeypatch.setattr("adaptbs.duty_cycle.DutyCycle.measure_next", lambda duty, steps_in_run: True)
+    monkeypatch.setattr("adaptbs.timing.duty_cycle.DutyCycle.measure_next", lambda duty, steps_in_run: True)
     data, model = Numbered(1600), layer_normed()
     optimizer = SGD(model.parameters(), 0.01)
     loader = adaptive(data, model, optimizer, overhead=0.9)

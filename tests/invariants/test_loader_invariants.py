@@ -23,7 +23,7 @@ from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import estimate, to_floats
 from adaptbs.policy import Situation, decide, efficiency, within_memory
 from adaptbs.sampler import AdaptiveBatchSampler
-from adaptbs.step_time import StepTime
+from adaptbs.timing.step_time import StepTime
 from adaptbs.types import NoiseScale
 from tests.integration.training import Numbered, adaptive, network, train
 

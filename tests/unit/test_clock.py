@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from adaptbs.clock import AFTERMATH, MEASURING, DeviceClock, GivenClock
-from adaptbs.step_time import StepTime
+from adaptbs.timing.clock import AFTERMATH, MEASURING, DeviceClock, GivenClock
+from adaptbs.timing.step_time import StepTime
 
 
 def test_a_given_clock_says_what_it_was_given():
@@ -31,7 +31,7 @@ def test_what_was_read_is_not_read_again():
 def clock(monkeypatch):
     """A host clock that is asked at 0, 1, 3, 10, 11, ... seconds."""
     moments = iter([0.0, 1.0, 3.0, 10.0, 11.0, 15.0])
-    monkeypatch.setattr("adaptbs.clock.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr("adaptbs.timing.clock.time.perf_counter", lambda: next(moments))
     return DeviceClock(torch.device("cpu"))
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from adaptbs.controller import Controller
-from adaptbs.duty_cycle import IDLE, KEEP_UP
 from adaptbs.pace import NEWS
 from adaptbs.sampler import AdaptiveBatchSampler
 from adaptbs.settings import Settings
+from adaptbs.timing.duty_cycle import IDLE, KEEP_UP
 from adaptbs.types import COUPLED, Measurement, SquaredNorms
 
 

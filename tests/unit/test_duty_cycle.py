@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from adaptbs.duty_cycle import (
+from adaptbs.timing.duty_cycle import (
     DENSEST,
     EAGER,
     FIRST,

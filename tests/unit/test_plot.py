@@ -6,7 +6,7 @@ import pytest
 from adaptbs import BatchSizeSuggestion, NoiseScale
 from adaptbs.history import History
 from adaptbs.plot import plot_history
-from adaptbs.step_time import StepTime
+from adaptbs.timing.step_time import StepTime
 from adaptbs.trade_off import trade_off_at
 
 

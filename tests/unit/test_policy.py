@@ -20,7 +20,7 @@ from adaptbs.policy import (
     reference_batch_size,
     within_memory,
 )
-from adaptbs.step_time import StepTable, StepTime
+from adaptbs.timing.step_time import StepTable, StepTime
 from adaptbs.types import Decision, NoiseScale
 
 

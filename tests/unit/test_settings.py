@@ -3,7 +3,7 @@ import pytest
 
 from adaptbs.checks import check_share, check_size
 from adaptbs.settings import Settings
-from adaptbs.step_time import StepTime
+from adaptbs.timing.step_time import StepTime
 
 
 def test_no_argument_is_needed():

@@ -1,6 +1,6 @@
 import pytest
 
-from adaptbs.step_time import ENOUGH, KEEP, WARM_UP, StepTime, StepTimes
+from adaptbs.timing.step_time import ENOUGH, KEEP, WARM_UP, StepTime, StepTimes
 
 
 def timed(*steps: tuple[int, float], each: int = 1) -> StepTimes:

@@ -4,8 +4,8 @@ from torch import nn
 
 from adaptbs import step_timer
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.step_time import ENOUGH, WARM_UP, StepTime
 from adaptbs.step_timer import measure_step_time
+from adaptbs.timing.step_time import ENOUGH, WARM_UP, StepTime
 
 
 class Watch:

@@ -23,7 +23,7 @@ from quality_tasks import Adams, Rows, Task
 from quality_training import LOOKS, fixed_run
 
 from adaptbs import AdaptiveDataLoader, policy
-from adaptbs.step_time import StepTime
+from adaptbs.timing.step_time import StepTime
 
 DIFFERENCES = [0.004, -0.002, 0.007, 0.001, 0.0]
 

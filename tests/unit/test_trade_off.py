@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from adaptbs.step_time import StepTime
+from adaptbs.timing.step_time import StepTime
 from adaptbs.trade_off import mean_over_run, samples_ratio, steps_ratio, time_ratio, trade_off_at, trade_off_of_run
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
-from .ranks import Ranks
+from ..ranks import Ranks
 from .step_time import StepTime
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ..ranks import ALONE, Ranks
 from .clock import AgreedClock, Clock, DeviceClock, GivenClock, NoClock
 from .duty_cycle import DutyCycle
-from .ranks import ALONE, Ranks
 from .step_time import StepTime, StepTimes, Time
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from .types import COUPLED, Decision, NoiseScale
+from ..types import COUPLED, Decision, NoiseScale
 
 FIRST = 24  # measurements made at once, every 2nd step: what is known early decides about nearly all of the run
 TRY = 3  # so many of them before their cost is looked at

@@ -1,0 +1,8 @@
+"""Seconds of steps and of measurements, and how much measuring may cost."""
+
+from .clock import Moment, Stopwatch
+from .duty_cycle import TRY
+from .overhead import Timekeeper
+from .step_time import ENOUGH, KEEP, WARM_UP, StepTime, StepTimes, Time
+
+__all__ = ["ENOUGH", "KEEP", "TRY", "WARM_UP", "Moment", "StepTime", "StepTimes", "Stopwatch", "Time", "Timekeeper"]
