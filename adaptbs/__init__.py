@@ -1,9 +1,9 @@
 """adaptbs: the batch size as something training sets by itself."""
 
 from .finder import bs_find
+from .hyperparameters import one_cycle
 from .loader import AdaptiveDataLoader
 from .probe import MemoryProbe, probe_memory
-from .schedule import one_cycle
 from .suggestion import BatchSizeSuggestion
 from .types import NoiseScale, SquaredNorms
 

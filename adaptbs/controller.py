@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .delivery import Delivery, Loop, PlainLoop
 from .history import History
-from .lr_scaling import LRFactor, lr_rule
+from .hyperparameters import LRFactor, lr_rule
 from .memory import DeviceMemory
 from .memory_cap import MemoryCap
 from .noise_scale import Measurements, student_t

@@ -9,10 +9,9 @@ from typing import Any
 from fastai.optimizer import OptimWrapper
 from torch.optim import Optimizer
 
-from .hyperparameters import Hyperparameters
-from .lr_scaling import is_adaptive as is_torchs_adaptive
-from .transfer import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Kind
-from .transfer import kind_of as kind_of_torchs
+from .hyperparameters import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Hyperparameters, Kind
+from .hyperparameters import is_adaptive as is_torchs_adaptive
+from .hyperparameters import kind_of as kind_of_torchs
 from .types import Scale
 
 # fastai's optimizers are all of one class: what they do is in the names of the functions that they call. (QHAdam mixes

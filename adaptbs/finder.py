@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 
 from .checks import check_share, check_size
 from .gradients import GradientPool, MeanGradient, squared_norm
-from .lr_scaling import is_adaptive
+from .hyperparameters import is_adaptive
 from .memory import memory_of
 from .model import BatchLoss, batch_length, loader_left_as_found, weights_left_as_found
 from .noise_scale import estimate, to_floats

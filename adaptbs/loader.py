@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from .controller import Controller
 from .feed import Feed
 from .gradients import Measurer, views_of
+from .hyperparameters import is_adaptive
 from .loader_arguments import check, check_ranks, made_with
 from .loader_run import LoaderRun
-from .lr_scaling import is_adaptive
 from .model import BatchLoss
 from .rank_measuring import RankMeasuring
 from .ranks import Ranks

@@ -16,6 +16,7 @@ from .controller import Controller
 from .delivery import WatchedLoop
 from .feed import Feed
 from .gradients import Measurer, waits_for_nobody
+from .hyperparameters import ScaledStep
 from .loader_step import LoaderStep
 from .loop_advice import LoopAdvice
 from .measuring import measure
@@ -24,7 +25,6 @@ from .model import BatchLoss, add_note
 from .probe import GrowthTrial
 from .rank_measuring import RankMeasuring
 from .sampler import Cut
-from .scaled_step import ScaledStep
 from .schedule import SchedulePlace
 from .types import Scale
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,46 +9,6 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 ROUNDING = 1e-6  # samples: sums of shares come this near to whole ones
-
-
-def one_cycle(p: float, lr_max: float, *, pct_start: float = 0.25, div: float = 25.0, div_final: float = 1e5) -> float:
-    """The one-cycle policy in closed form: the learning rate after the share `p` of a run.
-
-    Half a cosine from `lr_max / div` up to `lr_max`, another down to `lr_max / div_final` (Smith 2018,
-    arXiv:1803.09820; with cosines, and these defaults, as in fastai's `fit_one_cycle`). For a loop that sets the
-    learning rate itself, of the base batch: what suits the batch at hand is seen to inside the optimizer's step.
-
-    Momentum goes the other way, and is the same function: from .95 down to .85 and back is
-    `one_cycle(p, 0.85, div=0.85 / 0.95, div_final=0.85 / 0.95)`.
-
-    torch's `OneCycleLR(optimizer, lr_max, total_steps=n, pct_start=s, div_factor=div, final_div_factor=f)` has after i
-    steps `one_cycle(i / (n - 1), lr_max, pct_start=(s * n - 1) / (n - 1), div=div, div_final=div * f)`: it reaches its
-    end at step n - 1, and divides the start by f, not the peak.
-
-    Args:
-        p: share of the run done, 0..1. What lies outside is taken for the nearer end, as the last sum of shares of a
-            run may come out a little above 1.
-        lr_max: the peak.
-        pct_start: share of the run after which the peak comes, 0..1; at 0 the run starts there.
-        div: the peak over the start.
-        div_final: the peak over the end.
-
-    Raises:
-        ValueError: `pct_start` outside 0..1, `div` or `div_final` not above 0, or a `p` that is not a number.
-    """
-    if not 0 <= pct_start <= 1:
-        raise ValueError(f"pct_start={pct_start!r}: it must be a share of the run, from 0 to 1")
-    for name, value in (("div", div), ("div_final", div_final)):
-        if not value > 0:
-            raise ValueError(f"{name}={value!r}: the peak is divided by it, so it must be above 0")
-    if math.isnan(p):
-        raise ValueError(f"p={p!r}: it must be the share of the run done, from 0 to 1")
-    p = min(max(p, 0.0), 1.0)
-    if p < pct_start:
-        begin, end, share = lr_max / div, lr_max, p / pct_start
-    else:
-        begin, end, share = lr_max, lr_max / div_final, (p - pct_start) / (1 - pct_start) if pct_start < 1 else 0.0
-    return end + (begin - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 class SchedulePlace:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from numbers import Real
 
 from .checks import check_choice, check_share, check_size
-from .lr_scaling import LR_SCALINGS
+from .hyperparameters import LR_SCALINGS, following
 from .policy import TARGETS
 from .timing import StepTime
-from .transfer import following
 from .types import LRRule, Target
 
 SOURCES = ("auto", "halves", "per_example")

@@ -18,6 +18,7 @@ from adaptbs import policy
 
 ALL = ("lr", "betas", "eps", "weight_decay")
 LR_ONLY = ("lr",)
+SATURATION = "adaptbs.hyperparameters.learning_rate.SATURATION"
 CRITICAL = ("adaptbs.policy.CRITICAL_OF_ADAPTIVE", "adaptbs.policy.CRITICAL_OF_SGD")
 FIXED_ORDER = (64, 512, 256, 1024, 128, 2048, 4096)  # the most telling first
 
@@ -162,7 +163,7 @@ ABLATED = ("flights", "movielens", "mnist_adam", "mnist_sgd")
 def _beta1(power: float) -> dict[str, object]:
     """beta1^(k^power)."""
     powers = lambda k: (k**power, k)  # noqa: E731
-    return {"adaptbs.transfer.powers": powers, "adaptbs.hyperparameters.powers": powers}
+    return {"adaptbs.hyperparameters.transfer.powers": powers, "adaptbs.hyperparameters.scaler.powers": powers}
 
 
 def _critical(by: float) -> dict[str, object]:
@@ -183,7 +184,7 @@ ABLATIONS: tuple[Adaptive, ...] = (
     Adaptive("budget of epochs", options={"budget": "epochs"}),
     *(Adaptive(f"max_extra {by:g}", options={"max_extra": by}) for by in (0.25, 0.5)),
     *(Adaptive(f"critical batch x {by:g}", patches=_critical(by)) for by in (0.25, 0.5, 2)),
-    *(Adaptive(f"lr up to {by} low", patches={"adaptbs.lr_scaling.SATURATION": by}) for by in (1, 2, 8)),
+    *(Adaptive(f"lr up to {by} low", patches={SATURATION: by}) for by in (1, 2, 8)),
     Adaptive("lr x k", options={"lr_scaling": "linear", "transfer": ALL}),
     Adaptive("efficiency .8", patches={f"adaptbs.policy.{name}": by for name, by in EFFICIENT.items()}),
     Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),

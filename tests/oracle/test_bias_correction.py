@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptbs.scaled_step import ScaledStep
-from adaptbs.transfer import HYPERPARAMETERS
+from adaptbs.hyperparameters.step_hook import ScaledStep
+from adaptbs.hyperparameters.transfer import HYPERPARAMETERS
 from adaptbs.types import Scale
 
 ALL = frozenset(HYPERPARAMETERS)

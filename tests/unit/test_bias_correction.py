@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from adaptbs.bias_correction import Accumulated, correction, mass_ratio, steps_made
+from adaptbs.hyperparameters.bias_correction import Accumulated, correction, mass_ratio, steps_made
 
 
 @pytest.mark.parametrize("power", [1.0, 4.0, 0.5, math.sqrt(8)])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.hyperparameters import Hyperparameters
-from adaptbs.transfer import HYPERPARAMETERS, LR, kind_of
+from adaptbs.hyperparameters.scaler import Hyperparameters
+from adaptbs.hyperparameters.transfer import HYPERPARAMETERS, LR, kind_of
 
 
 def two_groups() -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.lr_scaling import gain, is_adaptive, linear, lr_rule, none, sqrt
+from adaptbs.hyperparameters.learning_rate import gain, is_adaptive, linear, lr_rule, none, sqrt
 from adaptbs.types import NoiseScale
 
 PHI_30 = NoiseScale(grad_sq=1.0, trace=30.0, low=20.0, high=40.0, cautious=25.0, measurements=9)

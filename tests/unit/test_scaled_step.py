@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.scaled_step import ScaledStep
-from adaptbs.transfer import HYPERPARAMETERS
+from adaptbs.hyperparameters.step_hook import ScaledStep
+from adaptbs.hyperparameters.transfer import HYPERPARAMETERS
 from adaptbs.types import Scale
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from adaptbs.lr_scaling import linear, sqrt
+from adaptbs.hyperparameters.learning_rate import linear, sqrt
 from adaptbs.targets import LARGEST, exponential_ramp, linear_ramp, on_plateau, seesaw, step_ramp
 
 QUARTERS = (0, 0.2, 0.25, 0.49, 0.5, 0.75, 1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.transfer import (
+from adaptbs.hyperparameters.transfer import (
     ADAM,
     HYPERPARAMETERS,
     LR_ONLY,
@@ -14,7 +14,7 @@ from adaptbs.transfer import (
     kind_of,
     powers,
 )
-from adaptbs.transfer import following as following_names
+from adaptbs.hyperparameters.transfer import following as following_names
 
 OPTIM = torch.optim
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .hyperparameters import Hyperparameters
+from ..types import Scale
+from .scaler import Hyperparameters
 from .transfer import LR, kind_of
-from .types import Scale
 
 _NAME = "_adaptbs_scaled_step"  # beside the optimizer's state, which is what its state_dict holds
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .types import LRRule
+from ..types import LRRule
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -10,7 +10,7 @@ import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from .types import ENOUGH, LRRule, NoiseScale, Scale
+from ..types import ENOUGH, LRRule, NoiseScale, Scale
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
