@@ -27,7 +27,7 @@ from .policy import (  # fmt: skip
 )
 from .progress import Progress, rate
 from .ranks import ALONE, Ranks
-from .sampler import Issued
+from .sampling import Issued
 from .settings import Settings
 from .timing import TRY, StepTime, Time, Timekeeper
 from .types import COUPLED, Measurement, NoiseScale, Scale

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from .progress import Progress
-from .sampler import Issued
+from .sampling import Issued
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from .controller import Controller
 from .model import BatchLoss
-from .sampler import AdaptiveBatchSampler
+from .sampling import AdaptiveBatchSampler
 
 # Callbacks, by name: importing them takes its time.
 ACCUMULATION = "GradientAccumulation"

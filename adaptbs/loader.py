@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from .controller import Controller
-from .feed import Feed
 from .gradients import Measurer, views_of
 from .hyperparameters import is_adaptive
 from .loader_arguments import check, check_ranks, made_with
@@ -23,6 +22,7 @@ from .model import BatchLoss
 from .rank_measuring import RankMeasuring
 from .ranks import Ranks
 from .report import RunReport
+from .sampling import Feed
 from .schedule import SchedulePlace, drive, run_epochs
 from .settings import Settings
 from .types import LRRule, Target

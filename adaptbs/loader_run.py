@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from .checks import check_size
 from .controller import Controller
 from .delivery import WatchedLoop
-from .feed import Feed
 from .gradients import Measurer, waits_for_nobody
 from .hyperparameters import ScaledStep
 from .loader_step import LoaderStep
@@ -24,7 +23,7 @@ from .memory import memory_of
 from .model import BatchLoss, add_note
 from .probe import GrowthTrial
 from .rank_measuring import RankMeasuring
-from .sampler import Cut
+from .sampling import Cut, Feed
 from .schedule import SchedulePlace
 from .types import Scale
 

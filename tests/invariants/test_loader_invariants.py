@@ -22,7 +22,7 @@ from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import estimate, to_floats
 from adaptbs.policy import Situation, decide, efficiency, within_memory
-from adaptbs.sampler import AdaptiveBatchSampler
+from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
 from adaptbs.timing.step_time import StepTime
 from adaptbs.types import NoiseScale
 from tests.integration.training import Numbered, adaptive, network, train

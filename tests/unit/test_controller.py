@@ -9,7 +9,7 @@ import torch
 
 from adaptbs.controller import Controller
 from adaptbs.pace import NEWS
-from adaptbs.sampler import AdaptiveBatchSampler
+from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
 from adaptbs.settings import Settings
 from adaptbs.timing.duty_cycle import IDLE, KEEP_UP
 from adaptbs.types import COUPLED, Measurement, SquaredNorms

@@ -5,7 +5,7 @@ import torch
 
 from adaptbs.delivery import Delivery, PlainLoop, WatchedLoop
 from adaptbs.progress import Progress
-from adaptbs.sampler import Issued
+from adaptbs.sampling.batch_sampler import Issued
 
 
 def parameter() -> torch.Tensor:

@@ -2,7 +2,7 @@ from itertools import chain
 
 import pytest
 
-from adaptbs.sampler import AdaptiveBatchSampler, next_length
+from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler, next_length
 
 
 def sampler(n: int, sizes: list[int], *, start: int, drop_last: bool = False) -> AdaptiveBatchSampler:

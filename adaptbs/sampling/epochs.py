@@ -11,10 +11,10 @@ import torch
 from torch import Generator
 from torch.utils.data import IterableDataset
 
-from .model import batch_length
-from .ranks import ALONE, Ranks
-from .sampler import AdaptiveBatchSampler, Cut, Issued, indices
-from .shared_order import SharedOrder
+from ..model import batch_length
+from ..ranks import ALONE, Ranks
+from .batch_sampler import AdaptiveBatchSampler, Cut, Issued, indices
+from .ranks import SharedOrder
 from .stream import StreamCut, StreamSampler
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from .sampler import AdaptiveBatchSampler, Cut, Issued
+from .batch_sampler import AdaptiveBatchSampler, Cut, Issued
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
-from .ranks import ALONE, Ranks
+from ..ranks import ALONE, Ranks
 
 
 class Issued(NamedTuple):

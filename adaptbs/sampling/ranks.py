@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 from torch.utils.data import DistributedSampler, Sampler
 
-from .ranks import Ranks
+from ..ranks import Ranks
 
 
 class SharedOrder(Sampler[Any]):
