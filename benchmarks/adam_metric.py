@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Adam
 
+from adaptbs.gradients.halves import GradientPool
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.micro_batches import GradientPool
 from adaptbs.gradients.views import View, views_of
 from adaptbs.model.batch_loss import BatchLoss
 

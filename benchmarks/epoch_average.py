@@ -27,7 +27,7 @@ from machine import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import to_floats

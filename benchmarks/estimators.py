@@ -33,8 +33,8 @@ from estimators_truth import short, truth, truth_sizes
 from rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Stored, TwoRuns
 from variance_law import second_moments, variance_law
 
+from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import slice_batch

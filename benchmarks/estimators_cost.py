@@ -12,7 +12,7 @@ from estimators_cases import BATCH, PARTS, Case, Run, Task, batches
 from rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Stored, TwoRuns, numbers_kept
 from torch.profiler import ProfilerActivity, profile
 
-from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
+from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 

@@ -12,7 +12,7 @@ import torch
 from estimators_cases import BATCH, Case, Run, Task, batches
 from rivals import LastBatch
 
-from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.gradients.halves import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.window import Window
 from adaptbs.plot import GREY, ORANGE, plot_noise_scale

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from adaptbs.gradients.halves import GradientPool
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.micro_batches import GradientPool
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.preserve import left_as_found

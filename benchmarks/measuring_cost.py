@@ -19,7 +19,7 @@ from fastai.tabular.model import TabularModel
 from machine import save
 from torch import nn
 
-from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
+from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import batch_length, slice_batch

@@ -1,9 +1,9 @@
-"""From autograd to `SquaredNorms`: one file a source."""
+"""From autograd to squared norms: one file a source."""
 
 from .coupling import FEWEST, Coupling
+from .halves import GradientPool
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
-from .measurer import FEW, Measurer
-from .micro_batches import GradientPool
+from .meter import FEW, Measurer
 from .per_example import Unsupported
 from .ranks import RankGradients, waits_for_nobody
 from .views import views_of

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.controller import Controller
-from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.timing.clock import DeviceClock

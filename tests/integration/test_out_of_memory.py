@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
 from adaptbs import AdaptiveDataLoader, loader_run, probe
-from adaptbs.gradients.measurer import Measurer
+from adaptbs.gradients.meter import Measurer
 from adaptbs.memory_cap import MemoryCap
 from tests.integration.training import Numbered
 from tests.simulated_device import OnDevice, SimulatedMemory

@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from adaptbs.gradients.micro_batches import GradientPool
+from adaptbs.gradients.halves import GradientPool
 from adaptbs.noise_scale.window import Window
 from tests.integration.rank_programs import (
     OVERFLOWS,

@@ -18,7 +18,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.gradients.halves import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import estimate, to_floats
 from adaptbs.policy import Situation, decide, efficiency, within_memory

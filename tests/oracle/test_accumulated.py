@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
 
 from adaptbs.gradients.accumulated import AccumulatedGradients
+from adaptbs.gradients.halves import GradientPool
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.micro_batches import GradientPool
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.types import SquaredNorms
 from tests.problems import Traps, digits, digits_mlp

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.per_example import PerExample, Unsupported
 from adaptbs.model.batch_loss import BatchLoss
 from tests.oracle import brute

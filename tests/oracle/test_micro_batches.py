@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
 from tests.problems import Offset, Traps, digits, digits_mlp, half_square, per_example_gradients
 

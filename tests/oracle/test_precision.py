@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.loss_scale import BACK_OFF, GROW_AFTER, START, LossScale
 from adaptbs.gradients.mean_gradient import MeanGradient, squared_norm
-from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from tests.oracle import brute

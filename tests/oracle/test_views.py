@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
 
-from adaptbs.gradients.micro_batches import HalfBatches
+from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.views import DEAD, views_of
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.types import SquaredNorms

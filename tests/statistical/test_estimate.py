@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from adaptbs.finder import measure_block
+from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.micro_batches import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import estimate, to_floats

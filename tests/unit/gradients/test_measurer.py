@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.functional import mse_loss
 
 from adaptbs.gradients.coupling import LOOKS
-from adaptbs.gradients.measurer import Measurer
+from adaptbs.gradients.meter import Measurer
 from adaptbs.gradients.per_example import Unsupported
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.types import COUPLED

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.mean_gradient import MeanGradient, squared_norm
-from adaptbs.gradients.micro_batches import GradientPool, HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
 
 BATCH = torch.tensor([[1.0], [1.0], [3.0], [3.0]])

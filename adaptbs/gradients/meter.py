@@ -13,8 +13,8 @@ from ..model import BatchLoss, batch_length, has_batch_norm, trainable
 from ..timing import Moment, Stopwatch
 from ..types import COUPLED, Measurement, SquaredNorms
 from .coupling import Coupling
+from .halves import HalfBatches
 from .mean_gradient import MeanGradient
-from .micro_batches import HalfBatches
 from .per_example import PerExample, Unsupported
 from .views import View
 
