@@ -9,23 +9,26 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .decision import (  # fmt: skip
+    NEWS,
+    Pace,
+    Progress,
+    Situation,
+    cannot_wait,
+    critical_over_simple,
+    decide,
+    early_limit,
+    efficiency_floor,
+    largest_batch_size,
+    rate,
+    reference_batch_size,
+)
 from .delivery import Delivery, Loop, PlainLoop
 from .history import History
 from .hyperparameters import LRFactor, lr_rule
 from .memory import DeviceMemory
 from .memory_cap import MemoryCap
 from .noise_scale import Measurements, student_t
-from .pace import NEWS, Pace, cannot_wait
-from .policy import (  # fmt: skip
-    Situation,
-    critical_over_simple,
-    decide,
-    early_limit,
-    efficiency_floor,
-    largest_batch_size,
-    reference_batch_size,
-)
-from .progress import Progress, rate
 from .ranks import ALONE, Ranks
 from .sampling import Issued
 from .settings import Settings

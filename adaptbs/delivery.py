@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from .progress import Progress
+from .decision import Progress
 from .sampling import Issued
 
 T = TypeVar("T")

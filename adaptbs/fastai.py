@@ -10,6 +10,7 @@ from fastai.callback.core import CancelFitException
 from fastai.learner import Learner, Recorder
 
 from .controller import Controller
+from .decision import ROUNDING
 from .fastai_batches import (
     AdaptiveBatches,
     accumulation,
@@ -34,7 +35,6 @@ from .memory import memory_of
 from .model import BatchLoss
 from .probe import GrowthTrial
 from .report import RunReport
-from .schedule import ROUNDING
 from .settings import Settings
 from .types import LRRule, Target
 

@@ -14,12 +14,19 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from .checks import check_share, check_size
+from .decision import (
+    Situation,
+    critical_over_simple,
+    goodput,
+    goodput_optimum,
+    nearest_power_of_2,
+    reference_batch_size,
+)
 from .gradients import GradientPool, MeanGradient, squared_norm
 from .hyperparameters import is_adaptive
 from .memory import memory_of
 from .model import BatchLoss, batch_length, loader_left_as_found, weights_left_as_found
 from .noise_scale import estimate, to_floats
-from .policy import Situation, critical_over_simple, goodput, goodput_optimum, nearest_power_of_2, reference_batch_size
 from .probe import probe_batches
 from .step_timer import measure_step_time, train_step
 from .suggestion import BatchSizeSuggestion

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from .decision import within_memory
 from .memory import DeviceMemory
 from .memory_search import Trial, affordable, largest_fitting, search
-from .policy import within_memory
 from .ranks import ALONE, Ranks
 from .types import Decision
 

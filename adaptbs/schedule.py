@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-ROUNDING = 1e-6  # samples: sums of shares come this near to whole ones
+from .decision import fixed_batches
 
 
 class SchedulePlace:
@@ -83,12 +83,6 @@ class SchedulePlace:
 
 
 _REMEMBERED = ("passed", "batches", "owed", "at", "epochs")
-
-
-def fixed_batches(samples: float, start: int, epoch_samples: int, epoch_steps: int) -> int:
-    """How many batches the fixed run has delivered after so many samples of the plan."""
-    epochs, within = divmod(samples + ROUNDING, epoch_samples)
-    return int(epochs) * epoch_steps + min(int(within // start), epoch_steps)
 
 
 PAST_ITS_END = (

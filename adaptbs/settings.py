@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from numbers import Real
 
 from .checks import check_choice, check_share, check_size
+from .decision import TARGETS
 from .hyperparameters import LR_SCALINGS, following
-from .policy import TARGETS
 from .timing import StepTime
 from .types import LRRule, Target
 

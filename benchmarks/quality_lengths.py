@@ -22,7 +22,7 @@ from quality_tasks import BASE, Task
 from quality_training import Watch, as_it_is, epochs_of, order_of, row_of, train
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.policy import critical_over_simple
+from adaptbs.decision.policy import critical_over_simple
 from adaptbs.trade_off import samples_ratio
 
 SIZES = (256, 1024)

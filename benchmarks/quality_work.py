@@ -14,12 +14,12 @@ from quality_rules import MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
 from quality_tasks import BASE, Task
 from quality_training import fixed_run
 
-from adaptbs import policy
+from adaptbs.decision import policy
 
 ALL = ("lr", "betas", "eps", "weight_decay")
 LR_ONLY = ("lr",)
 SATURATION = "adaptbs.hyperparameters.learning_rate.SATURATION"
-CRITICAL = ("adaptbs.policy.CRITICAL_OF_ADAPTIVE", "adaptbs.policy.CRITICAL_OF_SGD")
+CRITICAL = ("adaptbs.decision.policy.CRITICAL_OF_ADAPTIVE", "adaptbs.decision.policy.CRITICAL_OF_SGD")
 FIXED_ORDER = (64, 512, 256, 1024, 128, 2048, 4096)  # the most telling first
 
 
@@ -173,7 +173,7 @@ def _critical(by: float) -> dict[str, object]:
 
 def _floors(first: float, last: float) -> dict[str, object]:
     """The efficiency to be kept at the beginning and at the end of a run, for Adam."""
-    return {"adaptbs.policy.FIRST_FLOOR": first, "adaptbs.policy.LAST_FLOOR": last}
+    return {"adaptbs.decision.policy.FIRST_FLOOR": first, "adaptbs.decision.policy.LAST_FLOOR": last}
 
 
 #: One switch each, against the adaptive run from 64 on the GPU-like step time.
@@ -186,15 +186,15 @@ ABLATIONS: tuple[Adaptive, ...] = (
     *(Adaptive(f"critical batch x {by:g}", patches=_critical(by)) for by in (0.25, 0.5, 2)),
     *(Adaptive(f"lr up to {by} low", patches={SATURATION: by}) for by in (1, 2, 8)),
     Adaptive("lr x k", options={"lr_scaling": "linear", "transfer": ALL}),
-    Adaptive("efficiency .8", patches={f"adaptbs.policy.{name}": by for name, by in EFFICIENT.items()}),
+    Adaptive("efficiency .8", patches={f"adaptbs.decision.policy.{name}": by for name, by in EFFICIENT.items()}),
     Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),
     Adaptive("efficiency .8 to .4", patches=_floors(0.8, 0.4)),
     Adaptive("efficiency .55 throughout", patches=_floors(0.55, 0.55)),
-    Adaptive("efficiency as for Adam", patches={"adaptbs.policy.BELOW_FOR_SGD": 0}),
-    Adaptive("no early limit", patches={"adaptbs.policy.EARLY": 0}),
-    Adaptive("up to an eighth of the data", patches={"adaptbs.policy.LARGEST_FACTOR": 10**6}),
-    Adaptive("x4 growth", patches={"adaptbs.policy.PACE": 4}),
-    Adaptive("no early decisions", patches={"adaptbs.pace.SOON": 0, "adaptbs.pace.FAR": 10**9}),
+    Adaptive("efficiency as for Adam", patches={"adaptbs.decision.policy.BELOW_FOR_SGD": 0}),
+    Adaptive("no early limit", patches={"adaptbs.decision.policy.EARLY": 0}),
+    Adaptive("up to an eighth of the data", patches={"adaptbs.decision.policy.LARGEST_FACTOR": 10**6}),
+    Adaptive("x4 growth", patches={"adaptbs.decision.policy.PACE": 4}),
+    Adaptive("no early decisions", patches={"adaptbs.decision.timer.SOON": 0, "adaptbs.decision.timer.FAR": 10**9}),
     Adaptive("8 measurements at first", patches={"adaptbs.timing.duty_cycle.FIRST": 8}),
     Adaptive("measured evenly", patches={"adaptbs.timing.duty_cycle.EAGER": 1, "adaptbs.timing.duty_cycle.FIRST": 8}),
     Adaptive("overhead of its own time", patches={"adaptbs.timing.overhead.CREDIT": 1}),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptbs.policy import Situation, decide, within_memory
+from adaptbs.decision.policy import Situation, decide, within_memory
 from adaptbs.timing.step_time import StepTime
 from adaptbs.trade_off import trade_off_at
 from adaptbs.types import NoiseScale

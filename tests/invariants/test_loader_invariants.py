@@ -18,10 +18,10 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
+from adaptbs.decision.policy import Situation, decide, efficiency, within_memory
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import estimate, to_floats
-from adaptbs.policy import Situation, decide, efficiency, within_memory
 from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
 from adaptbs.timing.step_time import StepTime
 from adaptbs.types import NoiseScale

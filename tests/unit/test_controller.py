@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adaptbs.controller import Controller
-from adaptbs.pace import NEWS
+from adaptbs.decision.timer import NEWS
 from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
 from adaptbs.settings import Settings
 from adaptbs.timing.duty_cycle import IDLE, KEEP_UP

@@ -3,8 +3,8 @@ from collections import deque
 import pytest
 import torch
 
+from adaptbs.decision.progress import Progress
 from adaptbs.delivery import Delivery, PlainLoop, WatchedLoop
-from adaptbs.progress import Progress
 from adaptbs.sampling.batch_sampler import Issued
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adaptbs.policy import (
+from adaptbs.decision.policy import (
     CRITICAL_OF_SGD,
     Situation,
     decide,

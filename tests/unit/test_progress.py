@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptbs.progress import Progress, rate
+from adaptbs.decision.progress import Progress, rate
 from adaptbs.types import NoiseScale
 
 

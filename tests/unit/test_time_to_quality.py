@@ -22,7 +22,8 @@ from model_clock import DECIDING, ModelClock, inject
 from quality_tasks import Adams, Rows, Task
 from quality_training import LOOKS, fixed_run
 
-from adaptbs import AdaptiveDataLoader, policy
+from adaptbs import AdaptiveDataLoader
+from adaptbs.decision import policy
 from adaptbs.timing.step_time import StepTime
 
 DIFFERENCES = [0.004, -0.002, 0.007, 0.001, 0.0]
@@ -73,10 +74,10 @@ def test_a_ramp_has_the_mean_batch_it_was_asked_for(mean):
 
 def test_patches_are_taken_back_and_have_to_exist():
     pace = policy.PACE
-    with quality_adaptive.patched({"adaptbs.policy.PACE": 16}):
+    with quality_adaptive.patched({"adaptbs.decision.policy.PACE": 16}):
         assert policy.PACE == 16
     assert pace == policy.PACE
-    unknown = quality_adaptive.patched({"adaptbs.policy.PACE": 16, "adaptbs.policy.NO_SUCH": 1})
+    unknown = quality_adaptive.patched({"adaptbs.decision.policy.PACE": 16, "adaptbs.decision.policy.NO_SUCH": 1})
     with pytest.raises(AttributeError), unknown:
         raise AssertionError("never entered")
     assert pace == policy.PACE

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..types import ENOUGH, NoiseScale
 from .policy import efficiency
-from .types import ENOUGH, NoiseScale
 
 WITHIN = 1e-9  # relative; sums of many floats end this near to their plan
 
@@ -127,3 +127,12 @@ def rate(batch_size: int, reference: int, noise_scale: NoiseScale | None, critic
 
 
 _REMEMBERED = ("samples", "epoch", "epoch_position", "worth")
+
+
+ROUNDING = 1e-6  # samples: sums of shares come this near to whole ones
+
+
+def fixed_batches(samples: float, start: int, epoch_samples: int, epoch_steps: int) -> int:
+    """How many batches the fixed run has delivered after so many samples of the plan."""
+    epochs, within = divmod(samples + ROUNDING, epoch_samples)
+    return int(epochs) * epoch_steps + min(int(within // start), epoch_steps)

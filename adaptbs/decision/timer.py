@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .types import NoiseScale
+from ..types import NoiseScale
 
 NEWS = 8  # new measurements that a decision may be made on before its turn
 SOON = 0.1  # of the run, within which it is: a batch that stays too small costs most there

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from numbers import Real
 
-from .timing import StepTime, Time
-from .types import COUPLED, ENOUGH, Decision, NoiseScale, Target
+from ..timing import StepTime, Time
+from ..types import COUPLED, ENOUGH, Decision, NoiseScale, Target
 
 # The efficiency, progress per sample relative to the reference batch, that the batch must keep:
 FLOOR_OF_EPOCHS = 0.8  # with a fixed number of samples, each less efficient is quality lost;

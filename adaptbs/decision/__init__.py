@@ -1,0 +1,40 @@
+"""Noise scale -> decision: the growth rule, the progress of a run, and when a decision is due."""
+
+from .policy import (
+    TARGETS,
+    Situation,
+    critical_over_simple,
+    decide,
+    early_limit,
+    efficiency_floor,
+    goodput,
+    goodput_optimum,
+    largest_batch_size,
+    nearest_power_of_2,
+    reference_batch_size,
+    within_memory,
+)
+from .progress import ROUNDING, Progress, fixed_batches, rate
+from .timer import NEWS, Pace, cannot_wait
+
+__all__ = [
+    "NEWS",
+    "ROUNDING",
+    "TARGETS",
+    "Pace",
+    "Progress",
+    "Situation",
+    "cannot_wait",
+    "critical_over_simple",
+    "decide",
+    "early_limit",
+    "efficiency_floor",
+    "fixed_batches",
+    "goodput",
+    "goodput_optimum",
+    "largest_batch_size",
+    "nearest_power_of_2",
+    "rate",
+    "reference_batch_size",
+    "within_memory",
+]
