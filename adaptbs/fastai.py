@@ -9,7 +9,6 @@ from typing import Any
 from fastai.callback.core import CancelFitException
 from fastai.learner import Learner, Recorder
 
-from .controller import Controller
 from .decision import ROUNDING
 from .fastai_batches import (
     AdaptiveBatches,
@@ -30,12 +29,10 @@ from .fastai_hyperparameters import ScaledHypers, is_adaptive
 from .fastai_pictures import ShowBatchSizeCallback, plot_bs_find, plot_sched_by_samples
 from .fastai_step import FastaiStep
 from .gradients import Measurer, Unsupported, views_of
-from .measuring import measure
 from .memory import memory_of
 from .model import BatchLoss
 from .probe import GrowthTrial
-from .report import RunReport
-from .settings import Settings
+from .run import Controller, RunReport, Settings, measure
 from .types import LRRule, Target
 
 __all__ = ["AdaptiveBatchSize", "ShowBatchSizeCallback", "bs_find"]

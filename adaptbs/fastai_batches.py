@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset, get_worker_info
 
-from .controller import Controller
 from .model import BatchLoss
+from .run import Controller
 from .sampling import AdaptiveBatchSampler
 
 # Callbacks, by name: importing them takes its time.

@@ -12,11 +12,11 @@ from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.learner import Learner
 from torch import Tensor
 
-from .controller import Controller
 from .fastai_batches import carried, carrying, prediction
 from .loader_step import pieces_of, shares
 from .model import Before, batch_length, has_batch_norm, left_as_found, summing, trainable
 from .out_of_memory import in_pieces, take_step
+from .run import Controller
 
 NAME = "_do_one_batch"  # the Learner's method that this takes the place of, on the one Learner
 

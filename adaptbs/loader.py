@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from .controller import Controller
 from .gradients import Measurer, views_of
 from .hyperparameters import is_adaptive
 from .loader_arguments import check, check_ranks, made_with
@@ -21,10 +20,9 @@ from .loader_run import LoaderRun
 from .model import BatchLoss
 from .rank_measuring import RankMeasuring
 from .ranks import Ranks
-from .report import RunReport
+from .run import Controller, RunReport, Settings
 from .sampling import Feed
 from .schedule import SchedulePlace, drive, run_epochs
-from .settings import Settings
 from .types import LRRule, Target
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from .checks import check_size
 from .ranks import Ranks
-from .settings import Settings
+from .run import Settings
 
 
 def check(

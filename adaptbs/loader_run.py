@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .checks import check_size
-from .controller import Controller
-from .delivery import WatchedLoop
 from .gradients import Measurer, waits_for_nobody
 from .hyperparameters import ScaledStep
 from .loader_step import LoaderStep
 from .loop_advice import LoopAdvice
-from .measuring import measure
 from .memory import memory_of
 from .model import BatchLoss, add_note
 from .probe import GrowthTrial
 from .rank_measuring import RankMeasuring
+from .run import Controller, WatchedLoop, measure
 from .sampling import Cut, Feed
 from .schedule import SchedulePlace
 from .types import Scale

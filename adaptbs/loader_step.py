@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .controller import Controller
 from .gradients import shows_a_sum
 from .memory_cap import MemoryCap
 from .model import BatchLoss, Before, batch_length, has_batch_norm, slice_batch, trainable
 from .out_of_memory import in_pieces, take_step
+from .run import Controller
 
 
 class LoaderStep:

@@ -152,7 +152,7 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
             "target": target, "transfer": ALL, "overhead": 1e-6, "decide_every": 1 / PIECES,
             "max_extra": like["samples"] / planned,
         },
-        patches={"adaptbs.controller.rate": lambda *_: worth},
+        patches={"adaptbs.run.controller.rate": lambda *_: worth},
     )  # fmt: skip
 
 

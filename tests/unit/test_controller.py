@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from adaptbs.controller import Controller
 from adaptbs.decision.timer import NEWS
+from adaptbs.run.controller import Controller
+from adaptbs.run.settings import Settings
 from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
-from adaptbs.settings import Settings
 from adaptbs.timing.duty_cycle import IDLE, KEEP_UP
 from adaptbs.types import COUPLED, Measurement, SquaredNorms
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adaptbs.decision.progress import Progress
-from adaptbs.delivery import Delivery, PlainLoop, WatchedLoop
+from adaptbs.run.look_ahead import PlainLoop, WatchedLoop
+from adaptbs.run.tracker import Delivery
 from adaptbs.sampling.batch_sampler import Issued
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from adaptbs.checks import check_share, check_size
-from adaptbs.settings import Settings
+from adaptbs.run.settings import Settings
 from adaptbs.timing.step_time import StepTime
 
 

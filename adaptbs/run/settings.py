@@ -7,11 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Real
 
-from .checks import check_choice, check_share, check_size
-from .decision import TARGETS
-from .hyperparameters import LR_SCALINGS, following
-from .timing import StepTime
-from .types import LRRule, Target
+from ..checks import check_choice, check_share, check_size
+from ..decision import TARGETS
+from ..hyperparameters import LR_SCALINGS, following
+from ..timing import StepTime
+from ..types import LRRule, Target
 
 SOURCES = ("auto", "halves", "per_example")
 METRICS = ("plain", "adam")

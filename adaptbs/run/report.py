@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..history import History
+from ..trade_off import TradeOff, trade_off_of_run
+from ..types import NoiseScale
 from .controller import Controller
-from .history import History
-from .trade_off import TradeOff, trade_off_of_run
-from .types import NoiseScale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +55,6 @@ class RunReport:
 
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""
-        from .plot import plot_history
+        from ..plot import plot_history
 
         return plot_history(self.history.decisions(), self.history.view_columns)

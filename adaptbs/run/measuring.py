@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ..gradients import Measurer
+from ..model import slice_batch
+from ..out_of_memory import is_out_of_memory
 from .controller import Controller
-from .gradients import Measurer
-from .model import slice_batch
-from .out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

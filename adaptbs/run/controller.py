@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .decision import (  # fmt: skip
+from ..decision import (  # fmt: skip
     NEWS,
     Pace,
     Progress,
@@ -23,17 +23,18 @@ from .decision import (  # fmt: skip
     rate,
     reference_batch_size,
 )
-from .delivery import Delivery, Loop, PlainLoop
-from .history import History
-from .hyperparameters import LRFactor, lr_rule
-from .memory import DeviceMemory
-from .memory_cap import MemoryCap
-from .noise_scale import Measurements, student_t
-from .ranks import ALONE, Ranks
-from .sampling import Issued
+from ..history import History
+from ..hyperparameters import LRFactor, lr_rule
+from ..memory import DeviceMemory
+from ..memory_cap import MemoryCap
+from ..noise_scale import Measurements, student_t
+from ..ranks import ALONE, Ranks
+from ..sampling import Issued
+from ..timing import TRY, StepTime, Time, Timekeeper
+from ..types import COUPLED, Measurement, NoiseScale, Scale
+from .look_ahead import Loop, PlainLoop
 from .settings import Settings
-from .timing import TRY, StepTime, Time, Timekeeper
-from .types import COUPLED, Measurement, NoiseScale, Scale
+from .tracker import Delivery
 
 if TYPE_CHECKING:
     from torch import device as Device
