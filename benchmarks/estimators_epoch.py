@@ -15,7 +15,7 @@ from rivals import LastBatch
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.window import Window
-from adaptbs.plot import GREY, ORANGE, plot_noise_scale
+from adaptbs.report.plot import GREY, ORANGE, plot_noise_scale
 
 EPOCH = Case("MLP", "SGD", 0.01, 0)
 TRUTHS = 24  # points of the truth over the epoch

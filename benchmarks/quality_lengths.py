@@ -23,7 +23,7 @@ from quality_training import Watch, as_it_is, epochs_of, order_of, row_of, train
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.decision.policy import critical_over_simple
-from adaptbs.trade_off import samples_ratio
+from adaptbs.report.trade_off import samples_ratio
 
 SIZES = (256, 1024)
 TIMES = (1, 1.5, 2, 3, 4)  # the task's epochs; rounded up

@@ -23,12 +23,12 @@ from ..decision import (  # fmt: skip
     rate,
     reference_batch_size,
 )
-from ..history import History
 from ..hyperparameters import LRFactor, lr_rule
 from ..memory import DeviceMemory
 from ..memory_cap import MemoryCap
 from ..noise_scale import Measurements, student_t
 from ..ranks import ALONE, Ranks
+from ..report import History
 from ..sampling import Issued
 from ..timing import TRY, StepTime, Time, Timekeeper
 from ..types import COUPLED, Measurement, NoiseScale, Scale

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..history import History
-from ..trade_off import TradeOff, trade_off_of_run
+from ..report import History, TradeOff, trade_off_of_run
 from ..types import NoiseScale
 from .controller import Controller
 
@@ -55,6 +54,6 @@ class RunReport:
 
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""
-        from ..plot import plot_history
+        from ..report import plot_history
 
         return plot_history(self.history.decisions(), self.history.view_columns)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from adaptbs.decision.policy import Situation, decide, within_memory
+from adaptbs.report.trade_off import trade_off_at
 from adaptbs.timing.step_time import StepTime
-from adaptbs.trade_off import trade_off_at
 from adaptbs.types import NoiseScale
 from tests.integration.test_readme import surroundings
 

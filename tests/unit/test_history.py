@@ -1,6 +1,6 @@
 import pytest
 
-from adaptbs.history import COLUMNS, History
+from adaptbs.report.history import COLUMNS, History
 
 
 @pytest.fixture

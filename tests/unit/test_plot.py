@@ -4,10 +4,10 @@ import matplotlib.pyplot as plt
 import pytest
 
 from adaptbs import BatchSizeSuggestion, NoiseScale
-from adaptbs.history import History
-from adaptbs.plot import plot_history
+from adaptbs.report.history import History
+from adaptbs.report.plot import plot_history
+from adaptbs.report.trade_off import trade_off_at
 from adaptbs.timing.step_time import StepTime
-from adaptbs.trade_off import trade_off_at
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,15 @@ import math
 
 import pytest
 
+from adaptbs.report.trade_off import (
+    mean_over_run,
+    samples_ratio,
+    steps_ratio,
+    time_ratio,
+    trade_off_at,
+    trade_off_of_run,
+)
 from adaptbs.timing.step_time import StepTime
-from adaptbs.trade_off import mean_over_run, samples_ratio, steps_ratio, time_ratio, trade_off_at, trade_off_of_run
 
 
 def test_by_hand_at_the_noise_scale():

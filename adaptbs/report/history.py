@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .types import Measurement, NoiseScale, SquaredNorms
+from ..types import Measurement, NoiseScale, SquaredNorms
 
 COLUMNS = (
     "event",  # "start", "measurement", "decision" or "out of memory"

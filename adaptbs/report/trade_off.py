@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .checks import check_size
-from .timing import Time
+from ..checks import check_size
+from ..timing import Time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

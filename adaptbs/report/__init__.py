@@ -1,0 +1,7 @@
+"""What a run leaves behind: its history, the trade-off between batch sizes, and pictures of both."""
+
+from .history import History
+from .plot import plot_history, plot_suggestion
+from .trade_off import TradeOff, trade_off_at, trade_off_of_run
+
+__all__ = ["History", "TradeOff", "plot_history", "plot_suggestion", "trade_off_at", "trade_off_of_run"]
