@@ -3,7 +3,7 @@
 from .finder import bs_find
 from .hyperparameters import one_cycle
 from .loader import AdaptiveDataLoader
-from .probe import MemoryProbe, probe_memory
+from .memory import MemoryProbe, probe_memory
 from .suggestion import BatchSizeSuggestion
 from .types import NoiseScale, SquaredNorms
 

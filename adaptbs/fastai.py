@@ -29,9 +29,8 @@ from .fastai_hyperparameters import ScaledHypers, is_adaptive
 from .fastai_pictures import ShowBatchSizeCallback, plot_bs_find, plot_sched_by_samples
 from .fastai_step import FastaiStep
 from .gradients import Measurer, Unsupported, views_of
-from .memory import memory_of
+from .memory import GrowthTrial, memory_of
 from .model import BatchLoss
-from .probe import GrowthTrial
 from .run import Controller, RunReport, Settings, measure
 from .types import LRRule, Target
 

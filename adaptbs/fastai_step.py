@@ -13,9 +13,8 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from .fastai_batches import carried, carrying, prediction
-from .loader_step import pieces_of, shares
+from .memory import in_pieces, pieces_of, shares, take_step
 from .model import Before, batch_length, has_batch_norm, left_as_found, summing, trainable
-from .out_of_memory import in_pieces, take_step
 from .run import Controller
 
 NAME = "_do_one_batch"  # the Learner's method that this takes the place of, on the one Learner

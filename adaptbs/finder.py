@@ -24,10 +24,9 @@ from .decision import (
 )
 from .gradients import GradientPool, MeanGradient, squared_norm
 from .hyperparameters import is_adaptive
-from .memory import memory_of
+from .memory import memory_of, probe_batches
 from .model import BatchLoss, batch_length, loader_left_as_found, weights_left_as_found
 from .noise_scale import estimate, to_floats
-from .probe import probe_batches
 from .step_timer import measure_step_time, train_step
 from .suggestion import BatchSizeSuggestion
 from .types import NoiseScale, SquaredNorms

@@ -16,9 +16,8 @@ from .gradients import Measurer, waits_for_nobody
 from .hyperparameters import ScaledStep
 from .loader_step import LoaderStep
 from .loop_advice import LoopAdvice
-from .memory import memory_of
+from .memory import GrowthTrial, memory_of
 from .model import BatchLoss, add_note
-from .probe import GrowthTrial
 from .rank_measuring import RankMeasuring
 from .run import Controller, WatchedLoop, measure
 from .sampling import Cut, Feed

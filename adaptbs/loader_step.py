@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .gradients import shows_a_sum
-from .memory_cap import MemoryCap
+from .memory import MemoryCap, in_pieces, pieces_of, shares, take_step
 from .model import BatchLoss, Before, batch_length, has_batch_norm, slice_batch, trainable
-from .out_of_memory import in_pieces, take_step
 from .run import Controller
 
 
@@ -115,18 +113,3 @@ class LoaderStep:
 
 
 FEW = 8  # samples that show whether a loss is a mean or a sum
-
-
-def pieces_of(batch: Any, pieces: int) -> list[Any]:
-    """The batch in so many pieces, as equally long as can be."""
-    if pieces == 1:
-        return [batch]
-    n = batch_length(batch)
-    bounds = [n * i // pieces for i in range(pieces + 1)]
-    return [slice_batch(batch, begin, end) for begin, end in pairwise(bounds)]
-
-
-def shares(weights: Sequence[float]) -> list[float]:
-    """Each over the sum of all; equal where all are 0."""
-    total = sum(weights)
-    return [weight / total if total else 1 / len(weights) for weight in weights]

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from adaptbs import AdaptiveDataLoader, probe_memory
-from adaptbs import probe as probing
+from adaptbs.memory import probe as probing
 from adaptbs.model.batch_loss import BatchLoss
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -40,7 +40,7 @@ def allowed(model: nn.Module, device: torch.device) -> Iterator[None]:
         memory = SimulatedMemory(ALLOWED["cpu"])
         OnDevice(model, memory, SIMULATED)
         with (
-            patch("adaptbs.probe.memory_of", lambda *_: memory),
+            patch("adaptbs.memory.probe.memory_of", lambda *_: memory),
             patch("adaptbs.loader_run.memory_of", lambda *_: memory),
         ):
             yield

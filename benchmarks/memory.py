@@ -21,7 +21,7 @@ from typing import Any
 
 from machine import save
 
-from adaptbs.memory_search import largest_fitting, search
+from adaptbs.memory.search import largest_fitting, search
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.simulated_device import SimulatedDevice, random_device

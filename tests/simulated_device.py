@@ -15,8 +15,8 @@ from itertools import pairwise
 
 import torch
 
-from adaptbs.memory import HEADROOM, Watch
-from adaptbs.memory_search import Trial
+from adaptbs.memory.device import HEADROOM, Watch
+from adaptbs.memory.search import Trial
 
 BLOCK = 512  # bytes
 

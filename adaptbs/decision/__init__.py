@@ -12,7 +12,6 @@ from .policy import (
     largest_batch_size,
     nearest_power_of_2,
     reference_batch_size,
-    within_memory,
 )
 from .progress import ROUNDING, Progress, fixed_batches, rate
 from .timer import NEWS, Pace, cannot_wait
@@ -36,5 +35,4 @@ __all__ = [
     "nearest_power_of_2",
     "rate",
     "reference_batch_size",
-    "within_memory",
 ]

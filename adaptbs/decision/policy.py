@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 
 from ..timing import StepTime, Time
@@ -180,11 +180,6 @@ def _capped(size: int, reason: str, now: Situation) -> Decision:
     if size > now.max_batch_size:
         size, reason = now.max_batch_size, "max_batch_size"
     return Decision(size, reason)
-
-
-def within_memory(decision: Decision, memory: float) -> Decision:
-    """The decision, where memory holds no more than so many samples."""
-    return replace(decision, batch_size=int(memory), reason="memory") if decision.batch_size > memory else decision
 
 
 def _checked(wanted: object) -> int:

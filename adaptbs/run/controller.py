@@ -24,8 +24,7 @@ from ..decision import (  # fmt: skip
     reference_batch_size,
 )
 from ..hyperparameters import LRFactor, lr_rule
-from ..memory import DeviceMemory
-from ..memory_cap import MemoryCap
+from ..memory import DeviceMemory, MemoryCap
 from ..noise_scale import Measurements, student_t
 from ..ranks import ALONE, Ranks
 from ..report import History

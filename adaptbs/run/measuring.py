@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from ..gradients import Measurer
+from ..memory import is_out_of_memory
 from ..model import slice_batch
-from ..out_of_memory import is_out_of_memory
 from .controller import Controller
 
 log = logging.getLogger(__name__)

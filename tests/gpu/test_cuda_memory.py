@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader, probe_memory
-from adaptbs.memory import HEADROOM, CudaMemory
+from adaptbs.memory.device import HEADROOM, CudaMemory
 
 pytestmark = [
     pytest.mark.cuda,

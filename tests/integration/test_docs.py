@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptbs.decision.policy import Situation, decide, within_memory
+from adaptbs.decision.policy import Situation, decide
+from adaptbs.memory.limit import within_memory
 from adaptbs.report.trade_off import trade_off_at
 from adaptbs.timing.step_time import StepTime
 from adaptbs.types import NoiseScale

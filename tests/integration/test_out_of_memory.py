@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
-from adaptbs import AdaptiveDataLoader, loader_run, probe
+from adaptbs import AdaptiveDataLoader, loader_run
 from adaptbs.gradients.meter import Measurer
-from adaptbs.memory_cap import MemoryCap
+from adaptbs.memory import trial
+from adaptbs.memory.limit import MemoryCap
 from tests.integration.training import Numbered
 from tests.simulated_device import OnDevice, SimulatedMemory
 
@@ -52,7 +53,7 @@ class Faults:
         self.place, self.left, self.raised, self._at = place, n, 0, "training"
         self._sizes: set[int] = set()
         monkeypatch.setattr(Measurer, "measure", self._within("measurement", Measurer.measure))
-        monkeypatch.setattr(probe, "_peak", self._within("probe", probe._peak))
+        monkeypatch.setattr(trial, "_peak", self._within("probe", trial._peak))
 
     def _within(self, where: str, function):
         def run(*args, **kwargs):

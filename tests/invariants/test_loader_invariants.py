@@ -18,8 +18,9 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.decision.policy import Situation, decide, efficiency, within_memory
+from adaptbs.decision.policy import Situation, decide, efficiency
 from adaptbs.gradients.halves import HalfBatches
+from adaptbs.memory.limit import within_memory
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import estimate, to_floats
 from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from adaptbs.memory import HEADROOM, HostMemory, SeveralDevices, _bytes, _entry, memory_of
+from adaptbs.memory.device import HEADROOM, HostMemory, SeveralDevices, _bytes, _entry, memory_of
 from tests.simulated_device import SimulatedMemory
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adaptbs.memory_search import Trial, affordable, largest_fitting, next_size, search
+from adaptbs.memory.search import Trial, affordable, largest_fitting, next_size, search
 from tests.simulated_device import SimulatedDevice, random_device
 
 MOST = 1 << 20

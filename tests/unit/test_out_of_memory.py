@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from adaptbs.memory_cap import MemoryCap
-from adaptbs.out_of_memory import in_pieces, is_out_of_memory, take_step
+from adaptbs.memory.limit import MemoryCap
+from adaptbs.memory.pieces import in_pieces
+from adaptbs.memory.recovery import is_out_of_memory, take_step
 from tests.simulated_device import SimulatedMemory
 
 FORMS = [

@@ -18,8 +18,8 @@ from adaptbs.decision.policy import (
     nearest_power_of_2,
     noise_scale,
     reference_batch_size,
-    within_memory,
 )
+from adaptbs.memory.limit import within_memory
 from adaptbs.timing.step_time import StepTable, StepTime
 from adaptbs.types import Decision, NoiseScale
 

@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import adaptbs
-from adaptbs import probe, probe_memory
+from adaptbs import probe_memory
+from adaptbs.memory import probe
+from adaptbs.memory.trial import GrowthTrial, try_size
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.probe import GrowthTrial, try_size
 from tests.simulated_device import OnDevice, SimulatedMemory
 
 MSE = BatchLoss(nn.MSELoss())

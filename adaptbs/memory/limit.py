@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .decision import within_memory
-from .memory import DeviceMemory
-from .memory_search import Trial, affordable, largest_fitting, search
-from .ranks import ALONE, Ranks
-from .types import Decision
+from ..ranks import ALONE, Ranks
+from ..types import Decision
+from .device import DeviceMemory
+from .search import Trial, affordable, largest_fitting, search
 
 log = logging.getLogger(__name__)
 
@@ -147,3 +146,8 @@ class MemoryCap:
 
 
 _REMEMBERED = ("has_run", "ran_out", "piece", "_tried")
+
+
+def within_memory(decision: Decision, memory: float) -> Decision:
+    """The decision, where memory holds no more than so many samples."""
+    return replace(decision, batch_size=int(memory), reason="memory") if decision.batch_size > memory else decision

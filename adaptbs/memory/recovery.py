@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .memory_cap import MemoryCap
-from .model import Values, add_note
+from ..model import Values, add_note
+from .limit import MemoryCap
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,51 +38,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     said = str(error).lower()
     return any(phrase in said for phrase in PHRASES)
-
-
-def in_pieces(
-    run: Callable[[int], T], samples: int, cap: MemoryCap, *, undo: Callable[[], None], least: int
-) -> tuple[T, int | None]:
-    """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ...; each time from its beginning.
-
-    Args:
-        run: runs the batch in so many pieces.
-        samples: of the batch.
-        cap: knows what fits so far; what runs out is told to it.
-        undo: takes back all that `run` has done before it ran out.
-        least: samples that a piece must have.
-
-    Returns:
-        What `run` does, and the largest piece that fitted where one did not; else None.
-
-    Raises:
-        the error of memory that ran out, where there is no smaller piece.
-    """
-    pieces, failed = max(1, math.ceil(samples / cap.piece)), False
-    while True:
-        said = None
-        try:
-            result = run(pieces)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if samples // (2 * pieces) < least:
-                add_note(error, f"adaptbs ran this batch of {samples} in {pieces} pieces: no smaller one can be run")
-                raise
-            said = str(error)
-        largest = -(-samples // pieces)
-        if said is None:
-            cap.ran(largest)
-            if failed:
-                cap.piece = largest
-            return result, largest if failed else None
-        # (Outside of the except block, which keeps alive what the failed pass holds.)
-        failed = True
-        cap.fails(largest)
-        undo()
-        cap.release()
-        pieces *= 2
-        log.warning("memory ran out with %d samples, so they are run again in %d pieces: %s", samples, pieces, said)
 
 
 def take_step(step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor], cap: MemoryCap, *, new: bool) -> T:

@@ -1,0 +1,76 @@
+"""A batch in pieces: cut, run one after the other, weighted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from ..model import add_note, batch_length, slice_batch
+from .limit import MemoryCap
+from .recovery import T, is_out_of_memory
+
+
+def pieces_of(batch: Any, pieces: int) -> list[Any]:
+    """The batch in so many pieces, as equally long as can be."""
+    if pieces == 1:
+        return [batch]
+    n = batch_length(batch)
+    bounds = [n * i // pieces for i in range(pieces + 1)]
+    return [slice_batch(batch, begin, end) for begin, end in pairwise(bounds)]
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """Each over the sum of all; equal where all are 0."""
+    total = sum(weights)
+    return [weight / total if total else 1 / len(weights) for weight in weights]
+
+
+log = logging.getLogger(__name__)
+
+
+def in_pieces(
+    run: Callable[[int], T], samples: int, cap: MemoryCap, *, undo: Callable[[], None], least: int
+) -> tuple[T, int | None]:
+    """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ...; each time from its beginning.
+
+    Args:
+        run: runs the batch in so many pieces.
+        samples: of the batch.
+        cap: knows what fits so far; what runs out is told to it.
+        undo: takes back all that `run` has done before it ran out.
+        least: samples that a piece must have.
+
+    Returns:
+        What `run` does, and the largest piece that fitted where one did not; else None.
+
+    Raises:
+        the error of memory that ran out, where there is no smaller piece.
+    """
+    pieces, failed = max(1, math.ceil(samples / cap.piece)), False
+    while True:
+        said = None
+        try:
+            result = run(pieces)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if samples // (2 * pieces) < least:
+                add_note(error, f"adaptbs ran this batch of {samples} in {pieces} pieces: no smaller one can be run")
+                raise
+            said = str(error)
+        largest = -(-samples // pieces)
+        if said is None:
+            cap.ran(largest)
+            if failed:
+                cap.piece = largest
+            return result, largest if failed else None
+        # (Outside of the except block, which keeps alive what the failed pass holds.)
+        failed = True
+        cap.fails(largest)
+        undo()
+        cap.release()
+        pieces *= 2
+        log.warning("memory ran out with %d samples, so they are run again in %d pieces: %s", samples, pieces, said)
