@@ -1,10 +1,9 @@
 """adaptbs: the batch size as something training sets by itself."""
 
-from .finder import bs_find
+from .finder import BatchSizeSuggestion, bs_find
 from .hyperparameters import one_cycle
 from .loader import AdaptiveDataLoader
 from .memory import MemoryProbe, probe_memory
-from .suggestion import BatchSizeSuggestion
 from .types import NoiseScale, SquaredNorms
 
 __version__ = "0.1.0"

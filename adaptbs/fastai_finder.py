@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader as TorchLoader
 
 from .fastai_batches import batch_loss
 from .fastai_hyperparameters import is_adaptive
-from .finder import copy_of, find_batch_size
+from .finder import BatchSizeSuggestion, copy_of, find_batch_size
 from .model import BatchLoss, loader_left_as_found
-from .suggestion import BatchSizeSuggestion
 
 
 def bs_find(

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
+from adaptbs.finder.step_timer import train_step
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.step_timer import train_step
 from adaptbs.timing.clock import Stopwatch
 from adaptbs.timing.step_time import StepTimes
 

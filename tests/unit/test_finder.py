@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader, NoiseScale, bs_find
 from adaptbs.decision.policy import CRITICAL_OF_SGD
-from adaptbs.finder import copy_of, suggest
+from adaptbs.finder.find import copy_of, suggest
 
 ONES, TWOS, THREES = (torch.full((2, 1), float(value)) for value in (1, 2, 3))
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs import step_timer
+from adaptbs.finder import step_timer
+from adaptbs.finder.step_timer import measure_step_time
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.step_timer import measure_step_time
 from adaptbs.timing.step_time import ENOUGH, WARM_UP, StepTime
 
 

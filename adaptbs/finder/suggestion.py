@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .report import TradeOff, trade_off_at
-from .timing import Time
-from .types import NoiseScale
+from ..report import TradeOff, trade_off_at
+from ..timing import Time
+from ..types import NoiseScale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,6 +81,6 @@ class BatchSizeSuggestion:
 
     def plot(self) -> Figure:
         """Noise tr(Sigma), scale |G|^2 and their ratio with its band, against samples."""
-        from .report import plot_suggestion
+        from ..report import plot_suggestion
 
         return plot_suggestion(self.to_dict(), self.batch_size, self.suggestions._asdict())

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from .checks import check_share, check_size
-from .decision import (
+from ..checks import check_share, check_size
+from ..decision import (
     Situation,
     critical_over_simple,
     goodput,
@@ -22,17 +22,17 @@ from .decision import (
     nearest_power_of_2,
     reference_batch_size,
 )
-from .gradients import GradientPool, MeanGradient, squared_norm
-from .hyperparameters import is_adaptive
-from .memory import memory_of, probe_batches
-from .model import BatchLoss, batch_length, loader_left_as_found, weights_left_as_found
-from .noise_scale import estimate, to_floats
+from ..gradients import GradientPool, MeanGradient, squared_norm
+from ..hyperparameters import is_adaptive
+from ..memory import memory_of, probe_batches
+from ..model import BatchLoss, batch_length, loader_left_as_found, weights_left_as_found
+from ..noise_scale import estimate, to_floats
+from ..types import NoiseScale, SquaredNorms
 from .step_timer import measure_step_time, train_step
 from .suggestion import BatchSizeSuggestion
-from .types import NoiseScale, SquaredNorms
 
 if TYPE_CHECKING:
-    from .timing import Time
+    from ..timing import Time
 
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from .model import BatchLoss, batch_length, concat_batches, grads_left_as_found, slice_batch
-from .timing import ENOUGH, KEEP, WARM_UP, StepTimes, Stopwatch
+from ..model import BatchLoss, batch_length, concat_batches, grads_left_as_found, slice_batch
+from ..timing import ENOUGH, KEEP, WARM_UP, StepTimes, Stopwatch
 
 if TYPE_CHECKING:
-    from .timing import Time
+    from ..timing import Time
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
