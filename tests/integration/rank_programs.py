@@ -15,7 +15,8 @@ from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from adaptbs import AdaptiveDataLoader, loader_run
+from adaptbs import AdaptiveDataLoader
+from adaptbs.loader import session as loader_run
 from tests.simulated_device import OnDevice, SimulatedMemory
 
 GENERATOR = torch.Generator().manual_seed(3)

@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
-from adaptbs import AdaptiveDataLoader, loader_run
+from adaptbs import AdaptiveDataLoader
 from adaptbs.gradients.meter import Measurer
+from adaptbs.loader import session as loader_run
 from adaptbs.memory import trial
 from adaptbs.memory.limit import MemoryCap
 from tests.integration.training import Numbered

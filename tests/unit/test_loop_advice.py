@@ -3,7 +3,7 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
-from adaptbs.loop_advice import PATIENCE, LoopAdvice
+from adaptbs.loader.misuse import PATIENCE, LoopAdvice
 
 
 def setup(*, scheduler_given=False, follows=True, parts=1):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from adaptbs.schedule import PAST_ITS_END, SchedulePlace, drive, run_epochs
+from adaptbs.loader.scheduler import PAST_ITS_END, SchedulePlace, drive, run_epochs
 
 
 def optimizer() -> torch.optim.SGD:

@@ -13,17 +13,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from .gradients import Measurer, views_of
-from .hyperparameters import is_adaptive
-from .loader_arguments import check, check_ranks, made_with
-from .loader_run import LoaderRun
-from .model import BatchLoss
-from .rank_measuring import RankMeasuring
-from .ranks import Ranks
-from .run import Controller, RunReport, Settings
-from .sampling import Feed
-from .schedule import SchedulePlace, drive, run_epochs
-from .types import LRRule, Target
+from ..gradients import Measurer, views_of
+from ..hyperparameters import is_adaptive
+from ..model import BatchLoss
+from ..ranks import Ranks
+from ..run import Controller, RunReport, Settings
+from ..sampling import Feed
+from ..types import LRRule, Target
+from .arguments import check, check_ranks, made_with
+from .ranks import RankMeasuring
+from .scheduler import SchedulePlace, drive, run_epochs
+from .session import LoaderRun
 
 
 class AdaptiveDataLoader(RunReport, DataLoader[Any]):

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .gradients import FEW, FEWEST, Coupling, RankGradients
-from .model import BatchLoss, has_batch_norm
-from .ranks import Ranks
-from .run import Controller
-from .types import COUPLED, Measurement
+from ..gradients import FEW, FEWEST, Coupling, RankGradients
+from ..model import BatchLoss, has_batch_norm
+from ..ranks import Ranks
+from ..run import Controller
+from ..types import COUPLED, Measurement
 
 
 class RankMeasuring:

@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from .checks import check_size
-from .ranks import Ranks
-from .run import Settings
+from ..checks import check_size
+from ..ranks import Ranks
+from ..run import Settings
 
 
 def check(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .gradients import shows_a_sum
-from .memory import MemoryCap, in_pieces, pieces_of, shares, take_step
-from .model import BatchLoss, Before, batch_length, has_batch_norm, slice_batch, trainable
-from .run import Controller
+from ..gradients import shows_a_sum
+from ..memory import MemoryCap, in_pieces, pieces_of, shares, take_step
+from ..model import BatchLoss, Before, batch_length, has_batch_norm, slice_batch, trainable
+from ..run import Controller
 
 
 class LoaderStep:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from .decision import fixed_batches
+from ..decision import fixed_batches
 
 
 class SchedulePlace:

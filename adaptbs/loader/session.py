@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checks import check_size
-from .gradients import Measurer, waits_for_nobody
-from .hyperparameters import ScaledStep
-from .loader_step import LoaderStep
-from .loop_advice import LoopAdvice
-from .memory import GrowthTrial, memory_of
-from .model import BatchLoss, add_note
-from .rank_measuring import RankMeasuring
-from .run import Controller, WatchedLoop, measure
-from .sampling import Cut, Feed
-from .schedule import SchedulePlace
-from .types import Scale
+from ..checks import check_size
+from ..gradients import Measurer, waits_for_nobody
+from ..hyperparameters import ScaledStep
+from ..memory import GrowthTrial, memory_of
+from ..model import BatchLoss, add_note
+from ..run import Controller, WatchedLoop, measure
+from ..sampling import Cut, Feed
+from ..types import Scale
+from .misuse import LoopAdvice
+from .ranks import RankMeasuring
+from .scheduler import SchedulePlace
+from .step import LoaderStep
 
 log = logging.getLogger(__name__)
 
