@@ -67,7 +67,7 @@ def test_mixed_samples_are_measured_with_their_partners(mix):
 
 
 def test_mixed_samples_weigh_the_same_in_pieces(monkeypatch):
-    from adaptbs import fastai as module
+    from adaptbs.fastai import callback as module
     from tests.simulated_device import OnDevice, SimulatedMemory
 
     found = []

@@ -8,8 +8,8 @@ from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoader
 from fastai.callback.training import GradientClip
 from torch import nn
 
-from adaptbs import fastai as adaptbs_fastai
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.fastai import callback as adaptbs_fastai
 from tests.integration.fastai_learners import TORCH_ADAMW, Rows, loss_func
 from tests.simulated_device import OnDevice, SimulatedMemory
 

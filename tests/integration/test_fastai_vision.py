@@ -26,8 +26,8 @@ except (ImportError, RuntimeError) as error:
 
 from fastai.callback.core import Callback
 
-from adaptbs import fastai as adaptbs_fastai
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.fastai import callback as adaptbs_fastai
 from tests.simulated_device import OnDevice, SimulatedMemory
 
 PICTURES = 96

@@ -3,7 +3,8 @@ from fastai.callback.data import PartialDL
 from fastai.data.load import DataLoader
 from torch.utils.data import DataLoader as TorchLoader
 
-from adaptbs.fastai_batches import _layout, check, epoch_samples
+from adaptbs.fastai.batches import _layout
+from adaptbs.fastai.learner import check, epoch_samples
 
 
 def test_an_epoch_is_what_the_loader_delivers():

@@ -9,9 +9,17 @@ from typing import Any
 from fastai.callback.core import CancelFitException
 from fastai.learner import Learner, Recorder
 
-from .decision import ROUNDING
-from .fastai_batches import (
-    AdaptiveBatches,
+from ..decision import ROUNDING
+from ..gradients import Measurer, Unsupported, views_of
+from ..memory import GrowthTrial, memory_of
+from ..model import BatchLoss
+from ..run import Controller, RunReport, Settings, measure
+from ..types import LRRule, Target
+from .batches import AdaptiveBatches
+from .columns import Columns, QuickCallback, begins_fit
+from .finder import bs_find
+from .hyperparameters import ScaledHypers, is_adaptive
+from .learner import (
     accumulation,
     batch_loss,
     carried,
@@ -22,17 +30,8 @@ from .fastai_batches import (
     is_language_model,
     loss_apart,
 )
-from .fastai_callback import QuickCallback
-from .fastai_columns import Columns, begins_fit
-from .fastai_finder import bs_find
-from .fastai_hyperparameters import ScaledHypers, is_adaptive
-from .fastai_pictures import ShowBatchSizeCallback, plot_bs_find, plot_sched_by_samples
-from .fastai_step import FastaiStep
-from .gradients import Measurer, Unsupported, views_of
-from .memory import GrowthTrial, memory_of
-from .model import BatchLoss
-from .run import Controller, RunReport, Settings, measure
-from .types import LRRule, Target
+from .pictures import ShowBatchSizeCallback, plot_bs_find, plot_sched_by_samples
+from .step import FastaiStep
 
 __all__ = ["AdaptiveBatchSize", "ShowBatchSizeCallback", "bs_find"]
 

@@ -13,10 +13,10 @@ from fastai.torch_core import default_device
 from fastprogress.fastprogress import progress_bar
 from torch.utils.data import DataLoader as TorchLoader
 
-from .fastai_batches import batch_loss
-from .fastai_hyperparameters import is_adaptive
-from .finder import BatchSizeSuggestion, copy_of, find_batch_size
-from .model import BatchLoss, loader_left_as_found
+from ..finder import BatchSizeSuggestion, copy_of, find_batch_size
+from ..model import BatchLoss, loader_left_as_found
+from .hyperparameters import is_adaptive
+from .learner import batch_loss
 
 
 def bs_find(

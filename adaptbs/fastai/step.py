@@ -12,10 +12,10 @@ from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.learner import Learner
 from torch import Tensor
 
-from .fastai_batches import carried, carrying, prediction
-from .memory import in_pieces, pieces_of, shares, take_step
-from .model import Before, batch_length, has_batch_norm, left_as_found, summing, trainable
-from .run import Controller
+from ..memory import in_pieces, pieces_of, shares, take_step
+from ..model import Before, batch_length, has_batch_norm, left_as_found, summing, trainable
+from ..run import Controller
+from .learner import carried, carrying, prediction
 
 NAME = "_do_one_batch"  # the Learner's method that this takes the place of, on the one Learner
 

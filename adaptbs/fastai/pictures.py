@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .fastai_callback import QuickCallback
-from .fastai_columns import begins_fit
+from .columns import QuickCallback, begins_fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

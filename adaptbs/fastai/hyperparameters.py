@@ -9,10 +9,10 @@ from typing import Any
 from fastai.optimizer import OptimWrapper
 from torch.optim import Optimizer
 
-from .hyperparameters import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Hyperparameters, Kind
-from .hyperparameters import is_adaptive as is_torchs_adaptive
-from .hyperparameters import kind_of as kind_of_torchs
-from .types import Scale
+from ..hyperparameters import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Hyperparameters, Kind
+from ..hyperparameters import is_adaptive as is_torchs_adaptive
+from ..hyperparameters import kind_of as kind_of_torchs
+from ..types import Scale
 
 # fastai's optimizers are all of one class: what they do is in the names of the functions that they call. (QHAdam mixes
 # gradient and corrected average, so that its bias correction cannot be set right from outside.)

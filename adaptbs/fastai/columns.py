@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fastai.callback.core import Callback
 from fastai.torch_core import find_bs
 
-from .fastai_callback import QuickCallback
-
 NAMES = ("bs", "noise_scale")
+
+
+class QuickCallback(Callback):
+    """fastai's own takes long to find out that there is nothing to do, at each of eight events of every step."""
+
+    def __call__(self, event_name: str) -> Any:
+        """Handle an event; nothing where there is no method for it."""
+        return super().__call__(event_name) if hasattr(type(self), event_name) else None
 
 
 class Columns(QuickCallback):
