@@ -13,7 +13,7 @@ import mnist
 import torch
 from torch import Tensor, nn
 
-from adaptbs import demo_flights
+from adaptbs.demo import flights as demo_flights
 from adaptbs.model.modules import has_batch_norm
 
 BATCH = 128

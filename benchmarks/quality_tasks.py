@@ -116,7 +116,7 @@ class Task:
 
 def _flights(data: Path) -> list[Task]:
     """Arrival delay of a flight, RMSE in minutes on held-out days: the demo's table, every third day of it."""
-    from adaptbs.demo_flights import CATEGORICAL, CONTINUOUS, TARGET, held_out, read_flights
+    from adaptbs.demo.flights import CATEGORICAL, CONTINUOUS, TARGET, held_out, read_flights
 
     frame = read_flights(data / "flights.csv.zip")
     frame = frame[frame["day"] % FLIGHTS_STRIDE == 0]

@@ -22,7 +22,7 @@ from fastai.tabular.all import (
     tabular_learner,
 )
 
-from adaptbs.demo_flights import CATEGORICAL, CONTINUOUS, TARGET, data_file, held_out, read_flights
+from adaptbs.demo.flights import CATEGORICAL, CONTINUOUS, TARGET, data_file, held_out, read_flights
 from adaptbs.fastai import AdaptiveBatchSize
 
 EPOCHS, BATCH_SIZE, LR = 3, 64, 2e-3

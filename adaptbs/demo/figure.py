@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .demo_flights import Run
+from .flights import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

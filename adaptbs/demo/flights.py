@@ -200,7 +200,7 @@ def train(
     return recorder.record(seconds)
 
 
-class StepRecorder(Callback):  # type: ignore[misc]  # fastai is untyped
+class StepRecorder(Callback):  # fastai is untyped
     """Keeps what every training step used, and reports once an epoch.
 
     Args:

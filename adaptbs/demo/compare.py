@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from .demo_flights import Run
+    from .flights import Run
 
 BATCH_SIZE = 64
 EPOCHS = 3
@@ -73,9 +73,9 @@ def say(text: str, passing: bool = False) -> None:
 def _compare(args: argparse.Namespace) -> None:
     """Data, learning rate, two runs, table, picture."""
     say("loading fastai")
-    from . import demo_flights as task  # here: fastai takes seconds to import, and --help needs none of it
-    from .demo_figure import draw
-    from .fastai import AdaptiveBatchSize
+    from ..fastai import AdaptiveBatchSize
+    from . import flights as task  # here: fastai takes seconds to import, and --help needs none of it
+    from .figure import draw
 
     path = task.data_file()
     if path is None:
