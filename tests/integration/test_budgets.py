@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
-from tests.integration.fastai_learners import make_learner
+from tests.integration.fastai.learners import make_learner
 
 N, EPOCHS, START = 640, 4, 8
 

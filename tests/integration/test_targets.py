@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from adaptbs.fastai import AdaptiveBatchSize
 from adaptbs.targets import exponential_ramp, linear_ramp, on_plateau, seesaw, step_ramp
-from tests.integration.fastai_learners import Watch, make_learner
+from tests.integration.fastai.learners import Watch, make_learner
 from tests.integration.training import Numbered, adaptive, loss_of, network, train
 
 EPOCHS, START, N = 4, 16, 800

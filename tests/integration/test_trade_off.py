@@ -6,7 +6,7 @@ import pytest
 from torch.optim import AdamW
 
 from adaptbs.fastai import AdaptiveBatchSize
-from tests.integration.fastai_learners import make_learner
+from tests.integration.fastai.learners import make_learner
 from tests.integration.training import Numbered, adaptive, network, train
 
 STEP_TIME = (0.004, 1e-5)

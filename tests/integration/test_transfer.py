@@ -16,7 +16,7 @@ from fastai.optimizer import Lamb, ranger
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from adaptbs.fastai import AdaptiveBatchSize
-from tests.integration.fastai_learners import body_and_head, doubling, make_learner, same, weights
+from tests.integration.fastai.learners import body_and_head, doubling, make_learner, same, weights
 from tests.integration.training import FORCED, Numbered, adaptive, network, stock, train
 from tests.integration.training import doubling as doubling_now_and_then
 

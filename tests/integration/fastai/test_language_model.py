@@ -12,7 +12,7 @@ from fastai.text.models import AWD_LSTM, get_language_model
 from fastai.text.models.awdlstm import awd_lstm_lm_config
 
 from adaptbs.fastai import AdaptiveBatchSize
-from tests.integration.fastai_learners import doubling, same, weights
+from tests.integration.fastai.learners import doubling, same, weights
 
 BS, WORDS = 6, 12
 

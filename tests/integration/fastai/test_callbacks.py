@@ -17,7 +17,7 @@ from fastai.metrics import accuracy
 from torch import nn
 
 from adaptbs.fastai import AdaptiveBatchSize
-from tests.integration.fastai_learners import doubling, make_learner, touchy_model, weights
+from tests.integration.fastai.learners import doubling, make_learner, touchy_model, weights
 
 CLASSES = 4
 

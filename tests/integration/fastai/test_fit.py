@@ -17,7 +17,7 @@ from torch import nn
 
 from adaptbs.fastai import AdaptiveBatchSize
 from adaptbs.gradients.per_example import Unsupported
-from tests.integration.fastai_learners import (
+from tests.integration.fastai.learners import (
     TORCH_ADAMW,
     Augmented,
     Watch,

@@ -10,7 +10,7 @@ from torch import nn
 
 from adaptbs.fastai import AdaptiveBatchSize
 from adaptbs.fastai import callback as adaptbs_fastai
-from tests.integration.fastai_learners import TORCH_ADAMW, Rows, loss_func
+from tests.integration.fastai.learners import TORCH_ADAMW, Rows, loss_func
 from tests.simulated_device import OnDevice, SimulatedMemory
 
 PER_SAMPLE, SAMPLES, START = 1000, 320, 8

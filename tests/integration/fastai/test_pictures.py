@@ -12,7 +12,7 @@ from fastai.basics import Learner
 from fastai.callback.progress import ShowGraphCallback
 
 from adaptbs.fastai import AdaptiveBatchSize, ShowBatchSizeCallback
-from tests.integration.fastai_learners import doubling, make_learner
+from tests.integration.fastai.learners import doubling, make_learner
 
 matplotlib.use("Agg")
 

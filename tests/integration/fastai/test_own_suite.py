@@ -31,7 +31,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, Sa
 from fastai.callback.training import GradientClip
 
 from adaptbs.fastai import AdaptiveBatchSize
-from tests.integration.fastai_learners import (
+from tests.integration.fastai.learners import (
     TORCH_ADAMW,
     body_and_head,
     make_learner,

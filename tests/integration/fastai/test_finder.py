@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader as TorchLoader
 
 import adaptbs.fastai  # noqa: F401 (it adds Learner.bs_find)
 from adaptbs import BatchSizeSuggestion
-from tests.integration.fastai_learners import (
+from tests.integration.fastai.learners import (
     TORCH_ADAMW,
     Augmented,
     Rows,

@@ -11,9 +11,9 @@ import torch
 from fastai.basics import Callback, Learner, set_seed
 
 from adaptbs.fastai import AdaptiveBatchSize
-from tests.integration.fastai_learners import doubling, same, weights
+from tests.integration.fastai.learners import doubling, same, weights
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def example(name: str) -> Any:

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset
 
 from adaptbs.fastai import AdaptiveBatchSize
-from tests.integration.fastai_learners import Rows, Watch, doubling, make_learner, make_tabular_learner, same, weights
+from tests.integration.fastai.learners import Rows, Watch, doubling, make_learner, make_tabular_learner, same, weights
 
 
 def growing() -> AdaptiveBatchSize:
