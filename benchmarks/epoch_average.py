@@ -31,7 +31,7 @@ from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import to_floats
-from adaptbs.noise_scale.window import FORGET, MEMORY, Window
+from adaptbs.noise_scale.window import FORGET, MEMORY, MeasurementWindow
 from adaptbs.types import ENOUGH, SquaredNorms
 
 BATCH, LR = 128, 0.01
@@ -100,7 +100,7 @@ def in_windows(runs: list[Run], n: int) -> list[dict]:
         known = pairs(list(truth.values()))
         along = np.stack([np.interp(np.arange(max(truth) + 1), list(truth), column) for column in known.T], 1)
         for name, norms in measured.items():
-            window = Window(n)
+            window = MeasurementWindow(n)
             for step, measurement in enumerate(norms):
                 window.add((step + 1) * BATCH, measurement)
                 if step not in truth or step + 1 < ENOUGH:

@@ -38,7 +38,7 @@ from adaptbs.gradients.mean_gradient import MeanGradient
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import slice_batch
-from adaptbs.model.preserve import left_as_found
+from adaptbs.model.preserve import preserved
 from adaptbs.noise_scale.fieller import to_floats
 from adaptbs.types import SquaredNorms
 
@@ -63,7 +63,7 @@ class MicroBatches:
     def measure(self, batch: list[torch.Tensor]) -> SquaredNorms:
         size = BATCH // PARTS
         pool = GradientPool(size)
-        with left_as_found(self.model):
+        with preserved(self.model):
             for start in range(0, BATCH, size):
                 pool.add(self.gradient(self.model, slice_batch(batch, start, start + size)))
         return pool.norms()

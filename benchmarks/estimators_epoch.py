@@ -14,7 +14,7 @@ from rivals import LastBatch
 
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale.window import Window
+from adaptbs.noise_scale.window import MeasurementWindow
 from adaptbs.report.plot import GREY, ORANGE, plot_noise_scale
 
 EPOCH = Case("MLP", "SGD", 0.01, 0)
@@ -30,7 +30,8 @@ def run(task: Task, seed: int = 2018) -> dict:
     training = Run(EPOCH, task, seed)
     samples = len(task.data[0])
     steps = samples // BATCH
-    halves, window, article = HalfBatches(training.model, BatchLoss(task.loss_func)), Window(samples), LastBatch(BATCH)
+    halves = HalfBatches(training.model, BatchLoss(task.loss_func))
+    window, article = MeasurementWindow(samples), LastBatch(BATCH)
     result: dict[str, list] = {"truth": [], "ours": [], "article": []}
     truth_at = {round(i * (steps - 1) / (TRUTHS - 1)) for i in range(TRUTHS)}
     source = itertools.islice(batches(task, BATCH, torch.Generator().manual_seed(seed)), steps)

@@ -11,7 +11,7 @@ from adaptbs.gradients.halves import GradientPool
 from adaptbs.gradients.mean_gradient import MeanGradient
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.model.preserve import left_as_found
+from adaptbs.model.preserve import preserved
 from adaptbs.noise_scale.fieller import to_floats
 from adaptbs.types import SquaredNorms
 
@@ -48,7 +48,7 @@ def by_batches(
     """
     pool, gradient = GradientPool(size), MeanGradient(BatchLoss(loss_func))
     order = torch.randperm(len(data[0]), generator=generator)
-    with left_as_found(model):
+    with preserved(model):
         for chosen in order[: len(order) // size * size].split(size):
             pool.add(gradient(model, [t[chosen] for t in data]))
     return to_floats([pool.norms()])[0]

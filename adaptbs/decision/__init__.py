@@ -14,16 +14,15 @@ from .policy import (
     reference_batch_size,
 )
 from .progress import ROUNDING, Progress, fixed_batches, rate
-from .timer import NEWS, Pace, cannot_wait
+from .timer import NEWS, DecisionTimer, is_urgent
 
 __all__ = [
     "NEWS",
     "ROUNDING",
     "TARGETS",
-    "Pace",
+    "DecisionTimer",
     "Progress",
     "Situation",
-    "cannot_wait",
     "critical_over_simple",
     "decide",
     "early_limit",
@@ -31,6 +30,7 @@ __all__ = [
     "fixed_batches",
     "goodput",
     "goodput_optimum",
+    "is_urgent",
     "largest_batch_size",
     "nearest_power_of_2",
     "rate",

@@ -12,7 +12,7 @@ FAR = 4  # a batch this many times below the cautious noise scale, or below the 
 SMALL = 64  # samples
 
 
-class Pace:
+class DecisionTimer:
     """Counts what has come since the latest decision.
 
     Args:
@@ -48,7 +48,7 @@ class Pace:
         self.news, self.unseen = state["news"], state["unseen"]
 
 
-def cannot_wait(estimate: NoiseScale | None, batch_size: int, progress: float) -> bool:
+def is_urgent(estimate: NoiseScale | None, batch_size: int, progress: float) -> bool:
     """Whether enough news is reason for a decision: early in the run, and where the batch is far from its aim."""
     far = estimate is not None and estimate.cautious >= FAR * batch_size
     return far or progress < SOON or batch_size < SMALL

@@ -10,15 +10,15 @@ from fastai.callback.core import CancelFitException
 from fastai.learner import Learner, Recorder
 
 from ..decision import ROUNDING
-from ..gradients import Measurer, Unsupported, views_of
-from ..memory import GrowthTrial, memory_of
+from ..gradients import NoiseMeter, Unsupported, views_of
+from ..memory import MemoryTrial, memory_of
 from ..model import BatchLoss
 from ..run import Controller, RunReport, Settings, measure
 from ..types import LRRule, Target
 from .batches import AdaptiveBatches
 from .columns import Columns, QuickCallback, begins_fit
 from .finder import bs_find
-from .hyperparameters import ScaledHypers, is_adaptive
+from .hyperparameters import FastaiStepHook, is_adaptive
 from .learner import (
     accumulation,
     batch_loss,
@@ -108,10 +108,10 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         )
         self._columns = Columns(self)
         self._controller: Controller | None = None
-        self._measurer: Measurer | None = None
-        self._hypers: ScaledHypers | None = None
+        self._measurer: NoiseMeter | None = None
+        self._hypers: FastaiStepHook | None = None
         self._steps: FastaiStep | None = None
-        self._trial: GrowthTrial | None = None
+        self._trial: MemoryTrial | None = None
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
 
     @property
@@ -168,7 +168,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             memory=memory,
             views=tuple(views),
         )
-        self._hypers = ScaledHypers(self.opt, settings.following)
+        self._hypers = FastaiStepHook(self.opt, settings.following)
         if self._resumed is not None:
             self._controller.load_state_dict(self._resumed["controller"])
             self._controller.delivery.begin_anew()  # (a fit begins with an epoch)
@@ -182,9 +182,9 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._measurer = None
         if settings.overhead:
             timed = settings.step_time is None
-            self._measurer = Measurer(model, loss, choice=settings.source, views=views, timed=timed)
+            self._measurer = NoiseMeter(model, loss, choice=settings.source, views=views, timed=timed)
         self._steps = FastaiStep(self.learn, self._controller)
-        self._trial = GrowthTrial(model, loss_apart(self.learn), memory, measures=settings.overhead > 0)
+        self._trial = MemoryTrial(model, loss_apart(self.learn), memory, measures=settings.overhead > 0)
         self._controller.memory.attempt = self._trial
         if start != dl.bs or is_language_model(dl):
             self._controller.memory.accumulate(dl.bs)

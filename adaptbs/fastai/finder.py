@@ -14,7 +14,7 @@ from fastprogress.fastprogress import progress_bar
 from torch.utils.data import DataLoader as TorchLoader
 
 from ..finder import BatchSizeSuggestion, copy_of, find_batch_size
-from ..model import BatchLoss, loader_left_as_found
+from ..model import BatchLoss, preserved_loader
 from .hyperparameters import is_adaptive
 from .learner import batch_loss
 
@@ -47,7 +47,7 @@ def bs_find(
     """
     loss = BatchLoss(batch_loss=batch_loss(self))
     self.model.to(getattr(self.dls, "device", default_device()))
-    with _loader_left_as_found(self.dls.train):
+    with _preserved_loader(self.dls.train):
         found = find_batch_size(
             self.model,
             loss,
@@ -90,13 +90,13 @@ def _optimizer_copy(learn: Any, lr: float) -> Any:
 
 
 @contextmanager
-def _loader_left_as_found(dl: Any) -> Iterator[None]:
+def _preserved_loader(dl: Any) -> Iterator[None]:
     attributes = getattr(dl, "__dict__", {})
     found = dict(attributes)  # iterating a fastai DataLoader replaces its generator and leaves an iterator behind
     rng = found.get("rng")
     state = rng.getstate() if rng is not None else None
     try:
-        with loader_left_as_found(dl) if isinstance(dl, TorchLoader) else nullcontext():
+        with preserved_loader(dl) if isinstance(dl, TorchLoader) else nullcontext():
             yield
     finally:
         attributes.clear()

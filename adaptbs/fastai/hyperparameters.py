@@ -9,23 +9,23 @@ from typing import Any
 from fastai.optimizer import OptimWrapper
 from torch.optim import Optimizer
 
-from ..hyperparameters import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Hyperparameters, Kind
+from ..hyperparameters import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, HyperparameterScaler, OptimizerTraits
 from ..hyperparameters import is_adaptive as is_torchs_adaptive
-from ..hyperparameters import kind_of as kind_of_torchs
+from ..hyperparameters import traits_of as kind_of_torchs
 from ..types import Scale
 
 # fastai's optimizers are all of one class: what they do is in the names of the functions that they call. (QHAdam mixes
 # gradient and corrected average, so that its bias correction cannot be set right from outside.)
-_KINDS = {
+_TRAITS = {
     "sgd_step": LR_ONLY, "momentum_step": LR_ONLY, "larc_step": LR_ONLY, "qhadam_step": LR_ONLY,
     "adam_step": ADAM, "radam_step": RADAM, "lamb_step": LAMB, "rms_prop_step": RMSPROP,
 }  # fmt: skip
 
 
-def kind_of(opt: Any) -> Kind:
+def traits_of(opt: Any) -> OptimizerTraits:
     """The kind of one of fastai's own optimizers."""
     names = [getattr(cb, "func", cb).__name__ for cb in opt.cbs]  # func: of a partial
-    kind = next((_KINDS[name] for name in names if name in _KINDS), Kind(known=False))
+    kind = next((_TRAITS[name] for name in names if name in _TRAITS), OptimizerTraits(known=False))
     return replace(kind, decoupled="weight_decay" in names)  # the other is l2_reg
 
 
@@ -37,7 +37,7 @@ def is_adaptive(opt: Any) -> bool:
     return "sqr_mom" in opt.hypers[-1]  # fastai's name for the decay of Adam's squared gradient
 
 
-class ScaledHypers:
+class FastaiStepHook:
     """Sets a fastai optimizer's hyperparameters to the batch, and gives them back.
 
     Args:
@@ -52,8 +52,8 @@ class ScaledHypers:
         wrapped = isinstance(opt, OptimWrapper)
         self._opt, self._following = opt, following
         self._unscaled: dict[str, list[Any]] = {}  # a value for each group
-        self.hyperparameters = Hyperparameters.beside(
-            opt.opt if wrapped else opt, kind_of_torchs if wrapped else kind_of, following
+        self.hyperparameters = HyperparameterScaler.beside(
+            opt.opt if wrapped else opt, kind_of_torchs if wrapped else traits_of, following
         )
 
     def scale(self, by: Scale) -> None:

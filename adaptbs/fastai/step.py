@@ -12,8 +12,8 @@ from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.learner import Learner
 from torch import Tensor
 
-from ..memory import in_pieces, pieces_of, shares, take_step
-from ..model import Before, batch_length, has_batch_norm, left_as_found, summing, trainable
+from ..memory import cut_in_pieces, in_pieces, shares, take_step
+from ..model import Snapshot, batch_length, has_batch_norm, preserved, summing, trainable
 from ..run import Controller
 from .learner import carried, carrying, prediction
 
@@ -43,7 +43,7 @@ class FastaiStep:
         if ours:
             # (Looked up once an epoch: at every step that would take as long as the step of a small model.)
             model = self._learn.model
-            self._before, self._parameters = Before(model), list(model.parameters())
+            self._before, self._parameters = Snapshot(model), list(model.parameters())
             self._least = 2 if has_batch_norm(model) else 1
             self._mixed = getattr(self._learn, "mixed_precision", None)
             self._learn.__dict__[NAME] = self
@@ -79,7 +79,7 @@ class FastaiStep:
 
     def _backward(self, whole: tuple[Any, Any, Any], pieces: int) -> None:
         learn = self._learn
-        cut = pieces_of(whole, pieces)
+        cut = cut_in_pieces(whole, pieces)
         losses, preds = [], []
         for (learn.xb, learn.yb, beside), share in zip(cut, self._shares(cut), strict=True):
             if self._left_autocast:
@@ -115,7 +115,7 @@ class FastaiStep:
         if sums is None:
             return shares([batch_length(xb) for xb, _, _ in cut])
         weights = []
-        with torch.no_grad(), left_as_found(model):
+        with torch.no_grad(), preserved(model):
             for xb, yb, _ in cut:
                 pred = prediction(self._learn, model(*xb))
                 total = sums(pred, *yb)

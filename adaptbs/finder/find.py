@@ -25,7 +25,7 @@ from ..decision import (
 from ..gradients import GradientPool, MeanGradient, squared_norm
 from ..hyperparameters import is_adaptive
 from ..memory import memory_of, probe_batches
-from ..model import BatchLoss, batch_length, loader_left_as_found, weights_left_as_found
+from ..model import BatchLoss, batch_length, preserved_loader, preserved_weights
 from ..noise_scale import estimate, to_floats
 from ..types import NoiseScale, SquaredNorms
 from .step_timer import measure_step_time, train_step
@@ -85,7 +85,7 @@ def bs_find(
     def make_optimizer(lr: float) -> Optimizer:
         return copy_of(optimizer, lr) if optimizer else SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
 
-    with loader_left_as_found(loader):
+    with preserved_loader(loader):
         return find_batch_size(
             model, loss, _fetch(loader), make_optimizer,
             lr=lr, num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
@@ -121,7 +121,7 @@ def find_batch_size(
     curve: list[NoiseScale] = []
     samples: list[int] = []
     seen, fullest = 0, list[Any]()
-    with weights_left_as_found(model):
+    with preserved_weights(model):
         model.train()
         gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         for block in _blocks(islice(fetched, num_it), n_batch):
@@ -224,7 +224,7 @@ def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
 
 
 def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
-    # Iteration begins with the first batch, not before: a DataLoader draws a seed then, and the random states are restored
+    # Iteration begins with the first batch, not before: a DataLoader draws a seed then, and random states are restored
     # by that time. An adaptive loader's own iteration would measure and decide; only its batches are wanted.
     plain_batches: Callable[[], Iterator[Any]] = getattr(loader, "plain_batches", lambda: iter(loader))
     yield from plain_batches()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from ..model import BatchLoss, batch_length, concat_batches, grads_left_as_found, slice_batch
+from ..model import BatchLoss, batch_length, concat_batches, preserved_grads, slice_batch
 from ..timing import ENOUGH, KEEP, WARM_UP, StepTimes, Stopwatch
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def measure_step_time(
 
     At half, once, twice and four times the batch, as far as the block holds so many samples and the device affords
     them; the sizes take turns, so that another load of the machine meets them all. To be called where weights and
-    buffers are protected (`weights_left_as_found`): steps are taken.
+    buffers are protected (`preserved_weights`): steps are taken.
 
     Args:
         model: in training mode.
@@ -43,7 +43,7 @@ def measure_step_time(
         None where steps of two sizes cannot be made, whatever the reason: then it is only not known.
     """
     # Hooks that wait for a gradient are the user's (they may step an optimizer): these steps are not for them.
-    with grads_left_as_found(model.parameters()):
+    with preserved_grads(model.parameters()):
         return _attempt(lambda: _measure(model, loss, make_optimizer(), block))
 
 

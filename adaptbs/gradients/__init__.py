@@ -3,7 +3,7 @@
 from .coupling import FEWEST, Coupling
 from .halves import GradientPool
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
-from .meter import FEW, Measurer
+from .meter import FEW, NoiseMeter
 from .per_example import Unsupported
 from .ranks import RankGradients, waits_for_nobody
 from .views import views_of
@@ -14,7 +14,7 @@ __all__ = [
     "Coupling",
     "GradientPool",
     "MeanGradient",
-    "Measurer",
+    "NoiseMeter",
     "RankGradients",
     "Unsupported",
     "shows_a_sum",

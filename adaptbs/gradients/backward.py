@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..model import grads_left_as_found
+from ..model import preserved_grads
 
 
 class Graph:
@@ -33,7 +33,7 @@ class Graph:
         # to `.grad`: of parameters, and of whatever else the loss was computed from.
         accumulators: list[Any] = [node for node in self._nodes if node.name().endswith("AccumulateGrad")]
         leaves = [node.variable for node in accumulators]
-        with grads_left_as_found([*parameters, *leaves]):
+        with preserved_grads([*parameters, *leaves]):
             torch.autograd.backward(self._loss, scale)
             return tuple(p.grad for p in parameters)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model import BatchLoss, batch_length, left_as_found, slice_batch, without_chance
+from ..model import BatchLoss, batch_length, preserved, slice_batch, without_chance
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Coupling:
     def _deviation(self, batch: Any) -> float:
         n = batch_length(batch) // 2 * 2
         parts = [slice_batch(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
-        with torch.enable_grad(), without_chance(self._model), left_as_found(self._model):
+        with torch.enable_grad(), without_chance(self._model), preserved(self._model):
             whole, *halves = (self._batch_loss(self._model, part).item() for part in parts)
         ratio = sum(halves) / whole if whole else math.nan
         return min(ratio - 1, ratio / 2 - 1, key=abs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchLoss, batch_length, has_batch_norm, left_as_found, slice_batch, trainable
+from ..model import BatchLoss, batch_length, has_batch_norm, preserved, slice_batch, trainable
 from ..types import SquaredNorms
 from .mean_gradient import Gradient, MeanGradient, dense, squared_norm
 from .views import View
@@ -64,7 +64,7 @@ class HalfBatches:
         half = batch_length(batch) // 2
         if half < (2 if has_batch_norm(self._model) else 1):
             return None
-        with left_as_found(self._model):  # (an odd sample out is not measured, so that both halves are alike)
+        with preserved(self._model):  # (an odd sample out is not measured, so that both halves are alike)
             halves = [self.mean_gradient(self._model, slice_batch(batch, start, start + half)) for start in (0, half)]
         filled = _filled(*halves)
         looks = {name: view(trainable(self._model)) for name, view in self._views.items()}

@@ -36,7 +36,7 @@ class Source(Protocol):
         ...
 
 
-class Measurer:
+class NoiseMeter:
     """Measures batches by the source that was asked for, or by the cheaper of two.
 
     "auto" takes turns between both for the first measurements and then keeps to norms per example if one of them takes

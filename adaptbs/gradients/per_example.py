@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ..model import BatchLoss, batch_length, has_batch_norm, left_as_found, slice_batch, trainable
+from ..model import BatchLoss, batch_length, has_batch_norm, preserved, slice_batch, trainable
 from ..types import SquaredNorms
 from .mean_gradient import MeanGradient, dense, squared_norm
 
@@ -60,7 +60,7 @@ class PerExample:
         n = batch_length(batch)
         if n < 2:
             return None
-        with left_as_found(self._model):
+        with preserved(self._model):
             training = {id(p) for p in trainable(self._model)}
             if not training <= self._checked and self._check(slice_batch(batch, 0, 1)):
                 self._checked |= training

@@ -1,10 +1,10 @@
 """What follows the batch: the learning rate and its kin, and the schedules that they go by."""
 
-from .learning_rate import LR_SCALINGS, LRFactor, is_adaptive, lr_rule
-from .scaler import Hyperparameters
+from .learning_rate import LR_SCALINGS, LearningRateScale, is_adaptive, lr_rule
+from .scaler import HyperparameterScaler
 from .schedules import one_cycle
-from .step_hook import ScaledStep
-from .transfer import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, Kind, following, kind_of
+from .step_hook import StepHook
+from .transfer import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, OptimizerTraits, following, traits_of
 
 __all__ = [
     "ADAM",
@@ -13,13 +13,13 @@ __all__ = [
     "LR_SCALINGS",
     "RADAM",
     "RMSPROP",
-    "Hyperparameters",
-    "Kind",
-    "LRFactor",
-    "ScaledStep",
+    "HyperparameterScaler",
+    "LearningRateScale",
+    "OptimizerTraits",
+    "StepHook",
     "following",
     "is_adaptive",
-    "kind_of",
     "lr_rule",
     "one_cycle",
+    "traits_of",
 ]

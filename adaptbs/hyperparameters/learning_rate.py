@@ -106,7 +106,7 @@ def is_adaptive(optimizer: Optimizer) -> bool:
     return True
 
 
-class LRFactor:
+class LearningRateScale:
     """What the learning rate is multiplied by at a batch size.
 
     Args:

@@ -8,14 +8,14 @@ from dataclasses import astuple
 from typing import Any
 
 from .bias_correction import Accumulated, correction, mass_ratio, steps_made
-from .transfer import LR, Kind, changed_group, factors, powers
+from .transfer import LR, OptimizerTraits, changed_group, factors, powers
 
 log = logging.getLogger(__name__)
 
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 
 
-class Hyperparameters:
+class HyperparameterScaler:
     """What the hyperparameters of an optimizer become, and what its averages have accumulated.
 
     Nothing is counted until the betas change for the first time: all steps before were made at k = 1.
@@ -25,20 +25,22 @@ class Hyperparameters:
         kind: of it.
     """
 
-    def __init__(self, optimizer: Any, kind: Kind) -> None:
+    def __init__(self, optimizer: Any, kind: OptimizerTraits) -> None:
         self._optimizer, self._kind = optimizer, kind
         self._accumulated: list[Accumulated] = []  # one a group
         self._warned = False
 
     @classmethod
-    def beside(cls, optimizer: Any, kind_of: Callable[[Any], Kind], following: Collection[str]) -> Hyperparameters:
+    def beside(
+        cls, optimizer: Any, traits_of: Callable[[Any], OptimizerTraits], following: Collection[str]
+    ) -> HyperparameterScaler:
         """The one that belongs to this optimizer; where it is new, a warning says if the optimizer is not known.
 
         It stays with it from loader to loader and from fit to fit, as what it counts is true of the optimizer's state.
         """
         if _NAME not in optimizer.__dict__:
-            optimizer.__dict__[_NAME] = cls(optimizer, kind_of(optimizer))
-        found: Hyperparameters = optimizer.__dict__[_NAME]
+            optimizer.__dict__[_NAME] = cls(optimizer, traits_of(optimizer))
+        found: HyperparameterScaler = optimizer.__dict__[_NAME]
         found._warn(following)
         return found
 

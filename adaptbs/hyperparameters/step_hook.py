@@ -8,13 +8,13 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ..types import Scale
-from .scaler import Hyperparameters
-from .transfer import LR, kind_of
+from .scaler import HyperparameterScaler
+from .transfer import LR, traits_of
 
 _NAME = "_adaptbs_scaled_step"  # beside the optimizer's state, which is what its state_dict holds
 
 
-class ScaledStep:
+class StepHook:
     """Sets every group's hyperparameters to the batch just before a step and puts them back just after.
 
     So schedulers, checkpoints and logs see the hyperparameters that the user set; they never see the changed ones.
@@ -42,7 +42,7 @@ class ScaledStep:
             earlier.remove()
         optimizer.__dict__[_NAME] = self
         self._optimizer, self._scale, self._following = optimizer, scale, following
-        self.hyperparameters = Hyperparameters.beside(optimizer, kind_of, following)
+        self.hyperparameters = HyperparameterScaler.beside(optimizer, traits_of, following)
         self._unscaled: list[dict[str, Any]] = []
         self.is_scaled = False
         self._handles = [

@@ -45,7 +45,7 @@ def following(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> fro
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class OptimizerTraits:
     """What an optimizer does with its hyperparameters, as far as that decides what they become.
 
     Attributes:
@@ -72,8 +72,8 @@ class Kind:
 
 
 # SGD, and optimizers whose other hyperparameters mean the same at any batch, or nothing that is known to transfer.
-LR_ONLY = Kind()
-ADAM = Kind(first=True, second=True, eps=True, debiases_first=True, debiases_second=True)
+LR_ONLY = OptimizerTraits()
+ADAM = OptimizerTraits(first=True, second=True, eps=True, debiases_first=True, debiases_second=True)
 # NAdam divides its first average by the product of the decays it has really used.
 NADAM = replace(ADAM, debiases_first=False)
 # RAdam reads 2/(1 - beta2) as a number of steps, and below 5 it stops dividing by the gradient's size: at beta2^k it
@@ -83,24 +83,24 @@ RADAM = replace(ADAM, second=False, debiases_second=False)
 ADAMAX = replace(ADAM, debiases_second=False)
 # LAMB divides its step by the step's own size, and so by whatever the bias correction got wrong.
 LAMB = replace(ADAM, debiases_first=False, debiases_second=False)
-RMSPROP = Kind(second=True, eps=True)
+RMSPROP = OptimizerTraits(second=True, eps=True)
 
 # By the name of the class in torch.optim, its own or inherited from.
-_KINDS = {
+_TRAITS = {
     "SGD": LR_ONLY, "ASGD": LR_ONLY,
     "AdamW": replace(ADAM, decoupled=True), "Adam": ADAM, "NAdam": NADAM, "RAdam": RADAM, "Adamax": ADAMAX,
     "RMSprop": RMSPROP,
     "Adagrad": LR_ONLY, "Adadelta": LR_ONLY, "Rprop": LR_ONLY, "SparseAdam": LR_ONLY,
-    "Adafactor": Kind(decoupled=True), "Muon": Kind(decoupled=True),
+    "Adafactor": OptimizerTraits(decoupled=True), "Muon": OptimizerTraits(decoupled=True),
 }  # fmt: skip
 
 
-def kind_of(optimizer: Optimizer) -> Kind:
+def traits_of(optimizer: Optimizer) -> OptimizerTraits:
     """The kind of a torch optimizer."""
     for cls in type(optimizer).__mro__:
-        if cls.__module__.startswith("torch.optim") and cls.__name__ in _KINDS:
-            return _KINDS[cls.__name__]
-    return Kind(known=False)
+        if cls.__module__.startswith("torch.optim") and cls.__name__ in _TRAITS:
+            return _TRAITS[cls.__name__]
+    return OptimizerTraits(known=False)
 
 
 class Factors(NamedTuple):
@@ -126,7 +126,7 @@ def powers(k: float) -> tuple[float, float]:
 
 
 def factors(
-    kind: Kind,
+    kind: OptimizerTraits,
     following: Collection[str],
     *,
     k: float,

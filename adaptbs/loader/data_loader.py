@@ -13,17 +13,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from ..gradients import Measurer, views_of
+from ..gradients import NoiseMeter, views_of
 from ..hyperparameters import is_adaptive
 from ..model import BatchLoss
 from ..ranks import Ranks
 from ..run import Controller, RunReport, Settings
-from ..sampling import Feed
+from ..sampling import EpochSource
 from ..types import LRRule, Target
 from .arguments import check, check_ranks, made_with
-from .ranks import RankMeasuring
-from .scheduler import SchedulePlace, drive, run_epochs
-from .session import LoaderRun
+from .ranks import RankMeter
+from .scheduler import SchedulerDriver, drive, run_epochs
+from .session import LoaderSession
 
 
 class AdaptiveDataLoader(RunReport, DataLoader[Any]):
@@ -81,7 +81,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         ValueError, TypeError: for arguments that cannot be; nothing has been changed then.
     """
 
-    _run: LoaderRun
+    _run: LoaderSession
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             batch_size=batch_size, accumulation_steps=accumulation_steps, drop_last=drop_last, stock=stock,
         )  # fmt: skip
         size = lambda: self._run.controller.batch_size  # noqa: E731
-        feed = Feed(dataset, batch_size, shuffle, sampler, drop_last, generator, size, accumulation_steps, ranks)
+        feed = EpochSource(dataset, batch_size, shuffle, sampler, drop_last, generator, size, accumulation_steps, ranks)
         cut = feed.batch_sampler
         settings.check_start(batch_size, cut.epoch_samples // ranks.world_size)
         start_samples = batch_size * ranks.world_size
@@ -155,14 +155,14 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         if epochs is None and scheduler is not None:
             epochs = run_epochs(scheduler, epoch_steps, accumulation_steps)
         views = views_of(optimizer, metric=metric, by_group=by_group)
-        measurer: Measurer | RankMeasuring | None = None
+        measurer: NoiseMeter | RankMeter | None = None
         loss = BatchLoss(loss_func, batch_loss, autocast) if overhead or loss_func or batch_loss else None
         if overhead and loss is not None:
             if ranks.connected:
-                measurer = RankMeasuring(model, optimizer, loss, ranks, accumulation_steps)
+                measurer = RankMeter(model, optimizer, loss, ranks, accumulation_steps)
             else:
-                measurer = Measurer(model, loss, choice=source, views=views, timed=step_time is None)
-        place = SchedulePlace(start_samples, cut.epoch_samples, epoch_steps, given=scheduler is not None)
+                measurer = NoiseMeter(model, loss, choice=source, views=views, timed=step_time is None)
+        place = SchedulerDriver(start_samples, cut.epoch_samples, epoch_steps, given=scheduler is not None)
         start = partial(
             Controller,
             settings,
@@ -174,7 +174,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             ranks=ranks,
             placed=place.delivered if scheduler is not None else None,
         )
-        self._run = LoaderRun(feed, start, epochs, model, optimizer, settings.following, measurer, place, loss)
+        self._run = LoaderSession(feed, start, epochs, model, optimizer, settings.following, measurer, place, loss)
         if feed.streams:  # (DataLoader takes no batch sampler then, but asks its own one in the same way)
             super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **stock)
         else:

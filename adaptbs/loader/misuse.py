@@ -12,7 +12,7 @@ STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer t
 PATIENCE = 16  # optimizer steps' worth of batches of another size; a GradScaler may leave the first steps out
 
 
-class LoopAdvice:
+class MisuseWarnings:
     """Watches what should follow the batch and does not.
 
     Args:

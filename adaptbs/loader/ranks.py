@@ -17,7 +17,7 @@ from ..run import Controller
 from ..types import COUPLED, Measurement
 
 
-class RankMeasuring:
+class RankMeter:
     """Watches the steps that the controller's coin chooses, from their first backward pass to the optimizer's step.
 
     That step is where ranks exchange what they saw, because all of them make it or none does. Each step is watched by
@@ -55,7 +55,7 @@ class RankMeasuring:
 class _Step:
     """The optimizer step that the loop is at."""
 
-    def __init__(self, measuring: RankMeasuring, controller: Controller) -> None:
+    def __init__(self, measuring: RankMeter, controller: Controller) -> None:
         self._m, self._controller, self._delivery = measuring, controller, controller.delivery
         # Where an epoch is gone on with in the middle of a step, the next step is the first that can be measured.
         self._ended = self._delivery.in_hand.ends_step or not controller.run.under_way

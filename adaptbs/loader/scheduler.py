@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..decision import fixed_batches
 
 
-class SchedulePlace:
+class SchedulerDriver:
     """How many steps of the schedule one call of `scheduler.step()` stands for.
 
     As many as the fixed run would have delivered batches meanwhile, for each batch that was delivered: exactly 1 while

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checks import check_size
-from ..gradients import Measurer, waits_for_nobody
-from ..hyperparameters import ScaledStep
-from ..memory import GrowthTrial, memory_of
+from ..gradients import NoiseMeter, waits_for_nobody
+from ..hyperparameters import StepHook
+from ..memory import MemoryTrial, memory_of
 from ..model import BatchLoss, add_note
-from ..run import Controller, WatchedLoop, measure
-from ..sampling import Cut, Feed
+from ..run import Controller, DetectLookAhead, measure
+from ..sampling import EpochCut, EpochSource
 from ..types import Scale
-from .misuse import LoopAdvice
-from .ranks import RankMeasuring
-from .scheduler import SchedulePlace
+from .misuse import MisuseWarnings
+from .ranks import RankMeter
+from .scheduler import SchedulerDriver
 from .step import LoaderStep
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ WHILE_MEASURING = (
 )
 
 
-class LoaderRun:
+class LoaderSession:
     """See AdaptiveDataLoader, whose methods these are.
 
     Args:
@@ -50,24 +50,24 @@ class LoaderRun:
 
     def __init__(
         self,
-        feed: Feed,
+        feed: EpochSource,
         start: Callable[..., Controller],
         epochs: int | None,
         model: nn.Module,
         optimizer: Optimizer,
         following: Collection[str],
-        measurer: Measurer | RankMeasuring | None,
-        place: SchedulePlace,
+        measurer: NoiseMeter | RankMeter | None,
+        place: SchedulerDriver,
         loss: BatchLoss | None,
     ) -> None:
         self.feed, self._start, self._epochs, self._measurer, self._place = feed, start, epochs, measurer, place
         self._model, self._optimizer, self._following, self._loss = model, optimizer, following, loss
         self.controller = self._new(epochs)
         self._begun = False  # whether `epochs` has been called, or a state loaded
-        self._loop: WatchedLoop | None = None  # the latest
+        self._loop: DetectLookAhead | None = None  # the latest
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
-        self._advice = LoopAdvice(
+        self._advice = MisuseWarnings(
             optimizer, scheduler_given=place.given, follows=bool(following), parts=self.controller.parts
         )
 
@@ -79,11 +79,11 @@ class LoaderRun:
         """The controller of a run that begins."""
         memory = memory_of({p.device for p in self._model.parameters()}, self.feed.ranks.world_size)
         controller = self._start(epochs=epochs, device=self._device, memory=memory)
-        self._trial: GrowthTrial | None = None
+        self._trial: MemoryTrial | None = None
         if self._loss is not None:
-            measures = isinstance(self._measurer, Measurer)
+            measures = isinstance(self._measurer, NoiseMeter)
             apart = waits_for_nobody(self._model) if self.feed.ranks.connected else self._model
-            self._trial = GrowthTrial(apart or self._model, self._loss, memory, measures=measures)
+            self._trial = MemoryTrial(apart or self._model, self._loss, memory, measures=measures)
             if apart is not None:
                 controller.memory.attempt = self._trial
         return controller
@@ -101,7 +101,7 @@ class LoaderRun:
                 live._loop.works()
             return live.controller.scale
 
-        self.scaled_step = ScaledStep(self._optimizer, scale, self._following)
+        self.scaled_step = StepHook(self._optimizer, scale, self._following)
         weakref.finalize(self, self.scaled_step.remove)
 
     def close(self) -> None:
@@ -166,15 +166,15 @@ class LoaderRun:
                 "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
             )
         cut, fetched, issued = self.feed.iterate(fetch)
-        self._loop = WatchedLoop(p for group in self._optimizer.param_groups for p in group["params"])
+        self._loop = DetectLookAhead(p for group in self._optimizer.param_groups for p in group["params"])
         delivered = self.controller.deliver(fetched, issued, self._loop)
-        if isinstance(self._measurer, RankMeasuring):
+        if isinstance(self._measurer, RankMeter):
             delivered = self._measurer.around(delivered, self.controller)
         return self._around(cut, delivered)
 
-    def _around(self, cut: Cut, delivered: Iterable[Any]) -> Iterator[Any]:
+    def _around(self, cut: EpochCut, delivered: Iterable[Any]) -> Iterator[Any]:
         self.scaled_step.hyperparameters.count(wait=True)
-        measurer = self._measurer if isinstance(self._measurer, Measurer) else None
+        measurer = self._measurer if isinstance(self._measurer, NoiseMeter) else None
         self._advice.begins()
         try:
             with self._place.iteration():
@@ -195,7 +195,7 @@ class LoaderRun:
             if self._trial is not None:
                 self._trial.batch = None
 
-    def _measure(self, batch: Any, measurer: Measurer) -> None:
+    def _measure(self, batch: Any, measurer: NoiseMeter) -> None:
         try:
             measure(self.controller, measurer, batch)
         except Exception as error:
@@ -223,7 +223,7 @@ class LoaderRun:
             "world_size": self.feed.ranks.world_size,
             "feed": self.feed.state_dict(self.controller.run.under_way),
             "controller": self.controller.state_dict(),
-            "measurer": self._measurer.state_dict() if isinstance(self._measurer, Measurer) else None,
+            "measurer": self._measurer.state_dict() if isinstance(self._measurer, NoiseMeter) else None,
             "schedule": self._place.state_dict(),
             "hyperparameters": self.scaled_step.hyperparameters.state_dict(),
         }
@@ -244,7 +244,7 @@ class LoaderRun:
         controller.load_state_dict(state["controller"])
         self._epochs, self.controller, self._begun = epochs, controller, True
         self.feed.load_state_dict(state["feed"])
-        if isinstance(self._measurer, Measurer) and state["measurer"] is not None:
+        if isinstance(self._measurer, NoiseMeter) and state["measurer"] is not None:
             self._measurer.load_state_dict(state["measurer"])
         self._place.load_state_dict(state["schedule"])
         self.scaled_step.hyperparameters.load_state_dict(state["hyperparameters"])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..gradients import shows_a_sum
-from ..memory import MemoryCap, in_pieces, pieces_of, shares, take_step
-from ..model import BatchLoss, Before, batch_length, has_batch_norm, slice_batch, trainable
+from ..memory import MemoryLimit, cut_in_pieces, in_pieces, shares, take_step
+from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm, slice_batch, trainable
 from ..run import Controller
 
 
@@ -27,7 +27,7 @@ class LoaderStep:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, loss: BatchLoss) -> None:
         self._model, self._optimizer, self._loss = model, optimizer, loss
-        self._before: Before | None = None
+        self._before: Snapshot | None = None
         self._sums: bool | None = None  # whether the loss adds up over a batch; None until that was asked
 
     def __call__(
@@ -57,11 +57,11 @@ class LoaderStep:
         return loss
 
     def _backward(
-        self, run: Callable[[int], Tensor], samples: int, cap: MemoryCap, new: bool
+        self, run: Callable[[int], Tensor], samples: int, cap: MemoryLimit, new: bool
     ) -> tuple[Tensor, int | None]:
         """Add the batch's gradient to `.grad`; its loss, and the largest piece that fitted, where it did not whole."""
         if self._before is None:
-            self._before = Before(self._model)
+            self._before = Snapshot(self._model)
         parameters, before = trainable(self._model), self._before
         before.take(all_random=new)
         held = [p.grad for p in parameters]  # of the batches of this step so far
@@ -85,7 +85,7 @@ class LoaderStep:
         return loss, fits
 
     def _run(self, batch: Any, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int) -> Tensor:
-        cut = pieces_of(batch, pieces)
+        cut = cut_in_pieces(batch, pieces)
         losses = []
         for piece, share in zip(cut, self._shares(batch, cut), strict=True):
             if share == 0:  # of targets that are all ignored

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 CLEAR = 2  # a size that would surely fit this many times over needs no trial
 
 
-class MemoryCap:
+class MemoryLimit:
     """Remembers which sizes a device has held in this run, and which it has not. All are of a pass through the model.
 
     Growth past what has been run is allowed where it surely fits: from B to B' adds at most (B'/B - 1) of what B took.

@@ -9,11 +9,11 @@ from itertools import pairwise
 from typing import Any
 
 from ..model import add_note, batch_length, slice_batch
-from .limit import MemoryCap
+from .limit import MemoryLimit
 from .recovery import T, is_out_of_memory
 
 
-def pieces_of(batch: Any, pieces: int) -> list[Any]:
+def cut_in_pieces(batch: Any, pieces: int) -> list[Any]:
     """The batch in so many pieces, as equally long as can be."""
     if pieces == 1:
         return [batch]
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def in_pieces(
-    run: Callable[[int], T], samples: int, cap: MemoryCap, *, undo: Callable[[], None], least: int
+    run: Callable[[int], T], samples: int, cap: MemoryLimit, *, undo: Callable[[], None], least: int
 ) -> tuple[T, int | None]:
     """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ...; each time from its beginning.
 

@@ -18,8 +18,8 @@ from ..model import (
     batch_bytes,
     batch_length,
     has_batch_norm,
-    left_as_found,
-    loader_left_as_found,
+    preserved,
+    preserved_loader,
 )
 from .device import DeviceMemory, memory_of
 from .search import Trial, largest_fitting, search
@@ -91,7 +91,7 @@ def probe_memory(
         raise ValueError(f"the memory of {', '.join(map(str, devices)) or 'no device'} cannot be asked")
     if max_batch_size is not None:
         check_size("max_batch_size", max_batch_size)
-    with loader_left_as_found(loader), left_as_found(model):
+    with preserved_loader(loader), preserved(model):
         looked_at = list(islice(loader, LOOKED_AT))
     if not looked_at:
         raise ValueError("the loader gave no batch to try")

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..model import Values, add_note
-from .limit import MemoryCap
+from ..model import WeightSnapshot, add_note
+from .limit import MemoryLimit
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(phrase in said for phrase in PHRASES)
 
 
-def take_step(step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor], cap: MemoryCap, *, new: bool) -> T:
+def take_step(step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor], cap: MemoryLimit, *, new: bool) -> T:
     """An optimizer's step; once more where memory ran out in it and nothing had been changed, or can be changed back.
 
     Args:
@@ -50,7 +50,8 @@ def take_step(step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor
         cap: of the device.
         new: whether memory has not held such a step before: then a copy of all it changes is kept in the host's memory.
     """
-    values = Values(parameters, optimizer) if new and cap.memory is not None and not cap.memory.careful else None
+    copies = new and cap.memory is not None and not cap.memory.careful
+    values = WeightSnapshot(parameters, optimizer) if copies else None
     before, said = _versions(parameters, optimizer), None
     try:
         return step()

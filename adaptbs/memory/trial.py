@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from ..model import (
     BatchLoss,
-    Values,
-    grads_left_as_found,
-    left_as_found,
+    WeightSnapshot,
+    preserved,
+    preserved_grads,
     repeat_batch,
     trainable,
 )
@@ -51,10 +51,10 @@ def try_size(
     """
     parameters = list(model.parameters())  # (optimizers step frozen ones too, where a gradient is left from before)
     rest = memory.in_use()
-    values = Values(parameters, optimizer) if optimizer is not None else None
+    values = WeightSnapshot(parameters, optimizer) if optimizer is not None else None
     twin = copy.copy(optimizer) if isinstance(optimizer, Optimizer) else optimizer  # (whose hooks stay behind)
     peak: int | None = None
-    with grads_left_as_found(parameters), left_as_found(model):
+    with preserved_grads(parameters), preserved(model):
         try:
             peak = _peak(model, loss, repeat_batch(batch, size), parameters, memory, twin)
         except Exception as error:
@@ -92,7 +92,7 @@ def _peak(
     return max(peaks)
 
 
-class GrowthTrial:
+class MemoryTrial:
     """Tries a size between two steps of a training run, by forward and backward passes on a batch of it.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import batch_length, to_device
-from .preserve import left_as_found
+from .preserve import preserved
 
 
 class BatchLoss:
@@ -52,7 +52,7 @@ class BatchLoss:
         sums = summing(self._loss_func)
         if sums is None:
             return float(batch_length(batch))
-        with torch.no_grad(), left_as_found(model):
+        with torch.no_grad(), preserved(model):
             mean, total = self(model, batch), BatchLoss(sums, autocast=self._autocast)(model, batch)
         return (total / mean).item() if total else 0.0
 

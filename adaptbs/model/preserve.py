@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from .modules import cuda_devices
 
 
-class Before:
+class Snapshot:
     """What a forward pass changes beside gradients: buffers (BatchNorm's), and random states of everybody.
 
     And what a module that has a method `reset` keeps from batch to batch: the hidden state of a language model.
@@ -81,12 +81,12 @@ class Before:
 
 
 @contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[None]:
     """Restore buffers (BatchNorm's) and random states (torch's, NumPy's, Python's), also after an exception.
 
     Meanwhile compiled models run as they are written: they keep what they were compiled for.
     """
-    before = Before(model)
+    before = Snapshot(model)
     with _nothing_compiled():
         try:
             yield
@@ -95,7 +95,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def grads_left_as_found(tensors: Iterable[Tensor]) -> Iterator[None]:
+def preserved_grads(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Give tensors an empty `.grad` for a while, and spare them the hooks that wait for it to be complete.
 
     Such a hook (`register_post_accumulate_grad_hook`) may well take the optimizer's step.
@@ -118,12 +118,12 @@ def grads_left_as_found(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def weights_left_as_found(model: nn.Module) -> Iterator[None]:
-    """As `left_as_found`; restores parameters, `.grad` and train/eval modes too."""
+def preserved_weights(model: nn.Module) -> Iterator[None]:
+    """As `preserved`; restores parameters, `.grad` and train/eval modes too."""
     parameters = [(p, p.detach().clone()) for p in model.parameters()]
     gradients: list[Any] = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
-    with left_as_found(model):
+    with preserved(model):
         try:
             yield
         finally:
@@ -137,7 +137,7 @@ def weights_left_as_found(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def loader_left_as_found(loader: Any) -> Iterator[None]:
+def preserved_loader(loader: Any) -> Iterator[None]:
     """Restore the generators that a DataLoader and its sampler draw from, and the workers that it keeps."""
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
     found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
@@ -154,7 +154,7 @@ def loader_left_as_found(loader: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
-class Values:
+class WeightSnapshot:
     """Parameters and an optimizer's state as they are, copied to the host, so that the device has all of its memory.
 
     Args:

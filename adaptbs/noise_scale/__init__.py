@@ -1,6 +1,6 @@
 """Squared gradient norms -> the noise scale B_simple = tr(Sigma)/|G|^2, with its interval."""
 
 from .fieller import estimate, student_t, to_floats
-from .tracker import Measurements
+from .tracker import NoiseScaleTracker
 
-__all__ = ["Measurements", "estimate", "student_t", "to_floats"]
+__all__ = ["NoiseScaleTracker", "estimate", "student_t", "to_floats"]

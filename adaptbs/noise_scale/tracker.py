@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..types import COUPLED, Measurement, NoiseScale, SquaredNorms
-from .window import Window
+from .window import MeasurementWindow
 
 log = logging.getLogger(__name__)
 
 
-class Measurements:
+class NoiseScaleTracker:
     """Keeps one window for the plain noise scale and one for each view.
 
     Args:
@@ -28,8 +28,8 @@ class Measurements:
 
     def forget(self) -> None:
         """Know nothing."""
-        self._plain = Window(self._run_samples)
-        self._views = {name: Window(self._run_samples, warns=False) for name in self._names}
+        self._plain = MeasurementWindow(self._run_samples)
+        self._views = {name: MeasurementWindow(self._run_samples, warns=False) for name in self._names}
         self._unread: dict[int, tuple[float | None, Measurement]] = {}  # by the samples seen
         self.caveat: str | None = None  # of the latest measurement
 

@@ -34,7 +34,7 @@ def drifts(norms: Sequence[SquaredNorms], confidence: float) -> bool:
     return older.high < (1 - ROUNDING) * newer.low or newer.high < (1 - ROUNDING) * older.low
 
 
-class Window:
+class MeasurementWindow:
     """The recent measurements of a run, weighted by batch size and by how long ago they were made.
 
     Numbers are left on the device until `estimate` is asked for: one synchronisation a decision, none a step.

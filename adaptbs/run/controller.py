@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..decision import (  # fmt: skip
     NEWS,
-    Pace,
+    DecisionTimer,
     Progress,
     Situation,
-    cannot_wait,
     critical_over_simple,
     decide,
     early_limit,
     efficiency_floor,
+    is_urgent,
     largest_batch_size,
     rate,
     reference_batch_size,
 )
-from ..hyperparameters import LRFactor, lr_rule
-from ..memory import DeviceMemory, MemoryCap
-from ..noise_scale import Measurements, student_t
+from ..hyperparameters import LearningRateScale, lr_rule
+from ..memory import DeviceMemory, MemoryLimit
+from ..noise_scale import NoiseScaleTracker, student_t
 from ..ranks import ALONE, Ranks
 from ..report import History
-from ..sampling import Issued
-from ..timing import TRY, StepTime, Time, Timekeeper
+from ..sampling import BatchInfo
+from ..timing import TRY, OverheadBudget, StepTime, Time
 from ..types import COUPLED, Measurement, NoiseScale, Scale
-from .look_ahead import Loop, PlainLoop
+from .look_ahead import LookAhead, NoLookAhead
 from .settings import Settings
-from .tracker import Delivery
+from .tracker import BatchTracker
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -88,17 +88,17 @@ class Controller:
         self.max_batch_size = settings.max_batch_size * parts if settings.max_batch_size else max(batch_size, largest)
         self.epoch_samples, self._epochs = epoch_samples, epochs
         rule = lr_rule(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
-        self._lr = LRFactor(rule, self.base_batch_size)
+        self._lr = LearningRateScale(rule, self.base_batch_size)
         self.critical, self._adaptive = critical_over_simple(adaptive), adaptive
         self.run = Progress(epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
-        self._time = Timekeeper(given, device, batch_size, settings.overhead, ranks)
-        self.memory = MemoryCap(None if given else memory, settings.exceed_memory, parts, ranks)
-        self._measurements = Measurements(self.run.planned, views)
+        self._time = OverheadBudget(given, device, batch_size, settings.overhead, ranks)
+        self.memory = MemoryLimit(None if given else memory, settings.exceed_memory, parts, ranks)
+        self._measurements = NoiseScaleTracker(self.run.planned, views)
         if settings.overhead:
             student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
-        self._pace = Pace(settings.decide_every * self.run.planned)
-        self.delivery = Delivery(self.run, batch_size, worth=self._worth, stepped=self._stepped, placed=placed)
+        self._pace = DecisionTimer(settings.decide_every * self.run.planned)
+        self.delivery = BatchTracker(self.run, batch_size, worth=self._worth, stepped=self._stepped, placed=placed)
         self.noise_scale: NoiseScale | None = None
         self.views: dict[str, NoiseScale] = {}
         self.history = History(views)
@@ -134,7 +134,7 @@ class Controller:
         """Batches still to come in this epoch, at the size of now."""
         return -(-(self.epoch_samples - self.run.epoch_position) // self.batch_size)
 
-    def deliver(self, batches: Iterable[T], issued: deque[Issued], loop: Loop | None = None) -> Iterator[T]:
+    def deliver(self, batches: Iterable[T], issued: deque[BatchInfo], loop: LookAhead | None = None) -> Iterator[T]:
         """Pass an epoch's batches on, keep count, and decide between them; end where the run does.
 
         Args:
@@ -144,7 +144,7 @@ class Controller:
             loop: tells which batch that is; the latest where None.
         """
         self._time.clock.start()
-        return self.delivery.deliver(batches, issued, loop or PlainLoop())
+        return self.delivery.deliver(batches, issued, loop or NoLookAhead())
 
     def _stepped(self, length: int) -> None:
         """The loop is through with a step of so many samples."""
@@ -202,7 +202,7 @@ class Controller:
         with self._time.clock.deciding():
             estimate = self._read()
             self._calibrate()
-        return cannot_wait(estimate, self.batch_size, self.progress)
+        return is_urgent(estimate, self.batch_size, self.progress)
 
     def _read(self) -> NoiseScale | None:
         self._take_in()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 
-class Loop(Protocol):
+class LookAhead(Protocol):
     """How a loop takes its batches, as far as it shows.
 
     Attributes:
@@ -37,7 +37,7 @@ class Loop(Protocol):
         ...
 
 
-class PlainLoop:
+class NoLookAhead:
     """Trains on each batch before it asks for the next."""
 
     ahead: int | None = 0
@@ -52,7 +52,7 @@ class PlainLoop:
         return None
 
 
-class WatchedLoop:
+class DetectLookAhead:
     """Trains on each batch before it asks for the next, or looks one ahead, to copy it to the device meanwhile.
 
     Which of both shows at the first backward pass, or step: how many batches had been fetched before it. Later steps

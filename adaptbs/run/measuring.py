@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..gradients import Measurer
+from ..gradients import NoiseMeter
 from ..memory import is_out_of_memory
 from ..model import slice_batch
 from .controller import Controller
@@ -13,7 +13,7 @@ from .controller import Controller
 log = logging.getLogger(__name__)
 
 
-def measure(controller: Controller, measurer: Measurer, batch: Any) -> None:
+def measure(controller: Controller, measurer: NoiseMeter, batch: Any) -> None:
     """Measure the batch just fetched, and tell the controller. What else goes wrong than memory is raised."""
     said, samples = None, controller.delivery.fetched.length
     if samples > controller.memory.piece:  # (it is trained on in pieces, too)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ..decision import Progress
-from ..sampling import Issued
-from .look_ahead import Loop
+from ..sampling import BatchInfo
+from .look_ahead import LookAhead
 
 T = TypeVar("T")
 
 ONE_AT_A_TIME = "persistent workers serve one iteration at a time: end it before the next"
 
 
-class Delivery:
+class BatchTracker:
     """Passes batches on and keeps count of those that the loop has come to work on.
 
     Args:
@@ -43,12 +43,12 @@ class Delivery:
         placed: Callable[[float, float], None] | None = None,
     ) -> None:
         self._run, self._start, self._worth, self._stepped, self._placed = run, start, worth, stepped, placed
-        self.in_hand = self.fetched = Issued(start, start)
+        self.in_hand = self.fetched = BatchInfo(start, start)
         self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
         self._step_length = 0  # samples of the step that the batch in hand belongs to, so far
         self._resumed = False  # whether the next iteration is the rest of one
 
-    def deliver(self, batches: Iterable[T], issued: deque[Issued], loop: Loop) -> Iterator[T]:
+    def deliver(self, batches: Iterable[T], issued: deque[BatchInfo], loop: LookAhead) -> Iterator[T]:
         """Pass an epoch's batches on, or what was left of the one under way when a state was saved; see Controller."""
         # (Another iteration may be under way: each keeps its own place.)
         here = Iteration(loop, issued, self._run.epoch, self._run.epoch_position if self._resumed else 0)
@@ -114,7 +114,7 @@ class Delivery:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the run's own state before: it says whether an epoch is under way."""
         before, after = state["schedule_span"]
-        self.in_hand, self.schedule_span = Issued(*state["in_hand"]), (before, after)
+        self.in_hand, self.schedule_span = BatchInfo(*state["in_hand"]), (before, after)
         self.ever_changed, self.longest = state["ever_changed"], state["longest"]
         self._step_length, self._resumed = state["step_length"], self._run.under_way
 
@@ -129,11 +129,11 @@ class Iteration:
         position: samples of this epoch that the loop has come to work on.
     """
 
-    def __init__(self, loop: Loop, issued: deque[Issued], epoch: int, position: int) -> None:
+    def __init__(self, loop: LookAhead, issued: deque[BatchInfo], epoch: int, position: int) -> None:
         self.loop, self.issued, self.epoch, self.position = loop, issued, epoch, position
         self.fetched = self.begun = self.finished = 0
 
-    def fetch(self) -> Issued:
+    def fetch(self) -> BatchInfo:
         """Take note of a batch that the loop is given; what it was cut at."""
         self.loop.fetched()
         waiting = self.fetched - self.begun

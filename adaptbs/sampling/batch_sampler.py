@@ -14,7 +14,7 @@ from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from ..ranks import ALONE, Ranks
 
 
-class Issued(NamedTuple):
+class BatchInfo(NamedTuple):
     """A batch on its way.
 
     Attributes:
@@ -93,7 +93,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         return self.parts * self.ranks.world_size * self.rows == 1 and not self.apart
 
     @property
-    def issued(self) -> deque[Issued]:
+    def issued(self) -> deque[BatchInfo]:
         """Of the latest iteration."""
         return self.latest.issued
 
@@ -102,14 +102,14 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.latest = self._new_cut()
         return self.latest.batches()
 
-    def _new_cut(self) -> Cut:
-        return Cut(self)
+    def _new_cut(self) -> EpochCut:
+        return EpochCut(self)
 
     def __len__(self) -> int:
         return -(-self.epoch_samples * self.parts // self.size())
 
 
-class Cut:
+class EpochCut:
     """One epoch's indices, being cut into batches.
 
     Attributes:
@@ -118,7 +118,7 @@ class Cut:
 
     def __init__(self, sampler: AdaptiveBatchSampler) -> None:
         self._sampler, self._rest = sampler, sampler.rest
-        self.issued: deque[Issued] = deque()
+        self.issued: deque[BatchInfo] = deque()
         self._indices: Iterator[int] = iter(())
         self._left = 0  # samples of the epoch that have not been cut
         self._nominal, self._part = 0, 0  # of the step being cut: its size, and how many batches of it have been
@@ -145,7 +145,7 @@ class Cut:
             if not batch:
                 return
             self._left -= length
-            self.issued.append(Issued(self._nominal, len(batch), not self._part, batch))
+            self.issued.append(BatchInfo(self._nominal, len(batch), not self._part, batch))
             yield batch if alone else sampler.ranks.mine(batch)
         for _ in self._indices:  # what drop_last drops; a stock loader asks once more too: RandomSampler draws then
             pass
@@ -182,7 +182,7 @@ class Cut:
         self._indices = iter(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
         for nominal, length, ends_step in state["issued"]:
             batch = list(islice(self._indices, length))
-            self.issued.append(Issued(nominal, length, ends_step, batch))
+            self.issued.append(BatchInfo(nominal, length, ends_step, batch))
             yield self._sampler.ranks.mine(batch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from torch.utils.data import IterableDataset
 
 from ..model import batch_length
 from ..ranks import ALONE, Ranks
-from .batch_sampler import AdaptiveBatchSampler, Cut, Issued, indices
-from .ranks import SharedOrder
-from .stream import StreamCut, StreamSampler
+from .batch_sampler import AdaptiveBatchSampler, BatchInfo, EpochCut, indices
+from .ranks import SharedSampler
+from .stream import StreamEpochCut, StreamSampler
 
 
-class Feed:
+class EpochSource:
     """What is behind a DataLoader whose batch changes: the batch sampler, and the iterations over it.
 
     Args:
@@ -49,15 +49,15 @@ class Feed:
         self.streams = isinstance(dataset, IterableDataset)
         self.ranks, self.order = ranks, indices(dataset, shuffle, sampler, generator)
         if ranks.world_size > 1:
-            self.order = SharedOrder(self.order, ranks, pad=not drop_last)
+            self.order = SharedSampler(self.order, ranks, pad=not drop_last)
         cut = StreamSampler if self.streams else AdaptiveBatchSampler
         self.batch_sampler = cut(self.order, size, batch_size * ranks.world_size, drop_last, parts, ranks)
         self._generators = _different(generator, getattr(self.order, "generator", None))
-        self._under_way: list[Cut] = []  # iterations, the one that delivered last at the end
-        self.delivering: Cut | None = None
+        self._under_way: list[EpochCut] = []  # iterations, the one that delivered last at the end
+        self.delivering: EpochCut | None = None
         self._rest: dict[str, Any] | None = None  # of an epoch, for the next iteration to deliver
 
-    def iterate(self, fetch: Callable[[], Iterator[Any]]) -> tuple[Cut, Iterator[Any], deque[Issued]]:
+    def iterate(self, fetch: Callable[[], Iterator[Any]]) -> tuple[EpochCut, Iterator[Any], deque[BatchInfo]]:
         """Begin an epoch, or go on with one: the iteration, its batches, and what those were cut at as they come.
 
         Args:
@@ -72,19 +72,19 @@ class Feed:
         finally:
             self.batch_sampler.rest = None
         cut = self.batch_sampler.latest
-        if isinstance(cut, StreamCut):
+        if isinstance(cut, StreamEpochCut):
             return cut, cut.matched(fetched, _rows), cut.delivered
         return cut, fetched, cut.issued
 
-    def delivers(self, cut: Cut) -> None:
+    def delivers(self, cut: EpochCut) -> None:
         """Take note of the iteration that delivers a batch, where it is not `delivering` already."""
-        if cut not in self._under_way and isinstance(self.order, SharedOrder):
+        if cut not in self._under_way and isinstance(self.order, SharedSampler):
             self.order.check_alike()
         self.ends(cut)
         self._under_way.append(cut)
         self.delivering = cut
 
-    def ends(self, cut: Cut) -> None:
+    def ends(self, cut: EpochCut) -> None:
         """Take note of the end of an iteration."""
         if cut in self._under_way:
             self._under_way.remove(cut)

@@ -14,7 +14,7 @@ from torch.utils.data import DistributedSampler, Sampler
 from ..ranks import Ranks
 
 
-class SharedOrder(Sampler[Any]):
+class SharedSampler(Sampler[Any]):
     """A sampler's order, the same on every rank, of a length that all can share equally.
 
     Each rank draws all of it. One of torch's random samplers without a generator of its own is given one, seeded as

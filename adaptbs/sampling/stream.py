@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from .batch_sampler import AdaptiveBatchSampler, Cut, Issued
+from .batch_sampler import AdaptiveBatchSampler, BatchInfo, EpochCut
 
 T = TypeVar("T")
 
@@ -17,11 +17,11 @@ class StreamSampler(AdaptiveBatchSampler):
     Its `sampler` only says how long an epoch is taken to be, for pace and schedule.
     """
 
-    def _new_cut(self) -> StreamCut:
-        return StreamCut(self)
+    def _new_cut(self) -> StreamEpochCut:
+        return StreamEpochCut(self)
 
 
-class StreamCut(Cut):
+class StreamEpochCut(EpochCut):
     """One epoch of a stream.
 
     A worker that has come to its end leaves the batches unanswered that it was asked for: they are not in `delivered`.
@@ -33,15 +33,15 @@ class StreamCut(Cut):
 
     def __init__(self, sampler: StreamSampler) -> None:
         super().__init__(sampler)
-        self.asked: list[Issued] = []
-        self.delivered: deque[Issued] = deque()
+        self.asked: list[BatchInfo] = []
+        self.delivered: deque[BatchInfo] = deque()
         self._came = 0  # batches
         self._to_skip = self._rest["begun"] if self._rest else 0
 
     def batches(self) -> Iterator[list[int]]:
         """As many numbers as samples are asked for; what they are matters to nobody."""
         for nominal, length, ends_step in self._rest["asked"] if self._rest else ():
-            yield self._ask(Issued(nominal, length, ends_step))
+            yield self._ask(BatchInfo(nominal, length, ends_step))
         parts = self._sampler.parts
         self._part = len(self.asked) % parts
         self._nominal = self.asked[-1].nominal if self.asked else 0
@@ -49,9 +49,9 @@ class StreamCut(Cut):
             if not self._part:
                 self._nominal = self._sampler.size()
             self._part = (self._part + 1) % parts
-            yield self._ask(Issued(self._nominal, self._nominal // parts, not self._part))
+            yield self._ask(BatchInfo(self._nominal, self._nominal // parts, not self._part))
 
-    def _ask(self, issued: Issued) -> list[int]:
+    def _ask(self, issued: BatchInfo) -> list[int]:
         self.asked.append(issued)
         self.issued.append(issued)
         return [0] * issued.length
@@ -65,7 +65,7 @@ class StreamCut(Cut):
                 self.delivered.append(issued)
                 yield batch
 
-    def _answered(self, held: int | None) -> Issued:
+    def _answered(self, held: int | None) -> BatchInfo:
         """What was asked for where a batch of so many samples came; None if that is not known."""
         if held is None or held > max(issued.length for issued in self.issued):  # (a collate that makes more of them)
             return self.issued.popleft()

@@ -2,7 +2,7 @@
 
 from .clock import Moment, Stopwatch
 from .duty_cycle import TRY
-from .overhead import Timekeeper
+from .overhead import OverheadBudget
 from .step_time import ENOUGH, KEEP, WARM_UP, StepTime, StepTimes, Time
 
-__all__ = ["ENOUGH", "KEEP", "TRY", "WARM_UP", "Moment", "StepTime", "StepTimes", "Stopwatch", "Time", "Timekeeper"]
+__all__ = ["ENOUGH", "KEEP", "TRY", "WARM_UP", "Moment", "OverheadBudget", "StepTime", "StepTimes", "Stopwatch", "Time"]

@@ -17,7 +17,7 @@ KEEP = 16  # costs of the latest measurements
 CREDIT = 3  # measuring may take this many times `overhead` of a run that measuring has made as many times quicker
 
 
-class Timekeeper:
+class OverheadBudget:
     """Accounts for the seconds of a run.
 
     Args:

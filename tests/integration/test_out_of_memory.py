@@ -12,10 +12,10 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.gradients.meter import Measurer
+from adaptbs.gradients.meter import NoiseMeter
 from adaptbs.loader import session as loader_run
 from adaptbs.memory import trial
-from adaptbs.memory.limit import MemoryCap
+from adaptbs.memory.limit import MemoryLimit
 from tests.integration.training import Numbered
 from tests.simulated_device import OnDevice, SimulatedMemory
 
@@ -53,7 +53,7 @@ class Faults:
     def __init__(self, place: str, n: int, monkeypatch) -> None:
         self.place, self.left, self.raised, self._at = place, n, 0, "training"
         self._sizes: set[int] = set()
-        monkeypatch.setattr(Measurer, "measure", self._within("measurement", Measurer.measure))
+        monkeypatch.setattr(NoiseMeter, "measure", self._within("measurement", NoiseMeter.measure))
         monkeypatch.setattr(trial, "_peak", self._within("probe", trial._peak))
 
     def _within(self, where: str, function):
@@ -315,10 +315,10 @@ def test_without_a_loss_there_is_no_step():
 
 
 def test_what_ran_out_is_remembered_by_a_checkpoint():
-    cap = MemoryCap()
+    cap = MemoryLimit()
     cap.ran(64)
     cap.fails(128)
-    other = MemoryCap()
+    other = MemoryLimit()
     other.load_state_dict(cap.state_dict())
     assert (other.ran_out, other.has_run, other.piece) == (128, 64, 127)
     assert other.most(200) == 127

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptbs.hyperparameters.step_hook import ScaledStep
+from adaptbs.hyperparameters.step_hook import StepHook
 from adaptbs.hyperparameters.transfer import HYPERPARAMETERS
 from adaptbs.types import Scale
 
@@ -50,7 +50,7 @@ def test_through_any_change_of_the_batch_it_is_the_adam_of_true_masses(decoupled
     optimizer = kind([weight], lr=1e-2, betas=(0.9, 0.999), eps=1e-2, weight_decay=0.1, **how)
     oracle = TrueAdam(weight.detach())
     k = 1.0
-    ScaledStep(optimizer, lambda: Scale(k, math.sqrt(k)), ALL)
+    StepHook(optimizer, lambda: Scale(k, math.sqrt(k)), ALL)
     for k, g in zip(KS, gradients(len(KS)), strict=True):
         weight.grad = g.clone()
         optimizer.step()
@@ -67,7 +67,7 @@ def update_sizes(corrected: bool, **adam) -> tuple[float, float]:
     optimizer = torch.optim.Adam([weight], lr=1.0, betas=(0.9, 0.999), **adam)
     k, sizes = 1.0, []
     if corrected:
-        ScaledStep(optimizer, lambda: Scale(k), frozenset({"betas"}))
+        StepHook(optimizer, lambda: Scale(k), frozenset({"betas"}))
     for g in gradients(501, noise=0.1):
         if len(sizes) == 500:
             k = 8.0
@@ -92,7 +92,7 @@ def test_its_kin_does_not_jump_either(name):
     weight = nn.Parameter(torch.zeros(50, dtype=torch.float64))
     optimizer = getattr(torch.optim, name)([weight], lr=1.0, betas=(0.99, 0.999))
     k, sizes = 1.0, []
-    ScaledStep(optimizer, lambda: Scale(k), frozenset({"betas"}))
+    StepHook(optimizer, lambda: Scale(k), frozenset({"betas"}))
     for i, g in enumerate(gradients(201, noise=0.01)):
         k = 8.0 if i == 200 else 1.0
         before, weight.grad = weight.detach().clone(), g.clone()

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.functional import mse_loss
 
 from adaptbs.gradients.coupling import LOOKS
-from adaptbs.gradients.meter import Measurer
+from adaptbs.gradients.meter import NoiseMeter
 from adaptbs.gradients.per_example import Unsupported
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.types import COUPLED
@@ -15,12 +15,12 @@ from adaptbs.types import COUPLED
 BATCH = (torch.randn(8, 4), torch.randn(8, 1))
 
 
-def sources(measurer: Measurer, times: int = 1, batch=BATCH) -> list[str]:
+def sources(measurer: NoiseMeter, times: int = 1, batch=BATCH) -> list[str]:
     return [measurer.measure(batch, len(batch[0])).source for _ in range(times)]
 
 
-def untimed(model: nn.Module, **arguments) -> Measurer:
-    return Measurer(model, BatchLoss(mse_loss), timed=False, **arguments)
+def untimed(model: nn.Module, **arguments) -> NoiseMeter:
+    return NoiseMeter(model, BatchLoss(mse_loss), timed=False, **arguments)
 
 
 def test_without_a_clock_linear_layers_are_measured_per_example():
@@ -37,7 +37,7 @@ def test_without_a_clock_linear_layers_are_measured_per_example():
 @pytest.mark.parametrize("timed", [False, True])
 def test_anything_else_by_halves_and_the_reason_is_logged_once(model, why, timed, caplog):
     with caplog.at_level(logging.INFO, "adaptbs"):
-        measurer = Measurer(model, BatchLoss(mse_loss), timed=timed)
+        measurer = NoiseMeter(model, BatchLoss(mse_loss), timed=timed)
         first, second = measurer.measure(BATCH, 8), measurer.measure(BATCH, 8)
     assert first.source == second.source == "halves"
     assert why in first.why
@@ -71,7 +71,7 @@ class FakeWatch:
 
 @pytest.mark.parametrize(("example", "picked"), [(1.9, "per example"), (2.1, "halves")])
 def test_with_a_clock_it_tries_both_and_keeps_the_one_that_pays(example, picked):
-    measurer = Measurer(nn.Linear(4, 1), BatchLoss(mse_loss))
+    measurer = NoiseMeter(nn.Linear(4, 1), BatchLoss(mse_loss))
     measurer._stopwatch = FakeWatch(example=example, halves=1.0)
     tried = sources(measurer, 8)
     assert tried == ["per example", "halves"] * 4
@@ -81,7 +81,7 @@ def test_with_a_clock_it_tries_both_and_keeps_the_one_that_pays(example, picked)
 
 
 def test_it_does_not_wait_for_the_device_to_compare():
-    measurer = Measurer(nn.Linear(4, 1), BatchLoss(mse_loss))
+    measurer = NoiseMeter(nn.Linear(4, 1), BatchLoss(mse_loss))
     measurer._stopwatch = watch = FakeWatch(example=1.0, halves=1.0, reached=False)
     assert set(sources(measurer, 12)) == {"per example", "halves"}
     watch.is_reached = True
@@ -90,14 +90,14 @@ def test_it_does_not_wait_for_the_device_to_compare():
 
 @pytest.mark.parametrize("choice", ["halves", "per_example"])
 def test_what_is_asked_for_is_done(choice):
-    made = Measurer(nn.Linear(4, 1), BatchLoss(mse_loss), choice=choice).measure(BATCH, 8)
+    made = NoiseMeter(nn.Linear(4, 1), BatchLoss(mse_loss), choice=choice).measure(BATCH, 8)
     assert (made.source, made.why) == (choice.replace("_", " "), "asked for")
 
 
 def test_what_is_asked_for_and_cannot_be_is_an_error_that_says_what_to_do():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     with pytest.raises(Unsupported, match=r"source='per_example' .* BatchNorm .* Use 'auto'"):
-        Measurer(model, BatchLoss(mse_loss), choice="per_example").measure(BATCH, 8)
+        NoiseMeter(model, BatchLoss(mse_loss), choice="per_example").measure(BATCH, 8)
 
 
 def test_batch_norm_in_evaluation_mode_does_not_stand_in_the_way_until_it_trains():
@@ -151,7 +151,7 @@ def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for
     for seed in range(10):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(4, 16), layer(), nn.Linear(16, 2))
-        measurer = Measurer(model, BatchLoss(batch_loss=loss), choice="halves")
+        measurer = NoiseMeter(model, BatchLoss(batch_loss=loss), choice="halves")
         for _ in range(LOOKS):
             made = measurer.measure((torch.randn(64, 4), torch.zeros(64)), 64)
         assert all(m.training for m in model.modules())
@@ -178,7 +178,7 @@ class Squeezed(nn.Module):
 
 @pytest.mark.parametrize("timed", [False, True])
 def test_a_model_that_takes_no_single_example_is_measured_by_halves(timed):
-    measurer = Measurer(Squeezed(), BatchLoss(mse_loss), timed=timed)
+    measurer = NoiseMeter(Squeezed(), BatchLoss(mse_loss), timed=timed)
     made = measurer.measure(BATCH, 8)
     assert made.source == "halves"
     assert "AssertionError" in made.why
@@ -187,7 +187,7 @@ def test_a_model_that_takes_no_single_example_is_measured_by_halves(timed):
 
 def test_an_error_by_halves_is_the_users_to_see():
     with pytest.raises(AssertionError):
-        Measurer(Squeezed(), BatchLoss(mse_loss), choice="halves").measure((BATCH[0][:2], BATCH[1][:2]), 2)
+        NoiseMeter(Squeezed(), BatchLoss(mse_loss), choice="halves").measure((BATCH[0][:2], BATCH[1][:2]), 2)
 
 
 def test_a_loss_that_asks_for_gradients_itself_can_be_measured():
@@ -197,13 +197,13 @@ def test_a_loss_that_asks_for_gradients_itself_can_be_measured():
         return (slope.norm(dim=1) - 1).square().mean()
 
     model, batch = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), (torch.randn(32, 4), torch.zeros(32))
-    made = Measurer(model, BatchLoss(batch_loss=penalty), choice="halves").measure(batch, 32)
+    made = NoiseMeter(model, BatchLoss(batch_loss=penalty), choice="halves").measure(batch, 32)
     assert float(made.norms.trace) > 0
 
 
 def test_coupled_samples_are_said_even_where_rows_are_not_the_samples():
     torch.manual_seed(0)
-    measurer = Measurer(nn.Linear(4, 16), BatchLoss(batch_loss=contrastive), choice="halves")
+    measurer = NoiseMeter(nn.Linear(4, 16), BatchLoss(batch_loss=contrastive), choice="halves")
     for _ in range(LOOKS):
         made = measurer.measure((torch.randn(64, 4), torch.zeros(64)), samples=32)
     assert made.caveat == COUPLED

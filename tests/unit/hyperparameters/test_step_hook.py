@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.hyperparameters.step_hook import ScaledStep
+from adaptbs.hyperparameters.step_hook import StepHook
 from adaptbs.hyperparameters.transfer import HYPERPARAMETERS
 from adaptbs.types import Scale
 
@@ -16,7 +16,7 @@ def weight_one() -> tuple[nn.Parameter, torch.optim.SGD]:
 
 def test_the_step_is_scaled_and_the_learning_rate_is_not():
     weight, optimizer = weight_one()
-    ScaledStep(optimizer, lambda: Scale(lr_factor=3.0))
+    StepHook(optimizer, lambda: Scale(lr_factor=3.0))
     optimizer.step()
     assert weight.item() == pytest.approx(0.7)
     assert optimizer.param_groups[0]["lr"] == 0.1
@@ -25,7 +25,7 @@ def test_the_step_is_scaled_and_the_learning_rate_is_not():
 def test_the_factor_is_asked_at_every_step():
     weight, optimizer = weight_one()
     factors = iter([1.0, 2.0])
-    ScaledStep(optimizer, lambda: Scale(lr_factor=next(factors)))
+    StepHook(optimizer, lambda: Scale(lr_factor=next(factors)))
     optimizer.step()
     assert weight.item() == pytest.approx(0.9)
     optimizer.step()
@@ -36,7 +36,7 @@ def test_every_group_is_scaled():
     first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     first.grad = second.grad = torch.ones(1)
     optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.2}])
-    ScaledStep(optimizer, lambda: Scale(lr_factor=2.0))
+    StepHook(optimizer, lambda: Scale(lr_factor=2.0))
     optimizer.step()
     assert (first.item(), second.item()) == pytest.approx((0.8, 0.6))
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
@@ -46,7 +46,7 @@ def test_a_learning_rate_held_in_a_tensor_is_the_same_tensor_afterwards():
     weight, _ = weight_one()
     lr = torch.tensor(0.1)
     optimizer = torch.optim.Adam([weight], lr=lr, foreach=False, capturable=False)
-    ScaledStep(optimizer, lambda: Scale(lr_factor=2.0))
+    StepHook(optimizer, lambda: Scale(lr_factor=2.0))
     optimizer.step()
     assert optimizer.param_groups[0]["lr"] is lr
     assert lr.item() == pytest.approx(0.1)
@@ -54,7 +54,7 @@ def test_a_learning_rate_held_in_a_tensor_is_the_same_tensor_afterwards():
 
 def test_a_step_that_raised_leaves_nothing_behind_after_restore():
     _, optimizer = weight_one()
-    scaled = ScaledStep(optimizer, lambda: Scale(lr_factor=2.0))
+    scaled = StepHook(optimizer, lambda: Scale(lr_factor=2.0))
 
     def closure():
         raise RuntimeError
@@ -67,7 +67,7 @@ def test_a_step_that_raised_leaves_nothing_behind_after_restore():
 
 def test_removed_it_is_as_if_it_had_not_been():
     weight, optimizer = weight_one()
-    ScaledStep(optimizer, lambda: Scale(lr_factor=3.0)).remove()
+    StepHook(optimizer, lambda: Scale(lr_factor=3.0)).remove()
     optimizer.step()
     assert weight.item() == pytest.approx(0.9)
     assert not optimizer._optimizer_step_pre_hooks
@@ -94,7 +94,7 @@ def test_after_each_step_everything_is_the_very_object_it_was(name):
     weight = nn.Parameter(torch.ones(1))
     optimizer = OPTIMIZERS[name]([weight])
     k, inside = 1.0, []
-    ScaledStep(optimizer, lambda: Scale(k, k), HYPERPARAMETERS)
+    StepHook(optimizer, lambda: Scale(k, k), HYPERPARAMETERS)
     optimizer.register_step_pre_hook(lambda *_: inside.append(dict(optimizer.param_groups[0])))
     found = dict(optimizer.param_groups[0])
     for k in (1.0, 4.0, 4.0, 1.0, 0.5):  # noqa: B007 (the lambdas read it)
@@ -111,7 +111,7 @@ def test_after_each_step_everything_is_the_very_object_it_was(name):
 def test_steps_that_fail_or_are_skipped_are_not_counted():
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.Adam([weight], lr=0.1)
-    scaled = ScaledStep(optimizer, lambda: Scale(k=4.0), HYPERPARAMETERS)
+    scaled = StepHook(optimizer, lambda: Scale(k=4.0), HYPERPARAMETERS)
     found = dict(optimizer.param_groups[0])
 
     def fails():
@@ -133,7 +133,7 @@ def test_at_a_constant_batch_adam_is_a_stock_adam_to_the_bit():
         weight = nn.Parameter(torch.ones(1))
         optimizer = torch.optim.AdamW([weight], lr=0.1)
         if ours:
-            ScaledStep(optimizer, Scale, HYPERPARAMETERS)
+            StepHook(optimizer, Scale, HYPERPARAMETERS)
         for i in range(20):
             weight.grad = torch.full((1,), 1.0 + i % 3)
             optimizer.step()

@@ -8,11 +8,11 @@ from adaptbs.hyperparameters.transfer import (
     LR_ONLY,
     RMSPROP,
     Factors,
-    Kind,
+    OptimizerTraits,
     changed_group,
     factors,
-    kind_of,
     powers,
+    traits_of,
 )
 from adaptbs.hyperparameters.transfer import following as following_names
 
@@ -21,7 +21,7 @@ OPTIM = torch.optim
 
 def at_16(optimizer: torch.optim.Optimizer, lr_factor: float = 4.0, following=HYPERPARAMETERS) -> dict:
     """What changes in the first group at 16 times the base batch."""
-    kind, group = kind_of(optimizer), optimizer.param_groups[0]
+    kind, group = traits_of(optimizer), optimizer.param_groups[0]
     decoupled = group.get("decoupled_weight_decay", kind.decoupled)
     return changed_group(group, factors(kind, following, k=16, lr_factor=lr_factor, decoupled=decoupled))
 
@@ -150,9 +150,9 @@ def test_an_optimizer_made_from_a_known_one_is_of_its_kind():
         pass
 
     weight = nn.Parameter(torch.ones(1))
-    assert kind_of(Clipped([weight])) == kind_of(OPTIM.AdamW([weight])) != ADAM
-    assert kind_of(Adam([weight], {})) == Kind(known=False)
-    assert kind_of(OPTIM.SGD([weight], lr=1.0)) == LR_ONLY
+    assert traits_of(Clipped([weight])) == traits_of(OPTIM.AdamW([weight])) != ADAM
+    assert traits_of(Adam([weight], {})) == OptimizerTraits(known=False)
+    assert traits_of(OPTIM.SGD([weight], lr=1.0)) == LR_ONLY
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
-from adaptbs.loader.misuse import PATIENCE, LoopAdvice
+from adaptbs.loader.misuse import PATIENCE, MisuseWarnings
 
 
 def setup(*, scheduler_given=False, follows=True, parts=1):
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
-    return optimizer, LoopAdvice(optimizer, scheduler_given=scheduler_given, follows=follows, parts=parts)
+    return optimizer, MisuseWarnings(optimizer, scheduler_given=scheduler_given, follows=follows, parts=parts)
 
 
 def epochs(optimizer, advice, scheduler, each):

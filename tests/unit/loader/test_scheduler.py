@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from adaptbs.loader.scheduler import PAST_ITS_END, SchedulePlace, drive, run_epochs
+from adaptbs.loader.scheduler import PAST_ITS_END, SchedulerDriver, drive, run_epochs
 
 
 def optimizer() -> torch.optim.SGD:
     return torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
 
 
-def due(place: SchedulePlace, *batches: int, every: int = 1) -> list[int]:
+def due(place: SchedulerDriver, *batches: int, every: int = 1) -> list[int]:
     """Steps due at the calls of an epoch with these batches, made after every `every`-th."""
     steps, at = [], 0
     with place.iteration():
@@ -26,30 +26,30 @@ def due(place: SchedulePlace, *batches: int, every: int = 1) -> list[int]:
 
 
 def test_at_the_start_size_every_call_is_one_step():
-    assert due(SchedulePlace(4, epoch_samples=10, epoch_steps=3), 4, 4, 2) == [1, 1, 1]
+    assert due(SchedulerDriver(4, epoch_samples=10, epoch_steps=3), 4, 4, 2) == [1, 1, 1]
 
 
 def test_a_batch_of_twice_the_size_is_two_steps():
-    assert due(SchedulePlace(4, epoch_samples=32, epoch_steps=8), 4, 4, 8, 16) == [1, 1, 2, 4]
+    assert due(SchedulerDriver(4, epoch_samples=32, epoch_steps=8), 4, 4, 8, 16) == [1, 1, 2, 4]
 
 
 def test_all_steps_are_made_by_the_end_of_the_epoch():
     # 13 samples in fours are 4 steps: floor(9/4) = 2 after 9 samples, and the 3rd and 4th at the end
-    assert due(SchedulePlace(4, epoch_samples=13, epoch_steps=4), 4, 5, 4) == [1, 1, 2]
+    assert due(SchedulerDriver(4, epoch_samples=13, epoch_steps=4), 4, 5, 4) == [1, 1, 2]
 
 
 def test_a_smaller_batch_waits():
-    assert due(SchedulePlace(4, epoch_samples=8, epoch_steps=2), 4, 2, 2) == [1, 0, 1]
+    assert due(SchedulerDriver(4, epoch_samples=8, epoch_steps=2), 4, 2, 2) == [1, 0, 1]
 
 
 def test_a_call_every_second_batch_stands_for_two():
-    assert due(SchedulePlace(4, epoch_samples=32, epoch_steps=8), 4, 4, 4, 4, 8, 8, every=2) == [1, 1, 2]
-    assert due(SchedulePlace(4, epoch_samples=40, epoch_steps=10), 4, 8, 4, 8, 8, 8, every=2) == [1, 2, 2]
+    assert due(SchedulerDriver(4, epoch_samples=32, epoch_steps=8), 4, 4, 4, 4, 8, 8, every=2) == [1, 1, 2]
+    assert due(SchedulerDriver(4, epoch_samples=40, epoch_steps=10), 4, 8, 4, 8, 8, 8, every=2) == [1, 2, 2]
 
 
 @pytest.mark.parametrize("called", [(4, 8, 10), (2, 3, 4, 5), (5, 6, 7, 8, 9, 10)], ids=["every 4th", "late", "later"])
 def test_while_the_batch_stays_every_call_is_one_step_wherever_it_is_made(called):
-    place = SchedulePlace(4, epoch_samples=40, epoch_steps=10)
+    place = SchedulerDriver(4, epoch_samples=40, epoch_steps=10)
     for _ in range(3):
         with place.iteration():
             for i in range(1, 11):
@@ -59,26 +59,26 @@ def test_while_the_batch_stays_every_call_is_one_step_wherever_it_is_made(called
 
 
 def test_a_call_once_an_epoch_is_one_step_also_where_the_batch_grew_or_the_epoch_was_broken_off():
-    place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
+    place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
     for batches in ((4, 4, 4, 4), (4, 4, 8), (8, 8), (16,), (8,)):
         due(place, *batches, every=99)
         assert place.steps_due() == 1
 
 
 def test_calls_before_the_first_batch_are_one_step_each():
-    place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
+    place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
     assert [place.steps_due() for _ in range(3)] == [1, 1, 1]
     assert due(place, 4, 4, 8) == [1, 1, 2]
 
 
 def test_an_epoch_broken_off_does_not_lend_its_samples_to_the_next():
-    place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
+    place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
     due(place, 4, 4)
     assert due(place, 4, 4, 8) == [1, 1, 2]
 
 
 def test_a_look_into_the_loader_does_not_disturb_the_loop_around_it():
-    place = SchedulePlace(4, epoch_samples=16, epoch_steps=4)
+    place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
     with place.iteration():
         place.delivered(0, 4)
         assert place.steps_due() == 1
@@ -90,7 +90,7 @@ def test_a_look_into_the_loader_does_not_disturb_the_loop_around_it():
 
 
 def test_a_place_goes_on_from_its_state():
-    place, other = (SchedulePlace(4, epoch_samples=16, epoch_steps=4) for _ in range(2))
+    place, other = (SchedulerDriver(4, epoch_samples=16, epoch_steps=4) for _ in range(2))
     due(place, 4, 8, every=2)  # a step and a half: one made, half owed
     other.load_state_dict(place.state_dict())
     assert due(other, 4, 8, every=2) == due(place, 4, 8, every=2) == [2]

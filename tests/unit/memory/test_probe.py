@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import adaptbs
 from adaptbs import probe_memory
 from adaptbs.memory import probe
-from adaptbs.memory.trial import GrowthTrial, try_size
+from adaptbs.memory.trial import MemoryTrial, try_size
 from adaptbs.model.batch_loss import BatchLoss
 from tests.simulated_device import OnDevice, SimulatedMemory
 
@@ -195,7 +195,7 @@ def test_a_gradient_that_measuring_holds_is_counted(memory):
     model = network()
     batch = (torch.randn(8, 4), torch.randn(8, 1))
     plain = try_size(model, MSE, batch, 16, memory)
-    measuring = GrowthTrial(model, MSE, memory, measures=True)
+    measuring = MemoryTrial(model, MSE, memory, measures=True)
     measuring.batch = batch
     own = sum(p.numel() * 4 for p in model.parameters())
     assert measuring(16).peak == plain.peak + own

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adaptbs.memory.limit import MemoryCap
+from adaptbs.memory.limit import MemoryLimit
 from adaptbs.memory.pieces import in_pieces
 from adaptbs.memory.recovery import is_out_of_memory, take_step
 from tests.simulated_device import SimulatedMemory
@@ -51,14 +51,14 @@ def too_much(more_than: int, samples: int):
 
 def test_what_fits_is_run_once():
     run, calls, undone = too_much(100, 64)
-    cap = MemoryCap()
+    cap = MemoryLimit()
     assert in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=1) == (1, None)
     assert (calls, undone, cap.has_run, cap.ran_out) == ([1], [], 64, None)
 
 
 def test_what_does_not_is_halved_until_it_does():
     run, calls, undone = too_much(20, 64)
-    cap = MemoryCap(SimulatedMemory(1))
+    cap = MemoryLimit(SimulatedMemory(1))
     assert in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=1) == (4, 16)
     assert (calls, len(undone), cap.memory.released) == ([1, 2, 4], 2, 2)
     assert (cap.ran_out, cap.has_run, cap.piece) == (32, 16, 16)
@@ -69,7 +69,7 @@ def test_what_does_not_is_halved_until_it_does():
 def test_where_no_piece_fits_the_error_is_the_devices():
     run, calls, undone = too_much(0, 8)
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        in_pieces(run, 8, MemoryCap(), undo=lambda: undone.append(1), least=2)
+        in_pieces(run, 8, MemoryLimit(), undo=lambda: undone.append(1), least=2)
     assert calls == [1, 2, 4]
     if hasattr(caught.value, "__notes__"):
         assert "no smaller one can be run" in caught.value.__notes__[0]
@@ -80,7 +80,7 @@ def test_other_errors_are_not_tried_again():
         raise ValueError("of the user's")
 
     with pytest.raises(ValueError, match="of the user's"):
-        in_pieces(broken, 8, MemoryCap(), undo=lambda: None, least=1)
+        in_pieces(broken, 8, MemoryLimit(), undo=lambda: None, least=1)
 
 
 def stepping(fail_at: str):
@@ -111,7 +111,7 @@ def stepped_once() -> torch.Tensor:
 @pytest.mark.parametrize("new", [True, False])
 def test_a_step_is_taken_again(fail_at, new):
     w, optimizer, step, _ = stepping(fail_at)
-    cap = MemoryCap(SimulatedMemory(1))
+    cap = MemoryLimit(SimulatedMemory(1))
     if fail_at == "half-way" and not new:
         with pytest.raises(torch.OutOfMemoryError):
             take_step(step, optimizer, [w], cap, new=False)
@@ -129,4 +129,4 @@ def test_a_step_that_runs_out_again_is_an_error():
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(torch.OutOfMemoryError):
-        take_step(step, optimizer, [w], MemoryCap(), new=False)
+        take_step(step, optimizer, [w], MemoryLimit(), new=False)

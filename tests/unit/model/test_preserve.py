@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from adaptbs.model.modules import cuda_devices
-from adaptbs.model.preserve import Before, left_as_found, weights_left_as_found
+from adaptbs.model.preserve import Snapshot, preserved, preserved_weights
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def disturb(model: nn.Module) -> None:
 def test_buffers_and_random_state_are_restored(model):
     buffers, rng = [b.clone() for b in model.buffers()], torch.get_rng_state()
     same_object = model[1].running_mean
-    with left_as_found(model):
+    with preserved(model):
         disturb(model)
         assert model[1].num_batches_tracked == 1
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
@@ -31,7 +31,7 @@ def test_buffers_and_random_state_are_restored(model):
 
 def test_a_buffer_that_was_replaced_is_put_back(model):
     before = model[1].running_mean
-    with left_as_found(model):
+    with preserved(model):
         model[1].running_mean = torch.ones(2)
     assert model[1].running_mean is before
 
@@ -39,7 +39,7 @@ def test_a_buffer_that_was_replaced_is_put_back(model):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_also_after_an_exception(model, error):
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(error), weights_left_as_found(model):
+    with pytest.raises(error), preserved_weights(model):
         disturb(model)
         torch.optim.SGD(model.parameters(), lr=1.0).step()
         raise error
@@ -51,7 +51,7 @@ def test_also_after_an_exception(model, error):
 def test_gradients_already_there_are_kept(model):
     disturb(model)
     objects, values = [p.grad for p in model.parameters()], [p.grad.clone() for p in model.parameters()]
-    with weights_left_as_found(model):
+    with preserved_weights(model):
         disturb(model)  # adds up in place
     assert all(p.grad is g for p, g in zip(model.parameters(), objects, strict=True))
     assert all(torch.equal(p.grad, v) for p, v in zip(model.parameters(), values, strict=True))
@@ -59,14 +59,14 @@ def test_gradients_already_there_are_kept(model):
 
 def test_each_modules_mode_is_restored(model):
     model[1].eval()
-    with weights_left_as_found(model):
+    with preserved_weights(model):
         model.train()
     assert [m.training for m in model] == [True, False, True]
 
 
 def test_all_three_random_generators_are_restored(model):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    with weights_left_as_found(model):
+    with preserved_weights(model):
         random.random(), np.random.rand(), torch.rand(1)
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
@@ -88,7 +88,7 @@ def test_a_graph_that_is_still_to_go_backward_does_not_notice():
 
     model = Masked()
     loss = model(torch.ones(2, 3)).sum()
-    with left_as_found(model):
+    with preserved(model):
         pass
     loss.backward()
     assert model.layer.weight.grad is not None
@@ -97,7 +97,7 @@ def test_a_graph_that_is_still_to_go_backward_does_not_notice():
 def test_it_can_be_taken_anew_and_again():
     norms = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(3)))
     norms.register_buffer("across", torch.arange(6.0).view(2, 3).t())  # not dense: no row of memory
-    before = Before(norms)
+    before = Snapshot(norms)
     for replaced in (False, True):
         if replaced:
             norms[1].running_mean = torch.full((2,), 7.0)  # looked up anew
@@ -114,7 +114,7 @@ def test_it_can_be_taken_anew_and_again():
 
 
 def test_the_slow_random_states_can_be_left_out():
-    before = Before(nn.Linear(1, 1))
+    before = Snapshot(nn.Linear(1, 1))
     before.take(all_random=False)
     first = torch.rand(1), random.random(), np.random.rand()
     before.restore()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adaptbs.noise_scale.fieller import estimate, fieller, student_t, to_floats
-from adaptbs.noise_scale.window import FORGET, FULL, MEMORY, Window
+from adaptbs.noise_scale.window import FORGET, FULL, MEMORY, MeasurementWindow
 from adaptbs.types import SquaredNorms
 
 
@@ -101,25 +101,25 @@ def test_student_t_at_its_two_known_ends():
 
 
 def test_a_window_knows_nothing_before_the_first_measurement():
-    assert Window(1000).estimate(0.9) is None
+    assert MeasurementWindow(1000).estimate(0.9) is None
 
 
 def test_a_measurement_fades_to_1_over_e_within_a_twentieth_of_the_run():
-    window = Window(1000)
+    window = MeasurementWindow(1000)
     window.add(0, norms(10, 1))
     window.add(50, norms(10, 3))
     assert window.estimate(0.9).grad_sq == pytest.approx((1 / math.e + 3) / (1 / math.e + 1))
 
 
 def test_a_larger_batch_weighs_by_its_size():
-    window = Window(1000)
+    window = MeasurementWindow(1000)
     window.add(0, SquaredNorms(1, 1.0, 2, 1.0))  # |G|^2 = 1 on 2 samples
     window.add(0, SquaredNorms(3, 5.0, 6, 5.0))  # |G|^2 = 5 on 6
     assert window.estimate(0.9).grad_sq == pytest.approx((2 * 1 + 6 * 5) / 8)
 
 
 def test_a_few_measurements_far_apart_reach_further_back():
-    window = Window(1000)
+    window = MeasurementWindow(1000)
     window.add(0, norms(10, 1))
     window.add(500, norms(10, 3))  # half a run later: faded to 1/e^2 then, whatever the share
     assert window.estimate(0.9).grad_sq == pytest.approx((1 / math.e**2 + 3) / (1 / math.e**2 + 1))
@@ -130,14 +130,14 @@ EDGE = round(FORGET * MEMORY * 1000)
 
 @pytest.mark.parametrize(("latest", "kept"), [(EDGE, FULL + 4), (EDGE + 1, FULL)])
 def test_old_measurements_are_dropped_but_never_the_latest_few(latest, kept):
-    window = Window(1000)
+    window = MeasurementWindow(1000)
     for samples in [0] * (FULL + 3) + [latest]:
         window.add(samples, norms(10, 1))
     assert window.estimate(0.9).measurements == kept
 
 
 def test_an_estimate_is_as_of_the_latest_measurement_whoever_has_read_it():
-    window = Window(1000)
+    window = MeasurementWindow(1000)
     window.add(0, norms(10, 1))
     first = window.estimate(0.9)
     assert window.estimate(0.9) is first
@@ -148,7 +148,7 @@ def test_an_estimate_is_as_of_the_latest_measurement_whoever_has_read_it():
 
 
 def test_reading_gives_each_measurement_once():
-    window = Window(1000)
+    window = MeasurementWindow(1000)
     window.add(7, SquaredNorms(1, torch.tensor(3.0), 2, torch.tensor(2.0)))
     assert window.read() == [(7, SquaredNorms(1, 3.0, 2, 2.0))]
     assert window.read() == []
@@ -156,7 +156,7 @@ def test_reading_gives_each_measurement_once():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_is_left_out_with_one_warning(bad, caplog):
-    window = Window(1000)
+    window = MeasurementWindow(1000)
     with caplog.at_level(logging.WARNING, "adaptbs"):
         for value in (bad, 12.0, bad):
             window.add(0, SquaredNorms(1, value, 2, 7.0))
@@ -166,9 +166,9 @@ def test_a_gradient_that_is_not_finite_is_left_out_with_one_warning(bad, caplog)
     assert "not finite" in caplog.text
 
 
-def filled(*values: tuple[float, float]) -> Window:
+def filled(*values: tuple[float, float]) -> MeasurementWindow:
     """A window with a measurement of each (trace, |G|^2), one sample apart, in a run long enough to forget none."""
-    window = Window(10**6)
+    window = MeasurementWindow(10**6)
     for samples, (trace, grad_sq) in enumerate(values):
         window.add(samples, norms(trace, grad_sq))
     return window
@@ -213,7 +213,7 @@ def test_drift_is_not_seen_in_noise():
 
 
 def test_a_window_goes_on_from_its_state():
-    window, copy = Window(1000), Window(1000)
+    window, copy = MeasurementWindow(1000), MeasurementWindow(1000)
     for samples, grad_sq in ((0, 1), (30, 3), (40, math.nan)):
         window.add(samples, norms(10, grad_sq))
     copy.load_state_dict(window.state_dict())

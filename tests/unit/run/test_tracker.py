@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adaptbs.decision.progress import Progress
-from adaptbs.run.look_ahead import PlainLoop, WatchedLoop
-from adaptbs.run.tracker import Delivery
-from adaptbs.sampling.batch_sampler import Issued
+from adaptbs.run.look_ahead import DetectLookAhead, NoLookAhead
+from adaptbs.run.tracker import BatchTracker
+from adaptbs.sampling.batch_sampler import BatchInfo
 
 
 def parameter() -> torch.Tensor:
@@ -20,8 +20,8 @@ def events(loop, trained: list[int | None], p: torch.Tensor, sizes=(1, 2, 3, 4),
         trained: number of the batch that a backward pass is made of, after each fetch; None: of none.
     """
     noted: list[str] = []
-    issued = deque(Issued(size, size, ends_step(i)) for i, size in enumerate(sizes))
-    delivery = Delivery(
+    issued = deque(BatchInfo(size, size, ends_step(i)) for i, size in enumerate(sizes))
+    delivery = BatchTracker(
         Progress(sum(sizes), 1), sizes[0], worth=lambda size: 1.0, stepped=lambda length: noted.append(f"step {length}")
     )
     for batch, work in zip(delivery.deliver(range(1, len(sizes) + 1), issued, loop), [*trained, None], strict=False):
@@ -37,13 +37,13 @@ def test_a_loop_that_trains_on_each_batch_before_the_next():
         "fetched 4, at work on 4", "step 4", "at work on 4",
     ]  # fmt: skip
     p = parameter()
-    assert events(WatchedLoop([p]), [1, 2, 3, 4], p) == expected
-    assert events(PlainLoop(), [None] * 4, p) == expected
+    assert events(DetectLookAhead([p]), [1, 2, 3, 4], p) == expected
+    assert events(NoLookAhead(), [None] * 4, p) == expected
 
 
 def test_a_loop_that_looks_one_batch_ahead_is_at_work_on_the_one_before():
     p = parameter()
-    assert events(WatchedLoop([p]), [None, 1, 2, 3], p) == [
+    assert events(DetectLookAhead([p]), [None, 1, 2, 3], p) == [
         "fetched 1, at work on 1", "fetched 2, at work on 1", "step 1", "fetched 3, at work on 2", "step 2",
         "fetched 4, at work on 3", "step 3", "at work on 4",
     ]  # fmt: skip
@@ -51,7 +51,7 @@ def test_a_loop_that_looks_one_batch_ahead_is_at_work_on_the_one_before():
 
 def test_where_nobody_trains_the_third_batch_shows_it():
     p = parameter()
-    assert events(WatchedLoop([p]), [None] * 4, p)[2:6] == [
+    assert events(DetectLookAhead([p]), [None] * 4, p)[2:6] == [
         "step 1", "step 2", "fetched 3, at work on 3", "step 3",
     ]  # fmt: skip
 
@@ -59,19 +59,19 @@ def test_where_nobody_trains_the_third_batch_shows_it():
 def test_a_batch_without_a_step_after_the_first_makes_no_look_ahead():
     """As under a GradScaler that leaves a step out, or a loop that passes over a batch."""
     p = parameter()
-    seen = events(WatchedLoop([p]), [1, None, None, 4], p)
+    seen = events(DetectLookAhead([p]), [1, None, None, 4], p)
     assert [line for line in seen if "fetched" in line] == [f"fetched {i}, at work on {i}" for i in (1, 2, 3, 4)]
 
 
 def test_a_step_of_several_batches_is_timed_whole():
     p = parameter()
-    seen = events(WatchedLoop([p]), [1, 2, 3, 4], p, ends_step=lambda i: i % 2 == 1)
+    seen = events(DetectLookAhead([p]), [1, 2, 3, 4], p, ends_step=lambda i: i % 2 == 1)
     assert [line for line in seen if "step" in line] == ["step 3", "step 7"]
 
 
 def test_the_watch_is_over_at_the_batch_after_the_first_backward_pass():
     p = parameter()
-    loop = WatchedLoop([p])
+    loop = DetectLookAhead([p])
     assert p._post_accumulate_grad_hooks
     loop.fetched()
     p.sum().backward()
@@ -82,7 +82,7 @@ def test_the_watch_is_over_at_the_batch_after_the_first_backward_pass():
 
 def test_a_step_without_a_backward_pass_tells_as_well():
     p = parameter()
-    loop = WatchedLoop([p])
+    loop = DetectLookAhead([p])
     loop.fetched()
     loop.works()
     assert loop.finished == 1
@@ -92,13 +92,13 @@ def test_a_step_without_a_backward_pass_tells_as_well():
 
 def test_what_does_not_train_is_not_watched():
     frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
-    loop = WatchedLoop([frozen])
+    loop = DetectLookAhead([frozen])
     loop.fetched()
     loop.fetched()
     assert (loop.begun, loop.finished) == (1, 2)
 
 
 def test_a_queue_that_belongs_to_another_iteration_is_an_error():
-    delivery = Delivery(Progress(4, 1), 4, worth=lambda size: 1.0, stepped=lambda length: None)
+    delivery = BatchTracker(Progress(4, 1), 4, worth=lambda size: 1.0, stepped=lambda length: None)
     with pytest.raises(RuntimeError, match="persistent workers serve one iteration at a time"):
-        next(delivery.deliver([1], deque(), PlainLoop()))
+        next(delivery.deliver([1], deque(), NoLookAhead()))
