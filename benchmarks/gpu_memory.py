@@ -41,7 +41,7 @@ def allowed(model: nn.Module, device: torch.device) -> Iterator[None]:
         OnDevice(model, memory, SIMULATED)
         with (
             patch("adaptbs.memory.probe.memory_of", lambda *_: memory),
-            patch("adaptbs.loader.session.memory_of", lambda *_: memory),
+            patch("adaptbs.run.training_run.memory_of", lambda *_: memory),
         ):
             yield
         return

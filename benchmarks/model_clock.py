@@ -63,7 +63,5 @@ class ModelClock:
 
 def inject(loader: Any, clock: ModelClock) -> None:
     """Let an AdaptiveDataLoader that has not begun go by this clock, and choose by no other."""
-    loader._controller._time.clock = clock
-    measurer = loader._run._measurer
-    if measurer is not None:
-        measurer._picked, measurer._why = measurer._pick_at_once(None, timed=False)
+    loader.training_run.use_clock(clock)
+    loader.training_run.choose_source_at_once()

@@ -119,7 +119,7 @@ def run(optimizer_name: str, choice: str, seed: int) -> dict[str, float]:
     momentum, before, since, after, made = norms[0].momentum, 1.0, AFTER, [], 0
     for _ in range(EPOCHS):
         for x, y in loader:
-            k = loader._controller.scale.k if choice != FIXED else 1.0
+            k = loader.training_run.scale().k if choice != FIXED else 1.0
             if k != before:
                 CHOICES[choice](optimizer, k / before)
                 before, since = k, 0

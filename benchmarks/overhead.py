@@ -88,7 +88,7 @@ def loop(make: Callable, data: tuple, epochs: int, overhead: float | None) -> It
                 TensorDataset(*data), BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func,
                 epochs=epochs, max_batch_size=BATCH_SIZE, target=stay, overhead=overhead,
             )  # fmt: skip
-            loader._controller._time.clock = clock
+            loader.training_run.use_clock(clock)
         step = count(1)
         for _ in range(epochs):
             for x, y in loader:
@@ -168,7 +168,7 @@ class Turns(Callback):
 
     def before_fit(self) -> None:
         if self._adaptive is not None:
-            self._adaptive._controller._time.clock = self._clock
+            self._adaptive.training_run.use_clock(self._clock)
 
     def after_batch(self) -> None:
         if self.training and next(self._step) % BLOCK == 0:

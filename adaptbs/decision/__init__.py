@@ -13,7 +13,7 @@ from .policy import (
     nearest_power_of_2,
     reference_batch_size,
 )
-from .progress import ROUNDING, Progress, fixed_batches, rate
+from .progress import ROUNDING, Progress, fixed_batches, sample_efficiency
 from .timer import NEWS, DecisionTimer, is_urgent
 
 __all__ = [
@@ -33,6 +33,6 @@ __all__ = [
     "is_urgent",
     "largest_batch_size",
     "nearest_power_of_2",
-    "rate",
     "reference_batch_size",
+    "sample_efficiency",
 ]

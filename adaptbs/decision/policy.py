@@ -42,7 +42,7 @@ class Situation:
         floor: the efficiency that the batch must keep.
         max_batch_size: the user's limit, samples.
         coupled: whether the loss couples samples, so that another batch size is another loss.
-        news: measurements since the decision before.
+        new_measurements: measurements since the decision before.
     """
 
     noise_scale: NoiseScale | None
@@ -55,7 +55,7 @@ class Situation:
     early_limit: float = math.inf
     floor: float = FLOOR_OF_EPOCHS
     coupled: bool = False
-    news: int = ENOUGH
+    new_measurements: int = ENOUGH
 
 
 def reference_batch_size(base_batch_size: int) -> int:
@@ -159,7 +159,7 @@ def decide(now: Situation, target: str | Target) -> Decision:
         return _capped(now.batch_size, "few measurements", now)
     if now.noise_scale.cautious <= 0:
         return _capped(now.batch_size, "unresolved", now)
-    if not now.news:
+    if not now.new_measurements:
         # What has been acted on is not acted on again: the run has moved on since. While a model leaves a plateau
         # B_simple falls tenfold, and a batch that grew on by what it was there spoils the run.
         return _capped(now.batch_size, "nothing new", now)

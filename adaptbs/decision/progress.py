@@ -1,4 +1,4 @@
-"""How far a run is: samples against its plan, or gain by gain; when it has to end, and what it can still afford."""
+"""How far a run has come: in samples or in effective samples, and when it ends."""
 
 from __future__ import annotations
 
@@ -9,100 +9,102 @@ from ..types import ENOUGH, NoiseScale
 from .policy import efficiency
 
 WITHIN = 1e-9  # relative; sums of many floats end this near to their plan
+ROUNDING = 1e-6  # samples; sums of shares come this near to whole ones
 
 
 class Progress:
-    """Counts samples, and what they are worth.
+    """Counts the samples of a run, and its effective samples.
 
-    Without `max_extra` a sample is worth one, and a run ends after those that were planned. With it a sample is worth
-    its `rate`, and the run ends when that has come to the plan: a larger batch, whose samples bring less, is given more
-    of them.
+    A budget of epochs counts every sample as one and leaves the end to the user. A budget of progress weights each
+    sample by its efficiency and ends the run when the effective samples have come to the plan: a larger batch, whose
+    samples bring less, is given more of them.
 
     Args:
         epoch_samples: samples of an epoch.
-        epochs: planned; None where that is not known, then one epoch stands for the run.
+        epochs: planned epochs; None where the length is not known, then one epoch stands for the run.
 
     Attributes:
-        max_extra: how many more samples than planned the run may take, as a share of them; None: a sample is a sample.
-        samples: delivered in the run.
-        epoch: the one under way or next, from 0.
-        epoch_position: samples delivered in this epoch; 0 between epochs.
-        worth: of all samples delivered, in samples of the reference batch: where the schedule is.
+        planned: effective samples that the run is to make.
+        max_extra: samples that the run may take beyond the plan, as a share of it; None under a budget of epochs.
+        limit: the most samples that the run may take; inf where its length is not known.
+        samples: samples that the loop has come to work on.
+        effective_samples: the same, weighted by their efficiency: the schedule's position.
+        epoch: number of the epoch under way or next, from 0.
     """
 
     def __init__(self, epoch_samples: int, epochs: int | None) -> None:
         self.epoch_samples, self.epochs = epoch_samples, epochs
         self.planned = epoch_samples * (epochs or 1)
         self.max_extra: float | None = None
-        self.samples = self.epoch = self.epoch_position = 0
-        self.worth = 0.0
+        self.limit: float = self.planned if epochs else math.inf
+        self.samples = self.epoch = 0
+        self.effective_samples = 0.0
 
-    @property
-    def limit(self) -> float:
-        """The samples that the run may take at most; inf where its length is not known."""
-        return math.floor(self.planned * (1 + (self.max_extra or 0))) if self.epochs else math.inf
+    def end_by_progress(self, max_extra: float) -> None:
+        """Count effective samples from here on, and end the run by them."""
+        self.max_extra = max_extra
+        self.limit = math.floor(self.planned * (1 + max_extra)) if self.epochs else math.inf
 
     @property
     def most_epochs(self) -> int:
-        """The epochs that the run may take at most, the last of them perhaps a short one."""
+        """The most epochs that the run may take; the last may be a short one."""
         return math.ceil(self.limit / self.epoch_samples)
 
     @property
     def share(self) -> float:
-        """Of the run, 0..1; of an epoch, and above 1, where the run's length is not known."""
-        share = self.worth / self.planned
+        """Share of the run done, 0..1; share of an epoch, and above 1, where the run's length is not known."""
+        share = self.effective_samples / self.planned
         return min(share, 1.0) if self.epochs else share
 
     @property
     def complete(self) -> bool:
-        """Whether the run is to end here. Never by itself where samples are samples: there the user counts epochs."""
+        """Whether the run ends here. Always False under a budget of epochs, which the user counts."""
         if self.max_extra is None:
             return False
-        return self.worth >= (1 - WITHIN) * self.planned or self.samples >= self.limit
-
-    @property
-    def under_way(self) -> bool:
-        """Whether an epoch has begun and not ended."""
-        return self.epoch_position > 0
+        return self.effective_samples >= (1 - WITHIN) * self.planned or self.samples >= self.limit
 
     @property
     def required(self) -> float | None:
-        """What a sample has to be worth from here on, on average, for the run to end within its limit; None: one."""
+        """The mean efficiency that the rest of the run needs to end within its limit; None under a budget of epochs."""
         if self.max_extra is None:
             return None
         left = self.limit - self.samples
-        return (self.planned - self.worth) / left if left > 0 else 1.0
+        return (self.planned - self.effective_samples) / left if left > 0 else 1.0
 
-    def deliver(self, nominal: int, length: int, position: int, rate: float) -> tuple[float, float]:
-        """Count a batch; where the schedule was before it and is after it, samples (of the epoch, or of the plan).
+    def count(
+        self, cut_size: int, num_samples: int, epoch: int, position: int, efficiency: float
+    ) -> tuple[float, float]:
+        """Count a batch, and return the schedule's position before and after it.
+
+        That is in samples of the epoch under a budget of epochs, else in effective samples of the plan.
 
         Args:
-            nominal: the size that it was cut at, samples.
-            length: its samples.
-            position: samples of this epoch, it included.
-            rate: what one of its samples is worth.
+            cut_size: the size in force when the batch was cut, samples.
+            num_samples: the batch's samples.
+            epoch: the epoch that the batch belongs to.
+            position: samples of this epoch so far, the batch included.
+            efficiency: effective samples of one sample.
         """
-        self.epoch_position = position
+        self.epoch = epoch
         if self.max_extra is None:
-            self.samples, self.worth = self.samples + length, self.worth + length
-            return position - length, position
-        # Never less than lets the schedule end: a run that is cut off before its learning rate has come down is worse
-        # than one whose schedule hurries. As many whole batches as still fit have to do.
-        fit = max(length, (self.limit - self.samples) // nominal * nominal)
-        before, left = self.worth, self.planned - self.worth
-        self.samples += length
-        self.worth += min(length * max(rate, left / fit), left)
-        return before, self.worth
+            self.samples, self.effective_samples = self.samples + num_samples, self.effective_samples + num_samples
+            return position - num_samples, position
+        # A run that is cut off before its learning rate has come down is worse than one whose schedule hurries. So a
+        # sample counts at least as much as lets the schedule end with the whole batches that still fit.
+        fit = max(num_samples, (self.limit - self.samples) // cut_size * cut_size)
+        before, left = self.effective_samples, self.planned - self.effective_samples
+        self.samples += num_samples
+        self.effective_samples += min(num_samples * max(efficiency, left / fit), left)
+        return before, self.effective_samples
 
-    def end_epoch(self) -> None:
-        """No epoch is under way any more, also where one was broken off."""
-        self.epoch += self.epoch_position > 0
-        self.epoch_position = 0
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next epoch be this one."""
+        self.epoch = epoch
 
     def skip(self, epochs: int) -> None:
         """Begin after so many epochs."""
         self.epoch, self.samples = epochs, epochs * self.epoch_samples
-        self.worth = float(self.samples)
+        self.effective_samples = float(self.samples)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _REMEMBERED}
@@ -112,13 +114,16 @@ class Progress:
             setattr(self, name, state[name])
 
 
-def rate(batch_size: int, reference: int, noise_scale: NoiseScale | None, critical: float) -> float:
-    """What a sample is worth at this batch size, in samples of the reference batch R: (phi + R)/(phi + B).
+_REMEMBERED = ("samples", "epoch", "effective_samples")
+
+
+def sample_efficiency(batch_size: int, reference: int, noise_scale: NoiseScale | None, critical: float) -> float:
+    """Effective samples of one sample at this batch size: (phi + R)/(phi + B), relative to the reference batch R.
 
     B times that is AdaScale's gain of one step, (1 + phi/R)/(1 + phi/B) steps of R samples (Johnson et al. 2020,
-    arXiv:2007.05105). phi is the critical batch, `critical` times the point estimate: counting by the cautious limit,
-    on which decisions are made, would charge its caution twice. Where there is none, because |G|^2 is lost in noise,
-    every sample counts; where nothing is known, a batch counts as one of the reference, unless it is smaller.
+    arXiv:2007.05105). phi is the critical batch size, `critical` times the point estimate. The cautious limit, on which
+    decisions are made, would charge its caution twice. Where |G|^2 is lost in noise, every sample counts. Where nothing
+    is known, a batch counts as one of the reference, unless it is smaller.
     """
     if noise_scale is None or noise_scale.measurements < ENOUGH:
         return min(1.0, reference / batch_size)
@@ -126,13 +131,14 @@ def rate(batch_size: int, reference: int, noise_scale: NoiseScale | None, critic
     return 1.0 if simple is None else efficiency(critical * simple, batch_size, reference)
 
 
-_REMEMBERED = ("samples", "epoch", "epoch_position", "worth")
-
-
-ROUNDING = 1e-6  # samples: sums of shares come this near to whole ones
-
-
 def fixed_batches(samples: float, start: int, epoch_samples: int, epoch_steps: int) -> int:
-    """How many batches the fixed run has delivered after so many samples of the plan."""
+    """Batches that the fixed run has delivered after so many samples of the plan.
+
+    Args:
+        samples: samples of the plan.
+        start: the fixed run's batch size, samples.
+        epoch_samples: samples of an epoch.
+        epoch_steps: batches of an epoch.
+    """
     epochs, within = divmod(samples + ROUNDING, epoch_samples)
     return int(epochs) * epoch_steps + min(int(within // start), epoch_steps)

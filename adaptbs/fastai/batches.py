@@ -11,7 +11,7 @@ from fastcore.basics import GetAttr
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset, get_worker_info
 
-from ..run import Controller
+from ..run import TrainingRun
 from ..sampling import AdaptiveBatchSampler
 from .learner import is_language_model
 
@@ -26,21 +26,22 @@ class AdaptiveBatches(GetAttr):
 
     _default = "dl"
 
-    def __init__(self, dl: Any, controller: Controller, at_end: Callable[[], None]) -> None:
-        self.dl, self.controller, self._at_end = dl, controller, at_end
+    def __init__(self, dl: Any, run: TrainingRun, at_end: Callable[[], None]) -> None:
+        self.dl, self._run, self._at_end = dl, run, at_end
 
     def __len__(self) -> int:
-        return -(-self.controller.epoch_samples // self.controller.batch_size)
+        return -(-self._run.controller.epoch_samples // self._run.controller.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        dl, controller = self.dl, self.controller
+        dl, run, controller = self.dl, self._run, self._run.controller
         dl.randomize()
         dl.before_iter()
         indices = list(dl.get_idxs())  # SortedDL's is an iterator
         kept = indices[: controller.epoch_samples]
-        rows, apart = _layout(dl)
+        row_multiple, tail_rows = _layout(dl)
         cut = AdaptiveBatchSampler(
-            kept, lambda: controller.batch_size, controller.start, drop_last=False, rows=rows, apart=apart
+            kept, lambda: controller.batch_size, controller.start_batch_size, drop_last=False,
+            row_multiple=row_multiple, tail_rows=tail_rows,
         )  # fmt: skip
         loader: TorchLoader[Any] = TorchLoader(
             _Items(dl),
@@ -53,7 +54,7 @@ class AdaptiveBatches(GetAttr):
         )
         fetched = iter(loader)
         try:
-            for batch in controller.deliver(map(self._finish, fetched), cut.issued):
+            for batch in run.deliver(map(self._finish, fetched), cut.issued):
                 if batch is not None:
                     yield batch
         finally:  # also after Ctrl-C, of which fastai tells no callback

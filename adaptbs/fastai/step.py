@@ -12,7 +12,7 @@ from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.learner import Learner
 from torch import Tensor
 
-from ..memory import cut_in_pieces, in_pieces, shares, take_step
+from ..memory import cut_in_pieces, run_in_pieces, shares, take_step
 from ..model import Snapshot, batch_length, has_batch_norm, preserved, summing, trainable
 from ..run import Controller
 from .learner import carried, carrying, prediction
@@ -39,7 +39,7 @@ class FastaiStep:
     def start(self) -> None:
         """Take the steps from here on, unless this Learner has a way of its own to take them."""
         ours = getattr(type(self._learn), NAME) is getattr(Learner, NAME) and NAME not in self._learn.__dict__
-        self._controller.memory.in_pieces = ours
+        self._controller.memory.expect_pieces(ours)
         if ours:
             # (Looked up once an epoch: at every step that would take as long as the step of a small model.)
             model = self._learn.model
@@ -54,13 +54,13 @@ class FastaiStep:
             del self._learn.__dict__[NAME]
 
     def __call__(self) -> None:
-        learn, cap = self._learn, self._controller.memory
+        learn, memory = self._learn, self._controller.memory
         if not learn.training or not len(learn.yb):
             type(learn)._do_one_batch(learn)
             return
         xb, yb, _ = whole = learn.xb, learn.yb, carried(learn)
         samples = batch_length(xb)
-        new, before = samples > cap.has_run, self._before
+        new, before = samples > memory.largest_run, self._before
         before.take(all_random=new)
 
         def undo() -> None:
@@ -70,10 +70,10 @@ class FastaiStep:
             before.restore()
 
         self._left_autocast = False
-        _, fits = in_pieces(partial(self._backward, whole), samples, cap, undo=undo, least=self._least)
+        _, fits = run_in_pieces(partial(self._backward, whole), samples, memory, undo=undo, least=self._least)
         if fits is not None:
             self._controller.ran_out_of_memory(fits)
-        step = partial(take_step, learn._step, getattr(learn.opt, "opt", learn.opt), self._parameters, cap, new=new)
+        step = partial(take_step, learn._step, getattr(learn.opt, "opt", learn.opt), self._parameters, memory, new=new)
         learn._with_events(step, "step", CancelStepException)
         learn.opt.zero_grad()
 
@@ -105,7 +105,7 @@ class FastaiStep:
                 learn.pred = torch.cat([pred.detach() for pred in preds])
 
     def _shares(self, cut: Sequence[Any]) -> list[float]:
-        """What each piece's loss counts for in the whole batch's."""
+        """The share of each piece's loss in the whole batch's."""
         if len(cut) == 1:
             return [1.0]
         loss_func, model = self._learn.loss_func, self._learn.model

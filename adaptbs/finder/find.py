@@ -23,7 +23,7 @@ from ..decision import (
     reference_batch_size,
 )
 from ..gradients import GradientPool, MeanGradient, squared_norm
-from ..hyperparameters import is_adaptive
+from ..hyperparameters import traits_of
 from ..memory import memory_of, probe_batches
 from ..model import BatchLoss, batch_length, preserved_loader, preserved_weights
 from ..noise_scale import estimate, to_floats
@@ -89,7 +89,7 @@ def bs_find(
         return find_batch_size(
             model, loss, _fetch(loader), make_optimizer,
             lr=lr, num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
-            adaptive=optimizer is not None and is_adaptive(optimizer),
+            adaptive=optimizer is not None and traits_of(optimizer).adaptive,
         )  # fmt: skip
 
 

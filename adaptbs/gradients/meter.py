@@ -68,6 +68,11 @@ class NoiseMeter:
         self._stopwatch = Stopwatch(next(model.parameters()).device)
         self._picked, self._why = self._pick_at_once(views, timed)
 
+    def choose_at_once(self) -> None:
+        """Choose a source by the model alone, if that is still open."""
+        if self._picked is None:
+            self._picked, self._why = self._pick_at_once(None, timed=False)
+
     def measure(self, batch: Any, samples: int) -> Measurement | None:
         """The four numbers of a batch, on the device; None where it is too short, or nothing trains.
 

@@ -1,6 +1,6 @@
 """What follows the batch: the learning rate and its kin, and the schedules that they go by."""
 
-from .learning_rate import LR_SCALINGS, LearningRateScale, is_adaptive, lr_rule
+from .learning_rate import LR_SCALINGS, lr_rule
 from .scaler import HyperparameterScaler
 from .schedules import one_cycle
 from .step_hook import StepHook
@@ -14,11 +14,9 @@ __all__ = [
     "RADAM",
     "RMSPROP",
     "HyperparameterScaler",
-    "LearningRateScale",
     "OptimizerTraits",
     "StepHook",
     "following",
-    "is_adaptive",
     "lr_rule",
     "one_cycle",
     "traits_of",

@@ -65,10 +65,11 @@ def correction(first: float, second: float) -> tuple[float, float]:
     Args:
         first, second: c1 and c2, see `mass_ratio`; 1 for an average that is not corrected.
     """
-    return _unless_negligible(first / math.sqrt(second)), _unless_negligible(1 / math.sqrt(second))
+    lr, eps = first / math.sqrt(second), 1 / math.sqrt(second)
+    return (lr if abs(lr - 1) >= NEGLIGIBLE else 1.0), (eps if abs(eps - 1) >= NEGLIGIBLE else 1.0)
 
 
-def mass_ratio(beta: float, *, power: float, steps: int, exponent: float) -> float:
+def mass_ratio(beta: float, power: float, steps: int, exponent: float) -> float:
     """c: the mass that an optimizer takes its average to have, over the true one.
 
     Args:
@@ -78,10 +79,6 @@ def mass_ratio(beta: float, *, power: float, steps: int, exponent: float) -> flo
         exponent: S, this step included.
     """
     return float((1 - (beta**power) ** steps) / (1 - beta**exponent))
-
-
-def _unless_negligible(factor: float) -> float:
-    return factor if abs(factor - 1) >= NEGLIGIBLE else 1.0
 
 
 def steps_made(parameters: Iterable[Tensor], state: Mapping[Tensor, Any], *, wait: bool) -> int | None:

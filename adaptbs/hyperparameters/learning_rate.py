@@ -5,17 +5,10 @@ Every rule gives exactly 1 at k = 1, so that a batch that never changes leaves t
 
 from __future__ import annotations
 
-import logging
 import math
 from numbers import Real
-from typing import TYPE_CHECKING, Any
 
-from ..types import ENOUGH, LRRule, NoiseScale, Scale
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
-log = logging.getLogger(__name__)
+from ..types import ENOUGH, LRRule, NoiseScale
 
 SATURATION = 4  # the batch, over B_simple, at which SGD's learning rate has half of all it will have; see `saturating`
 
@@ -90,40 +83,3 @@ def _checked(rule: LRRule) -> LRRule:
         return float(factor)
 
     return checked
-
-
-def is_adaptive(optimizer: Optimizer) -> bool:
-    """Whether the optimizer divides its step by the gradient's own size, as Adam does and SGD does not.
-
-    Any optimizer that is not plain SGD is taken to, and that is logged where its name does not tell: sqrt(k) is the
-    smaller step, so the safer mistake.
-    """
-    name = type(optimizer).__name__.lower()
-    if name in ("sgd", "asgd"):
-        return False
-    if not any(word in name for word in ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lamb", "lion")):
-        log.info("optimizer %s is not known: its learning rate is scaled by sqrt(k); lr_scaling= changes that", name)
-    return True
-
-
-class LearningRateScale:
-    """What the learning rate is multiplied by at a batch size.
-
-    Args:
-        rule: its factor by k.
-        base_batch_size: that it is stated for, samples.
-    """
-
-    def __init__(self, rule: LRRule, base_batch_size: int) -> None:
-        self._rule, self._base = rule, base_batch_size
-        self._latest: tuple[Any, Scale] = (None, Scale())
-
-    def __call__(self, batch_size: int, noise_scale: NoiseScale | None) -> float:
-        return self._rule(batch_size / self._base, noise_scale)
-
-    def scale(self, batch_size: int, noise_scale: NoiseScale | None) -> Scale:
-        """What changes at a batch size; remembered, as it is asked for at every step."""
-        asked = batch_size, noise_scale
-        if asked != self._latest[0]:
-            self._latest = asked, Scale(batch_size / self._base, self(batch_size, noise_scale))
-        return self._latest[1]

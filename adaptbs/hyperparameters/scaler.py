@@ -1,4 +1,4 @@
-"""An optimizer's hyperparameters at the batch of the moment, group by group."""
+"""The hyperparameters of an optimizer at the current batch, group by group."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from .transfer import LR, OptimizerTraits, changed_group, factors, powers
 log = logging.getLogger(__name__)
 
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
+_NO_POWERS = (1.0, 1.0)
 
 
 class HyperparameterScaler:
-    """What the hyperparameters of an optimizer become, and what its averages have accumulated.
+    """Computes what the hyperparameters become, and counts what the optimizer's averages have accumulated.
 
     Nothing is counted until the betas change for the first time: all steps before were made at k = 1.
 
     Args:
         optimizer: torch's or fastai's; not an OptimWrapper, but what it wraps.
-        kind: of it.
+        traits: what it does with its hyperparameters.
     """
 
-    def __init__(self, optimizer: Any, kind: OptimizerTraits) -> None:
-        self._optimizer, self._kind = optimizer, kind
+    def __init__(self, optimizer: Any, traits: OptimizerTraits) -> None:
+        self._optimizer, self._traits = optimizer, traits
+        self._debiases = traits.debiases
         self._accumulated: list[Accumulated] = []  # one a group
         self._warned = False
 
@@ -45,14 +47,14 @@ class HyperparameterScaler:
         return found
 
     def _warn(self, following: Collection[str]) -> None:
-        if self._kind.known or self._warned or not set(following) - LR:
+        if self._traits.known or self._warned or not set(following) - LR:
             return
         self._warned = True
         log.warning(
             "optimizer %s is not known: of its hyperparameters %s the batch, the others stay as they are. "
             "transfer=('lr',) says that this is meant; if large batches make the model worse, lower max_batch_size=.",
             type(self._optimizer).__name__,
-            "the learning rate and the weight decay follow" if self._kind.decoupled else "the learning rate follows",
+            "the learning rate and the weight decay follow" if self._traits.decoupled else "the learning rate follows",
         )
 
     @property
@@ -60,45 +62,37 @@ class HyperparameterScaler:
         """Whether at k = 1 everything is as it was found."""
         return not self._accumulated
 
-    def changed(
-        self,
-        groups: Sequence[Mapping[str, Any]],
-        following: Collection[str],
-        *,
-        k: float,
-        lr_factor: float,
+    def prepare_step(
+        self, groups: Sequence[Mapping[str, Any]], following: Collection[str], *, k: float, lr_factor: float
     ) -> list[dict[str, Any]]:
-        """For each group the new values of what changes, for the step that is now to be made.
+        """Prepare the step that is now to be made; return, for each group, the new values of what changes.
 
         Args:
             groups: the hyperparameters of the base batch, in torch's names or fastai's.
-            following: which of them follow the batch.
+            following: the hyperparameters that follow the batch.
             k: batch size / base batch size.
-            lr_factor: of the learning rate; 1 where it does not follow.
+            lr_factor: the learning rate's factor; 1 where it does not follow.
         """
-        raised = powers(k if "betas" in following else 1.0)
-        counts = self._kind.debiases and (raised != (1, 1) or not self.idle)
-        if counts:
-            self.count(start=True)
-        kind, new = self._kind, []
+        raised = powers(k) if "betas" in following else _NO_POWERS
+        corrects = self._debiases and (raised != _NO_POWERS or bool(self._accumulated))
+        if corrects:
+            self.count_steps(start=True)
+        new = []
         for i, group in enumerate(groups):
+            corrected = self._correct(self._accumulated[i], group, raised) if corrects else _NO_POWERS
             by = factors(
-                kind,
-                following,
-                k=k,
-                lr_factor=lr_factor,
-                decoupled=group.get("decoupled_weight_decay", kind.decoupled),
-                corrected=self._corrected(self._accumulated[i], group, raised) if counts else (1.0, 1.0),
-            )
+                self._traits, following, k=k, lr_factor=lr_factor, raised=raised, corrected=corrected,
+                decoupled=group.get("decoupled_weight_decay", self._traits.decoupled),
+            )  # fmt: skip
             new.append(changed_group(group, by))
         return new
 
-    def count(self, *, start: bool = False, wait: bool = False) -> None:
+    def count_steps(self, *, start: bool = False, wait: bool = False) -> None:
         """Take in the steps that the optimizer has made.
 
         Args:
-            start: counting, if it has not begun, and of groups that are new.
-            wait: for a device that holds the count; else the steps prepared are taken to have been made.
+            start: begin to count, if that has not begun, and count groups that are new.
+            wait: wait for a device that holds the count; else the steps prepared are taken to have been made.
         """
         if not (self._accumulated or start):
             return
@@ -109,17 +103,15 @@ class HyperparameterScaler:
                 self._accumulated.append(Accumulated())
             self._accumulated[i].seen(steps_made(group["params"], state, wait=wait or is_new))
 
-    def _corrected(
+    def _correct(
         self, group: Accumulated, hypers: Mapping[str, Any], raised: tuple[float, float]
     ) -> tuple[float, float]:
-        steps, *exponents = group.prepare(*raised)
-        betas = hypers["betas"] if "betas" in hypers else (hypers["mom"], hypers["sqr_mom"])
-        debiases = (self._kind.debiases_first, self._kind.debiases_second)
-        first, second = (
-            mass_ratio(float(beta), power=power, steps=steps, exponent=exponent) if debiased else 1.0
-            for beta, power, exponent, debiased in zip(betas, raised, exponents, debiases, strict=True)
-        )
-        return correction(first, second)
+        steps, first, second = group.prepare(*raised)
+        beta1, beta2 = hypers["betas"] if "betas" in hypers else (hypers["mom"], hypers["sqr_mom"])
+        traits, power1, power2 = self._traits, *raised
+        ratio1 = mass_ratio(float(beta1), power1, steps, first) if traits.debiases_first else 1.0
+        ratio2 = mass_ratio(float(beta2), power2, steps, second) if traits.debiases_second else 1.0
+        return correction(ratio1, ratio2)
 
     def state_dict(self) -> list[list[float]]:
         """What has been accumulated, numbers only."""

@@ -1,4 +1,4 @@
-"""The hyperparameters as they are inside the optimizer's step, and nowhere else."""
+"""Sets the hyperparameters to the batch inside the optimizer's step, and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..types import Scale
 from .scaler import HyperparameterScaler
 from .transfer import LR, traits_of
 
-_NAME = "_adaptbs_scaled_step"  # beside the optimizer's state, which is what its state_dict holds
+_NAME = "_adaptbs_step_hook"  # beside the optimizer's state, which is what its state_dict holds
 
 
 class StepHook:
@@ -22,13 +22,13 @@ class StepHook:
     An optimizer has at most one: a second takes the place of the first, whose factors would otherwise come on top.
 
     Args:
-        optimizer: whose steps to scale.
-        scale: by what, asked before each step; where that is 1 everything is left untouched.
-        following: which hyperparameters follow the batch, out of `transfer.HYPERPARAMETERS`.
+        optimizer: the optimizer whose steps to change.
+        scale: asked before each step for k and the learning rate's factor; where both are 1 nothing is touched.
+        following: the hyperparameters that follow the batch, out of `transfer.HYPERPARAMETERS`.
 
     Attributes:
         is_scaled: whether the hyperparameters are changed at the moment.
-        hyperparameters: of the optimizer, with what a checkpoint has to hold.
+        scaler: computes them, with what a checkpoint has to hold.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class StepHook:
             earlier.remove()
         optimizer.__dict__[_NAME] = self
         self._optimizer, self._scale, self._following = optimizer, scale, following
-        self.hyperparameters = HyperparameterScaler.beside(optimizer, traits_of, following)
+        self.scaler = HyperparameterScaler.beside(optimizer, traits_of, following)
         self._unscaled: list[dict[str, Any]] = []
         self.is_scaled = False
         self._handles = [
@@ -50,18 +50,23 @@ class StepHook:
             optimizer.register_step_post_hook(self._after),
         ]
 
-    # (These run at every step, with the processor's caches full of the model's: the less they touch, the better.)
+    # These run at every step, with the processor's caches full of the model's. The less they touch, the better: no
+    # comprehension, which is a call of its own before Python 3.12.
 
     def _before(self, *_: Any) -> None:
         if self.is_scaled:
             self.restore()
         k, lr_factor = self._scale()
-        if k != 1 or lr_factor != 1 or not self.hyperparameters.idle:
+        if k != 1 or lr_factor != 1 or not self.scaler.idle:
             groups = self._optimizer.param_groups
-            new = self.hyperparameters.changed(groups, self._following, k=k, lr_factor=lr_factor)
-            self._unscaled = [{name: group[name] for name in values} for group, values in zip(groups, new, strict=True)]
+            new = self.scaler.prepare_step(groups, self._following, k=k, lr_factor=lr_factor)
+            self._unscaled = unscaled = []
             for group, values in zip(groups, new, strict=True):
-                group.update(values)
+                found = {}
+                for name, value in values.items():
+                    found[name] = group[name]
+                    group[name] = value
+                unscaled.append(found)
             self.is_scaled = True
 
     def _after(self, *_: Any) -> None:

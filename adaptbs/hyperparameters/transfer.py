@@ -5,6 +5,7 @@ Everything here is a factor, or for a decay a power, and exactly 1 at k = 1.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from ..types import LRRule
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
+
+log = logging.getLogger(__name__)
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 LR = frozenset({"lr"})
@@ -54,6 +57,7 @@ class OptimizerTraits:
         eps: is added to the size of a gradient.
         debiases_first, debiases_second: divides that average by 1 - beta^step.
         decoupled: the step multiplies the weights by 1 - lr wd, for groups that do not say it themselves.
+        adaptive: divides its step by the gradient's own size, as Adam does and SGD does not.
         known: whether any of this was looked up; nothing but the learning rate transfers otherwise.
     """
 
@@ -63,6 +67,7 @@ class OptimizerTraits:
     debiases_first: bool = False
     debiases_second: bool = False
     decoupled: bool = False
+    adaptive: bool = True
     known: bool = True
 
     @property
@@ -96,11 +101,23 @@ _TRAITS = {
 
 
 def traits_of(optimizer: Optimizer) -> OptimizerTraits:
-    """The kind of a torch optimizer."""
-    for cls in type(optimizer).__mro__:
-        if cls.__module__.startswith("torch.optim") and cls.__name__ in _TRAITS:
-            return _TRAITS[cls.__name__]
-    return OptimizerTraits(known=False)
+    """The traits of a torch optimizer."""
+    names = [cls.__name__ for cls in type(optimizer).__mro__ if cls.__module__.startswith("torch.optim")]
+    known = next((_TRAITS[name] for name in names if name in _TRAITS), OptimizerTraits(known=False))
+    return replace(known, adaptive=_is_adaptive(type(optimizer).__name__.lower()))
+
+
+def _is_adaptive(name: str) -> bool:
+    """Whether an optimizer of this name divides its step by the gradient's own size.
+
+    Any optimizer that is not plain SGD is taken to, and that is logged where its name does not tell: sqrt(k) is the
+    smaller step, so the safer mistake.
+    """
+    if name in ("sgd", "asgd"):
+        return False
+    if not any(word in name for word in ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lamb", "lion")):
+        log.info("optimizer %s is not known: its learning rate is scaled by sqrt(k); lr_scaling= changes that", name)
+    return True
 
 
 class Factors(NamedTuple):
@@ -126,33 +143,35 @@ def powers(k: float) -> tuple[float, float]:
 
 
 def factors(
-    kind: OptimizerTraits,
+    traits: OptimizerTraits,
     following: Collection[str],
     *,
     k: float,
     lr_factor: float,
     decoupled: bool,
+    raised: tuple[float, float] | None = None,
     corrected: tuple[float, float] = (1.0, 1.0),
 ) -> Factors:
     """The factors at k (Malladi et al. 2022, arXiv:2205.10287, for Adam and RMSprop; see docs/transfer.md).
 
     Args:
-        kind: of the optimizer.
+        traits: what the optimizer does with its hyperparameters.
         following: names out of HYPERPARAMETERS.
         k: batch size / base batch size.
         lr_factor: of the learning rate, by its rule; 1 where "lr" does not follow.
         decoupled: whether the step multiplies this group's weight decay by its learning rate.
+        raised: the powers of the betas, where they are at hand.
         corrected: what `bias_correction.correction` gives for the learning rate and eps.
     """
-    first, second = powers(k if "betas" in following else 1.0)
+    first, second = raised or powers(k if "betas" in following else 1.0)
     lr = lr_factor * corrected[0]
     # lr wd, what a step takes off the weights, is to grow by k, and not to notice the bias correction.
     decay = k if "weight_decay" in following else lr_factor
     return Factors(
         lr=lr,
-        first=first if kind.first else 1.0,
-        second=second if kind.second else 1.0,
-        eps=corrected[1] / math.sqrt(k) if kind.eps and "eps" in following else corrected[1],
+        first=first if traits.first else 1.0,
+        second=second if traits.second else 1.0,
+        eps=corrected[1] / math.sqrt(k) if traits.eps and "eps" in following else corrected[1],
         weight_decay=decay / lr if decoupled else 1.0,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,23 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checks import check_size
 from ..ranks import Ranks
-from ..run import Settings
+from ..run import Settings, SharedArguments
+
+
+class LoaderArguments(SharedArguments, total=False):
+    """What AdaptiveDataLoader takes by keyword beside its own: the shared arguments, and DataLoader's."""
+
+    batch_sampler: None
+    num_workers: int
+    collate_fn: Callable[[list[Any]], Any] | None
+    pin_memory: bool
+    timeout: float
+    worker_init_fn: Callable[[int], None] | None
+    multiprocessing_context: Any
+    prefetch_factor: int | None
+    persistent_workers: bool
+    pin_memory_device: str
+    in_order: bool
 
 
 def check(
@@ -28,7 +45,7 @@ def check(
     if stock.get("batch_sampler") is not None:
         raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
     if not stock.get("in_order", True):
-        raise ValueError("in_order=False: the size of a batch is known by its place in the order: leave it True")
+        raise ValueError("in_order=False is not supported: batch sizes are matched by order. Leave it True.")
     check_size("batch_size", batch_size)
     check_size("accumulation_steps", accumulation_steps)
     if epochs is not None:

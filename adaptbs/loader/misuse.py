@@ -1,4 +1,4 @@
-"""What a loop is told once if it leaves adaptbs out of something: its scheduler, or its optimizer's steps."""
+"""Warns, once, of a loop that leaves its scheduler or its optimizer's steps out of what follows the batch."""
 
 from __future__ import annotations
 
@@ -16,32 +16,42 @@ class MisuseWarnings:
     """Watches what should follow the batch and does not.
 
     Args:
-        optimizer: of the loop.
+        optimizer: the loop's optimizer.
         scheduler_given: whether the loader drives a scheduler.
         follows: whether any hyperparameter is to follow the batch.
-        parts: batches of an optimizer step.
+        batches_per_step: batches of an optimizer step.
 
     Attributes:
-        stepped: to be set when the optimizer takes a step.
+        saw_a_step: whether the optimizer has taken a step, or is not waited for any more.
     """
 
-    def __init__(self, optimizer: Optimizer, *, scheduler_given: bool, follows: bool, parts: int) -> None:
-        self._optimizer, self._schedules, self._patience = optimizer, not scheduler_given, PATIENCE * parts
-        self.stepped = not follows
+    def __init__(self, optimizer: Optimizer, *, scheduler_given: bool, follows: bool, batches_per_step: int) -> None:
+        self._optimizer, self._scheduler_missing = optimizer, not scheduler_given
+        self._patience = PATIENCE * batches_per_step
+        self.saw_a_step = not follows
         self._lr: object = None
 
-    def begins(self) -> None:
+    @property
+    def watches(self) -> bool:
+        """Whether there is anything left to warn of."""
+        return self._scheduler_missing or not self.saw_a_step
+
+    def stepped(self) -> None:
+        """Take note of a step of the optimizer."""
+        self.saw_a_step = True
+
+    def begin_epoch(self) -> None:
         """Take note of an iteration that begins: what a loop does between two of them is its own affair."""
         self._lr = self._optimizer.param_groups[0]["lr"]
 
-    def looks(self) -> None:
+    def look(self) -> None:
         """Look at what the loop has done since the latest batch, of a run whose batch has changed."""
-        if self._schedules:
+        if self._scheduler_missing:
             self._look_for_a_scheduler()
-        if not self.stepped:
+        if not self.saw_a_step:
             self._patience -= 1
             if not self._patience:
-                self.stepped = True
+                self.saw_a_step = True
                 log.warning(
                     "batches of another size are delivered, but step() of the %s that the loader was given is never "
                     "called, so no hyperparameter follows them: give optimizer= the one whose step() is called "
@@ -50,10 +60,10 @@ class MisuseWarnings:
                 )
 
     def _look_for_a_scheduler(self) -> None:
-        # (A scheduler sets a new number at each step, even an equal one; where it fills a tensor that is not seen.)
+        # A scheduler sets a new number at each step, even an equal one; where it fills a tensor that is not seen.
         lr = self._optimizer.param_groups[0]["lr"]
         if lr is not self._lr and getattr(self._optimizer.step, STEPPED, False):
-            self._schedules = False
+            self._scheduler_missing = False
             log.warning(
                 "a scheduler is stepped from batch to batch that the loader was not given: as batches grow there are "
                 "fewer of them, so it will not come to its end. Make it first, from the length of a stock DataLoader, "

@@ -1,9 +1,8 @@
-"""Schedules as functions of samples seen, never of step counts: a torch LR scheduler driven by samples."""
+"""Drives a torch LR scheduler by samples: a schedule is a function of samples seen, never of step counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -12,55 +11,59 @@ from ..decision import fixed_batches
 
 
 class SchedulerDriver:
-    """How many steps of the schedule one call of `scheduler.step()` stands for.
+    """Tells how many steps of the schedule one call of `scheduler.step()` stands for.
 
     As many as the fixed run would have delivered batches meanwhile, for each batch that was delivered: exactly 1 while
     the batch has its first size, wherever the loop makes its calls (every batch, every m-th, with some left out). So
     after s samples of an epoch a loop that calls every batch has made min(floor(s/start), n) steps, and all n at the
-    epoch's end. A call outside an iteration, as by a scheduler stepped once an epoch, is one step; in a run that ends
-    by progress, as many as whole epochs of the plan have been completed since the last such call.
+    epoch's end. A call outside an iteration, as of a scheduler stepped once an epoch, is one step. In a run that ends
+    by progress it is as many as whole epochs of the plan have been completed since the last such call.
 
     Args:
-        start: the size the run began with, samples.
+        start: the size that the run began with, samples.
         epoch_samples: samples of an epoch.
         epoch_steps: n, batches of an epoch at the start size.
-        given: whether there is a scheduler that this is for.
+        given: whether there is a scheduler to drive.
     """
 
     def __init__(self, start: int, epoch_samples: int, epoch_steps: int, *, given: bool = True) -> None:
         self.given = given
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
-        self.by_progress = False
-        self._at = 0.0  # where the schedule is, samples of the plan
+        self._by_progress = False
+        self._at = 0.0  # the schedule's position, samples of the plan
         self._epochs = 0  # steps made by calls outside an iteration
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
         self._in_loop = False  # whether calls have been made inside the latest of them
         self._passed = self._batches = 0  # since the latest call: batches of the fixed run, and batches delivered
         self._owed = 0.0  # part of a step that calls so far have come to beyond whole ones
 
-    @contextmanager
-    def iteration(self) -> Iterator[None]:
-        """Around an epoch's batches, also where it is broken off."""
+    def go_by_progress(self) -> None:
+        """Count epochs of the plan, where the run ends by its progress."""
+        self._by_progress = True
+
+    def begin_iteration(self) -> None:
+        """Take note of an iteration over the loader."""
         self._iterations += 1
         self._in_loop = False
-        try:
-            yield
-        finally:
-            self._iterations -= 1
 
-    def delivered(self, before: float, after: float) -> None:
-        """Take note of a batch that the loop now holds: samples before..after of its epoch, or of the whole plan."""
+    def end_iteration(self) -> None:
+        """Take note of its end, also where it was broken off."""
+        self._iterations -= 1
+
+    def moved(self, before: float, after: float) -> None:
+        """Take note of a batch that the loop now holds, from its schedule's position before and after it."""
         self._batches += 1
         self._at = after
-        self._passed += self._fixed_batches(after) - self._fixed_batches(before)
+        sizes = self._start, self._epoch_samples, self._epoch_steps
+        self._passed += fixed_batches(after, *sizes) - fixed_batches(before, *sizes)
 
-    def steps_due(self) -> int:
-        """How many steps the call being made stands for."""
+    def take_steps(self) -> int:
+        """Take the steps that the call being made stands for, and return how many they are."""
         passed, batches = self._passed, self._batches
         self._passed = self._batches = 0
-        # (Of a loop that looks a batch ahead the last call comes when the iteration is over.)
+        # Of a loop that looks a batch ahead the last call comes when the iteration is over.
         self._in_loop = bool(batches) and (self._iterations > 0 or self._in_loop)
-        if not self._in_loop and not self._iterations and self.by_progress:
+        if not self._in_loop and not self._iterations and self._by_progress:
             due = int(self._at / self._epoch_samples + 1e-9) - self._epochs
             self._epochs += due
             return due
@@ -71,9 +74,6 @@ class SchedulerDriver:
         self._owed -= steps
         return steps
 
-    def _fixed_batches(self, samples: float) -> int:
-        return fixed_batches(samples, self._start, self._epoch_samples, self._epoch_steps)
-
     def state_dict(self) -> dict[str, float]:
         return {name: getattr(self, f"_{name}") for name in _REMEMBERED}
 
@@ -83,7 +83,6 @@ class SchedulerDriver:
 
 
 _REMEMBERED = ("passed", "batches", "owed", "at", "epochs")
-
 
 PAST_ITS_END = (
     "A scheduler given to an AdaptiveDataLoader goes by samples, and this loop has taken more of them than the "
@@ -96,8 +95,8 @@ def _unmade(kind: type[LRScheduler]) -> LRScheduler:
     return kind.__new__(kind)
 
 
-def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
-    """From now on let each `scheduler.step()` make as many steps as are due.
+def drive(scheduler: LRScheduler, take_steps: Callable[[], int]) -> None:
+    """From now on let each `scheduler.step()` make as many steps as `take_steps` returns.
 
     The method is replaced in a subclass made for this one object: put on the object itself it would end up in its
     `state_dict`. A second call replaces the first. ReduceLROnPlateau, which follows a metric, is left alone, and so is
@@ -111,11 +110,11 @@ def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
         if args or kwargs:
             stock.step(self, *args, **kwargs)
             return
-        due = steps_due()
+        due = take_steps()
         try:
             for _ in range(due):
                 stock.step(self)
-        except ValueError as error:  # (OneCycleLR's, which counts its steps)
+        except ValueError as error:  # OneCycleLR's, which counts its steps
             if due > 1 and hasattr(error, "add_note"):
                 error.add_note(PAST_ITS_END)
             raise
@@ -128,7 +127,7 @@ def drive(scheduler: LRScheduler, steps_due: Callable[[], int]) -> None:
     scheduler.__class__ = type(stock.__name__, (stock,), members)
 
 
-def run_epochs(scheduler: object, epoch_steps: int, parts: int = 1) -> int | None:
+def run_epochs(scheduler: object, epoch_steps: int, accumulation_steps: int = 1) -> int | None:
     """The length of the run, epochs, as far as the scheduler tells by `total_steps` or `T_max`; else None.
 
     A whole number of epochs' steps counts steps, and fewer than one epoch's steps counts epochs: that scheduler is
@@ -136,13 +135,14 @@ def run_epochs(scheduler: object, epoch_steps: int, parts: int = 1) -> int | Non
     an epoch's end may make one more or not.
 
     Args:
-        epoch_steps: batches of the fixed run.
-        parts: of them make an optimizer step.
+        scheduler: a torch LR scheduler.
+        epoch_steps: batches of an epoch of the fixed run.
+        accumulation_steps: batches of an optimizer step.
     """
     total = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
     if not isinstance(total, int) or total < 1:
         return None
-    for steps in (epoch_steps // parts, -(-epoch_steps // parts)):
+    for steps in (epoch_steps // accumulation_steps, -(-epoch_steps // accumulation_steps)):
         if 0 < steps <= total and total % steps == 0:
             return total // steps
-    return total if total < epoch_steps // parts else None
+    return total if total < epoch_steps // accumulation_steps else None

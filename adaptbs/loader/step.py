@@ -7,62 +7,58 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..gradients import shows_a_sum
-from ..memory import MemoryLimit, cut_in_pieces, in_pieces, shares, take_step
+from ..memory import cut_in_pieces, run_in_pieces, shares, take_step
 from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm, slice_batch, trainable
-from ..run import Controller
+from ..run import TrainingRun
+
+FEW = 8  # samples that show whether a loss is a mean or a sum
 
 
 class LoaderStep:
     """See `AdaptiveDataLoader.step`.
 
     Args:
-        model: being trained.
-        optimizer: that takes the steps.
-        loss: of a batch.
+        run: the training run.
+        optimizer: takes the steps.
+        loss: the loss of a batch.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, loss: BatchLoss) -> None:
-        self._model, self._optimizer, self._loss = model, optimizer, loss
+    def __init__(self, run: TrainingRun, optimizer: Optimizer, loss: BatchLoss) -> None:
+        self._run, self._model, self._optimizer, self._loss = run, run.model, optimizer, loss
         self._before: Snapshot | None = None
         self._sums: bool | None = None  # whether the loss adds up over a batch; None until that was asked
 
     def __call__(
-        self,
-        controller: Controller,
-        batch: Any,
-        scaler: torch.amp.GradScaler | None,
-        before_step: Callable[[], None] | None,
+        self, batch: Any, scaler: torch.amp.GradScaler | None, before_step: Callable[[], None] | None
     ) -> Tensor:
-        cap = controller.memory
-        cap.in_pieces = True
-        new = batch_length(batch) > cap.has_run
-        run = partial(self._run, batch, scaler, 1 / controller.parts)
-        loss, fits = self._backward(run, batch_length(batch), cap, new)
+        controller, memory = self._run.controller, self._run.controller.memory
+        memory.expect_pieces()
+        new = batch_length(batch) > memory.largest_run
+        run = partial(self._pass, batch, scaler, 1 / controller.batches_per_step)
+        loss, fits = self._backward(run, batch_length(batch), new)
         if fits is not None:
             controller.ran_out_of_memory(fits)
-        if controller.delivery.in_hand.ends_step:
+        if self._run.tracker.current.ends_step:
             if before_step is not None:
                 if scaler is not None:
                     scaler.unscale_(self._optimizer)
                 before_step()
             step = partial(scaler.step, self._optimizer) if scaler is not None else self._optimizer.step
-            take_step(step, self._optimizer, list(self._model.parameters()), cap, new=new)
+            take_step(step, self._optimizer, list(self._model.parameters()), memory, new=new)
             if scaler is not None:
                 scaler.update()
             self._optimizer.zero_grad()
         return loss
 
-    def _backward(
-        self, run: Callable[[int], Tensor], samples: int, cap: MemoryLimit, new: bool
-    ) -> tuple[Tensor, int | None]:
+    def _backward(self, run: Callable[[int], Tensor], samples: int, new: bool) -> tuple[Tensor, int | None]:
         """Add the batch's gradient to `.grad`; its loss, and the largest piece that fitted, where it did not whole."""
         if self._before is None:
             self._before = Snapshot(self._model)
-        parameters, before = trainable(self._model), self._before
+        parameters, before, memory = trainable(self._model), self._before, self._run.controller.memory
         before.take(all_random=new)
         held = [p.grad for p in parameters]  # of the batches of this step so far
 
@@ -74,7 +70,8 @@ class LoaderStep:
         for p in parameters:
             p.grad = None
         try:
-            loss, fits = in_pieces(run, samples, cap, undo=undo, least=2 if has_batch_norm(self._model) else 1)
+            least = 2 if has_batch_norm(self._model) else 1
+            loss, fits = run_in_pieces(run, samples, memory, undo=undo, least=least)
         except BaseException:
             for p, grad in zip(parameters, held, strict=True):
                 p.grad = grad
@@ -84,7 +81,7 @@ class LoaderStep:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
         return loss, fits
 
-    def _run(self, batch: Any, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int) -> Tensor:
+    def _pass(self, batch: Any, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int) -> Tensor:
         cut = cut_in_pieces(batch, pieces)
         losses = []
         for piece, share in zip(cut, self._shares(batch, cut), strict=True):
@@ -101,7 +98,7 @@ class LoaderStep:
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _shares(self, batch: Any, cut: Sequence[Any]) -> list[float]:
-        """What each piece's loss counts for in the whole batch's."""
+        """The share of each piece's loss in the whole batch's."""
         if len(cut) == 1:
             return [1.0]
         if self._sums is None:
@@ -110,6 +107,3 @@ class LoaderStep:
         if self._sums:
             return [1.0] * len(cut)
         return shares([self._loss.weight(self._model, piece) for piece in cut])
-
-
-FEW = 8  # samples that show whether a loss is a mean or a sum

@@ -1,23 +1,22 @@
 """What fits: a device's memory, trials of a size, the limit of a run, and going on after running out."""
 
-from .device import DeviceMemory, memory_of
+from .device import memory_of
 from .limit import MemoryLimit
-from .pieces import cut_in_pieces, in_pieces, shares
+from .pieces import cut_in_pieces, run_in_pieces, shares
 from .probe import MemoryProbe, probe_batches, probe_memory
 from .recovery import is_out_of_memory, take_step
 from .trial import MemoryTrial
 
 __all__ = [
-    "DeviceMemory",
     "MemoryLimit",
     "MemoryProbe",
     "MemoryTrial",
     "cut_in_pieces",
-    "in_pieces",
     "is_out_of_memory",
     "memory_of",
     "probe_batches",
     "probe_memory",
+    "run_in_pieces",
     "shares",
     "take_step",
 ]

@@ -1,4 +1,4 @@
-"""A batch in pieces: cut, run one after the other, weighted."""
+"""A batch in pieces: where it is cut, how the pieces are run, and what each counts for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from ..model import add_note, batch_length, slice_batch
 from .limit import MemoryLimit
-from .recovery import T, is_out_of_memory
+from .recovery import is_out_of_memory
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def cut_in_pieces(batch: Any, pieces: int) -> list[Any]:
@@ -28,28 +31,25 @@ def shares(weights: Sequence[float]) -> list[float]:
     return [weight / total if total else 1 / len(weights) for weight in weights]
 
 
-log = logging.getLogger(__name__)
-
-
-def in_pieces(
-    run: Callable[[int], T], samples: int, cap: MemoryLimit, *, undo: Callable[[], None], least: int
+def run_in_pieces(
+    run: Callable[[int], T], samples: int, limit: MemoryLimit, *, undo: Callable[[], None], least: int
 ) -> tuple[T, int | None]:
     """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ...; each time from its beginning.
 
     Args:
         run: runs the batch in so many pieces.
-        samples: of the batch.
-        cap: knows what fits so far; what runs out is told to it.
+        samples: the batch's samples.
+        limit: knows what fits so far; what runs out is told to it.
         undo: takes back all that `run` has done before it ran out.
         least: samples that a piece must have.
 
     Returns:
-        What `run` does, and the largest piece that fitted where one did not; else None.
+        The result of `run`, and the largest piece that fitted where one did not; else None.
 
     Raises:
         the error of memory that ran out, where there is no smaller piece.
     """
-    pieces, failed = max(1, math.ceil(samples / cap.piece)), False
+    pieces, failed = max(1, math.ceil(samples / limit.piece)), False
     while True:
         said = None
         try:
@@ -63,14 +63,14 @@ def in_pieces(
             said = str(error)
         largest = -(-samples // pieces)
         if said is None:
-            cap.ran(largest)
+            limit.ran(largest)
             if failed:
-                cap.piece = largest
+                limit.run_no_more_than(largest)
             return result, largest if failed else None
-        # (Outside of the except block, which keeps alive what the failed pass holds.)
+        # Outside of the except block, which keeps alive what the failed pass holds.
         failed = True
-        cap.fails(largest)
+        limit.fails(largest)
         undo()
-        cap.release()
+        limit.release()
         pieces *= 2
         log.warning("memory ran out with %d samples, so they are run again in %d pieces: %s", samples, pieces, said)

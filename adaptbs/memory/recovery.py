@@ -40,17 +40,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(phrase in said for phrase in PHRASES)
 
 
-def take_step(step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor], cap: MemoryLimit, *, new: bool) -> T:
+def take_step(
+    step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor], limit: MemoryLimit, *, new: bool
+) -> T:
     """An optimizer's step; once more where memory ran out in it and nothing had been changed, or can be changed back.
 
     Args:
         step: takes it.
         optimizer: with `.state`, torch's or fastai's.
         parameters: that it changes.
-        cap: of the device.
+        limit: of the device's memory.
         new: whether memory has not held such a step before: then a copy of all it changes is kept in the host's memory.
     """
-    copies = new and cap.memory is not None and not cap.memory.careful
+    copies = new and limit.memory is not None and not limit.memory.careful
     values = WeightSnapshot(parameters, optimizer) if copies else None
     before, said = _versions(parameters, optimizer), None
     try:
@@ -64,7 +66,7 @@ def take_step(step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor
         said = str(error)
     if values is not None:
         values.restore()
-    cap.release()
+    limit.release()
     log.warning("memory ran out in the optimizer's step, which is taken again: %s", said)
     return step()
 

@@ -100,19 +100,20 @@ class MemoryTrial:
         loss: of a batch.
         memory: of the device; None where it is not asked.
         measures: whether measuring is part of training, which holds another gradient.
-
-    Attributes:
-        batch: of the run, the latest.
     """
 
     def __init__(self, model: nn.Module, loss: BatchLoss, memory: DeviceMemory | None, *, measures: bool) -> None:
         self._model, self._loss, self._memory, self._measures = model, loss, memory, measures
-        self.batch: Any = None
+        self._batch: Any = None
+
+    def use(self, batch: Any) -> None:
+        """Make the trials to come on this batch of the run; None: keep none."""
+        self._batch = batch
 
     def __call__(self, size: int) -> Trial:
         assert self._memory is not None
         more = bytes_of(trainable(self._model)) if self._measures else 0
-        return try_size(self._model, self._loss, self.batch, size, self._memory, more=more)
+        return try_size(self._model, self._loss, self._batch, size, self._memory, more=more)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

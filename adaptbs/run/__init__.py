@@ -2,8 +2,17 @@
 
 from .controller import Controller
 from .look_ahead import DetectLookAhead
-from .measuring import measure
 from .report import RunReport
-from .settings import Settings
+from .settings import Settings, SharedArguments, shows_shared_arguments
+from .training_run import TrainingRun, check_version
 
-__all__ = ["Controller", "DetectLookAhead", "RunReport", "Settings", "measure"]
+__all__ = [
+    "Controller",
+    "DetectLookAhead",
+    "RunReport",
+    "Settings",
+    "SharedArguments",
+    "TrainingRun",
+    "check_version",
+    "shows_shared_arguments",
+]

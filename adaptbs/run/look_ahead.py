@@ -9,11 +9,10 @@ from torch import Tensor
 
 
 class LookAhead(Protocol):
-    """How a loop takes its batches, as far as it shows.
+    """How many batches a loop fetches before it works on them, as far as it shows.
 
     Attributes:
-        ahead: how many batches it fetches before it works on them; None while that is not known. Once it is known to
-            be none, nothing else is asked any more.
+        ahead: that number; None while it is not known. Once it is known to be 0, nothing else is asked any more.
     """
 
     ahead: int | None
@@ -24,12 +23,11 @@ class LookAhead(Protocol):
 
     @property
     def begun(self) -> int:
-        """How many of the batches it was given it works on or has worked on."""
+        """Batches, of those it was given, that the loop works on or has worked on."""
         ...
 
-    @property
-    def finished(self) -> int:
-        """How many it is through with, asked when it wants another one."""
+    def wants_next(self) -> int:
+        """Take note that the loop wants another batch; return how many batches it is through with."""
         ...
 
     def close(self) -> None:
@@ -38,29 +36,32 @@ class LookAhead(Protocol):
 
 
 class NoLookAhead:
-    """Trains on each batch before it asks for the next."""
+    """The loop trains on each batch before it asks for the next."""
 
     ahead: int | None = 0
 
     def __init__(self) -> None:
-        self.begun = self.finished = 0
+        self.begun = 0
 
     def fetched(self) -> None:
-        self.begun = self.finished = self.begun + 1
+        self.begun += 1
+
+    def wants_next(self) -> int:
+        return self.begun
 
     def close(self) -> None:
         return None
 
 
 class DetectLookAhead:
-    """Trains on each batch before it asks for the next, or looks one ahead, to copy it to the device meanwhile.
+    """The loop trains on each batch before it asks for the next, or looks one ahead to copy it to the device meanwhile.
 
-    Which of both shows at the first backward pass, or step: how many batches had been fetched before it. Later steps
-    would not tell, because a GradScaler leaves some out and accumulation makes one of several batches. Where two have
-    been fetched and nothing was done with them, nobody trains, and each batch is done with when the next is asked for.
+    The first backward pass, or step, shows which: by how many batches had been fetched before it. Later steps would not
+    tell, because a GradScaler leaves some out and accumulation makes one of several batches. Where two batches have
+    been fetched and nothing was done with them, nobody trains, and each batch is done with when the next is wanted.
 
     Args:
-        parameters: being trained.
+        parameters: the parameters being trained.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -80,10 +81,10 @@ class DetectLookAhead:
     @property
     def begun(self) -> int:
         ahead = self.ahead if self.ahead is not None else 1
-        return max(self._fetched - ahead, min(self._fetched, 1))  # (of one batch alone it works on that)
+        # Where only one batch was fetched, it is the one that the loop works on.
+        return max(self._fetched - ahead, min(self._fetched, 1))
 
-    @property
-    def finished(self) -> int:
+    def wants_next(self) -> int:
         if self.ahead is None and self._fetched > 1:
             self.ahead = 0
         if self.ahead == 0:

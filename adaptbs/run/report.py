@@ -1,12 +1,13 @@
-"""What a run tells its user: the same of a loader and of a callback."""
+"""What a run tells its user: the same of every face."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..report import History, TradeOff, trade_off_of_run
+from ..report import History, TradeOff, plot_history, trade_off_of_run
 from ..types import NoiseScale
 from .controller import Controller
+from .training_run import TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +16,14 @@ if TYPE_CHECKING:
 class RunReport:
     """Reads the latest run's controller; before the first run there is nothing to tell."""
 
-    _controller: Controller | None
+    @property
+    def training_run(self) -> TrainingRun | None:
+        """The latest run, for tools that look inside or simulate; None before the first."""
+        raise NotImplementedError
+
+    @property
+    def _controller(self) -> Controller | None:
+        return self.training_run.controller if self.training_run else None
 
     @property
     def noise_scale(self) -> NoiseScale | None:
@@ -29,8 +37,8 @@ class RunReport:
 
     @property
     def progress(self) -> float | None:
-        """Share of the run done, 0..1, the batch in the loop's hands included; None where its length is not known."""
-        known = self._controller is not None and self._controller.run.epochs is not None
+        """Share of the run done, 0..1, the current batch included; None where its length is not known."""
+        known = self._controller is not None and self._controller.progress_tracker.epochs is not None
         return self._controller.progress if known and self._controller else None
 
     @property
@@ -42,18 +50,16 @@ class RunReport:
         """What fixed batch sizes would have taken for the progress made so far: steps, samples, time on this device.
 
         Args:
-            base: the size that all is relative to, samples; the one the run began with where None.
+            base: the size that all is relative to, samples; None: the size that the run began with.
 
         Raises:
             RuntimeError: where no noise scale has been measured yet.
         """
         run = self._controller
-        step_time, largest, critical = (run.step_time, run.epoch_samples, run.critical) if run else (None, 0, 1.0)
+        step_time, largest, critical = (run.step_time, run.epoch_samples, run.rules.critical) if run else (None, 0, 1.0)
         decisions = self.history.decisions()
         return trade_off_of_run(decisions, step_time, base=base, largest=largest, critical_over_simple=critical)
 
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""
-        from ..report import plot_history
-
         return plot_history(self.history.decisions(), self.history.view_columns)

@@ -1,11 +1,13 @@
-"""The keyword arguments that the loader and the fastai callback share, checked once."""
+"""The keyword arguments that every face shares: declared, documented and checked once."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from numbers import Real
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from ..checks import check_choice, check_share, check_size
 from ..decision import TARGETS
@@ -13,14 +15,72 @@ from ..hyperparameters import LR_SCALINGS, following
 from ..timing import StepTime
 from ..types import LRRule, Target
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 SOURCES = ("auto", "halves", "per_example")
 METRICS = ("plain", "adam")
 BUDGETS = ("progress", "epochs")
 
+T = TypeVar("T", bound=type)
+
+
+class SharedArguments(TypedDict, total=False):
+    """The names and types of the shared arguments, for type checkers and editors. `Settings` documents them."""
+
+    max_batch_size: int | None
+    base_batch_size: int | None
+    target: str | Target
+    lr_scaling: str | LRRule
+    transfer: Collection[str] | None
+    budget: str
+    max_extra: float
+    exceed_memory: bool
+    decide_every: float
+    confidence: float
+    overhead: float
+    step_time: tuple[float, float] | None
+    source: str
+    metric: str
+    by_group: bool
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """See `AdaptiveDataLoader` for what each means. Raises ValueError or TypeError for a value that cannot be."""
+    """The shared arguments, checked.
+
+    Args:
+        max_batch_size: never exceeded, samples of a batch as it is delivered. None: a step has at most an eighth of the
+            dataset, and at most 32 times the base batch, of which 64 count, or 8 times it where that is more.
+        base_batch_size: the batch size that the hyperparameters are stated for, samples of an optimizer step. None: the
+            size that the run starts with.
+        target: "goodput" (most progress per second), "noise_scale", or a function
+            `(noise_scale, batch_size, progress) -> wanted batch size`.
+        lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch size for SGD), "linear", "sqrt",
+            "gain", "none", or a function `(k, noise_scale) -> factor`.
+        transfer: the hyperparameters that follow the batch, out of "lr", "betas" (fastai: mom and sqr_mom), "eps" and
+            "weight_decay". None: all of them with `lr_scaling="auto"`, else "lr" only. docs/transfer.md says what each
+            becomes.
+        budget: "progress": the run ends when it has come as far as its epochs would have with a small batch, in fewer
+            steps and rather more samples, so there may be more epochs, the last a short one. "epochs": it ends after
+            its epochs. A plain loop over the loader has the epochs that it has.
+        max_extra: samples beyond the plan that a budget of progress may take, as a share of the planned ones.
+        exceed_memory: let the batch grow past what memory holds, and run it in pieces (the loader: by `step`). On one
+            device that saves no time.
+        decide_every: share of the run between two decisions.
+        confidence: confidence of the reported interval of the noise scale.
+        overhead: share of the run's time, as it would be at the first batch size, that measuring may cost; 0 measures
+            nothing.
+        step_time: (a, b): a step takes a + b B seconds. Given, no clock and no device is read, and a run can be
+            repeated to the bit.
+        source: how to measure: by "halves" of a batch, or by "per_example" norms, which vary less but exist for some
+            layers only. "auto" takes those where they exist and pay.
+        metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.
+        by_group: report the noise scale of each of the optimizer's parameter groups too.
+
+    Raises:
+        ValueError, TypeError: for a value that cannot be.
+    """
 
     max_batch_size: int | None = None
     base_batch_size: int | None = None
@@ -63,9 +123,14 @@ class Settings:
         if self.step_time is not None:
             object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
 
+    @classmethod
+    def taken_from(cls, arguments: dict[str, Any]) -> Self:
+        """The settings among a function's keyword arguments, which are taken out of them."""
+        return cls(**{f.name: arguments.pop(f.name) for f in fields(cls) if f.name in arguments})
+
     @property
     def following(self) -> frozenset[str]:
-        """Which hyperparameters follow the batch."""
+        """The hyperparameters that follow the batch."""
         return following(self.transfer, self.lr_scaling)
 
     def check_start(self, batch_size: int, samples: int) -> None:
@@ -86,6 +151,27 @@ class Settings:
                 f"max_batch_size={self.max_batch_size} is below batch_size={batch_size}, which the run starts with: "
                 "raise max_batch_size or lower batch_size"
             )
+
+
+def shows_shared_arguments(cls: T) -> T:
+    """Class decorator: put the shared arguments into the signature and the docstring of a class.
+
+    Its `__init__` takes them by `**kwargs`; what it hands on to a base class it calls `**stock`. In the docstring they
+    take the place of the line `{shared arguments}`.
+    """
+    init: Callable[..., None] = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(init)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    stock = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD and p.name == "stock"]
+    shared = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields(Settings)
+    ]
+    init.__signature__ = signature.replace(parameters=[*own, *shared, *stock])  # type: ignore[attr-defined]
+    if cls.__doc__ and Settings.__doc__:  # python -OO has none
+        text = Settings.__doc__.split("Args:\n")[1].split("\n\n")[0]
+        cls.__doc__ = cls.__doc__.replace("        {shared arguments}", text)
+    return cls
 
 
 def _checked_step_time(value: tuple[float, float]) -> StepTime:

@@ -1,10 +1,10 @@
-"""Passes batches to a loop: which of them it works on, which it is through with, and what that counts."""
+"""Passes batches to a loop: which of them it works on, which it is through with, and the position in the epoch."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..decision import Progress
 from ..sampling import BatchInfo
@@ -15,132 +15,194 @@ T = TypeVar("T")
 ONE_AT_A_TIME = "persistent workers serve one iteration at a time: end it before the next"
 
 
+class EpochEvents(Protocol):
+    """What a face does around the batches of one iteration."""
+
+    def begin_epoch(self) -> None:
+        """The loop asks for its first batch."""
+        ...
+
+    def before_batch(self, batch: Any) -> None:
+        """The loop is about to be given a batch."""
+        ...
+
+    def end_epoch(self) -> None:
+        """The iteration is over, or was broken off."""
+        ...
+
+
 class BatchTracker:
     """Passes batches on and keeps count of those that the loop has come to work on.
 
     Args:
-        run: that they count for.
-        start: the size that the run began with, samples of an optimizer step.
-        worth: of a sample in a step of so many, in samples of the reference batch.
-        stepped: called with its samples when the loop is through with an optimizer step.
-        placed: told where the schedule is before and after each batch that the loop comes to work on.
+        progress: of the run.
+        start: the size that the run begins with, samples of an optimizer step.
+        sample_efficiency: cut size -> effective samples of one sample.
+        on_step_end: called when the loop is through with an optimizer step, with the step's samples, the size that it
+            was cut at, and the longest batch so far.
+        on_schedule_moved: called with the schedule's position before and after each batch that the loop comes to work
+            on.
 
     Attributes:
-        in_hand: the batch that the loop works on.
-        fetched: the latest it was given: another one, where it looks ahead.
-        schedule_span: where the schedule is before and after the batch in hand, samples.
+        current: the batch that the loop works on.
+        latest_fetched: the latest that it was given; another one where it looks ahead.
+        schedule_span: the schedule's position before and after the current batch, samples.
         ever_changed: whether any batch so far was cut at another size than the first.
-        longest: of the batches so far, samples.
+        longest: samples of the longest batch so far.
     """
 
     def __init__(
         self,
-        run: Progress,
+        progress: Progress,
         start: int,
         *,
-        worth: Callable[[int], float],
-        stepped: Callable[[int], None],
-        placed: Callable[[float, float], None] | None = None,
+        sample_efficiency: Callable[[int], float],
+        on_step_end: Callable[[int, int, int], None],
+        on_schedule_moved: Callable[[float, float], None] | None = None,
     ) -> None:
-        self._run, self._start, self._worth, self._stepped, self._placed = run, start, worth, stepped, placed
-        self.in_hand = self.fetched = BatchInfo(start, start)
+        self._progress, self._start, self._sample_efficiency = progress, start, sample_efficiency
+        self._on_step_end, self._on_schedule_moved = on_step_end, on_schedule_moved
+        self.current = self.latest_fetched = BatchInfo(start, start)
         self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
-        self._step_length = 0  # samples of the step that the batch in hand belongs to, so far
-        self._resumed = False  # whether the next iteration is the rest of one
+        self._step_samples = 0  # of the step that the current batch belongs to, so far
+        self._iteration: Iteration | None = None  # the one that the loop has worked in last
+        self._resume_at: int | None = None  # where the next iteration goes on in its epoch, if it does
 
-    def deliver(self, batches: Iterable[T], issued: deque[BatchInfo], loop: LookAhead) -> Iterator[T]:
-        """Pass an epoch's batches on, or what was left of the one under way when a state was saved; see Controller."""
-        # (Another iteration may be under way: each keeps its own place.)
-        here = Iteration(loop, issued, self._run.epoch, self._run.epoch_position if self._resumed else 0)
-        resumed, self._resumed = self._resumed, False
+    @property
+    def epoch_position(self) -> int:
+        """Samples of this epoch that the loop has come to work on; 0 between epochs."""
+        return self._iteration.position if self._iteration is not None else self._resume_at or 0
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an epoch has begun and not ended."""
+        return self.epoch_position > 0
+
+    def deliver(
+        self,
+        batches: Iterable[T],
+        queue: deque[BatchInfo],
+        look_ahead: LookAhead,
+        events: EpochEvents | None = None,
+        is_new: Callable[[T], bool] | None = None,
+    ) -> Iterator[T]:
+        """Pass an epoch's batches on, or the rest of the one that was under way when a state was saved.
+
+        Args:
+            batches: as they are fetched.
+            queue: what each was cut at, in the same order, filled as batches are fetched. A batch leaves it when the
+                loop comes to work on it.
+            look_ahead: tells which batch the loop works on.
+            events: what a face does around the batches.
+            is_new: whether a batch is to be delivered at all; those of a resumed stream have been delivered before.
+        """
+        if events is not None:
+            events.begin_epoch()
+        # Another iteration may be under way, so each keeps its own place.
+        iteration = Iteration(look_ahead, queue, self._progress.epoch, self._resume_at or 0)
+        resumed, self._resume_at = self._resume_at is not None, None
+        if resumed:
+            self._iteration = iteration
         try:
             if resumed:
                 self._finish()  # the batch that the saved run was working on
-            one_by_one = False  # whether it is known that the loop looks at no batch ahead: nearly always, and quicker
-            for batch in batches if not (resumed and self._run.complete) else ():
+            one_by_one = False  # known to look at no batch ahead, which is the usual case and the quicker way
+            for batch in batches if not (resumed and self._progress.complete) else ():
+                if is_new is not None and not is_new(batch):
+                    continue
                 if one_by_one:
-                    self._begin(here)
-                    self.fetched = self.in_hand
-                    yield batch
+                    self._begin(iteration)
+                    self.latest_fetched = self.current
+                else:
+                    self.latest_fetched = iteration.fetch()
+                    iteration.advance(self._begin, self._finish, begun=look_ahead.begun)
+                if events is not None:
+                    events.before_batch(batch)
+                yield batch
+                if one_by_one:
                     self._finish()
                 else:
-                    self.fetched = here.fetch()
-                    here.advance(self._begin, self._finish, begun=loop.begun)
-                    yield batch
-                    here.advance(self._begin, self._finish, finished=loop.finished)
-                    one_by_one = loop.ahead == 0 and here.finished == here.fetched
-                if self._run.max_extra is not None and self._run.complete:
+                    iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
+                    one_by_one = look_ahead.ahead == 0 and iteration.finished == iteration.fetched
+                if self._progress.complete:
                     return
-            here.advance(self._begin, self._finish, begun=here.fetched)
-            if issued:
+            iteration.advance(self._begin, self._finish, begun=iteration.fetched)
+            if queue:
                 raise RuntimeError(ONE_AT_A_TIME)
         finally:
-            loop.close()
-            self._run.end_epoch()
+            look_ahead.close()
+            if events is not None:
+                events.end_epoch()
+            self._end_epoch()
 
-    def _begin(self, here: Iteration) -> None:
+    def _begin(self, iteration: Iteration) -> None:
         try:
-            self.in_hand = nominal, length, _, _ = here.issued.popleft()
+            self.current = cut_size, num_samples, _, _ = iteration.queue.popleft()
         except IndexError:
             raise RuntimeError(ONE_AT_A_TIME) from None
-        run = self._run
-        here.position += length
-        run.epoch = here.epoch
-        worth = 1.0 if run.max_extra is None else self._worth(nominal)
-        self.schedule_span = run.deliver(nominal, length, here.position, worth)
-        if length > self.longest:
-            self.longest = length
-        if nominal != self._start:
+        self._iteration, progress = iteration, self._progress
+        iteration.position += num_samples
+        efficiency = 1.0 if progress.max_extra is None else self._sample_efficiency(cut_size)
+        self.schedule_span = progress.count(cut_size, num_samples, iteration.epoch, iteration.position, efficiency)
+        if num_samples > self.longest:
+            self.longest = num_samples
+        if cut_size != self._start:
             self.ever_changed = True
-        self._step_length += length
-        if self._placed is not None:
-            self._placed(*self.schedule_span)
+        self._step_samples += num_samples
+        if self._on_schedule_moved is not None:
+            self._on_schedule_moved(*self.schedule_span)
 
     def _finish(self) -> None:
-        if self.in_hand.ends_step:
-            length, self._step_length = self._step_length, 0
-            self._stepped(length)
+        if self.current.ends_step:
+            num_samples, self._step_samples = self._step_samples, 0
+            self._on_step_end(num_samples, self.current.cut_size, self.longest)
+
+    def _end_epoch(self) -> None:
+        if self.under_way:  # also where it was broken off
+            self._progress.set_epoch(self._progress.epoch + 1)
+        self._iteration = None
 
     def begin_anew(self) -> None:
         """Let the next iteration be a whole epoch, also where a state was saved in the middle of one."""
-        self._resumed, self._run.epoch_position, self._step_length = False, 0, 0
+        self._resume_at, self._step_samples = None, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "in_hand": self.in_hand.cut, "schedule_span": list(self.schedule_span),
-            "ever_changed": self.ever_changed, "longest": self.longest, "step_length": self._step_length,
+            "current": self.current.cut, "schedule_span": list(self.schedule_span),
+            "ever_changed": self.ever_changed, "longest": self.longest,
+            "step_samples": self._step_samples, "epoch_position": self.epoch_position,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the run's own state before: it says whether an epoch is under way."""
         before, after = state["schedule_span"]
-        self.in_hand, self.schedule_span = BatchInfo(*state["in_hand"]), (before, after)
+        self.current, self.schedule_span = BatchInfo(*state["current"]), (before, after)
         self.ever_changed, self.longest = state["ever_changed"], state["longest"]
-        self._step_length, self._resumed = state["step_length"], self._run.under_way
+        self._step_samples, self._iteration = state["step_samples"], None
+        self._resume_at = state["epoch_position"] or None
 
 
 class Iteration:
     """One pass over the loader.
 
     Args:
-        loop: that takes its batches.
-        issued: what each batch was cut at, oldest first; a batch leaves it when the loop comes to work on it.
-        epoch: from 0.
-        position: samples of this epoch that the loop has come to work on.
+        look_ahead: how the loop takes its batches.
+        queue: what each batch was cut at, oldest first; a batch leaves it when the loop comes to work on it.
+        epoch: number of the epoch, from 0.
+        position: samples of the epoch that the loop has come to work on.
     """
 
-    def __init__(self, loop: LookAhead, issued: deque[BatchInfo], epoch: int, position: int) -> None:
-        self.loop, self.issued, self.epoch, self.position = loop, issued, epoch, position
+    def __init__(self, look_ahead: LookAhead, queue: deque[BatchInfo], epoch: int, position: int) -> None:
+        self._look_ahead, self.queue, self.epoch, self.position = look_ahead, queue, epoch, position
         self.fetched = self.begun = self.finished = 0
 
     def fetch(self) -> BatchInfo:
-        """Take note of a batch that the loop is given; what it was cut at."""
-        self.loop.fetched()
+        """Take note of a batch that the loop is given; return what it was cut at."""
+        self._look_ahead.fetched()
         waiting = self.fetched - self.begun
         self.fetched += 1
-        if len(self.issued) <= waiting:
+        if len(self.queue) <= waiting:
             raise RuntimeError(ONE_AT_A_TIME)
-        return self.issued[waiting]
+        return self.queue[waiting]
 
     def advance(
         self, begin: Callable[[Iteration], None], finish: Callable[[], None], *, begun: int = 0, finished: int = 0

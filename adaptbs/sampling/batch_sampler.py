@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,21 +19,21 @@ class BatchInfo(NamedTuple):
     """A batch on its way.
 
     Attributes:
-        nominal: the size in force when it was cut, samples of an optimizer step.
-        length: how many samples it really holds, those of all ranks together.
+        cut_size: the size in force when it was cut, samples of an optimizer step.
+        num_samples: the samples that it really holds, those of all ranks together.
         ends_step: whether it is the last of an optimizer step.
         indices: of its samples, of all ranks, as far as they are known.
     """
 
-    nominal: int
-    length: int
+    cut_size: int
+    num_samples: int
     ends_step: bool = True
     indices: Sequence[Any] = ()
 
     @property
     def cut(self) -> list[Any]:
         """All but the indices."""
-        return [self.nominal, self.length, self.ends_step]
+        return [self.cut_size, self.num_samples, self.ends_step]
 
 
 class AdaptiveBatchSampler(Sampler[list[int]]):
@@ -65,15 +66,15 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         size: Callable[[], int],
         start: int,
         drop_last: bool,
-        parts: int = 1,
+        batches_per_step: int = 1,
         ranks: Ranks = ALONE,
-        rows: int = 1,
-        apart: int = 0,
+        row_multiple: int = 1,
+        tail_rows: int = 0,
     ) -> None:
-        self.sampler, self.drop_last, self.parts, self.ranks = sampler, drop_last, parts, ranks
-        self.rows, self.apart = rows, apart
+        self.sampler, self.drop_last, self.batches_per_step, self.ranks = sampler, drop_last, batches_per_step, ranks
+        self.row_multiple, self.tail_rows = row_multiple, tail_rows
         self.size, self.first = size, start
-        self.rest: dict[str, Any] | None = None
+        self._rest: dict[str, Any] | None = None  # of an epoch, for iterations that begin now to go on from
         self.latest = self._new_cut()
 
     @property
@@ -90,7 +91,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     @property
     def is_alone(self) -> bool:
         """Whether every batch is an optimizer step of one process, and of any length."""
-        return self.parts * self.ranks.world_size * self.rows == 1 and not self.apart
+        return self.batches_per_step * self.ranks.world_size * self.row_multiple == 1 and not self.tail_rows
 
     @property
     def issued(self) -> deque[BatchInfo]:
@@ -102,91 +103,113 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.latest = self._new_cut()
         return self.latest.batches()
 
+    @contextmanager
+    def going_on_from(self, rest: dict[str, Any] | None) -> Iterator[None]:
+        """Let iterations that begin meanwhile go on from the rest of an epoch, of `EpochCut.state_dict`, if any."""
+        self._rest = rest
+        try:
+            yield
+        finally:
+            self._rest = None
+
     def _new_cut(self) -> EpochCut:
-        return EpochCut(self)
+        return EpochCut(self, self._rest)
 
     def __len__(self) -> int:
-        return -(-self.epoch_samples * self.parts // self.size())
+        return -(-self.epoch_samples * self.batches_per_step // self.size())
 
 
 class EpochCut:
     """One epoch's indices, being cut into batches.
 
+    Args:
+        sampler: the sampler that is iterated.
+        rest: the rest of an epoch to go on from; None: a whole one.
+
     Attributes:
         issued: batches that have been cut and not been delivered, oldest first.
+        is_new: tells whether a fetched batch is to be delivered; None where all are.
     """
 
-    def __init__(self, sampler: AdaptiveBatchSampler) -> None:
-        self._sampler, self._rest = sampler, sampler.rest
+    is_new: Callable[[Any], bool] | None = None
+
+    def __init__(self, sampler: AdaptiveBatchSampler, rest: dict[str, Any] | None = None) -> None:
+        self._sampler, self._rest = sampler, rest
         self.issued: deque[BatchInfo] = deque()
         self._indices: Iterator[int] = iter(())
         self._left = 0  # samples of the epoch that have not been cut
-        self._nominal, self._part = 0, 0  # of the step being cut: its size, and how many batches of it have been
+        self._cut_size = 0  # of the step being cut, samples
+        self._batch = 0  # batches of it that have been cut
         self._step_left = 0  # samples of it that have not been cut; 0 where its batches are cut one by one
+
+    @property
+    def queue(self) -> deque[BatchInfo]:
+        """What the batches were cut at that have been fetched, or will be, and that the loop has not begun."""
+        return self.issued
 
     def batches(self) -> Iterator[list[int]]:
         """Lists of indices."""
-        # (A stock loader, too, begins to draw when the first batch is asked for.)
+        # A stock loader, too, begins to draw when the first batch is asked for.
         if self._rest is None:
             self._indices, self._left = iter(self._sampler.sampler), self._sampler.epoch_samples
         else:
             yield from self._go_on(self._rest)
         sampler, shortest_tail, alone = self._sampler, self._sampler.shortest_tail, self._sampler.is_alone
         while self._left:
-            if not self._part:
-                self._nominal = sampler.size()
-            if alone and self._left >= 2 * self._nominal:  # (nearly all batches; each function called here costs)
-                length = self._nominal
+            if not self._batch:
+                self._cut_size = sampler.size()
+            if alone and self._left >= 2 * self._cut_size:  # nearly all batches; each function called here costs
+                length = self._cut_size
                 batch = list(islice(self._indices, length))
             else:
                 length = self._length(shortest_tail)
                 batch = list(islice(self._indices, length))
-                self._part = (self._part + 1) % sampler.parts
+                self._batch = (self._batch + 1) % sampler.batches_per_step
             if not batch:
                 return
             self._left -= length
-            self.issued.append(BatchInfo(self._nominal, len(batch), not self._part, batch))
+            self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
             yield batch if alone else sampler.ranks.mine(batch)
         for _ in self._indices:  # what drop_last drops; a stock loader asks once more too: RandomSampler draws then
             pass
 
     def _length(self, shortest_tail: int) -> int:
         """Samples of the next batch, over all ranks."""
-        parts, n = self._sampler.parts, self._sampler.ranks.world_size
-        if not self._part:
+        per_step, n = self._sampler.batches_per_step, self._sampler.ranks.world_size
+        if not self._batch:
             self._step_left = self._whole_step(shortest_tail)
-        # (Equally many for each rank: who has none, or makes a step less, lets the others wait for ever.)
+        # Equally many for each rank: who has none, or makes a step less, lets the others wait for ever.
         if self._step_left:
-            length = n * -(-self._step_left // n // (parts - self._part))
+            length = n * -(-self._step_left // n // (per_step - self._batch))
             self._step_left -= length
             return length
-        ahead = self._left - self._sampler.apart if self._left > self._sampler.apart else self._left
-        unit = n * self._sampler.rows
-        return unit * next_length(self._nominal // parts // unit, ahead // unit, shortest_tail // unit)
+        ahead = self._left - self._sampler.tail_rows if self._left > self._sampler.tail_rows else self._left
+        unit = n * self._sampler.row_multiple
+        return unit * next_length(self._cut_size // per_step // unit, ahead // unit, shortest_tail // unit)
 
     def _whole_step(self, shortest_tail: int) -> int:
         """Samples of a step that has to be whole, or 0 where it is cut as a stock sampler would.
 
         A loop takes no step with what an epoch's end leaves of one. Growth must not make it lose more in that way.
         """
-        parts, first = self._sampler.parts, self._sampler.first
-        if parts == 1 or self._nominal == first * parts or self._left < parts * shortest_tail:
+        per_step, first = self._sampler.batches_per_step, self._sampler.first
+        if per_step == 1 or self._cut_size == first * per_step or self._left < per_step * shortest_tail:
             return 0
         n = self._sampler.ranks.world_size
-        return n * next_length(self._nominal // n, self._left // n, parts * shortest_tail // n)
+        return n * next_length(self._cut_size // n, self._left // n, per_step * shortest_tail // n)
 
     def _go_on(self, state: dict[str, Any]) -> Iterator[list[int]]:
-        self._left, self._nominal = state["left"], state["nominal"]
-        self._part, self._step_left = state["part"], state["step_left"]
+        self._left, self._cut_size = state["left"], state["cut_size"]
+        self._batch, self._step_left = state["batch"], state["step_left"]
         indices = state["indices"]
         self._indices = iter(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
-        for nominal, length, ends_step in state["issued"]:
-            batch = list(islice(self._indices, length))
-            self.issued.append(BatchInfo(nominal, length, ends_step, batch))
+        for cut_size, num_samples, ends_step in state["issued"]:
+            batch = list(islice(self._indices, num_samples))
+            self.issued.append(BatchInfo(cut_size, num_samples, ends_step, batch))
             yield self._sampler.ranks.mine(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has not been delivered: numbers and a tensor of indices (a list, where they are no integers).
+        """All that has not been delivered: numbers and a tensor of indices (a list, where they are no integers).
 
         The sampler is drawn to its end for it, which it would be sooner or later.
         """
@@ -197,7 +220,7 @@ class EpochCut:
         return {
             "indices": torch.tensor(indices, dtype=torch.int64) if integers else indices,
             "issued": [issued.cut for issued in self.issued],
-            "left": self._left, "nominal": self._nominal, "part": self._part, "step_left": self._step_left,
+            "left": self._left, "cut_size": self._cut_size, "batch": self._batch, "step_left": self._step_left,
         }  # fmt: skip
 
 

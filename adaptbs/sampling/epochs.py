@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,11 +10,10 @@ import torch
 from torch import Generator
 from torch.utils.data import IterableDataset
 
-from ..model import batch_length
 from ..ranks import ALONE, Ranks
-from .batch_sampler import AdaptiveBatchSampler, BatchInfo, EpochCut, indices
+from .batch_sampler import AdaptiveBatchSampler, EpochCut, indices
 from .ranks import SharedSampler
-from .stream import StreamEpochCut, StreamSampler
+from .stream import StreamSampler
 
 
 class EpochSource:
@@ -24,7 +22,7 @@ class EpochSource:
     Args:
         dataset, batch_size, shuffle, sampler, drop_last, generator: as of a DataLoader.
         size: returns the size of the next optimizer step, samples.
-        parts: batches of an optimizer step, on each rank.
+        batches_per_step: batches of an optimizer step, on each rank.
         ranks: that share every batch; `batch_size` is of each.
 
     Attributes:
@@ -43,7 +41,7 @@ class EpochSource:
         drop_last: bool,
         generator: Generator | None,
         size: Callable[[], int],
-        parts: int,
+        batches_per_step: int,
         ranks: Ranks = ALONE,
     ) -> None:
         self.streams = isinstance(dataset, IterableDataset)
@@ -51,30 +49,23 @@ class EpochSource:
         if ranks.world_size > 1:
             self.order = SharedSampler(self.order, ranks, pad=not drop_last)
         cut = StreamSampler if self.streams else AdaptiveBatchSampler
-        self.batch_sampler = cut(self.order, size, batch_size * ranks.world_size, drop_last, parts, ranks)
+        self.batch_sampler = cut(self.order, size, batch_size * ranks.world_size, drop_last, batches_per_step, ranks)
         self._generators = _different(generator, getattr(self.order, "generator", None))
         self._under_way: list[EpochCut] = []  # iterations, the one that delivered last at the end
         self.delivering: EpochCut | None = None
         self._rest: dict[str, Any] | None = None  # of an epoch, for the next iteration to deliver
 
-    def iterate(self, fetch: Callable[[], Iterator[Any]]) -> tuple[EpochCut, Iterator[Any], deque[BatchInfo]]:
-        """Begin an epoch, or go on with one: the iteration, its batches, and what those were cut at as they come.
+    def iterate(self, fetch: Callable[[], Iterator[Any]]) -> tuple[EpochCut, Iterator[Any]]:
+        """Begin an epoch, or go on with one: the iteration, and its batches.
 
         Args:
             fetch: begins a DataLoader's own iteration over `batch_sampler`.
         """
         rest, self._rest = self._rest, None
-        self.batch_sampler.rest = rest
-        try:
-            # To go on draws nothing: the run that was not stopped drew its seed when the epoch began.
-            with self._drawing_nothing() if rest is not None else nullcontext():
-                fetched = fetch()
-        finally:
-            self.batch_sampler.rest = None
-        cut = self.batch_sampler.latest
-        if isinstance(cut, StreamEpochCut):
-            return cut, cut.matched(fetched, _rows), cut.delivered
-        return cut, fetched, cut.issued
+        # To go on draws nothing: the run that was not stopped drew its seed when the epoch began.
+        with self.batch_sampler.going_on_from(rest), self._drawing_nothing() if rest is not None else nullcontext():
+            fetched = fetch()
+        return self.batch_sampler.latest, fetched
 
     def delivers(self, cut: EpochCut) -> None:
         """Take note of the iteration that delivers a batch, where it is not `delivering` already."""
@@ -91,7 +82,7 @@ class EpochSource:
         self.delivering = self._under_way[-1] if self._under_way else None
 
     def state_dict(self, under_way: bool) -> dict[str, Any]:
-        """What is still to be delivered of the epoch under way, if one is, and the generators' states.
+        """The rest of the epoch under way, if one is, and the generators' states.
 
         Raises:
             RuntimeError: where it is not clear which iteration that is.
@@ -131,11 +122,3 @@ def _different(*generators: Any) -> list[Generator]:
         if isinstance(generator, Generator) and not any(generator is other for other in found):
             found.append(generator)
     return found
-
-
-def _rows(batch: Any) -> int | None:
-    """Samples of a batch, as far as its layout tells."""
-    try:
-        return batch_length(batch)
-    except TypeError:
-        return None

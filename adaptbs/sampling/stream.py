@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
+from ..model import batch_length
 from .batch_sampler import AdaptiveBatchSampler, BatchInfo, EpochCut
-
-T = TypeVar("T")
 
 
 class StreamSampler(AdaptiveBatchSampler):
@@ -18,7 +17,7 @@ class StreamSampler(AdaptiveBatchSampler):
     """
 
     def _new_cut(self) -> StreamEpochCut:
-        return StreamEpochCut(self)
+        return StreamEpochCut(self, self._rest)
 
 
 class StreamEpochCut(EpochCut):
@@ -31,8 +30,8 @@ class StreamEpochCut(EpochCut):
         delivered: what was cut, for each batch that has come and that the loop has not begun.
     """
 
-    def __init__(self, sampler: StreamSampler) -> None:
-        super().__init__(sampler)
+    def __init__(self, sampler: StreamSampler, rest: dict[str, Any] | None = None) -> None:
+        super().__init__(sampler, rest)
         self.asked: list[BatchInfo] = []
         self.delivered: deque[BatchInfo] = deque()
         self._came = 0  # batches
@@ -40,39 +39,52 @@ class StreamEpochCut(EpochCut):
 
     def batches(self) -> Iterator[list[int]]:
         """As many numbers as samples are asked for; what they are matters to nobody."""
-        for nominal, length, ends_step in self._rest["asked"] if self._rest else ():
-            yield self._ask(BatchInfo(nominal, length, ends_step))
-        parts = self._sampler.parts
-        self._part = len(self.asked) % parts
-        self._nominal = self.asked[-1].nominal if self.asked else 0
+        for cut_size, num_samples, ends_step in self._rest["asked"] if self._rest else ():
+            yield self._ask(BatchInfo(cut_size, num_samples, ends_step))
+        per_step = self._sampler.batches_per_step
+        self._batch = len(self.asked) % per_step
+        self._cut_size = self.asked[-1].cut_size if self.asked else 0
         while True:
-            if not self._part:
-                self._nominal = self._sampler.size()
-            self._part = (self._part + 1) % parts
-            yield self._ask(BatchInfo(self._nominal, self._nominal // parts, not self._part))
+            if not self._batch:
+                self._cut_size = self._sampler.size()
+            self._batch = (self._batch + 1) % per_step
+            yield self._ask(BatchInfo(self._cut_size, self._cut_size // per_step, not self._batch))
 
     def _ask(self, issued: BatchInfo) -> list[int]:
         self.asked.append(issued)
         self.issued.append(issued)
-        return [0] * issued.length
+        return [0] * issued.num_samples
 
-    def matched(self, batches: Iterable[T], rows: Callable[[T], int | None]) -> Iterator[T]:
-        """The batches that have not been delivered before the run was resumed, each matched with what was asked for."""
-        for batch in batches:
-            issued = self._answered(rows(batch))
-            self._came += 1
-            if self._came > self._to_skip:
-                self.delivered.append(issued)
-                yield batch
+    @property
+    def queue(self) -> deque[BatchInfo]:
+        return self.delivered
+
+    def is_new(self, batch: Any) -> bool:
+        """Match a fetched batch with what was asked for; False where it was delivered before the run was resumed."""
+        issued = self._answered(_num_samples(batch))
+        self._came += 1
+        if self._came <= self._to_skip:
+            return False
+        self.delivered.append(issued)
+        return True
 
     def _answered(self, held: int | None) -> BatchInfo:
         """What was asked for where a batch of so many samples came; None if that is not known."""
-        if held is None or held > max(issued.length for issued in self.issued):  # (a collate that makes more of them)
+        # A collate function may make more samples than were asked for.
+        if held is None or held > max(issued.num_samples for issued in self.issued):
             return self.issued.popleft()
-        while self.issued[0].length < held:  # an exhausted worker's
+        while self.issued[0].num_samples < held:  # an exhausted worker's
             self.issued.popleft()
-        return self.issued.popleft()._replace(length=held)
+        return self.issued.popleft()._replace(num_samples=held)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was asked for in this epoch, and how many batches of it the loop has begun."""
+        """All that was asked for in this epoch, and how many batches of it the loop has begun."""
         return {"asked": [issued.cut for issued in self.asked], "begun": self._came - len(self.delivered)}
+
+
+def _num_samples(batch: Any) -> int | None:
+    """Samples of a batch, as far as its layout tells."""
+    try:
+        return batch_length(batch)
+    except TypeError:
+        return None

@@ -1,8 +1,20 @@
 """Seconds of steps and of measurements, and how much measuring may cost."""
 
-from .clock import Moment, Stopwatch
+from .clock import Clock, Moment, Stopwatch
 from .duty_cycle import TRY
 from .overhead import OverheadBudget
 from .step_time import ENOUGH, KEEP, WARM_UP, StepTime, StepTimes, Time
 
-__all__ = ["ENOUGH", "KEEP", "TRY", "WARM_UP", "Moment", "OverheadBudget", "StepTime", "StepTimes", "Stopwatch", "Time"]
+__all__ = [
+    "ENOUGH",
+    "KEEP",
+    "TRY",
+    "WARM_UP",
+    "Clock",
+    "Moment",
+    "OverheadBudget",
+    "StepTime",
+    "StepTimes",
+    "Stopwatch",
+    "Time",
+]

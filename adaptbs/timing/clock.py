@@ -61,13 +61,14 @@ class GivenClock:
 
     def __init__(self, step_time: StepTime) -> None:
         self._step_time = step_time
+        self._sizes: list[int] = []
         self._timings = Timings()
 
     def start(self) -> None:
         return None
 
     def step(self, batch_size: int) -> None:
-        self._timings.steps.append((batch_size, self._step_time(batch_size)))
+        self._sizes.append(batch_size)
 
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:
@@ -81,6 +82,8 @@ class GivenClock:
 
     def read(self) -> Timings:
         timings, self._timings = self._timings, Timings()
+        timings.steps = [(size, self._step_time(size)) for size in self._sizes]
+        self._sizes = []
         return timings
 
 

@@ -32,15 +32,18 @@ class OverheadBudget:
     def __init__(
         self, given: StepTime | None, device: Device, start: int, overhead: float, ranks: Ranks = ALONE
     ) -> None:
-        self._given, self._start = given, start
-        self.clock: Clock = GivenClock(given) if given else DeviceClock(device) if overhead else NoClock()
+        self._given, self._start, self._ranks = given, start, ranks
         self._agrees = ranks.connected and not given
-        if self._agrees:
-            self.clock = AgreedClock(self.clock, ranks)
+        self.clock: Clock
+        self.use_clock(GivenClock(given) if given else DeviceClock(device) if overhead else NoClock())
         self.step_times, self.duty = StepTimes(), DutyCycle(overhead)
         self._elapsed = 0.0  # seconds of training, as they would have been at the first batch size
         self._spent = 0.0  # seconds of measuring and deciding
         self._costs: deque[float] = deque(maxlen=KEEP)  # seconds of the latest measurements
+
+    def use_clock(self, clock: Clock) -> None:
+        """Read another clock from here on."""
+        self.clock = AgreedClock(clock, self._ranks) if self._agrees else clock
 
     @property
     def step_time(self) -> Time | None:

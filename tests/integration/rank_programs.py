@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.loader import session as loader_run
+from adaptbs.run import training_run
 from tests.simulated_device import OnDevice, SimulatedMemory
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -222,7 +222,7 @@ def wrong(rank, world, out):
 def memory(rank, world, out):
     """A run that would grow to 64 a rank, where rank 1 has memory for 21: each rank tries it before it grows."""
     device = SimulatedMemory((100 if rank == 0 else 25) * 1000)
-    loader_run.memory_of = lambda *_: device
+    training_run.memory_of = lambda *_: device
     inner = network()
     model = DistributedDataParallel(inner)
     optimizer = optimizer_of("sgd", model)

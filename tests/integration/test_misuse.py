@@ -77,7 +77,7 @@ def test_an_optimizer_stepped_any_number_of_times_a_batch(times):
     assert setup.loader.batch_size >= 64
     assert len(setup.inside) == times * batches
     assert setup.optimizer.param_groups[0]["lr"] == 0.01
-    setup.loader._run.scaled_step.hyperparameters.count(wait=True)
+    setup.loader._session.step_hook.scaler.count_steps(wait=True)
     counted = setup.loader.state_dict()["hyperparameters"]
     assert [steps for steps, *_ in counted] == ([times * batches] if times else [])
 
@@ -166,7 +166,7 @@ def test_a_model_moved_to_another_device_before_the_run_is_timed_there():
     setup = Setup()
     setup.model.to("meta")
     next(iter(setup.loader))
-    assert setup.loader._controller.device.type == "meta"
+    assert setup.loader.training_run.controller.device.type == "meta"
 
 
 # Loaders.

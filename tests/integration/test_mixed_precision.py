@@ -124,7 +124,7 @@ def test_a_step_that_overflows_does_not_count_as_accumulated(fused):
             return watched()
 
     _, taken = scaled_training(model, optimizer, Epochs(), scaler)
-    counted = loader._run.scaled_step.hyperparameters
+    counted = loader._session.step_hook.scaler
     counted.count()
     ((steps, first, second, *_),) = counted.state_dict()
     assert steps == sum(taken) < len(taken)

@@ -102,7 +102,7 @@ class Trained:
                 if clip:
                     nn.utils.clip_grad_norm_(model.parameters(), 0.5)
                 self.optimizer.step()
-                self.ks.append(self.loader._controller.scale.k if grow is not None else 1.0)
+                self.ks.append(self.loader.training_run.scale().k if grow is not None else 1.0)
                 self.check_outside()
         self.weights = torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -213,7 +213,7 @@ def test_an_optimizer_with_a_closure(grow, caplog):
                 return loss
 
             optimizer.step(closure)
-            ks.append(loader._controller.scale.k if ours else 1)
+            ks.append(loader.training_run.scale().k if ours else 1)
             assert optimizer.param_groups[0]["lr"] == 0.05
         assert inside == pytest.approx([0.05 * k**0.5 for k in ks])
         results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
@@ -261,7 +261,7 @@ def test_a_step_that_a_grad_scaler_skips(kind, fused):
         if how == "grown":
             assert max(inside) > 1.9 * optimizer.param_groups[0]["lr"]
             if kind == "AdamW":
-                loader._run.scaled_step.hyperparameters.count(wait=True)
+                loader._session.step_hook.scaler.count_steps(wait=True)
                 ((steps, *_),) = loader.state_dict()["hyperparameters"]
                 assert steps == len(taken) - 1, "the skipped step has put nothing into the averages"
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

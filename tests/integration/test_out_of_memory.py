@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.gradients.meter import NoiseMeter
-from adaptbs.loader import session as loader_run
 from adaptbs.memory import trial
 from adaptbs.memory.limit import MemoryLimit
+from adaptbs.run import training_run
 from tests.integration.training import Numbered
 from tests.simulated_device import OnDevice, SimulatedMemory
 
@@ -43,7 +43,7 @@ def growing(noise_scale, batch_size: int, progress: float) -> int:
 @pytest.fixture
 def memory(monkeypatch) -> SimulatedMemory:
     simulated = SimulatedMemory(1_000 * PER_SAMPLE)
-    monkeypatch.setattr(loader_run, "memory_of", lambda *_: simulated)
+    monkeypatch.setattr(training_run, "memory_of", lambda *_: simulated)
     return simulated
 
 
@@ -136,7 +136,7 @@ def test_two_hundred_times_out_of_memory_anywhere(memory, block, monkeypatch):
         most = {"probe": 2, "growth": 4, "measurement": 6}.get(place, 30)
         tight = SimulatedMemory(draw.randint(80, 160) * PER_SAMPLE)  # so that growth is tried before it is done
         with monkeypatch.context() as patch:
-            patch.setattr(loader_run, "memory_of", lambda *_, tight=tight: tight)
+            patch.setattr(training_run, "memory_of", lambda *_, tight=tight: tight)
             faults = Faults(place, draw.randint(1, most), patch)
             weights, seen, loader, _ = train(tight, make, faults)
         hit[place] += faults.raised
@@ -320,5 +320,5 @@ def test_what_ran_out_is_remembered_by_a_checkpoint():
     cap.fails(128)
     other = MemoryLimit()
     other.load_state_dict(cap.state_dict())
-    assert (other.ran_out, other.has_run, other.piece) == (128, 64, 127)
+    assert (other.smallest_failed, other.largest_run, other.piece) == (128, 64, 127)
     assert other.most(200) == 127

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adaptbs.gradients.halves import GradientPool
-from adaptbs.noise_scale.window import Window
+from adaptbs.noise_scale.window import MeasurementWindow
 from tests.integration.rank_programs import (
     OVERFLOWS,
     X,
@@ -98,7 +98,7 @@ def test_the_estimate_is_that_of_one_process_on_the_same_global_batches(world, n
     ends, batches = {}, whole(ranks)
     for i, _ in enumerate(batches):
         ends[sum(map(len, batches[: i + 1]))] = i
-    window, checked, compared = Window(sum(map(len, batches))), 0, 0
+    window, checked, compared = MeasurementWindow(sum(map(len, batches))), 0, 0
     for record in ranks[0]["history"]:
         if record["event"] == "measurement" and record["grad_sq"] is not None:
             last = ends[record["samples"]]

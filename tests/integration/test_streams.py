@@ -58,10 +58,10 @@ def test_through_growth_each_sample_comes_once_and_is_counted(workers):
             loss_of(model, batch).backward()
             seen += batch[2].tolist()
             sizes.append(len(batch[2]))
-            assert loader._controller.delivery.in_hand.length == sizes[-1]
+            assert loader.training_run.tracker.current.num_samples == sizes[-1]
             assert loader.lr_factor >= 1
         assert sorted(seen) == list(range(600))
-        assert loader._controller.run.samples == 600 * epoch
+        assert loader.training_run.controller.progress_tracker.samples == 600 * epoch
     assert max(sizes) > 32
 
 
@@ -69,7 +69,7 @@ def test_what_batches_hold_decides_whatever_collate_makes_of_them():
     """A layout without a number of samples: then what was asked for counts."""
     loader, _ = adaptive(Stream(64), collate_fn=lambda examples: [i for _, _, i in examples], overhead=0)
     assert [len(batch) for batch in loader] == [8] * 8
-    assert loader._controller.run.samples == 64
+    assert loader.training_run.controller.progress_tracker.samples == 64
 
 
 def test_without_a_length_it_is_refused_with_the_reason():

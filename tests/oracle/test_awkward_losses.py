@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale.window import Window
+from adaptbs.noise_scale.window import MeasurementWindow
 from tests.oracle import brute
 from tests.problems import exact
 
@@ -140,7 +140,7 @@ def test_summed_rows_are_samples_whatever_their_weight(source):
 @pytest.mark.parametrize("source", [HalfBatches, PerExample])
 def test_where_every_target_is_ignored_nothing_is_measured_and_nothing_raised(source):
     x, y = torch.randn(8, 6), torch.tensor([-100] * 4 + [0, 1, 2, 0])
-    measure, window = source(mlp(), BatchLoss(batch_loss=cross_entropy)).measure, Window(1000)
+    measure, window = source(mlp(), BatchLoss(batch_loss=cross_entropy)).measure, MeasurementWindow(1000)
     if source is HalfBatches:
         window.add(1, measure((x, y)))  # half of it
     window.add(2, measure((x, torch.full((8,), -100))))

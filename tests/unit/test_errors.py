@@ -183,7 +183,7 @@ def test_nan_gradients_are_left_out_of_the_estimate_with_one_warning(run, caplog
     loader = run.loader(
         dataset=TensorDataset(x, torch.zeros(64, 1)), overhead=0.5, decide_every=0.1, target=lambda *_: 4
     )
-    loader._controller.measure_next = lambda: True
+    loader.training_run.controller.measure_next_step = lambda: True
     batches = 0
     with caplog.at_level(logging.WARNING, "adaptbs"):
         for batch, target in loader:

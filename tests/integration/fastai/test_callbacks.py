@@ -67,13 +67,13 @@ def test_mixed_samples_are_measured_with_their_partners(mix):
 
 
 def test_mixed_samples_weigh_the_same_in_pieces(monkeypatch):
-    from adaptbs.fastai import callback as module
+    from adaptbs.run import training_run
     from tests.simulated_device import OnDevice, SimulatedMemory
 
     found = []
     for capacity in (1000, 10):
         memory = SimulatedMemory(capacity * 1000)
-        monkeypatch.setattr(module, "memory_of", lambda *_, memory=memory: memory)
+        monkeypatch.setattr(training_run, "memory_of", lambda *_, memory=memory: memory)
         learn = classifier([MixUp()])
         OnDevice(learn.model, memory, 1000)
         set_seed(9)

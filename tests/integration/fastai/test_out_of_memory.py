@@ -9,7 +9,7 @@ from fastai.callback.training import GradientClip
 from torch import nn
 
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.fastai import callback as adaptbs_fastai
+from adaptbs.run import training_run
 from tests.integration.fastai.learners import TORCH_ADAMW, Rows, loss_func
 from tests.simulated_device import OnDevice, SimulatedMemory
 
@@ -19,7 +19,7 @@ PER_SAMPLE, SAMPLES, START = 1000, 320, 8
 @pytest.fixture
 def memory(monkeypatch) -> SimulatedMemory:
     simulated = SimulatedMemory(1_000 * PER_SAMPLE)
-    monkeypatch.setattr(adaptbs_fastai, "memory_of", lambda *_: simulated)
+    monkeypatch.setattr(training_run, "memory_of", lambda *_: simulated)
     return simulated
 
 

@@ -27,7 +27,7 @@ except (ImportError, RuntimeError) as error:
 from fastai.callback.core import Callback
 
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.fastai import callback as adaptbs_fastai
+from adaptbs.run import training_run
 from tests.simulated_device import OnDevice, SimulatedMemory
 
 PICTURES = 96
@@ -174,7 +174,7 @@ def test_predictions_and_test_time_augmentation_do_not_notice_a_grown_batch(tmp_
 
 def test_running_out_of_memory_is_survived(monkeypatch):
     memory = SimulatedMemory(1_000_000)
-    monkeypatch.setattr(adaptbs_fastai, "memory_of", lambda *_: memory)
+    monkeypatch.setattr(training_run, "memory_of", lambda *_: memory)
     learn, sizes, callback = learner(), Sizes(), grown()
     OnDevice(learn.model, memory, per_sample=10_000, fixed=1_000)
     memory.capacity = 1_000 + 6 * 10_000  # another process has taken the rest

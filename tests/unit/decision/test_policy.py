@@ -185,5 +185,5 @@ def test_the_batch_of_sgd_stays_small_in_the_first_tenth_of_a_run():
 
 
 def test_nothing_is_decided_twice_on_the_same_measurements():
-    assert decide(replace(NOW, news=0), "goodput") == Decision(64, "nothing new")
-    assert decide(replace(NOW, news=0), lambda *_: 100).batch_size == 100
+    assert decide(replace(NOW, new_measurements=0), "goodput") == Decision(64, "nothing new")
+    assert decide(replace(NOW, new_measurements=0), lambda *_: 100).batch_size == 100

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.hyperparameters.learning_rate import gain, is_adaptive, linear, lr_rule, none, sqrt
+from adaptbs.hyperparameters.learning_rate import gain, linear, lr_rule, none, sqrt
+from adaptbs.hyperparameters.transfer import traits_of
 from adaptbs.types import NoiseScale
 
 PHI_30 = NoiseScale(grad_sq=1.0, trace=30.0, low=20.0, high=40.0, cautious=25.0, measurements=9)
@@ -76,12 +77,12 @@ class Lookahead(torch.optim.SGD):
      (torch.optim.RMSprop, True), (torch.optim.Adagrad, True), (Lookahead, True)],
 )  # fmt: skip
 def test_which_optimizers_divide_by_the_gradients_size(optimizer, adaptive):
-    assert is_adaptive(optimizer(nn.Linear(1, 1).parameters(), lr=0.1)) == adaptive
+    assert traits_of(optimizer(nn.Linear(1, 1).parameters(), lr=0.1)).adaptive == adaptive
 
 
 def test_an_unknown_optimizer_is_named_in_the_log(caplog):
     with caplog.at_level(logging.INFO, "adaptbs"):
-        is_adaptive(Lookahead(nn.Linear(1, 1).parameters(), lr=0.1))
+        traits_of(Lookahead(nn.Linear(1, 1).parameters(), lr=0.1))
     assert "lookahead" in caplog.text
     assert "lr_scaling=" in caplog.text
 

@@ -28,7 +28,7 @@ def step(optimizer: torch.optim.Optimizer, *groups: int) -> None:
 
 def test_each_group_has_its_own():
     optimizer = two_groups()
-    first, second = HyperparameterScaler(optimizer, traits_of(optimizer)).changed(
+    first, second = HyperparameterScaler(optimizer, traits_of(optimizer)).prepare_step(
         optimizer.param_groups, HYPERPARAMETERS, k=4.0, lr_factor=2.0
     )
     assert first.keys() == {"lr", "betas", "eps"} and second.keys() == {"lr", "betas", "eps", "weight_decay"}
@@ -38,7 +38,7 @@ def test_each_group_has_its_own():
 
 def test_a_group_that_lacks_a_hyperparameter_gets_none():
     optimizer = two_groups()
-    new = HyperparameterScaler(optimizer, traits_of(optimizer)).changed(
+    new = HyperparameterScaler(optimizer, traits_of(optimizer)).prepare_step(
         [{"lr": 1.0, "betas": (0.5, 0.9)}, {"betas": (0.5, 0.9), "eps": 8.0}], HYPERPARAMETERS, k=4.0, lr_factor=2.0
     )
     assert [set(values) for values in new] == [{"lr", "betas"}, {"betas", "eps"}]
@@ -50,10 +50,10 @@ def test_steps_are_counted_from_the_first_change_and_for_each_group_apart():
         step(optimizer, 1)  # the first group is frozen
     ours = HyperparameterScaler(optimizer, traits_of(optimizer))
     assert ours.idle
-    ours.changed(optimizer.param_groups, HYPERPARAMETERS, k=4.0, lr_factor=2.0)
+    ours.prepare_step(optimizer.param_groups, HYPERPARAMETERS, k=4.0, lr_factor=2.0)
     assert not ours.idle
     step(optimizer, 0, 1)
-    ours.count()
+    ours.count_steps()
     # t, the sums of the powers of beta1 and beta2, the powers of the latest step
     assert ours.state_dict() == [[1, 2.0, 4.0, 2.0, 4.0, False], [4, 5.0, 7.0, 2.0, 4.0, False]]
 
@@ -62,7 +62,7 @@ def test_each_average_is_corrected_by_the_powers_of_its_own_beta():
     """A step at k = 1, one at 4: beta1 = 1/4 to the powers 1 and 2, beta2 = 1/2 to 1 and 4. Today both are 1/16."""
     optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=1.0, betas=(0.25, 0.5), eps=8.0)
     step(optimizer, 0)
-    (new,) = HyperparameterScaler(optimizer, traits_of(optimizer)).changed(
+    (new,) = HyperparameterScaler(optimizer, traits_of(optimizer)).prepare_step(
         optimizer.param_groups, ["betas"], k=4.0, lr_factor=1.0
     )
     c1 = (1 - 1 / 16**2) / (1 - 1 / 4**3)
@@ -75,7 +75,7 @@ def test_each_average_is_corrected_by_the_powers_of_its_own_beta():
 def test_nothing_is_counted_while_the_betas_stay(following):
     optimizer = two_groups()
     ours = HyperparameterScaler(optimizer, traits_of(optimizer))
-    ours.changed(optimizer.param_groups, following, k=4.0, lr_factor=2.0)
+    ours.prepare_step(optimizer.param_groups, following, k=4.0, lr_factor=2.0)
     assert ours.idle
 
 
@@ -100,4 +100,4 @@ def test_an_unknown_optimizer_is_warned_of_once_and_only_if_more_than_the_learni
             ours = HyperparameterScaler.beside(optimizer, traits_of, HYPERPARAMETERS)
     assert caplog.text.count("optimizer Novel is not known") == 1
     assert "transfer=('lr',)" in caplog.text
-    assert ours.changed(optimizer.param_groups, HYPERPARAMETERS, k=4.0, lr_factor=2.0) == [{"lr": 2.0}]
+    assert ours.prepare_step(optimizer.param_groups, HYPERPARAMETERS, k=4.0, lr_factor=2.0) == [{"lr": 2.0}]

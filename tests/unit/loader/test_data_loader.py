@@ -192,7 +192,7 @@ def test_what_is_left_is_not_guessed_where_an_iteration_has_ended_inside_of_anot
     with pytest.raises(RuntimeError, match="save after the next batch"):
         loader.state_dict()
     next(batches)
-    assert len(loader.state_dict()["feed"]["rest"]["indices"]) == 64 - 8
+    assert len(loader.state_dict()["source"]["rest"]["indices"]) == 64 - 8
 
 
 def test_a_picture_of_the_run():
@@ -245,7 +245,7 @@ def test_plain_batches_are_neither_counted_nor_measured():
         loss_func=torch.nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters(), 0.01),
     )  # fmt: skip
     assert len(list(loader.plain_batches())) == 16
-    assert loader._controller.run.samples == 0
+    assert loader.training_run.controller.progress_tracker.samples == 0
     assert loader.history.to_dict()["event"] == ["start"]
 
 

@@ -1,5 +1,7 @@
 import copy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,6 +11,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, Re
 from adaptbs.loader.scheduler import PAST_ITS_END, SchedulerDriver, drive, run_epochs
 
 
+@contextmanager
+def iteration(place: SchedulerDriver) -> Iterator[None]:
+    place.begin_iteration()
+    try:
+        yield
+    finally:
+        place.end_iteration()
+
+
 def optimizer() -> torch.optim.SGD:
     return torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
 
@@ -16,12 +27,12 @@ def optimizer() -> torch.optim.SGD:
 def due(place: SchedulerDriver, *batches: int, every: int = 1) -> list[int]:
     """Steps due at the calls of an epoch with these batches, made after every `every`-th."""
     steps, at = [], 0
-    with place.iteration():
+    with iteration(place):
         for i, size in enumerate(batches, 1):
-            place.delivered(at, at + size)
+            place.moved(at, at + size)
             at += size
             if i % every == 0:
-                steps.append(place.steps_due())
+                steps.append(place.take_steps())
     return steps
 
 
@@ -51,23 +62,23 @@ def test_a_call_every_second_batch_stands_for_two():
 def test_while_the_batch_stays_every_call_is_one_step_wherever_it_is_made(called):
     place = SchedulerDriver(4, epoch_samples=40, epoch_steps=10)
     for _ in range(3):
-        with place.iteration():
+        with iteration(place):
             for i in range(1, 11):
-                place.delivered(4 * (i - 1), 4 * i)
+                place.moved(4 * (i - 1), 4 * i)
                 if i in called:
-                    assert place.steps_due() == 1
+                    assert place.take_steps() == 1
 
 
 def test_a_call_once_an_epoch_is_one_step_also_where_the_batch_grew_or_the_epoch_was_broken_off():
     place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
     for batches in ((4, 4, 4, 4), (4, 4, 8), (8, 8), (16,), (8,)):
         due(place, *batches, every=99)
-        assert place.steps_due() == 1
+        assert place.take_steps() == 1
 
 
 def test_calls_before_the_first_batch_are_one_step_each():
     place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
-    assert [place.steps_due() for _ in range(3)] == [1, 1, 1]
+    assert [place.take_steps() for _ in range(3)] == [1, 1, 1]
     assert due(place, 4, 4, 8) == [1, 1, 2]
 
 
@@ -79,14 +90,14 @@ def test_an_epoch_broken_off_does_not_lend_its_samples_to_the_next():
 
 def test_a_look_into_the_loader_does_not_disturb_the_loop_around_it():
     place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
-    with place.iteration():
-        place.delivered(0, 4)
-        assert place.steps_due() == 1
+    with iteration(place):
+        place.moved(0, 4)
+        assert place.take_steps() == 1
         assert due(place, 4) == [1]
-        place.delivered(4, 8)
-        assert place.steps_due() == 1
-        place.delivered(8, 16)
-        assert place.steps_due() == 2
+        place.moved(4, 8)
+        assert place.take_steps() == 1
+        place.moved(8, 16)
+        assert place.take_steps() == 2
 
 
 def test_a_place_goes_on_from_its_state():

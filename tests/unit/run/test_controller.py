@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from adaptbs.decision.timer import NEWS
+from adaptbs.memory.limit import MemoryLimit
 from adaptbs.run.controller import Controller
+from adaptbs.run.look_ahead import NoLookAhead
 from adaptbs.run.settings import Settings
+from adaptbs.run.tracker import BatchTracker
 from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
 from adaptbs.timing.duty_cycle import IDLE, KEEP_UP
 from adaptbs.types import COUPLED, Measurement, SquaredNorms
@@ -22,19 +25,43 @@ def made(norms: SquaredNorms, caveat: str | None = None) -> Measurement:
 NOISY = made(SquaredNorms(1, 1 + 1e6, 2, 1 + 5e5))  # |G|^2 = 1, tr(Sigma) = 10^6, and no doubt about either
 
 
+class Driven(Controller):
+    """A controller with a tracker that tells it of every step, as in a TrainingRun."""
+
+    def start(self, epochs, device, memory) -> None:
+        super().start(epochs, device, memory)
+        self.tracker = BatchTracker(
+            self.progress_tracker,
+            self.start_batch_size,
+            sample_efficiency=self.sample_efficiency,
+            on_step_end=self.step_ended,
+        )
+
+    @property
+    def lr_factor(self) -> float:
+        return self.scale(self.tracker.current.cut_size).lr_factor
+
+    @property
+    def batches_left(self) -> int:
+        return -(-(self.epoch_samples - self.tracker.epoch_position) // self.batch_size)
+
+    def deliver(self, batches, queue):
+        self.start_clock()
+        return self.tracker.deliver(batches, queue, NoLookAhead())
+
+
 def controller(
     n: int = 4000, start: int = 8, *, epochs: int | None = 1, adaptive: bool = True, views=(), **settings
 ):
     settings = {"step_time": (1.0, 0.0)} | settings
-    return Controller(
-        Settings(**settings), batch_size=start, epoch_samples=n, epochs=epochs, adaptive=adaptive,
-        device=torch.device("cpu"), views=views,
-    )  # fmt: skip
+    made = Driven(Settings(**settings), batch_size=start, epoch_samples=n, adaptive=adaptive, views=views)
+    made.start(epochs, torch.device("cpu"), MemoryLimit())
+    return made
 
 
-def run(run: Controller, norms: Measurement | None = None) -> list[int]:
+def run(run: Driven, norms: Measurement | None = None) -> list[int]:
     """One epoch, every batch measured to be `norms`; the sizes it delivered."""
-    cut = AdaptiveBatchSampler(range(run.epoch_samples), lambda: run.batch_size, run.start, drop_last=False)
+    cut = AdaptiveBatchSampler(range(run.epoch_samples), lambda: run.batch_size, run.start_batch_size, drop_last=False)
     batches = iter(cut)
     sizes = []
     for batch in run.deliver(batches, cut.issued):
@@ -43,7 +70,7 @@ def run(run: Controller, norms: Measurement | None = None) -> list[int]:
     return sizes
 
 
-def growing(*sizes: int, **settings) -> Controller:
+def growing(*sizes: int, **settings) -> Driven:
     """A run of 64 samples that goes through these sizes, one a quarter."""
     wanted = iter(sizes)
     return controller(
@@ -123,9 +150,9 @@ def test_measuring_keeps_to_its_share_when_the_batch_grows():
     batches = iter(cut)
     for _ in run_.deliver(batches, cut.issued):
         steps += 1
-        if run_.measure_next():
+        if run_.measure_next_step():
             measured += 1
-            with run_.measuring():
+            with run_.measuring(run_.tracker.latest_fetched.num_samples):
                 run_.measured(NOISY)
     # Steps take a second whatever their size: 8,000 s it would have been, of which 5 % is more than 3 times 5 % of what
     # it takes.
@@ -161,8 +188,8 @@ def test_it_remembers_whether_any_batch_was_cut_at_another_size():
     held, grown = controller(64, 4), growing(8)
     run(held)
     run(grown)
-    assert not held.delivery.ever_changed
-    assert grown.delivery.ever_changed
+    assert not held.tracker.ever_changed
+    assert grown.tracker.ever_changed
 
 
 def test_history_has_the_start_every_measurement_and_every_decision():
@@ -189,18 +216,19 @@ def test_where_the_length_of_the_run_is_not_known_history_says_so():
 
 def test_without_overhead_nothing_is_to_be_measured():
     run_ = controller(overhead=0)
-    assert not any(run_.measure_next() for _ in range(1000))
+    assert not any(run_.measure_next_step() for _ in range(1000))
 
 
-def measured_in(run_: Controller, steps: int) -> int:
+def measured_in(run_: Driven, steps: int) -> int:
     """How many of this many batches are measured, with `NOISY` as the result."""
     measured = 0
-    cut = AdaptiveBatchSampler(range(run_.epoch_samples), lambda: run_.batch_size, run_.start, drop_last=False)
+    start = run_.start_batch_size
+    cut = AdaptiveBatchSampler(range(run_.epoch_samples), lambda: run_.batch_size, start, drop_last=False)
     batches = iter(cut)
     for _ in islice(run_.deliver(batches, cut.issued), steps):
-        if run_.measure_next():
+        if run_.measure_next_step():
             measured += 1
-            with run_.measuring():
+            with run_.measuring(run_.tracker.latest_fetched.num_samples):
                 run_.measured(NOISY)
     return measured
 
@@ -244,7 +272,7 @@ def test_numpy_numbers_do_not_get_into_a_checkpoint():
 def test_a_state_of_another_run_is_refused():
     state = controller(400, 8).state_dict()
     other = controller(400, 16)
-    with pytest.raises(ValueError, match=r"start=8, this one 16.*same dataset, batch_size, accumulation"):
+    with pytest.raises(ValueError, match=r"start_batch_size=8, this one 16.*same dataset, batch_size, accumulation"):
         other.load_state_dict(state)
     with pytest.raises(ValueError, match="epoch_samples=400, this one 800"):
         controller(800, 8).load_state_dict(state)
@@ -302,7 +330,7 @@ def test_views_go_on_where_the_run_was_stopped():
     state = first.state_dict()
     second.load_state_dict(state)
     without.load_state_dict(state)  # a run may go on without them
-    assert second._measurements.estimate_views(0.9)["adam"].simple == pytest.approx(10)
+    assert second._noise_scales.estimate_views(0.9)["adam"].simple == pytest.approx(10)
     assert len(second.history) == len(without.history) == len(first.history)
 
 

@@ -13,22 +13,30 @@ def parameter() -> torch.Tensor:
     return torch.nn.Parameter(torch.ones(1))
 
 
+def tracking(progress: Progress, start: int, noted: list[str]) -> BatchTracker:
+    return BatchTracker(
+        progress,
+        start,
+        sample_efficiency=lambda size: 1.0,
+        on_step_end=lambda num_samples, cut_size, longest: noted.append(f"step {num_samples}"),
+    )
+
+
 def events(loop, trained: list[int | None], p: torch.Tensor, sizes=(1, 2, 3, 4), ends_step=lambda i: True) -> list[str]:
-    """What a delivery takes note of while batches are fetched and, between fetches, one of them is trained on.
+    """What a tracker takes note of while batches are fetched and, between fetches, one of them is trained on.
 
     Args:
         trained: number of the batch that a backward pass is made of, after each fetch; None: of none.
     """
     noted: list[str] = []
-    issued = deque(BatchInfo(size, size, ends_step(i)) for i, size in enumerate(sizes))
-    delivery = BatchTracker(
-        Progress(sum(sizes), 1), sizes[0], worth=lambda size: 1.0, stepped=lambda length: noted.append(f"step {length}")
-    )
-    for batch, work in zip(delivery.deliver(range(1, len(sizes) + 1), issued, loop), [*trained, None], strict=False):
-        noted.append(f"fetched {batch}, at work on {delivery.in_hand.length}")
+    queue = deque(BatchInfo(size, size, ends_step(i)) for i, size in enumerate(sizes))
+    tracker = tracking(Progress(sum(sizes), 1), sizes[0], noted)
+    delivered = tracker.deliver(range(1, len(sizes) + 1), queue, loop)
+    for batch, work in zip(delivered, [*trained, None], strict=False):
+        noted.append(f"fetched {batch}, at work on {tracker.current.num_samples}")
         if work is not None:
             (p * work).sum().backward()
-    return [*noted, f"at work on {delivery.in_hand.length}"]
+    return [*noted, f"at work on {tracker.current.num_samples}"]
 
 
 def test_a_loop_that_trains_on_each_batch_before_the_next():
@@ -77,7 +85,7 @@ def test_the_watch_is_over_at_the_batch_after_the_first_backward_pass():
     p.sum().backward()
     loop.fetched()
     assert not p._post_accumulate_grad_hooks
-    assert (loop.begun, loop.finished) == (2, 2)
+    assert (loop.begun, loop.wants_next()) == (2, 2)
 
 
 def test_a_step_without_a_backward_pass_tells_as_well():
@@ -85,7 +93,7 @@ def test_a_step_without_a_backward_pass_tells_as_well():
     loop = DetectLookAhead([p])
     loop.fetched()
     loop.works()
-    assert loop.finished == 1
+    assert loop.wants_next() == 1
     loop.fetched()
     assert loop.begun == 2
 
@@ -95,10 +103,65 @@ def test_what_does_not_train_is_not_watched():
     loop = DetectLookAhead([frozen])
     loop.fetched()
     loop.fetched()
-    assert (loop.begun, loop.finished) == (1, 2)
+    assert (loop.begun, loop.wants_next()) == (1, 2)
 
 
 def test_a_queue_that_belongs_to_another_iteration_is_an_error():
-    delivery = BatchTracker(Progress(4, 1), 4, worth=lambda size: 1.0, stepped=lambda length: None)
+    delivery = tracking(Progress(4, 1), 4, [])
     with pytest.raises(RuntimeError, match="persistent workers serve one iteration at a time"):
         next(delivery.deliver([1], deque(), NoLookAhead()))
+
+
+def test_an_epoch_broken_off_counts_as_one_and_an_empty_one_does_not():
+    progress = Progress(100, 2)
+    tracker = tracking(progress, 10, [])
+    list(tracker.deliver([], deque(), NoLookAhead()))
+    assert progress.epoch == 0
+    batches = tracker.deliver([1, 2], deque([BatchInfo(10, 10)] * 2), NoLookAhead())
+    next(batches)
+    assert (tracker.epoch_position, tracker.under_way) == (10, True)
+    batches.close()
+    assert (progress.epoch, tracker.epoch_position, tracker.under_way) == (1, 0, False)
+
+
+def test_a_saved_position_is_where_the_next_iteration_goes_on():
+    first, second = (tracking(Progress(40, 1), 10, []) for _ in range(2))
+    batches = first.deliver(range(4), deque([BatchInfo(10, 10)] * 4), NoLookAhead())
+    next(batches), next(batches)
+    second.load_state_dict(first.state_dict())
+    assert (second.epoch_position, second.under_way) == (20, True)
+    spans = []
+    for _ in second.deliver(range(2), deque([BatchInfo(10, 10)] * 2), NoLookAhead()):
+        spans.append(second.schedule_span)
+    assert spans == [(20, 30), (30, 40)]
+
+
+def test_what_is_not_new_is_neither_counted_nor_delivered():
+    progress = Progress(40, 1)
+    tracker = tracking(progress, 10, [])
+    queue = deque([BatchInfo(10, 10)] * 2)
+    assert list(tracker.deliver(range(4), queue, NoLookAhead(), is_new=lambda batch: batch >= 2)) == [2, 3]
+    assert progress.samples == 20
+
+
+def test_what_a_face_does_around_the_batches_comes_in_order_also_where_an_epoch_is_broken_off():
+    class Events:
+        def __init__(self) -> None:
+            self.seen: list[object] = []
+
+        def begin_epoch(self) -> None:
+            self.seen.append("begin")
+
+        def before_batch(self, batch: object) -> None:
+            self.seen.append(batch)
+
+        def end_epoch(self) -> None:
+            self.seen.append("end")
+
+    events = Events()
+    for batch in tracking(Progress(40, 1), 10, []).deliver(
+        range(4), deque([BatchInfo(10, 10)] * 4), NoLookAhead(), events
+    ):
+        if batch == 2:
+            break
+    assert events.seen == ["begin", 0, 1, 2, "end"]

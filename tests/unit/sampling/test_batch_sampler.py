@@ -96,7 +96,7 @@ def test_an_index_source_that_ends_early_ends_the_epoch():
 
 def test_batches_can_be_cut_in_rows_with_the_last_on_their_own():
     size = iter([4, 12, 8, 100, 100])
-    cut = AdaptiveBatchSampler(range(40), lambda: next(size), 4, drop_last=False, rows=4, apart=4)
+    cut = AdaptiveBatchSampler(range(40), lambda: next(size), 4, drop_last=False, row_multiple=4, tail_rows=4)
     batches = list(iter(cut))  # (a list asks for the length, which asks for the size)
     assert [len(batch) for batch in batches] == [4, 12, 8, 12, 4]
     assert [i for batch in batches for i in batch] == list(range(40))

@@ -1,0 +1,75 @@
+"""What the loader does around the batches of one iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..hyperparameters import StepHook
+from ..model import add_note
+from ..run import TrainingRun
+from ..sampling import EpochCut, EpochSource
+from .misuse import MisuseWarnings
+from .ranks import RankMeter, RankStep
+from .scheduler import SchedulerDriver
+
+WHILE_MEASURING = (
+    "This happened while the noise scale of a batch was measured, before it was delivered. If the loss needs the batch "
+    "in another form, give batch_loss=(model, batch) -> loss; overhead=0 measures nothing."
+)
+
+
+class LoaderEpoch:
+    """The events of an iteration, for `BatchTracker.deliver`.
+
+    Args:
+        cut: the iteration.
+        source: that it belongs to.
+        run: the training run.
+        driver: drives the scheduler.
+        step_hook: sets the hyperparameters inside the optimizer's step.
+        misuse: warns of what should follow the batch and does not.
+        meter: measures the steps of several ranks; None on one process.
+    """
+
+    def __init__(
+        self,
+        cut: EpochCut,
+        source: EpochSource,
+        run: TrainingRun,
+        driver: SchedulerDriver,
+        step_hook: StepHook,
+        misuse: MisuseWarnings,
+        meter: RankMeter | None,
+    ) -> None:
+        self._cut, self._source, self._run, self._driver = cut, source, run, driver
+        self._step_hook, self._misuse, self._meter = step_hook, misuse, meter
+        self._rank_step: RankStep | None = None
+
+    def begin_epoch(self) -> None:
+        self._step_hook.scaler.count_steps(wait=True)
+        self._misuse.begin_epoch()
+        self._driver.begin_iteration()
+        if self._meter is not None:
+            self._rank_step = RankStep(self._meter, self._run)
+
+    def before_batch(self, batch: Any) -> None:
+        if self._source.delivering is not self._cut:
+            self._source.delivers(self._cut)
+        if self._step_hook.is_scaled:  # by a step that raised
+            self._step_hook.restore()
+        if self._run.tracker.ever_changed and self._misuse.watches:
+            self._misuse.look()
+        if self._rank_step is not None:
+            self._rank_step.begin(batch)
+        try:
+            self._run.before_batch(batch)
+        except Exception as error:
+            add_note(error, WHILE_MEASURING)
+            raise
+
+    def end_epoch(self) -> None:
+        if self._rank_step is not None:
+            self._rank_step.end()
+        self._driver.end_iteration()
+        self._source.ends(self._cut)
+        self._run.after_epoch()

@@ -1,0 +1,82 @@
+"""The rules of one run: its reference, its limits, and how batch size and hyperparameters follow the noise scale."""
+
+from __future__ import annotations
+
+from ..decision import (
+    Progress,
+    Situation,
+    critical_over_simple,
+    early_limit,
+    efficiency_floor,
+    largest_batch_size,
+    reference_batch_size,
+    sample_efficiency,
+)
+from ..hyperparameters import lr_rule
+from ..timing import Time
+from ..types import NoiseScale, Scale
+from .settings import Settings
+
+
+class RunRules:
+    """All that is fixed when a run is set up. All sizes are samples of an optimizer step.
+
+    Args:
+        settings: the user's arguments.
+        batch_size: the size that the run starts with.
+        epoch_samples: samples of an epoch.
+        adaptive: whether the optimizer divides by the gradient's size (`OptimizerTraits.adaptive`).
+        batches_per_step: batches that make up a step, of all ranks together.
+
+    Attributes:
+        base_batch_size: B0, the batch size that the hyperparameters are stated for.
+        reference: R, the batch size whose quality the run must keep.
+        critical: the critical batch size over B_simple.
+        max_batch_size: never exceeded.
+    """
+
+    def __init__(
+        self, settings: Settings, *, batch_size: int, epoch_samples: int, adaptive: bool, batches_per_step: int
+    ) -> None:
+        self._adaptive = adaptive
+        self.base_batch_size = int(settings.base_batch_size or batch_size)
+        self.reference = reference_batch_size(self.base_batch_size)
+        self.critical = critical_over_simple(adaptive)
+        largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
+        self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
+        self._lr_rule = lr_rule(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
+
+    def scale(self, cut_size: int, noise_scale: NoiseScale | None) -> Scale:
+        """How the hyperparameters change for a batch that was cut at this size."""
+        k = cut_size / self.base_batch_size
+        return Scale(k, self._lr_rule(k, noise_scale))
+
+    def sample_efficiency(self, cut_size: int, noise_scale: NoiseScale | None) -> float:
+        """Effective samples of one sample of a batch that was cut at this size."""
+        return sample_efficiency(cut_size, self.reference, noise_scale, self.critical)
+
+    def situation(
+        self,
+        progress: Progress,
+        *,
+        noise_scale: NoiseScale | None,
+        coupled: bool,
+        new_measurements: int,
+        batch_size: int,
+        step_time: Time | None,
+    ) -> Situation:
+        """All that a decision is made from."""
+        share = progress.share
+        return Situation(
+            noise_scale=noise_scale,
+            coupled=coupled,
+            new_measurements=new_measurements,
+            batch_size=batch_size,
+            reference=self.reference,
+            progress=share,
+            step_time=step_time,
+            critical=self.critical,
+            early_limit=early_limit(share, self.base_batch_size, self._adaptive),
+            floor=efficiency_floor(share, progress.required, self._adaptive),
+            max_batch_size=self.max_batch_size,
+        )

@@ -1,0 +1,237 @@
+"""One training run: what loader, callback and adapters do around their batches, whatever loop they are in."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..gradients import NoiseMeter, views_of
+from ..hyperparameters import HyperparameterScaler
+from ..memory import MemoryLimit, MemoryTrial, is_out_of_memory, memory_of
+from ..model import BatchLoss, slice_batch
+from ..ranks import ALONE, Ranks
+from ..sampling import BatchInfo
+from ..timing import Clock
+from ..types import Scale
+from .controller import Controller
+from .look_ahead import LookAhead, NoLookAhead
+from .settings import Settings
+from .tracker import BatchTracker, EpochEvents
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+VERSION = 4  # of what state_dict() holds
+
+
+class TrainingRun:
+    """Controller, tracker, meter, memory trial and hyperparameters of a run, and its state.
+
+    A face (loader, callback, a trainer's adapter) only translates its framework's events:
+
+        run = TrainingRun(settings, model, optimizer, batch_size=64, epoch_samples=50_000, adaptive=True, loss=loss)
+        run.start(epochs)                                        # once length and device are known
+        run.follow(scaler)                                       # hyperparameters, at `run.scale()`
+        for batch in run.deliver(batches, queue):                # batches cut at `run.batch_size`
+            run.before_batch(batch)                              # measures it, if it is its turn
+            ...                                                  # the user's step
+
+    Args:
+        settings: the user's arguments.
+        model: the model being trained.
+        optimizer: torch's or fastai's, for the views that `metric=` and `by_group=` ask for.
+        batch_size: samples of the first batches.
+        epoch_samples: samples of an epoch.
+        adaptive: whether the optimizer divides by the gradient's size.
+        loss: the loss of a batch, to measure by; None where nothing is measured here.
+        trial_loss: the same between two steps, to try larger batches by; None where none can be tried.
+        trial_model: what runs it, where that is not `model`; None where no trial may be made (ranks would wait).
+        batches_per_step: batches that make up an optimizer step, of all ranks together.
+        micro_batch_size: the most samples that go through the model at once, where larger batches are accumulated.
+        ranks: the ranks that decide alike.
+        on_schedule_moved: called with the schedule's position before and after each batch.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        batch_size: int,
+        epoch_samples: int,
+        adaptive: bool,
+        loss: BatchLoss | None = None,
+        trial_loss: BatchLoss | None = None,
+        trial_model: nn.Module | None = None,
+        batches_per_step: int = 1,
+        micro_batch_size: int | None = None,
+        ranks: Ranks = ALONE,
+        on_schedule_moved: Callable[[float, float], None] | None = None,
+    ) -> None:
+        views = views_of(optimizer, metric=settings.metric, by_group=settings.by_group)
+        self.controller = Controller(
+            settings, batch_size=batch_size, epoch_samples=epoch_samples, adaptive=adaptive,
+            views=tuple(views), batches_per_step=batches_per_step, ranks=ranks,
+        )  # fmt: skip
+        self.model, self._settings, self._ranks = model, settings, ranks
+        self._trial_loss, self._trial_model, self._micro_batch_size = trial_loss, trial_model, micro_batch_size
+        self._on_schedule_moved = on_schedule_moved
+        self._meter: NoiseMeter | None = None
+        if settings.overhead and loss is not None:
+            timed = settings.step_time is None
+            self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, timed=timed)
+        self._scaler: HyperparameterScaler | None = None
+        self._trial: MemoryTrial | None = None
+        self._scale: tuple[Any, Any, Scale] = (None, None, Scale())  # of the latest cut size and noise scale
+
+    def start(self, epochs: int | None) -> None:
+        """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
+        parameters = list(self.model.parameters())
+        memory = memory_of({p.device for p in parameters}, self._ranks.world_size)
+        if self._trial_loss is not None and self._trial_model is not None and memory is not None:
+            measures = self._meter is not None
+            self._trial = MemoryTrial(self._trial_model, self._trial_loss, memory, measures=measures)
+        limit = MemoryLimit(
+            None if self._settings.step_time else memory, self._settings.exceed_memory,
+            self.controller.batches_per_step, self._ranks, self._trial, self._micro_batch_size,
+        )  # fmt: skip
+        self.controller.start(epochs, self.model_device, limit)
+        self.tracker = BatchTracker(
+            self.controller.progress_tracker,
+            self.controller.start_batch_size,
+            sample_efficiency=self.controller.sample_efficiency,
+            on_step_end=self.controller.step_ended,
+            on_schedule_moved=self._on_schedule_moved,
+        )
+
+    def use_clock(self, clock: Clock) -> None:
+        """Time the run by another clock, for simulations; call it before the run begins."""
+        self.controller.use_clock(clock)
+
+    def choose_source_at_once(self) -> None:
+        """Choose how to measure without timing the sources against each other."""
+        if self._meter is not None:
+            self._meter.choose_at_once()
+
+    def follow(self, scaler: HyperparameterScaler) -> None:
+        """Keep what the optimizer's averages have accumulated in the state of the run."""
+        self._scaler = scaler
+
+    @property
+    def model_device(self) -> Any:
+        """The device where the model lies now, by its first parameter."""
+        return next(self.model.parameters()).device
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any sample has been delivered."""
+        return self.controller.progress_tracker.samples > 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a run that ends by its progress has come to its end, its last batch included."""
+        return self.controller.progress_tracker.complete and not self.tracker.under_way
+
+    @property
+    def batches_left(self) -> int:
+        """Batches still to come in this epoch, at the size of now."""
+        controller = self.controller
+        return -(-(controller.epoch_samples - self.tracker.epoch_position) // controller.batch_size)
+
+    def scale(self) -> Scale:
+        """Factors of the hyperparameters for the current batch, by the size it was cut at: a short last one keeps its
+        step."""
+        size, noise_scale = self.tracker.current.cut_size, self.controller.noise_scale
+        if size != self._scale[0] or noise_scale is not self._scale[1]:
+            self._scale = size, noise_scale, self.controller.scale(size)
+        return self._scale[2]
+
+    def deliver(
+        self,
+        batches: Iterable[T],
+        queue: deque[BatchInfo],
+        look_ahead: LookAhead | None = None,
+        events: EpochEvents | None = None,
+        is_new: Callable[[T], bool] | None = None,
+    ) -> Iterator[T]:
+        """Pass an epoch's batches on, keep count, and decide between them; see `BatchTracker.deliver`."""
+        self.controller.start_clock()
+        return self.tracker.deliver(batches, queue, look_ahead or NoLookAhead(), events, is_new)
+
+    def before_batch(self, batch: Any) -> None:
+        """Measure the batch just fetched if it is its turn, and keep it for trials.
+
+        Raises:
+            whatever the loss raises, except where memory runs out: then the measurement is left out.
+        """
+        if self._trial is not None:
+            self._trial.use(batch)
+        if self._meter is not None:
+            info = self.tracker.latest_fetched
+            if info.ends_step and self.controller.measure_next_step():
+                self._measure(self._meter, batch, info.num_samples)
+
+    def after_epoch(self) -> None:
+        """Keep no batch any more."""
+        if self._trial is not None:
+            self._trial.use(None)
+
+    def stop_measuring(self) -> None:
+        """Measure nothing more, and know nothing of the noise scale, which holds the batch."""
+        self._meter = None
+        self.controller.forget_measurements()
+
+    def _measure(self, meter: NoiseMeter, batch: Any, num_samples: int) -> None:
+        said, memory = None, self.controller.memory
+        if num_samples > memory.piece:  # it is trained on in pieces, too
+            num_samples = int(memory.piece)
+            batch = slice_batch(batch, 0, num_samples)
+        try:
+            with self.controller.measuring(self.tracker.latest_fetched.num_samples):
+                self.controller.measured(meter.measure(batch, num_samples))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error)
+        if said is not None:  # outside of the except block, which keeps alive what the failed pass holds
+            memory.release()
+            log.warning("memory ran out while the noise scale of a batch was measured, which is left out: %s", said)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as far as the run knows it."""
+        return {
+            "version": VERSION,
+            "controller": self.controller.state_dict(),
+            "tracker": self.tracker.state_dict(),
+            "meter": self._meter.state_dict() if self._meter is not None else None,
+            "hyperparameters": self._scaler.state_dict() if self._scaler is not None else [],
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError, saying what differs, unless the state is of this version and of a run of the same shape."""
+        check_version(state)
+        self.controller.check_state(state["controller"])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()` of a run of the same shape; else a ValueError says what differs."""
+        self.check_state(state)
+        self.controller.load_state_dict(state["controller"])
+        self.tracker.load_state_dict(state["tracker"])
+        if self._meter is not None and state["meter"] is not None:
+            self._meter.load_state_dict(state["meter"])
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["hyperparameters"])
+
+
+def check_version(state: dict[str, Any]) -> None:
+    """Raise ValueError unless a state was saved by an adaptbs that this one can read."""
+    if state.get("version") != VERSION:
+        raise ValueError(
+            f"the state is of version {state.get('version')}, this adaptbs reads {VERSION}: "
+            "finish the run with the adaptbs that began it, or start anew"
+        )
