@@ -31,6 +31,7 @@ class HyperparameterScaler:
         self._debiases = traits.debiases
         self._accumulated: list[Accumulated] = []  # one a group
         self._warned = False
+        self._k, self._powers = 1.0, powers(1.0)  # of the latest step
 
     @classmethod
     def beside(
@@ -73,7 +74,9 @@ class HyperparameterScaler:
             k: batch size / base batch size.
             lr_factor: the learning rate's factor; 1 where it does not follow.
         """
-        raised = powers(k) if "betas" in following else _NO_POWERS
+        if k != self._k:
+            self._k, self._powers = k, powers(k)
+        raised = self._powers if "betas" in following else _NO_POWERS
         corrects = self._debiases and (raised != _NO_POWERS or bool(self._accumulated))
         if corrects:
             self.count_steps(start=True)

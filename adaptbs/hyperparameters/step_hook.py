@@ -47,7 +47,7 @@ class StepHook:
         self.is_scaled = False
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_post_hook(self.restore),
         ]
 
     # These run at every step, with the processor's caches full of the model's. The less they touch, the better: no
@@ -69,11 +69,7 @@ class StepHook:
                 unscaled.append(found)
             self.is_scaled = True
 
-    def _after(self, *_: Any) -> None:
-        if self.is_scaled:
-            self.restore()
-
-    def restore(self) -> None:
+    def restore(self, *_: Any) -> None:
         """Put the hyperparameters back; also after a step that raised, where no post hook ran."""
         if self.is_scaled:
             for group, values in zip(self._optimizer.param_groups, self._unscaled, strict=True):

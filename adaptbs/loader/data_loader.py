@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,10 +98,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             ranks, settings, dataset,
             batch_size=batch_size, accumulation_steps=accumulation_steps, drop_last=drop_last, stock=others,
         )  # fmt: skip
-        size = lambda: self._session.run.controller.batch_size  # noqa: E731
-        source = EpochSource(
-            dataset, batch_size, shuffle, sampler, drop_last, generator, size, accumulation_steps, ranks
-        )
+        source = EpochSource(dataset, batch_size, shuffle, sampler, drop_last, generator, accumulation_steps, ranks)
         batches = source.batch_sampler
         settings.check_start(batch_size, batches.epoch_samples // ranks.world_size)
         start_samples = batch_size * ranks.world_size
@@ -116,6 +115,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             batches_per_step=accumulation_steps * ranks.world_size, ranks=ranks,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
+        source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
         meter: RankMeter | None = None
         if settings.overhead and loss is not None and ranks.connected:
             meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps)

@@ -30,7 +30,7 @@ class SchedulerDriver:
         self.given = given
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
         self._by_progress = False
-        self._at = 0.0  # the schedule's position, samples of the plan
+        self._at, self._fixed = 0.0, 0  # the schedule's position, samples of the plan; the fixed run's batches there
         self._epochs = 0  # steps made by calls outside an iteration
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
         self._in_loop = False  # whether calls have been made inside the latest of them
@@ -52,10 +52,11 @@ class SchedulerDriver:
 
     def moved(self, before: float, after: float) -> None:
         """Take note of a batch that the loop now holds, from its schedule's position before and after it."""
-        self._batches += 1
-        self._at = after
         sizes = self._start, self._epoch_samples, self._epoch_steps
-        self._passed += fixed_batches(after, *sizes) - fixed_batches(before, *sizes)
+        since = self._fixed if before == self._at else fixed_batches(before, *sizes)
+        self._batches += 1
+        self._at, self._fixed = after, fixed_batches(after, *sizes)
+        self._passed += self._fixed - since
 
     def take_steps(self) -> int:
         """Take the steps that the call being made stands for, and return how many they are."""
@@ -80,6 +81,7 @@ class SchedulerDriver:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in _REMEMBERED:
             setattr(self, f"_{name}", state[name])
+        self._fixed = fixed_batches(self._at, self._start, self._epoch_samples, self._epoch_steps)
 
 
 _REMEMBERED = ("passed", "batches", "owed", "at", "epochs")

@@ -75,7 +75,7 @@ class LoaderSession:
                 live.misuse.stepped()
             if live._look_ahead is not None and live._look_ahead.ahead is None:
                 live._look_ahead.works()
-            return live.run.scale()
+            return live.run.controller.scales[live.run.tracker.current.cut_size]
 
         self.step_hook = StepHook(self._optimizer, scale, self._following)
         self.run.follow(self.step_hook.scaler)

@@ -1,4 +1,4 @@
-"""B_simple from many measurements: pool first, divide once, and say how sure that is. No autograd here."""
+"""B_simple = tr(Sigma)/|G|^2 from many measurements: pool them, divide once, and say how sure that is."""
 
 from __future__ import annotations
 
@@ -29,29 +29,45 @@ def estimate(
     Args:
         norms: measurements, finite numbers.
         weights: their weights, positive; equal if None.
-        confidence: of the interval [low, high], between 0 and 1.
+        confidence: confidence of the interval [low, high], between 0 and 1.
+
+    Raises:
+        ValueError: where there is no measurement.
 
     Source: McCandlish et al. 2018, appendix A.1, arXiv:1812.06162; Fieller 1954, for the ratio of two means.
     """
     if not norms:
         raise ValueError("norms is empty: a noise scale needs at least one measurement")
-    x = np.array([[float(n.trace), float(n.grad_sq)] for n in norms])
-    w = np.ones(len(norms)) if weights is None else np.asarray(weights, float)
+    return pool(traces_and_squares(norms), weights, confidence)
+
+
+def traces_and_squares(norms: Sequence[SquaredNorms]) -> np.ndarray:
+    """tr(Sigma) and |G|^2 of each measurement, shape (n, 2), without bias (McCandlish et al. 2018, eq. A.2).
+
+    The formulas are those of `SquaredNorms.trace` and `.grad_sq`, of all measurements at once.
+    """
+    b, small, B, large = np.array([(n.small_size, n.small, n.large_size, n.large) for n in norms], float).T
+    return np.stack([(small - large) / (1 / b - 1 / B), (B * large - b * small) / (B - b)], axis=1)
+
+
+def pool(values: np.ndarray, weights: Sequence[float] | None, confidence: float) -> NoiseScale:
+    """`estimate` from the `traces_and_squares` of the measurements."""
+    w = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     w = w / w.sum()
-    trace, grad_sq = map(float, w @ x)
+    trace, grad_sq = (w @ values).tolist()
     effective = 1 / (w**2).sum()  # as many equally weighted measurements would know as much
     if effective < 1.5:
         low, high, cautious = 0.0, math.inf, 0.0
     else:
-        residuals = (x - [trace, grad_sq]) * w[:, None]
+        residuals = (values - [trace, grad_sq]) * w[:, None]
         covariance = residuals.T @ residuals * effective / (effective - 1)  # of the two means
         low, high = fieller(trace, grad_sq, covariance, student_t(confidence, effective - 1))
         cautious, _ = fieller(trace, grad_sq, covariance, student_t(ONE_SIGMA, effective - 1))
-    return NoiseScale(grad_sq, trace, low, high, cautious, len(norms))
+    return NoiseScale(grad_sq, trace, low, high, cautious, len(values))
 
 
 def fieller(trace: float, grad_sq: float, covariance: np.ndarray, t: float) -> tuple[float, float]:
-    """All ratios phi >= 0 for which trace - phi grad_sq is within t standard errors of zero.
+    """Limits of all ratios phi >= 0 for which trace - phi grad_sq is within t standard errors of zero.
 
     That is a phi^2 - 2 h phi + c <= 0. Where grad_sq is not significant (a <= 0) the set has no upper end, and "at
     least low" is all that can be said. Where grad_sq is significantly negative, no phi >= 0 fits: something is wrong
@@ -72,8 +88,8 @@ def fieller(trace: float, grad_sq: float, covariance: np.ndarray, t: float) -> t
     if trace <= 0 or (resolved and grad_sq < 0):
         return 0.0, math.inf
     root = math.sqrt(max(h**2 - a * c, 0.0))
-    # c <= 0: trace itself is within noise of zero, so phi = 0 is not excluded. (c / (h + root) is the lower root,
-    # written so that it stays exact as a goes through zero, where the plain formula divides by it.)
+    # Where c <= 0, trace itself is within noise of zero, so phi = 0 is not excluded. c / (h + root) is the lower root,
+    # written so that it stays exact as a goes through zero, where the plain formula divides by it.
     low = c / (h + root) if c > 0 and h + root > 0 else 0.0
     high = (h + root) / a if resolved else math.inf
     return low, high
@@ -81,7 +97,7 @@ def fieller(trace: float, grad_sq: float, covariance: np.ndarray, t: float) -> t
 
 def student_t(confidence: float, degrees: float) -> float:
     """The two-sided quantile of Student's t."""
-    from scipy.special import stdtrit  # here, because importing adaptbs should not cost a user scipy's import
+    from scipy.special import stdtrit  # late, because importing adaptbs should not cost a user SciPy's import
 
     return float(stdtrit(degrees, (1 + confidence) / 2))
 

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ..types import NoiseScale, SquaredNorms
-from .fieller import ROUNDING, estimate, to_floats
+from .fieller import ROUNDING, pool, to_floats, traces_and_squares
 
 log = logging.getLogger(__name__)
 
 MEMORY = 0.05  # share of the run after which a measurement's weight has fallen to 1/e
-
-
 FORGET = 5  # a measurement older than this many MEMORY is dropped,
-
-
 FULL = 16  # but not the latest few, which in a short run reach further back: fewer resolve nothing
 
 
-def drifts(norms: Sequence[SquaredNorms], confidence: float) -> bool:
-    """Whether the intervals of the older and the newer half of these measurements have no noise scale in common.
+def drifts(values: np.ndarray, confidence: float) -> bool:
+    """True if the intervals of the older and the newer half of measurements have no noise scale in common.
 
     Then the noise scale moved by more than noise explains, and their pooled estimate is one of neither.
+
+    Args:
+        values: their `traces_and_squares`.
+        confidence: confidence of the two intervals.
     """
-    middle = len(norms) // 2
+    middle = len(values) // 2
     if middle < FULL // 2:
         return False
-    older, newer = estimate(norms[:middle], None, confidence), estimate(norms[middle:], None, confidence)
+    older, newer = pool(values[:middle], None, confidence), pool(values[middle:], None, confidence)
     return older.high < (1 - ROUNDING) * newer.low or newer.high < (1 - ROUNDING) * older.low
 
 
@@ -54,7 +55,7 @@ class MeasurementWindow:
 
     @property
     def skipped(self) -> int:
-        """How many recent measurements were not finite."""
+        """The number of recent measurements that were not finite."""
         return len(self._skipped)
 
     def add(self, samples: int, norms: SquaredNorms) -> None:
@@ -68,8 +69,8 @@ class MeasurementWindow:
         self._estimates = {}
         samples = [s for s, _ in self._unread]
         read = list(zip(samples, to_floats([n for _, n in self._unread]), strict=True))
-        finite = [(s, n) for s, n in read if _is_finite(n)]
-        self._skipped += [s for s, n in read if not _is_finite(n)]
+        finite = [(s, n) for s, n in read if math.isfinite(n.small) and math.isfinite(n.large)]
+        self._skipped += [s for s, n in read if not (math.isfinite(n.small) and math.isfinite(n.large))]
         if self._skipped and not self._warned:
             self._warned = True
             log.warning(
@@ -94,12 +95,14 @@ class MeasurementWindow:
         newest = self._entries[-1][0]
         recent = [entry for entry in self._entries[:-FULL] if newest - entry[0] <= FORGET * self._fade]
         self._entries = recent + self._entries[-FULL:]
-        while (drifting := drifts([n for _, n in self._entries], confidence)) and len(self._entries) >= 2 * FULL:
-            del self._entries[: len(self._entries) // 2]  # the older half is about another noise scale
+        values = traces_and_squares([n for _, n in self._entries])
+        while (drifting := drifts(values, confidence)) and len(values) >= 2 * FULL:
+            half = len(values) // 2  # the older one is about another noise scale
+            values, self._entries = values[half:], self._entries[half:]
         self._skipped = [s for s in self._skipped if s >= self._entries[0][0]]
         fade = max(self._fade, (newest - self._entries[-FULL:][0][0]) / 2)
         weights = [n.large_size * math.exp((s - newest) / fade) for s, n in self._entries]
-        pooled = estimate([n for _, n in self._entries], weights, confidence)
+        pooled = pool(values, weights, confidence)
         return replace(pooled, skipped=len(self._skipped), drifting=drifting)
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,7 +114,3 @@ class MeasurementWindow:
         self._entries = [(s, SquaredNorms(b, small, B, large)) for s, b, small, B, large in state["entries"]]
         self._unread, self._skipped, self._warned = [], list(state["skipped"]), state["warned"]
         self._estimates = {}
-
-
-def _is_finite(norms: SquaredNorms) -> bool:
-    return math.isfinite(float(norms.small)) and math.isfinite(float(norms.large))

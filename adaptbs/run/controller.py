@@ -17,7 +17,7 @@ from ..ranks import ALONE, Ranks
 from ..report import History
 from ..timing import TRY, Clock, OverheadBudget, StepTime, Time
 from ..types import COUPLED, Measurement, NoiseScale, Scale
-from .rules import RunRules
+from .rules import ByCutSize, RunRules
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,9 @@ class Controller:
         self._timer = DecisionTimer(settings.decide_every * self.progress_tracker.planned)
         self.noise_scale: NoiseScale | None = None
         self.views: dict[str, NoiseScale] = {}
-        self._efficiencies: dict[int, float] = {}  # by cut size, as long as what is known stays the same
+        # Both are asked for at every step, and stay as they are from one decision to the next.
+        self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
+        self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
         self.history = History(self._views)
         self._record("start", reason="start")
 
@@ -119,18 +121,13 @@ class Controller:
         """Why the latest estimate is not to be believed as a number, if so."""
         return self._noise_scales.doubt(self.noise_scale)
 
-    def scale(self, cut_size: int) -> Scale:
-        """How the hyperparameters change for a batch that was cut at this size."""
+    def _scale(self, cut_size: int) -> Scale:
         return self.rules.scale(cut_size, self.noise_scale)
 
-    def sample_efficiency(self, cut_size: int) -> float:
-        """Effective samples of one sample of a batch that was cut at this size."""
-        if cut_size not in self._efficiencies:
-            # A coupled loss has no noise scale to tell, so every sample counts.
-            coupled = self._noise_scales.caveat == COUPLED
-            efficiency = 1.0 if coupled else self.rules.sample_efficiency(cut_size, self.noise_scale)
-            self._efficiencies[cut_size] = efficiency
-        return self._efficiencies[cut_size]
+    def _sample_efficiency(self, cut_size: int) -> float:
+        # A coupled loss has no noise scale to tell, so every sample counts.
+        coupled = self._noise_scales.caveat == COUPLED
+        return 1.0 if coupled else self.rules.sample_efficiency(cut_size, self.noise_scale)
 
     def start_clock(self) -> None:
         """Take note that an iteration begins: what lies before it is not timed."""
@@ -200,12 +197,13 @@ class Controller:
         self._budget.read(alone=alone)
         for samples, progress, made, norms in self._noise_scales.read():
             self.history.add_measurement(samples, progress, made, norms)
-        self._efficiencies.clear()
+        self.sample_efficiencies.clear()  # a measurement may have found the loss to couple samples
 
     def _know(self, noise_scale: NoiseScale | None, views: dict[str, NoiseScale]) -> None:
         """Go by this estimate from here on. It stays between decisions: a learning rate rule may depend on it."""
         self.noise_scale, self.views = noise_scale, views
-        self._efficiencies.clear()
+        self.scales.clear()
+        self.sample_efficiencies.clear()
 
     def _decide(self, cut_size: int, longest: int) -> None:
         settings, progress, share = self._settings, self.progress_tracker, self.progress
@@ -245,7 +243,7 @@ class Controller:
             event=event, reason=reason, doubt=self.doubt,
             samples=progress.samples, progress=progress.share if progress.epochs else None,
             batch_size=size // self.batches_per_step, global_batch_size=size,
-            lr_factor=self.scale(size).lr_factor,
+            lr_factor=self.scales[size].lr_factor,
         )  # fmt: skip
 
     def check_state(self, state: dict[str, Any]) -> None:

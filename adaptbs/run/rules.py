@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from ..decision import (
     Progress,
     Situation,
@@ -16,6 +19,19 @@ from ..hyperparameters import lr_rule
 from ..timing import Time
 from ..types import NoiseScale, Scale
 from .settings import Settings
+
+T = TypeVar("T")
+
+
+class ByCutSize(dict[int, T]):
+    """Values by cut size: computed when first asked for, and kept until cleared."""
+
+    def __init__(self, compute: Callable[[int], T]) -> None:
+        self._compute = compute
+
+    def __missing__(self, cut_size: int) -> T:
+        self[cut_size] = value = self._compute(cut_size)
+        return value
 
 
 class RunRules:

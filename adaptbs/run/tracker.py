@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from ..decision import Progress
@@ -37,7 +37,7 @@ class BatchTracker:
     Args:
         progress: of the run.
         start: the size that the run begins with, samples of an optimizer step.
-        sample_efficiency: cut size -> effective samples of one sample.
+        sample_efficiencies: effective samples of one sample, by cut size.
         on_step_end: called when the loop is through with an optimizer step, with the step's samples, the size that it
             was cut at, and the longest batch so far.
         on_schedule_moved: called with the schedule's position before and after each batch that the loop comes to work
@@ -56,11 +56,11 @@ class BatchTracker:
         progress: Progress,
         start: int,
         *,
-        sample_efficiency: Callable[[int], float],
+        sample_efficiencies: Mapping[int, float],
         on_step_end: Callable[[int, int, int], None],
         on_schedule_moved: Callable[[float, float], None] | None = None,
     ) -> None:
-        self._progress, self._start, self._sample_efficiency = progress, start, sample_efficiency
+        self._progress, self._start, self._sample_efficiencies = progress, start, sample_efficiencies
         self._on_step_end, self._on_schedule_moved = on_step_end, on_schedule_moved
         self.current = self.latest_fetched = BatchInfo(start, start)
         self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
@@ -120,7 +120,8 @@ class BatchTracker:
                     events.before_batch(batch)
                 yield batch
                 if one_by_one:
-                    self._finish()
+                    if self.current.ends_step:
+                        self._end_step()
                 else:
                     iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
                     one_by_one = look_ahead.ahead == 0 and iteration.finished == iteration.fetched
@@ -142,7 +143,7 @@ class BatchTracker:
             raise RuntimeError(ONE_AT_A_TIME) from None
         self._iteration, progress = iteration, self._progress
         iteration.position += num_samples
-        efficiency = 1.0 if progress.max_extra is None else self._sample_efficiency(cut_size)
+        efficiency = 1.0 if progress.max_extra is None else self._sample_efficiencies[cut_size]
         self.schedule_span = progress.count(cut_size, num_samples, iteration.epoch, iteration.position, efficiency)
         if num_samples > self.longest:
             self.longest = num_samples
@@ -154,8 +155,11 @@ class BatchTracker:
 
     def _finish(self) -> None:
         if self.current.ends_step:
-            num_samples, self._step_samples = self._step_samples, 0
-            self._on_step_end(num_samples, self.current.cut_size, self.longest)
+            self._end_step()
+
+    def _end_step(self) -> None:
+        num_samples, self._step_samples = self._step_samples, 0
+        self._on_step_end(num_samples, self.current.cut_size, self.longest)
 
     def _end_epoch(self) -> None:
         if self.under_way:  # also where it was broken off

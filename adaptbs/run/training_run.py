@@ -87,7 +87,6 @@ class TrainingRun:
             self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, timed=timed)
         self._scaler: HyperparameterScaler | None = None
         self._trial: MemoryTrial | None = None
-        self._scale: tuple[Any, Any, Scale] = (None, None, Scale())  # of the latest cut size and noise scale
 
     def start(self, epochs: int | None) -> None:
         """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
@@ -104,7 +103,7 @@ class TrainingRun:
         self.tracker = BatchTracker(
             self.controller.progress_tracker,
             self.controller.start_batch_size,
-            sample_efficiency=self.controller.sample_efficiency,
+            sample_efficiencies=self.controller.sample_efficiencies,
             on_step_end=self.controller.step_ended,
             on_schedule_moved=self._on_schedule_moved,
         )
@@ -146,10 +145,7 @@ class TrainingRun:
     def scale(self) -> Scale:
         """Factors of the hyperparameters for the current batch, by the size it was cut at: a short last one keeps its
         step."""
-        size, noise_scale = self.tracker.current.cut_size, self.controller.noise_scale
-        if size != self._scale[0] or noise_scale is not self._scale[1]:
-            self._scale = size, noise_scale, self.controller.scale(size)
-        return self._scale[2]
+        return self.controller.scales[self.tracker.current.cut_size]
 
     def deliver(
         self,

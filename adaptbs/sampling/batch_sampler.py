@@ -112,6 +112,10 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         finally:
             self._rest = None
 
+    def follow(self, size: Callable[[], int]) -> None:
+        """Ask this for the size of the next step from here on."""
+        self.size = size
+
     def _new_cut(self) -> EpochCut:
         return EpochCut(self, self._rest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ class EpochSource:
 
     Args:
         dataset, batch_size, shuffle, sampler, drop_last, generator: as of a DataLoader.
-        size: returns the size of the next optimizer step, samples.
         batches_per_step: batches of an optimizer step, on each rank.
         ranks: that share every batch; `batch_size` is of each.
 
@@ -40,7 +40,6 @@ class EpochSource:
         sampler: Any,
         drop_last: bool,
         generator: Generator | None,
-        size: Callable[[], int],
         batches_per_step: int,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -49,11 +48,17 @@ class EpochSource:
         if ranks.world_size > 1:
             self.order = SharedSampler(self.order, ranks, pad=not drop_last)
         cut = StreamSampler if self.streams else AdaptiveBatchSampler
-        self.batch_sampler = cut(self.order, size, batch_size * ranks.world_size, drop_last, batches_per_step, ranks)
+        start = batch_size * ranks.world_size
+        size = partial(int, start * batches_per_step)  # until `follow` says another
+        self.batch_sampler = cut(self.order, size, start, drop_last, batches_per_step, ranks)
         self._generators = _different(generator, getattr(self.order, "generator", None))
         self._under_way: list[EpochCut] = []  # iterations, the one that delivered last at the end
         self.delivering: EpochCut | None = None
         self._rest: dict[str, Any] | None = None  # of an epoch, for the next iteration to deliver
+
+    def follow(self, size: Callable[[], int]) -> None:
+        """Ask this for the size of the next optimizer step, samples, from here on."""
+        self.batch_sampler.follow(size)
 
     def iterate(self, fetch: Callable[[], Iterator[Any]]) -> tuple[EpochCut, Iterator[Any]]:
         """Begin an epoch, or go on with one: the iteration, and its batches.

@@ -33,13 +33,13 @@ class Driven(Controller):
         self.tracker = BatchTracker(
             self.progress_tracker,
             self.start_batch_size,
-            sample_efficiency=self.sample_efficiency,
+            sample_efficiencies=self.sample_efficiencies,
             on_step_end=self.step_ended,
         )
 
     @property
     def lr_factor(self) -> float:
-        return self.scale(self.tracker.current.cut_size).lr_factor
+        return self.scales[self.tracker.current.cut_size].lr_factor
 
     @property
     def batches_left(self) -> int:
@@ -89,7 +89,7 @@ def test_a_batch_far_below_the_noise_scale_doubles_up_to_its_limit():
     sizes = run(noisy, NOISY)
     assert sizes[0] == 8
     assert all(b <= 2 * a for a, b in pairwise(sizes))
-    assert noisy.batch_size == noisy.max_batch_size == 32 * 8
+    assert noisy.batch_size == noisy.rules.max_batch_size == 32 * 8
     assert "max_batch_size" in noisy.history.to_dict()["reason"]
 
 
@@ -121,10 +121,10 @@ def test_at_a_large_batch_only_when_it_is_four_times_too_small(phi, decisions):
 
 
 def test_the_limit_is_an_eighth_of_the_data_or_32_times_the_base_batch():
-    assert controller(4000, 8).max_batch_size == 256
-    assert controller(1000, 8).max_batch_size == 125
-    assert controller(4000, 8, base_batch_size=4).max_batch_size == 128
-    assert controller(64, 32).max_batch_size == 32
+    assert controller(4000, 8).rules.max_batch_size == 256
+    assert controller(1000, 8).rules.max_batch_size == 125
+    assert controller(4000, 8, base_batch_size=4).rules.max_batch_size == 128
+    assert controller(64, 32).rules.max_batch_size == 32
 
 
 def test_the_users_limit_is_kept():

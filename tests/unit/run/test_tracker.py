@@ -1,4 +1,4 @@
-from collections import deque
+from collections import defaultdict, deque
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def tracking(progress: Progress, start: int, noted: list[str]) -> BatchTracker:
     return BatchTracker(
         progress,
         start,
-        sample_efficiency=lambda size: 1.0,
+        sample_efficiencies=defaultdict(lambda: 1.0),
         on_step_end=lambda num_samples, cut_size, longest: noted.append(f"step {num_samples}"),
     )
 
