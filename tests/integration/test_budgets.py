@@ -228,7 +228,7 @@ def test_after_the_run_an_iteration_is_a_whole_epoch_that_counts_for_nothing(cap
     state = loader.state_dict()
     for _ in range(2):
         assert sum(len(xb) for xb, _ in loader) == N
-    assert loader.state_dict()["controller"]["run"] == state["controller"]["run"]
+    assert loader.state_dict()["controller"]["progress"] == state["controller"]["progress"]
     assert len(loader.history) == len(state["controller"]["history"])
     assert caplog.text.count("the run is over") == 1
 

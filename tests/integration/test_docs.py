@@ -49,7 +49,7 @@ def situations() -> Iterator[Situation]:
         ):
             yield Situation(
                 noise_scale=noise_scale, batch_size=size, reference=64, progress=0.5, step_time=time,
-                max_batch_size=most, early_limit=early, coupled=coupled, news=news,
+                max_batch_size=most, early_limit=early, coupled=coupled, new_measurements=news,
             )  # fmt: skip
 
 

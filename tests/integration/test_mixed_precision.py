@@ -125,7 +125,7 @@ def test_a_step_that_overflows_does_not_count_as_accumulated(fused):
 
     _, taken = scaled_training(model, optimizer, Epochs(), scaler)
     counted = loader._session.step_hook.scaler
-    counted.count()
+    counted.count_steps()
     ((steps, first, second, *_),) = counted.state_dict()
     assert steps == sum(taken) < len(taken)
     assert False in taken[-10:]

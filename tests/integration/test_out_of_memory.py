@@ -321,4 +321,4 @@ def test_what_ran_out_is_remembered_by_a_checkpoint():
     other = MemoryLimit()
     other.load_state_dict(cap.state_dict())
     assert (other.smallest_failed, other.largest_run, other.piece) == (128, 64, 127)
-    assert other.most(200) == 127
+    assert other.find_largest(200) == 127

@@ -261,7 +261,7 @@ def expected_counts(used: Used) -> list[Any]:
 def test_fastais_steps_are_counted_at_the_k_they_were_made_at(opt_func: Any) -> None:
     learn, used, callback = make_learner(n=403, opt_func=opt_func), Used(), growing()
     learn.fit(1, 1e-2, cbs=[callback, used])
-    callback._hypers.hyperparameters.count(wait=True)
+    callback._hook.scaler.count_steps(wait=True)
     ((steps, first, second, *powers, _),) = callback.state_dict()["hyperparameters"]
     assert [steps, first, second] == expected_counts(used)
     assert powers == [2, 4]

@@ -39,8 +39,8 @@ def test_any_sequence_of_sizes_delivers_each_index_once(n, start, drawn, drop_la
     batches = list(cut)
     indices = [i for batch in batches for i in batch]
     assert indices == list(range(n - n % start if drop_last else n))
-    assert [issued.length for issued in cut.issued] == [len(batch) for batch in batches]
-    assert all(issued.length <= issued.nominal for issued in cut.issued)
+    assert [issued.num_samples for issued in cut.issued] == [len(batch) for batch in batches]
+    assert all(issued.num_samples <= issued.cut_size for issued in cut.issued)
 
 
 @given(n=st.integers(2, 2000), power=st.integers(0, 6), growth=st.lists(st.booleans(), min_size=40, max_size=40))

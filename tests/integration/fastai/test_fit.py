@@ -425,6 +425,25 @@ def test_the_next_fit_can_go_on_from_a_saved_state() -> None:
         make_learner(n=503).fit(1, 1e-2, cbs=resumed)
 
 
+OLD = [{"controller": None}, {"controller": {"run": {}}, "hyperparameters": []}, {"version": 3}]
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_a_state_of_another_version_is_refused_in_the_words_of_the_loader(old) -> None:
+    callback = AdaptiveBatchSize()
+    with pytest.raises(ValueError, match=r"of version (None|3), this adaptbs reads \d+: finish the run"):
+        callback.load_state_dict(old)
+    make_learner(n=403).fit(1, 1e-2, cbs=callback)  # nothing was taken over
+
+
+def test_before_its_first_fit_there_is_no_state_and_none_to_go_on_from() -> None:
+    callback = AdaptiveBatchSize()
+    assert callback.state_dict() == {}
+    callback.load_state_dict({})
+    make_learner(n=403).fit(1, 1e-2, cbs=callback)
+    assert callback.state_dict()["version"] >= 4
+
+
 def test_decisions_keep_their_pace_where_an_epoch_is_shorter_than_the_time_between_two() -> None:
     callback = growing()  # every 5 % of 50 epochs: every two and a half
     make_learner(n=103).fit(50, 1e-2, cbs=callback)

@@ -1,8 +1,16 @@
+import inspect
+import re
+from dataclasses import fields
+
 import numpy as np
 import pytest
+from torch import nn
+from torch.optim import SGD
 
+from adaptbs import AdaptiveDataLoader
 from adaptbs.checks import check_share, check_size
-from adaptbs.run.settings import Settings
+from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.run.settings import Settings, SharedArguments, shows_shared_arguments
 from adaptbs.timing.step_time import StepTime
 
 
@@ -87,3 +95,58 @@ def test_what_follows_the_batch():
 def test_an_unknown_hyperparameter_is_refused():
     with pytest.raises(ValueError, match="'wd' is none of 'lr', 'betas', 'eps', 'weight_decay'"):
         Settings(transfer=["wd"])
+
+
+def test_the_typed_names_are_those_of_the_settings_with_the_same_types():
+    declared = {field.name: field.type for field in fields(Settings)}
+    assert SharedArguments.__annotations__.keys() == declared.keys()
+    written = {name: annotation.__forward_arg__ for name, annotation in SharedArguments.__annotations__.items()}
+    assert written == declared
+
+
+def test_every_shared_argument_is_documented_once():
+    documented = re.findall(r"^        (\w+): ", Settings.__doc__, re.MULTILINE)
+    assert documented == [field.name for field in fields(Settings)]
+
+
+@shows_shared_arguments
+class Face:
+    """A face.
+
+    Args:
+        first: an argument of its own.
+        {shared arguments}
+
+    Raises:
+        ValueError: now and then.
+    """
+
+    def __init__(self, first: int, **stock) -> None:
+        self.first, self.settings = first, Settings.taken_from(stock)
+        self.stock = stock
+
+
+def test_a_face_shows_the_shared_arguments_in_its_signature_and_docstring():
+    parameters = inspect.signature(Face).parameters
+    assert list(parameters) == ["first", *(field.name for field in fields(Settings)), "stock"]
+    assert parameters["overhead"].default == Settings().overhead
+    documented = re.findall(r"^        (\w+): ", Face.__doc__, re.MULTILINE)[1:-1]
+    assert documented == [field.name for field in fields(Settings)]
+    assert "{shared arguments}" not in Face.__doc__ and "now and then" in Face.__doc__
+
+
+def test_a_face_takes_the_settings_out_of_its_arguments():
+    face = Face(1, overhead=0.5, num_workers=2)
+    assert (face.settings.overhead, face.stock) == (0.5, {"num_workers": 2})
+
+
+def test_loader_and_callback_show_and_document_them():
+    for face in (AdaptiveDataLoader, AdaptiveBatchSize):
+        assert {field.name for field in fields(Settings)} <= inspect.signature(face).parameters.keys()
+        assert "share of the run between two decisions" in face.__doc__
+    assert "stock" in inspect.signature(AdaptiveDataLoader).parameters
+    with pytest.raises(TypeError, match=r"AdaptiveBatchSize\(\) got an unexpected keyword argument 'max_batch'"):
+        AdaptiveBatchSize(max_batch=64)
+    model = nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="'max_batch'"):
+        AdaptiveDataLoader(range(64), 8, model=model, optimizer=SGD(model.parameters(), 0.1), overhead=0, max_batch=64)
