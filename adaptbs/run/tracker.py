@@ -137,12 +137,8 @@ class BatchTracker:
             self._end_epoch()
 
     def _begin(self, iteration: Iteration) -> None:
-        try:
-            self.current = cut_size, num_samples, _, _ = iteration.queue.popleft()
-        except IndexError:
-            raise RuntimeError(ONE_AT_A_TIME) from None
+        self.current = cut_size, num_samples, _, _ = iteration.next()
         self._iteration, progress = iteration, self._progress
-        iteration.position += num_samples
         efficiency = 1.0 if progress.max_extra is None else self._sample_efficiencies[cut_size]
         self.schedule_span = progress.count(cut_size, num_samples, iteration.epoch, iteration.position, efficiency)
         if num_samples > self.longest:
@@ -196,7 +192,7 @@ class Iteration:
     """
 
     def __init__(self, look_ahead: LookAhead, queue: deque[BatchInfo], epoch: int, position: int) -> None:
-        self._look_ahead, self.queue, self.epoch, self.position = look_ahead, queue, epoch, position
+        self._look_ahead, self._queue, self.epoch, self.position = look_ahead, queue, epoch, position
         self.fetched = self.begun = self.finished = 0
 
     def fetch(self) -> BatchInfo:
@@ -204,9 +200,18 @@ class Iteration:
         self._look_ahead.fetched()
         waiting = self.fetched - self.begun
         self.fetched += 1
-        if len(self.queue) <= waiting:
+        if len(self._queue) <= waiting:
             raise RuntimeError(ONE_AT_A_TIME)
-        return self.queue[waiting]
+        return self._queue[waiting]
+
+    def next(self) -> BatchInfo:
+        """Take note of a batch that the loop comes to work on; return what it was cut at."""
+        try:
+            info = self._queue.popleft()
+        except IndexError:
+            raise RuntimeError(ONE_AT_A_TIME) from None
+        self.position += info.num_samples
+        return info
 
     def advance(
         self, begin: Callable[[Iteration], None], finish: Callable[[], None], *, begun: int = 0, finished: int = 0
