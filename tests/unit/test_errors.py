@@ -166,7 +166,10 @@ def unreduced(prediction, target):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"loss_func": unreduced}, ValueError, ["the loss must be one number", "shape", "return the mean over its samples"]),
+        (
+            {"loss_func": unreduced}, ValueError,
+            ["the loss must be one number", "shape", "return the mean over its samples"],
+        ),
         ({"loss_func": lambda *_: 1.0}, ValueError, ["the loss must be one number", "got float"]),
         ({"collate_fn": lambda items: {"x": torch.ones(4, 1)}}, TypeError, ["loss_func=", "dict", "give batch_loss="]),
     ],
