@@ -1,4 +1,4 @@
-"""What this process is among others that train one model, and how they come to the same answer."""
+"""Rank, world size, and the collectives that keep decisions identical on all ranks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among `world_size` equal ones; alone by default.
+    """Rank of this process and the number of ranks; by default a single process.
 
-    Everything but `mine` is collective: all ranks have to call it, at the same place. It goes through torch's default
-    process group, and does nothing where there is one rank or no group (`connected`).
+    Every method but `mine` is collective: all ranks must call it at the same point. They use torch's default process
+    group. Unless `connected`, they communicate nothing and return this process's own values.
 
     Attributes:
-        rank: of this process, from 0.
-        world_size: how many there are.
-        connected: whether they can talk to each other.
+        rank: rank of this process, from 0.
+        world_size: number of ranks.
+        connected: True if the ranks can communicate through the default process group.
     """
 
     rank: int = 0
@@ -32,14 +32,17 @@ class Ranks:
 
     @classmethod
     def from_arguments(cls, rank: int | None = None, world_size: int | None = None) -> Ranks:
-        """As given; where nothing is, as the default process group says, and alone where there is none.
+        """Build from the given rank and world size. If neither is given, ask the default process group.
+
+        Without a process group the result is a single process.
 
         Raises:
-            ValueError, TypeError: where they cannot be, or are not what the process group says.
+            TypeError: if a value is not an integer.
+            ValueError: if only one of the two is given, `rank` is out of range, or they contradict the process group.
         """
         if (rank is None) != (world_size is None):
             missing, given = ("world_size", f"rank={rank!r}") if world_size is None else ("rank", f"{world_size=!r}")
-            raise ValueError(f"{given} without {missing}=: give both, or neither under torchrun")
+            raise ValueError(f"{given} without {missing}=: give both, or give neither under torchrun")
         grouped = dist.is_available() and dist.is_initialized()
         if rank is None or world_size is None:
             return cls(dist.get_rank(), dist.get_world_size(), dist.get_world_size() > 1) if grouped else cls()
@@ -47,22 +50,22 @@ class Ranks:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name}={value!r}: it must be an integer")
         if not 0 <= rank < world_size:
-            raise ValueError(f"{rank=}, {world_size=}: rank must lie between 0 and world_size - 1")
+            raise ValueError(f"{rank=}, {world_size=}: rank must be between 0 and world_size - 1")
         if world_size == 1 or not grouped:
             return cls(rank, world_size)
         if (rank, world_size) != (dist.get_rank(), dist.get_world_size()):
             raise ValueError(
                 f"{rank=}, {world_size=}: this is rank {dist.get_rank()} of {dist.get_world_size()} in the default "
-                "process group: leave both out, or give world_size=1 for a loader of this process alone"
+                "process group. Leave both out, or give rank=0, world_size=1 for a loader of this process alone"
             )
         return cls(rank, world_size, connected=True)
 
     def mine(self, batch: list[T]) -> list[T]:
-        """This rank's share of what all of them take together, as DistributedSampler would deal it out."""
+        """This rank's share of the samples of all ranks, every world_size-th as in DistributedSampler."""
         return batch if self.world_size == 1 else batch[self.rank :: self.world_size]
 
     def agree(self, value: T) -> T:
-        """Rank 0's word. It is pickled, so small things only."""
+        """Broadcast rank 0's value. It is pickled, so keep it small."""
         if not self.connected:
             return value
         said = [value]
@@ -70,7 +73,7 @@ class Ranks:
         return said[0]
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """Everybody's numbers, rank by rank; the same count on each. Waits for the device, where NCCL connects."""
+        """The numbers of each rank, in rank order. All must pass equally many. Under NCCL this waits for the device."""
         if not self.connected:
             return [list(numbers)]
         mine = torch.tensor(numbers, dtype=torch.float64, device=self._device())
@@ -79,21 +82,21 @@ class Ranks:
         return [numbers.tolist() for numbers in everybody]
 
     def least(self, number: float) -> float:
-        """The smallest of everybody's."""
+        """The smallest number of all ranks."""
         return min(said for (said,) in self.gather([number]))
 
     def mean(self, numbers: Tensor) -> Tensor:
-        """The mean over ranks, on the same device and not waited for; `numbers` are overwritten."""
+        """The mean over ranks, on the same device, without waiting for it. Overwrites `numbers`."""
         if self.connected:
             dist.all_reduce(numbers)
         return numbers / (self.world_size if self.connected else 1)
 
     def check_alike(self, what: dict[str, float], advice: str) -> None:
-        """Raise ValueError, on every rank, unless all have the same numbers.
+        """Raise ValueError on every rank unless all ranks have the same numbers.
 
         Args:
-            what: the numbers by name.
-            advice: what to do where they differ.
+            what: the numbers, by name.
+            advice: what to do if they differ; the end of the error message.
         """
         everybody = self.gather(list(what.values()))
         for name, said in zip(what, zip(*everybody, strict=True), strict=True):

@@ -1,8 +1,8 @@
-"""Ready-made functions for `target=` that ask no noise scale: ramps by progress, by a metric, by the schedule.
+"""Ready-made functions for `target=` that need no noise scale: ramps by progress, by a metric or by the schedule.
 
-Each makes a function (noise scale, batch size, progress 0..1) -> wanted batch size, samples. It is asked at each
-decision, so every `decide_every` of the run, and what it answers is cut down to `max_batch_size` and to what memory
-affords. Where the length of the run is not known, progress is that of the first epoch and stays at 1 from then on.
+Each makes a function (noise scale, batch size, progress 0..1) -> wanted batch size, samples. It is called at every
+decision, so once in each share `decide_every` of the run. The wanted size is then limited by `max_batch_size` and by
+memory. Where the length of the run is not known, progress is that of the first epoch and stays at 1 afterwards.
 """
 
 from __future__ import annotations
@@ -15,29 +15,31 @@ from typing import Any
 from .checks import check_choice, check_share, check_size
 from .types import NoiseScale, Target
 
-LARGEST = 2**40  # samples; more than any dataset, where a learning rate of 0 asks for a batch without end
-GRID = 1000  # points at which a schedule is looked at for its peak
-WITHIN = 1e-9  # rounding: three tenths of a run are three times a tenth of it
+LARGEST = 2**40  # samples, more than any dataset has; at a learning rate of 0 seesaw would ask for an infinite batch
+GRID = 1000  # number of intervals at whose ends a schedule is evaluated to find its peak
+WITHIN = 1e-9  # tolerance for rounding, so that progress .3 counts as three intervals of .1
 
 
 def step_ramp(start: int, every: float = 0.25, factor: float = 2) -> Target:
     """Multiply the batch at equal intervals: start * factor^floor(progress/every).
 
     Args:
-        start: the size to begin with, samples.
-        every: share of the run between two rises, between 0 and 1.
-        factor: of each rise, above 1.
+        start: batch size at the beginning of the run, samples.
+        every: share of the run between two increases, between 0 and 1.
+        factor: factor of each increase, above 1.
 
     Raises:
-        ValueError, TypeError: for arguments that cannot be.
+        TypeError: if `start` is not an integer or `every` is not a number.
+        ValueError: if an argument is out of range, or `factor` is not a number.
 
-    Source: Smith et al. 2018, arXiv:1711.00489, who rise where a schedule would have cut the learning rate; Devarakonda
-    et al. 2017 (AdaBatch), arXiv:1712.02029, who double at equal intervals and scale the learning rate with the batch.
+    Source: Smith et al. 2018, arXiv:1711.00489, increase the batch where a schedule would have cut the learning rate.
+    Devarakonda et al. 2017 (AdaBatch), arXiv:1712.02029, double it at equal intervals and scale the learning rate with
+    it.
     """
     check_size("start", start)
     check_share("every", every)
     _check_factor(factor)
-    last = math.ceil(1 / every - WITHIN) - 1  # rises: the run's very end is not worth another
+    last = math.ceil(1 / every - WITHIN) - 1  # increases in all; one at the very end of the run would train nothing
 
     def target(noise_scale: NoiseScale | None, batch_size: int, progress: float) -> float:
         return float(start * factor ** min(math.floor(progress / every + WITHIN), last))
@@ -46,19 +48,29 @@ def step_ramp(start: int, every: float = 0.25, factor: float = 2) -> Target:
 
 
 def linear_ramp(start: int, end: int) -> Target:
-    """As many samples more at each equal share of the run: start + (end - start) progress, to the nearest sample.
+    """Grow the batch linearly: start + (end - start) * progress, rounded to a whole sample.
+
+    Args:
+        start: batch size at the beginning of the run, samples.
+        end: batch size at the end of the run, samples.
 
     Raises:
-        ValueError, TypeError: for sizes that are not whole numbers of at least 1.
+        TypeError: if a size is not an integer.
+        ValueError: if a size is below 1.
     """
     return _ramp(start, end, lambda progress: start + (end - start) * progress)
 
 
 def exponential_ramp(start: int, end: int) -> Target:
-    """By the same factor at each equal share of the run: start (end/start)^progress, to the nearest sample.
+    """Grow the batch exponentially: start * (end/start)^progress, rounded to a whole sample.
+
+    Args:
+        start: batch size at the beginning of the run, samples.
+        end: batch size at the end of the run, samples.
 
     Raises:
-        ValueError, TypeError: for sizes that are not whole numbers of at least 1.
+        TypeError: if a size is not an integer.
+        ValueError: if a size is below 1.
     """
     return _ramp(start, end, lambda progress: start * math.pow(end / start, progress))
 
@@ -74,9 +86,9 @@ def _ramp(start: int, end: int, size: Callable[[float], float]) -> Target:
 
 
 class OnPlateau:
-    """See `on_plateau`, which makes it.
+    """The target that `on_plateau` makes.
 
-    A progress that falls back is the beginning of another run, before which all that was seen is forgotten.
+    When progress falls, another run has begun. Then it forgets the values of the run before.
     """
 
     def __init__(self, metric: Callable[[], Any], factor: float, patience: int, min_delta: float, mode: str) -> None:
@@ -86,7 +98,7 @@ class OnPlateau:
         self._forget()
 
     def _forget(self) -> None:
-        self._seen: object = None  # the latest object that the metric gave: as long as it gives that, nothing is new
+        self._seen: object = None  # object that the metric returned last; the same object again is not a new value
         self._best, self._stale = math.inf, 0
 
     def __call__(self, noise_scale: NoiseScale | None, batch_size: int, progress: float) -> float:
@@ -98,37 +110,38 @@ class OnPlateau:
             return batch_size
         self._seen = value
         signed = self._sign * _number(value)
-        if signed < self._best - self._min_delta:  # (nan is no improvement)
+        if signed < self._best - self._min_delta:  # false for nan, which is no improvement
             self._best, self._stale = signed, 0
             return batch_size
         self._stale += 1
         if self._stale < self._patience:
             return batch_size
         self._stale = 0
-        return math.ceil(batch_size * self._factor)  # (a batch of 1 grows by any factor)
+        return math.ceil(batch_size * self._factor)  # rounded up, so that even a batch of 1 grows by any factor
 
 
 def on_plateau(
     metric: Callable[[], Any], factor: float = 2, patience: int = 2, min_delta: float = 0.0, mode: str = "min"
 ) -> OnPlateau:
-    """Multiply the batch each time a metric has stopped improving, as ReduceLROnPlateau divides the learning rate.
+    """Multiply the batch each time a metric stops improving, as ReduceLROnPlateau divides the learning rate.
 
-    A value is new where `metric` returns another object than before, so let it return the one that was stored, not a
-    number made anew at each call; of several values between two decisions only the latest is seen. In fastai:
+    A value counts as new if `metric` returns another object than the last time. So return the stored object, not a
+    number computed in each call. Of several values between two decisions only the latest counts. In fastai use
     `lambda: learn.recorder.values[-1][1] if learn.recorder.values else None`, the loss on the validation set.
 
     Args:
-        metric: returns the latest value, or None while there is none.
-        factor: that the batch is multiplied by, above 1.
-        patience: so many new values in a row without improvement make a plateau.
-        min_delta: by how much a value must be better than the best so far to be an improvement.
-        mode: "min" where less is better, as with a loss, "max" where more is.
+        metric: function without arguments that returns the latest value, or None while there is none.
+        factor: factor on the batch at each plateau, above 1.
+        patience: number of new values in a row without improvement that make a plateau.
+        min_delta: amount by which a value must be better than the best so far to count as an improvement.
+        mode: "min" if lower is better, as for a loss; "max" if higher is better.
 
     Raises:
-        ValueError, TypeError: for arguments that cannot be; later, where `metric` returns no number.
+        TypeError: if `metric` is not a function or `patience` is not an integer; later, if `metric` returns no number.
+        ValueError: if another argument is not valid.
     """
     if not callable(metric):
-        raise TypeError(f"metric={metric!r}: it must be a function of nothing that returns the latest value, or None")
+        raise TypeError(f"metric={metric!r}: it must be a function without arguments that returns a number or None")
     _check_factor(factor)
     check_size("patience", patience)
     if isinstance(min_delta, bool) or not isinstance(min_delta, Real) or not 0 <= float(min_delta) < math.inf:
@@ -138,33 +151,38 @@ def on_plateau(
 
 
 def seesaw(start: int, schedule: Callable[[float], float], factor: float = 2) -> Target:
-    """Grow the batch as the schedule anneals: where the learning rate has been cut by `factor`, `factor` times as many.
+    """Grow the batch as the schedule anneals: by `factor` each time the schedule has cut the learning rate by `factor`.
 
-    With s = schedule(progress)/peak, B = start * factor^floor(log(1/s)/log(factor)); before the peak B = start.
+    With s = schedule(progress)/peak, B = start * factor^floor(log(1/s)/log(factor)). Before the peak B = start.
 
-    The learning rate has to follow k = B/start. Over N samples plain SGD moves N/B * lr * |g|; steps divided by the
-    gradient's size (normalised SGD; Adam) move N/B * lr * |g| sqrt(B) while noise makes up that size, which then falls
-    as 1/sqrt(B). So to move as far as at `start` the schedule's lr is to be multiplied by k, or by sqrt(k). That is
-    what `lr_scaling="auto"` does (with `base_batch_size` at `start`), so there is no rule of its own to give. Where
-    k = 1/s Adam's learning rate comes to s sqrt(1/s) = sqrt(s) of its peak, which is Seesaw: where the schedule cuts by
-    alpha, cut by sqrt(alpha), and alpha times the batch. SGD's stays at its peak, as in Smith et al. 2018,
-    arXiv:1711.00489. Both hold for any k, so too where a limit holds the batch below 1/s. They do not hold far above
-    the noise scale, where noise no longer makes up the gradient's size: let `max_batch_size` be no more than that.
+    The learning rate must follow k = B/start. Over N samples plain SGD moves N/B * lr * |g|. Steps divided by the
+    gradient's size (normalised SGD, Adam) move N/B * lr * |g| sqrt(B) while that size is mostly noise, which falls as
+    1/sqrt(B). To move as far as at `start`, the schedule's lr has to be multiplied by k for SGD and by sqrt(k) for
+    Adam. `lr_scaling="auto"` does that, with `base_batch_size` at `start`, so seesaw needs no learning-rate rule of its
+    own. Beyond the critical batch "auto" gives SGD less than k.
+
+    Where k = 1/s, Adam's learning rate is s sqrt(1/s) = sqrt(s) of its peak. That is Seesaw: where the schedule cuts by
+    alpha, cut by sqrt(alpha) and multiply the batch by alpha. SGD's learning rate stays at its peak, as in Smith et al.
+    2018, arXiv:1711.00489. Both hold for any k, so also where a limit holds the batch below start/s. They fail far
+    above the noise scale, where the gradient's size is no longer mostly noise. Set `max_batch_size` to at most the
+    noise scale.
 
     Args:
-        start: the batch size until the peak, samples.
-        schedule: progress 0..1 -> the learning rate, in any unit: only its ratio to its peak counts.
-        factor: by which the batch grows each time, above 1.
+        start: batch size up to the peak, samples.
+        schedule: progress 0..1 -> learning rate, in any unit. Only its ratio to its peak counts.
+        factor: factor of each increase, above 1.
 
     Raises:
-        ValueError, TypeError: for arguments that cannot be, such as a schedule that is nowhere above 0.
+        TypeError: if `start` is not an integer, `schedule` is not a function or it returns no number.
+        ValueError: if another argument is not valid, or `schedule` does not return a finite number of at least 0, or
+            is nowhere above 0.
 
     Source: Meterez et al. 2025 (Seesaw), arXiv:2510.14717.
     """
     check_size("start", start)
     _check_factor(factor)
     if not callable(schedule):
-        raise TypeError(f"schedule={schedule!r}: it must be a function progress -> learning rate")
+        raise TypeError(f"schedule={schedule!r}: it must be a function (progress 0..1) -> learning rate")
     rates = [_rate(schedule, i / GRID) for i in range(GRID + 1)]
     peak = max(rates)
     if peak <= 0:
@@ -187,7 +205,7 @@ def _rate(schedule: Callable[[float], float], progress: float) -> float:
     rate = _number(schedule(progress), "schedule=")
     if not 0 <= rate < math.inf:
         raise ValueError(
-            f"schedule= returned {rate!r} at progress {progress}: a learning rate is a finite number of at least 0"
+            f"schedule= returned {rate!r} at progress {progress}: it must return a finite number of at least 0"
         )
     return rate
 
@@ -201,4 +219,4 @@ def _number(value: Any, name: str = "metric=") -> float:
 
 def _check_factor(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not 1 < float(value) < math.inf:
-        raise ValueError(f"factor={value!r}: it must be a number above 1, which the batch is multiplied by")
+        raise ValueError(f"factor={value!r}: it must be a finite number above 1, the factor on the batch")

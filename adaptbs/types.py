@@ -1,4 +1,4 @@
-"""The values that cross from one layer to the next, and what a user's own function must look like."""
+"""Values that pass from one folder to the next, and the signatures of functions that a user may supply."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-ENOUGH = 4  # measurements without which an estimate is not acted on
-TOO_MANY_SKIPPED = 0.25  # share of recent measurements that were not finite, beyond which the rest is in doubt
-COUPLED = "samples are coupled"  # the caveat of a loss that is no mean over samples
+ENOUGH = 4  # fewest measurements that a decision is based on
+TOO_MANY_SKIPPED = 0.25  # largest share of non-finite recent measurements at which the finite ones are still trusted
+COUPLED = "samples are coupled"  # caveat for a loss that is neither a mean nor a sum over samples
 
-#: A number that may still lie on the device: reading it there is a synchronisation, so it is read late.
+#: A number that may still be on the device. Reading it synchronises with the device, so it is read late.
 Scalar: TypeAlias = "float | Tensor"
 
 
 @dataclass(frozen=True, slots=True)
 class SquaredNorms:
-    """Squared gradient norms of two batch sizes at the same weights: all that autograd hands to statistics.
+    """Squared gradient norms at two batch sizes and the same weights. Statistics gets nothing else from autograd.
 
-    Both gradients are of the *mean* loss. A loss that sums over its batch has a gradient n times as long, which
-    whoever measures divides out (`gradients.micro_batches`); left in, the larger batch would look noisier.
+    For the mean gradient G_n of n independent samples E|G_n|^2 = |G|^2 + tr(Sigma)/n. Two sizes make two equations,
+    linear in |G|^2 and tr(Sigma). Their solutions `grad_sq` and `trace` are linear in the two squared norms, so both
+    are unbiased, also where the batches share samples (McCandlish et al. 2018, appendix A.1, arXiv:1812.06162).
+
+    Both gradients must be of the *mean* loss. A loss that sums over n samples has a gradient n times as long. The
+    measuring code divides by n (`gradients.MeanGradient`); otherwise the larger batch would look noisier.
 
     Attributes:
         small_size: b, samples.
-        small: |G_b|^2, gradient^2: the mean over all gradients of that size.
+        small: |G_b|^2, gradient^2, averaged over all measured gradients of that size.
         large_size: B > b, samples.
         large: |G_B|^2, gradient^2.
-        views: the same of other views of these gradients, by name: "adam", "group 0", ... (`gradients.views`).
+        views: norms of other views of the same gradients, by name: "adam", "group 0", ... (`gradients.views_of`).
     """
 
     small_size: int
@@ -40,31 +44,37 @@ class SquaredNorms:
     views: Mapping[str, SquaredNorms] = field(default_factory=dict)
 
     def divided_by(self, factor: float) -> SquaredNorms:
-        """Of gradients shorter by the root of `factor`; views are left out."""
+        """Norms after dividing the gradients by sqrt(factor). Drops views."""
         return SquaredNorms(self.small_size, self.small / factor, self.large_size, self.large / factor)
 
     @property
     def grad_sq(self) -> Scalar:
-        """|G|^2 without bias; negative by chance where noise hides it (McCandlish et al. 2018, eq. A.2)."""
+        """|G|^2, gradient^2, unbiased. Noise can make it negative.
+
+        |G|^2 = (B |G_B|^2 - b |G_b|^2)/(B - b), McCandlish et al. 2018, eq. A.2, arXiv:1812.06162.
+        """
         b, B = self.small_size, self.large_size
         return (B * self.large - b * self.small) / (B - b)
 
     @property
     def trace(self) -> Scalar:
-        """tr(Sigma), the variance of one example's gradient, without bias (McCandlish et al. 2018, eq. A.2)."""
+        """tr(Sigma), the variance of one sample's gradient, gradient^2, unbiased.
+
+        tr(Sigma) = (|G_b|^2 - |G_B|^2)/(1/b - 1/B), McCandlish et al. 2018, eq. A.2, arXiv:1812.06162.
+        """
         b, B = self.small_size, self.large_size
         return (self.small - self.large) / (1 / b - 1 / B)
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Squared norms, and what a reader of the history should know about them.
+    """Squared norms, how they were measured, and why they may be doubtful.
 
     Attributes:
-        norms: the four numbers.
+        norms: the squared norms.
         source: how they were measured: "per example", "halves" or "ranks".
-        why: why that way.
-        caveat: what makes them doubtful whatever their number, such as a loss that couples samples.
+        why: reason for this source, for the history.
+        caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples.
     """
 
     norms: SquaredNorms
@@ -75,17 +85,19 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class NoiseScale:
-    """An estimate of the simple noise scale B_simple = tr(Sigma)/|G|^2 and how far it is to be believed.
+    """An estimate of the simple noise scale B_simple = tr(Sigma)/|G|^2, with its confidence limits.
 
     Attributes:
         grad_sq: |G|^2, gradient^2, unbiased, so it may be negative.
         trace: tr(Sigma), gradient^2.
-        low: lower confidence limit of B_simple, samples; 0 where nothing can be said.
-        high: upper limit; `inf` while |G|^2 is not significantly above 0.
-        cautious: the one-sigma lower limit, samples, which the built-in targets steer on.
-        measurements: how many measurements were pooled.
-        skipped: how many recent ones were left out because they were not finite.
-        drifting: whether the older and the newer half of them contradict each other.
+        low: lower confidence limit of B_simple, samples; 0 if the measurements set no lower limit.
+        high: upper confidence limit, samples; `inf` while |G|^2 is not significantly above 0.
+        cautious: one-sigma lower limit, samples. The built-in targets use it.
+        measurements: number of pooled measurements.
+        skipped: number of recent measurements left out because they were not finite.
+        drifting: True if the older and the newer half of the measurements contradict each other.
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162.
     """
 
     grad_sq: float
@@ -99,18 +111,20 @@ class NoiseScale:
 
     @property
     def simple(self) -> float | None:
-        """B_simple, samples, or None where the estimate of |G|^2 or tr(Sigma) is not positive."""
+        """B_simple, samples; None if the estimate of |G|^2 or tr(Sigma) is not positive."""
         if self.grad_sq <= 0 or self.trace <= 0:
             return None
         return self.trace / self.grad_sq
 
     @property
     def doubt(self) -> str | None:
-        """Why this is not to be believed as a number, if so.
+        """Reason not to trust `simple` as a number; None if there is none.
 
-        "non-finite steps": too many gradients were nan or inf; "few measurements"; "nothing resolved": not even a lower
-        limit; "drifting": the noise scale moves faster than the window forgets, so that the estimate lags behind; "at
-        least low": |G|^2 is lost in its noise, so there is no upper limit.
+        - "non-finite steps": too many gradients were nan or inf.
+        - "few measurements": fewer than `ENOUGH`.
+        - "nothing resolved": the measurements do not even set a lower limit.
+        - "drifting": the noise scale moves faster than the window forgets, so the estimate lags behind.
+        - "at least low": |G|^2 is lost in its noise, so there is no upper limit.
         """
         if self.skipped > TOO_MANY_SKIPPED * (self.skipped + self.measurements):
             return "non-finite steps"
@@ -129,8 +143,8 @@ class Decision:
 
     Attributes:
         batch_size: samples, within every limit.
-        reason: what bounded it: "noise scale", "step time", "pace", "max_batch_size", "memory", "target",
-            or why it was held: "early", "nothing new", "unresolved", "few measurements".
+        reason: the limit that set the size ("noise scale", "step time", "pace", "max_batch_size", "memory", "target"),
+            or why it was held ("early", "nothing new", "unresolved", "few measurements", `COUPLED`).
     """
 
     batch_size: int
@@ -138,19 +152,19 @@ class Decision:
 
 
 class Scale(NamedTuple):
-    """What the hyperparameters of a batch are changed by.
+    """Factors by which the hyperparameters of a batch change.
 
     Attributes:
         k: batch size / base batch size.
-        lr_factor: of the learning rate.
+        lr_factor: factor on the learning rate.
     """
 
     k: float = 1.0
     lr_factor: float = 1.0
 
 
-#: `target=`: (noise scale or None, batch size now, progress 0..1) -> wanted batch size.
+#: `target=`: (noise scale or None, current batch size, progress 0..1) -> wanted batch size, samples.
 Target: TypeAlias = Callable[["NoiseScale | None", int, float], float]
 
-#: `lr_scaling=`: (k = batch size / base batch size, noise scale or None) -> what the learning rate is multiplied by.
+#: `lr_scaling=`: (k = batch size / base batch size, noise scale or None) -> factor on the learning rate.
 LRRule: TypeAlias = Callable[[float, "NoiseScale | None"], float]

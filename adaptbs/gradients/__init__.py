@@ -1,4 +1,4 @@
-"""From autograd to squared norms: one file a source."""
+"""Measure squared gradient norms through autograd, one file for each source."""
 
 from .coupling import FEWEST, Coupling
 from .halves import GradientPool

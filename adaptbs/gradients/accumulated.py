@@ -1,4 +1,4 @@
-"""Squared norms for nothing: from the backward passes that a training loop accumulates anyway."""
+"""Squared norms from the backward passes that a training loop accumulates anyway, so at hardly any cost."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from .mean_gradient import square, together
 
 
 class AccumulatedGradients:
-    """Watches `loss.backward()` add up in `.grad`, and compares what was added with what became of it.
+    """Squared norms from a loop of your own that accumulates k micro-batches in each optimizer step.
 
-    For a loop of one's own that accumulates k micro-batches to a step:
+    Hooks compare what each `loss.backward()` adds to `.grad` with the sum in `.grad`:
 
         watch = AccumulatedGradients(model)
         for i, (x, y) in enumerate(loader, 1):
             loss_func(model(x), y).backward()
             if i % k == 0:
-                measured.append(watch.norms(len(x)))  # before or after clipping and unscaling
+                measured.append(watch.norms(len(x)))  # clipping and unscaling may come before or after it
                 optimizer.step()
                 optimizer.zero_grad()
         watch.close()
 
-    Whether the loss is divided by k, summed or scaled makes no difference to B_simple; |G|^2 and tr(Sigma) carry that
-    factor squared. Hooks on the parameters that train when it is made do it, until `close()`.
+    With g_i the gradient that pass i adds, small = mean |g_i|^2 and large = |sum g_i|^2 / k^2, at b and k b samples.
+    That is `GradientPool`'s estimate, unbiased for the same reason. A factor on the loss (1/k, a sum, a loss scale)
+    leaves B_simple as it is; |G|^2 and tr(Sigma) carry that factor squared.
+
+    The hooks are on the parameters that are trainable when the object is made, until `close()`.
+
+    Args:
+        model: the model that the loop trains.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,12 +45,12 @@ class AccumulatedGradients:
             self._handles.append(parameter.register_post_accumulate_grad_hook(became))  # type: ignore[no-untyped-call]
 
     def norms(self, size: int) -> SquaredNorms | None:
-        """The four numbers of the passes since the last call; None if they were fewer than two.
+        """Squared norms of the passes since the last call; None if there were fewer than two.
 
-        They come out as nan if `.grad` was not empty (zero or None) when the first of the passes began.
+        They are nan if `.grad` was neither None nor zero when the first of these passes began.
 
         Args:
-            size: b, samples of each micro-batch; all must have the same.
+            size: b, samples of each micro-batch. All must have the same size.
         """
         passes = max((len(squares) for squares in self._squares.values()), default=0)
         squares, totals, clean = self._squares, self._totals, self._clean
@@ -63,12 +69,13 @@ class AccumulatedGradients:
 
     def _reset(self) -> None:
         self._pending: dict[int, Tensor] = {}
-        self._squares: dict[int, list[Tensor]] = {}  # of what each pass added, by parameter
-        self._totals: dict[int, Tensor] = {}  # of what `.grad` has become
+        self._squares: dict[int, list[Tensor]] = {}  # |what each pass added|^2, by parameter
+        self._totals: dict[int, Tensor] = {}  # |.grad|^2 after the latest pass, by parameter
         self._clean: list[Tensor] = []
 
     def _added(self, i: int, gradient: Tensor) -> None:
-        self._pending[i] = square(gradient)  # (`torch.autograd.grad` comes by here too, but adds to no `.grad`)
+        # Only pending: `torch.autograd.grad` calls this hook too, but adds to no `.grad`, so `_became` does not follow.
+        self._pending[i] = square(gradient)
 
     def _became(self, i: int, parameter: Tensor) -> None:
         assert parameter.grad is not None

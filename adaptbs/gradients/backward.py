@@ -1,4 +1,4 @@
-"""Back through the graph of a loss, however it was made, without the parameters' `.grad` noticing."""
+"""Gradients of a loss that leave the parameters' `.grad` unchanged, also with reentrant checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Graph:
     """The autograd graph of a loss.
 
     Attributes:
-        in_half: whether float16 is anywhere in it, by autocast or by the model's own type.
+        in_half: True if any tensor in the graph is float16, by autocast or by the model's own type.
     """
 
     def __init__(self, loss: Tensor) -> None:
@@ -25,12 +25,12 @@ class Graph:
         self.in_half = any(into.dtype == torch.float16 for node in self._nodes for into in node._input_metadata)
 
     def gradient(self, parameters: Sequence[Tensor], scale: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        """Of the loss (times `scale`), for each parameter; None where it does not depend on one."""
+        """Gradient of the loss, times `scale` if given, for each parameter. None if the loss does not depend on it."""
         scale = scale.to(self._loss.dtype) if scale is not None else None
         if not any("Checkpoint" in node.name() for node in self._nodes):
             return torch.autograd.grad(self._loss, parameters, scale, allow_unused=True)
-        # Reentrant checkpoints (torch's use_reentrant=True, and their like elsewhere) know `backward` only, which adds
-        # to `.grad`: of parameters, and of whatever else the loss was computed from.
+        # Reentrant checkpoints, such as torch's with use_reentrant=True, support only `backward`. It adds to `.grad` of
+        # parameters and of every other leaf that the loss was computed from.
         accumulators: list[Any] = [node for node in self._nodes if node.name().endswith("AccumulateGrad")]
         leaves = [node.variable for node in accumulators]
         with preserved_grads([*parameters, *leaves]):

@@ -1,4 +1,4 @@
-"""Squared norms from gradients of equally large batches at the same weights: two halves of a batch, or many batches."""
+"""Squared norms from gradients of equally large batches at the same weights: two halves of a batch, or n batches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from .views import View
 
 
 class GradientPool:
-    """Gradients of n batches of b samples each, at the same weights: b, mean |g|^2, n b, |mean g|^2.
+    """Squared norms from the mean gradients g_1 ... g_n of n batches of b samples each, at the same weights.
 
-    That pools all pairs: |mean g|^2 n^2 is the sum of every g_i . g_j, so the |G|^2 that comes of it is the mean of
-    g_i . g_j over all i != j, while only one sum of gradients is kept.
+    small = mean |g_i|^2 at b samples, large = |mean g_i|^2 at n b samples. With them `SquaredNorms` gives
+
+        |G|^2     = (n large - small)/(n - 1) = mean of g_i . g_j over all i != j
+        tr(Sigma) = b n/(n - 1) (small - large) = b times the sample variance of the g_i
+
+    Both are unbiased if the batches are independent: then E g_i . g_j = |G|^2 for i != j, and the variance of g_i is
+    tr(Sigma)/b. All pairs are used, but only one sum of gradients is kept.
 
     Args:
         size: b, samples of each batch.
@@ -32,27 +37,31 @@ class GradientPool:
         self._squares: Tensor | float = 0.0
 
     def add(self, gradient: Gradient) -> None:
-        """Take in the gradient of one more batch; None stands for a parameter that the loss did not reach."""
+        """Add the mean gradient of one more batch. None stands for a parameter that the loss does not depend on."""
         self._squares = self._squares + squared_norm(gradient)
         self._sum = [_plus(s, g) for s, g in zip(self._sum, gradient, strict=True)] if self._count else list(gradient)
         self._count += 1
 
     def norms(self) -> SquaredNorms:
-        """The four numbers; needs at least two gradients."""
+        """Squared norms of the gradients so far. Raises ValueError if there are fewer than two."""
         if self._count < 2:
-            raise ValueError(f"{self._count} gradient(s): noise shows only between two or more")
+            raise ValueError(f"{self._count} gradient(s): noise needs at least two, add() one for each batch")
         mean_square = self._squares / self._count
         square_of_mean = squared_norm(self._sum) / self._count**2
         return SquaredNorms(self._size, mean_square, self._count * self._size, square_of_mean)
 
 
 class HalfBatches:
-    """Measures on the two halves of a batch, in passes of its own that leave training as if they had not been.
+    """Squared norms from the gradients g_1, g_2 of the two halves of a batch, in two passes of its own.
 
-    `.grad`, buffers and random states are as before; the halves see the same weights.
+    With b samples in each half, small = (|g_1|^2 + |g_2|^2)/2 and large = |(g_1 + g_2)/2|^2. So |G|^2 = g_1 . g_2 and
+    tr(Sigma) = b |g_1 - g_2|^2/2, unbiased because the halves are independent samples at the same weights. This is
+    `GradientPool` with n = 2. `.grad`, buffers and random states are restored.
 
     Args:
-        views: of the gradients, to be measured as well.
+        model: the model.
+        batch_loss: its loss on a batch.
+        views: views of the gradients to measure as well, by name.
     """
 
     def __init__(self, model: nn.Module, batch_loss: BatchLoss, views: Mapping[str, View] | None = None) -> None:
@@ -60,11 +69,14 @@ class HalfBatches:
         self.mean_gradient = MeanGradient(batch_loss)
 
     def measure(self, batch: Any) -> SquaredNorms | None:
-        """The four numbers, on the device; None where the batch is too short to be halved."""
+        """Squared norms, on the device; None if the batch is too short to halve.
+
+        An odd last sample is left out, so that both halves have the same size.
+        """
         half = batch_length(batch) // 2
         if half < (2 if has_batch_norm(self._model) else 1):
             return None
-        with preserved(self._model):  # (an odd sample out is not measured, so that both halves are alike)
+        with preserved(self._model):
             halves = [self.mean_gradient(self._model, slice_batch(batch, start, start + half)) for start in (0, half)]
         filled = _filled(*halves)
         looks = {name: view(trainable(self._model)) for name, view in self._views.items()}
@@ -81,7 +93,7 @@ def _pooled(size: int, gradients: Sequence[Gradient]) -> SquaredNorms:
 
 
 def _filled(a: Gradient, b: Gradient) -> list[Gradient]:
-    """Both with zeros for a parameter that only the other reached, as a branch of the model that few samples take."""
+    """Fill in zeros where only the other half depends on a parameter, as in a branch that few samples take."""
     return [
         [torch.zeros_like(h) if g is None and h is not None else g for g, h in zip(*pair, strict=True)]
         for pair in ((a, b), (b, a))

@@ -6,33 +6,37 @@ import torch
 from torch import Tensor
 from torch import device as Device
 
-# GradScaler starts at 2^16 and expects its first steps to overflow; a measurement is dearer than the last bits of a
-# gradient. From here float16 holds numbers of 6e-11 to 64.
+# GradScaler starts at 2^16 and expects its first steps to overflow. Here an overflow loses a measurement, which costs
+# more than the last bits of a gradient. At this scale float16 holds gradients from 6e-11 to 64.
 START = 2.0**10
 LARGEST = 2.0**24
-BACK_OFF = 1 / 16  # after an overflow; measurements are few, and each overflow loses one
-GROW_AFTER = 64  # passes without one
+BACK_OFF = 1 / 16  # factor after an overflow; it is small since measurements are few and each overflow loses one
+GROW_AFTER = 64  # passes without an overflow before the scale doubles
 
 
 class LossScale:
-    """What float16 losses are multiplied by, since float16 knows nothing between 0 and 6e-8.
+    """Factor on float16 losses, because float16 holds no numbers between 0 and 6e-8.
 
-    As torch.amp.GradScaler's, but of measurements alone, which must not move the one that training uses. A power of 2,
-    so that dividing by it again is exact. It lives on the device: nothing here waits for a result.
+    It adapts like torch.amp.GradScaler's scale but serves measurements alone, which must not change the scale of
+    training. It is a power of 2, so that dividing by it is exact. It stays on the device and is never waited for.
     """
 
     def __init__(self) -> None:
         self._scale = torch.tensor(START)
-        self._good = torch.tensor(0)  # passes since the last change
+        self._good = torch.tensor(0)  # passes without an overflow since the last change
 
     def on(self, device: Device) -> Tensor:
-        """The scale of now: float32, of no dimension."""
+        """The current scale on `device`, a float32 tensor without dimensions."""
         if self._scale.device != device:
             self._scale, self._good = self._scale.to(device), self._good.to(device)
         return self._scale
 
     def update(self, overflow: Tensor) -> None:
-        """Back off after an overflow, a boolean on the same device; grow again after many passes without."""
+        """Reduce the scale after an overflow; double it after `GROW_AFTER` passes without one.
+
+        Args:
+            overflow: a boolean tensor on the scale's device.
+        """
         good = torch.where(overflow, 0, self._good + 1)
         grow = good >= GROW_AFTER
         factor = torch.where(overflow, BACK_OFF, torch.where(grow, 2.0, 1.0))

@@ -18,17 +18,20 @@ Gradient = Sequence[Tensor | None]
 
 
 class MeanGradient:
-    """The gradient of the mean loss of a batch, also where the loss function sums over it.
+    """The gradient of the mean loss of a batch, also if the loss function sums over the batch.
 
-    A sum's gradient is n times the mean's. Which of the two a loss is, it says itself (`.reduction`), or it shows on
-    the first batch: the losses of two halves add up to one whole of a sum, and to two of a mean.
+    The gradient of a sum over n samples is n times that of the mean, so it is divided by n. The loss function says
+    itself which of the two it is (`.reduction`), or the first batch shows it (`shows_a_sum`).
 
-    A loss that went through float16 is scaled on its way back, or small gradients would vanish (`LossScale`). Where
-    one overflows after all, the gradient is not finite, and the next is scaled less.
+    In float16 small gradients would vanish, so such a loss is scaled before its backward pass (`LossScale`). If that
+    overflows, the gradient is not finite, and the next loss is scaled by less.
+
+    Args:
+        batch_loss: the loss of a model on a batch.
 
     Attributes:
-        sums: whether the loss sums over the batch; None while that is not known.
-        scale: what gradients were multiplied by inside the latest pass; what is returned is divided by it.
+        sums: True if the loss sums over the batch, False if it takes the mean, None while that is not known.
+        scale: loss scale inside the latest backward pass; None if there was none. Returned gradients are divided by it.
     """
 
     def __init__(self, batch_loss: BatchLoss) -> None:
@@ -48,7 +51,7 @@ class MeanGradient:
         gradient = list(graph.gradient(parameters, self.scale))
         if self.scale is not None:
             gradient = [dense(g) / self.scale.to(g.device) if g is not None else None for g in gradient]
-            # A loss that is not finite itself tells nothing of the scale.
+            # If the loss itself is not finite, the scale is not to blame.
             self._loss_scale.update(loss.isfinite() & ~squared_norm(gradient).isfinite().to(loss.device))
         gradient = _not_finite_if(loss.detach(), gradient)
         if not self.sums:
@@ -64,30 +67,34 @@ class MeanGradient:
 
 
 def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any) -> bool | None:
-    """Whether a loss sums over the batch rather than take its mean; None where this batch does not tell.
+    """True if the loss sums over the batch, False if it takes the mean, None if this batch does not show it.
 
-    It says so itself, or two halves add up to one whole rather than two. What a model adds by chance, or by the batch,
-    is switched off for that: with a few samples it could pass for the difference. What some other layer adds remains,
-    so the nearer of the two is taken. Where the loss is 0 or nan, it has to be asked again.
+    The loss's own `.reduction` decides. Without it the losses of two halves of the batch do: they add up to once the
+    whole loss for a sum, and to twice the whole loss for a mean. Dropout and BatchNorm are switched off meanwhile,
+    because in a few samples their effect could look like that difference. Other layers may still add noise, so the
+    nearer of once and twice is taken. A loss of 0 or nan shows nothing; try again with another batch.
     """
     said = {"sum": True, "mean": False}.get(batch_loss.reduction or "")
     if said is not None:
         return said
     n = batch_length(batch)
-    if n < (4 if has_batch_norm(model) else 2):  # (BatchNorm refuses a half of one sample)
+    if n < (4 if has_batch_norm(model) else 2):  # BatchNorm raises an error on a half of one sample
         return None
-    # (Without gradients a checkpoint would warn.)
+    # Gradients are enabled because a checkpoint warns without them.
     with torch.enable_grad(), without_chance(model), preserved(model):
-        parts = (batch, slice_batch(batch, 0, n // 2), slice_batch(batch, n // 2, n))
-        whole, *halves = (batch_loss(model, part).item() for part in parts)
+        slices = (batch, slice_batch(batch, 0, n // 2), slice_batch(batch, n // 2, n))
+        whole, *halves = (batch_loss(model, each).item() for each in slices)
     ratio = sum(halves) / whole if whole else float("nan")
     return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
 
 
 def _not_finite_if(loss: Tensor, gradient: list[Tensor | None]) -> list[Tensor | None]:
-    """The gradient, which is made nan where the loss is: of one whose targets are all ignored, autograd's is 0."""
+    """Make the gradient nan if the loss is not finite.
+
+    If all targets of a batch are ignored, the loss is nan, but autograd's gradient is 0.
+    """
     present = [g for g in gradient if g is not None]
-    smallest = min(present, key=Tensor.numel, default=None)  # it is enough for the norm to show it
+    smallest = min(present, key=Tensor.numel, default=None)  # one nan tensor makes the norm nan; this is the cheapest
     if smallest is None:
         return gradient
     shown = dense(smallest) + (0 * loss).to(smallest.device)
@@ -95,25 +102,29 @@ def _not_finite_if(loss: Tensor, gradient: list[Tensor | None]) -> list[Tensor |
 
 
 def squared_norm(gradient: Gradient) -> Tensor:
-    """|g|^2 over all parameters, at least in float32: half precision overflows at 65,504."""
+    """|g|^2 over all parameters, in float32 or better since float16 overflows at 65,504.
+
+    Raises:
+        ValueError: if no parameter has a gradient.
+    """
     present = [dense(g) for g in gradient if g is not None]
     if not present:
-        raise ValueError("the loss depends on no trainable parameter: check requires_grad and loss_func")
+        raise ValueError("the loss depends on no trainable parameter: check requires_grad and the loss function")
     return get_total_norm(present).square()
 
 
 def square(g: Tensor) -> Tensor:
-    """The squared norm of one parameter's gradient, which may be complex."""
+    """Squared norm of one parameter's gradient, real or complex."""
     g = dense(g.detach())
     return (torch.view_as_real(g) if g.is_complex() else g).square().sum()
 
 
 def together(scalars: Sequence[Tensor]) -> Tensor:
-    """In one tensor, also where a model lies on several devices."""
+    """Stack scalars on the first one's device. A model may be spread over several devices."""
     return torch.stack([s.to(scalars[0].device) for s in scalars])
 
 
 def dense(g: Tensor) -> Tensor:
-    """As a dense tensor of at least single precision."""
+    """The gradient as a dense tensor. Half precision becomes float32."""
     g = g.to_dense() if g.is_sparse else g
     return g.float() if g.dtype in (torch.float16, torch.bfloat16) else g

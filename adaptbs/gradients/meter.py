@@ -1,4 +1,4 @@
-"""Which source of squared norms is used for a model, and why."""
+"""Choose how to measure squared norms for a model, per example or by halves, and measure them."""
 
 from __future__ import annotations
 
@@ -20,33 +20,36 @@ from .views import View
 
 log = logging.getLogger(__name__)
 
-TRIALS = 4  # measurements by each source before one is chosen, the first of them untimed
-WORTH = 2  # measurements by halves that say as much of |G|^2 as one per example: 1/(1 - b/B) at b = B/2
-SHORT = 4  # samples
-FEW = 32  # samples; BatchNorm over fewer makes the noise scale another one (docs/believing.md)
+TRIALS = 4  # measurements by each source before one is chosen; the first of each is not timed
+WORTH = 2  # measurements by halves that tell as much about |G|^2 as one per example: 1/(1 - b/B) at b = B/2
+SHORT = 4  # samples; a shorter batch is skipped if longer ones have been seen
+FEW = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
 
 
 class Source(Protocol):
-    """Makes the four numbers of a batch, at the weights of now, without a trace."""
+    """Measures the squared norms of a batch at the current weights, and restores all other state."""
 
     mean_gradient: MeanGradient
 
     def measure(self, batch: Any) -> SquaredNorms | None:
-        """On the device, not waited for; None where the batch is too short."""
+        """Squared norms, on the device and without waiting for it. None if the batch is too short."""
         ...
 
 
 class NoiseMeter:
-    """Measures batches by the source that was asked for, or by the cheaper of two.
+    """Measures squared norms of batches, by the chosen source or by the cheaper one.
 
-    "auto" takes turns between both for the first measurements and then keeps to norms per example if one of them takes
-    less time than the two by halves that say as much; by halves as soon as the model turns out not to allow the other.
+    "auto" alternates between both sources for the first measurements. Then it measures per example if that takes less
+    time than two measurements by halves, which tell as much, and by halves otherwise. If the model cannot be measured
+    per example, it changes to halves at once.
 
     Args:
+        model: the model.
+        batch_loss: its loss on a batch.
         choice: "auto", "halves" or "per_example".
-        views: also to be measured; only halves can.
-        timed: whether a clock may be read. If not, "auto" measures per example where there are no convolutions, whose
-            norms take two to four times as long (docs/measuring.md).
+        views: views of the gradients to measure as well, by name. Only halves can measure them.
+        timed: True if the clock may be read. If not, "auto" measures per example unless the model has convolutions,
+            whose norms per example take two to four times as long (docs/measuring.md).
     """
 
     def __init__(
@@ -60,47 +63,50 @@ class NoiseMeter:
     ) -> None:
         self._model, self._choice, self._coupling = model, choice, Coupling(model, batch_loss)
         self._sources: dict[str, Source] = {
-            "per example": PerExample(model, batch_loss),  # tried first, since a model may not allow it
+            "per example": PerExample(model, batch_loss),  # tried first, because a model may not allow it
             "halves": HalfBatches(model, batch_loss, views),
         }
-        self._longest = 0  # rows of the longest batch so far
+        self._longest = 0  # rows
         self._trials: dict[str, list[tuple[Moment, Moment]]] = {name: [] for name in self._sources}
         self._stopwatch = Stopwatch(next(model.parameters()).device)
         self._picked, self._why = self._pick_at_once(views, timed)
 
     def choose_at_once(self) -> None:
-        """Choose a source by the model alone, if that is still open."""
+        """If no source is chosen yet, choose one by the model alone, without timing."""
         if self._picked is None:
             self._picked, self._why = self._pick_at_once(None, timed=False)
 
     def measure(self, batch: Any, samples: int) -> Measurement | None:
-        """The four numbers of a batch, on the device; None where it is too short, or nothing trains.
+        """Measure a batch. The norms stay on the device. None if the batch is too short or no parameter trains.
 
         Args:
-            batch: nested tensors, samples along their first dimension.
-            samples: how many it was cut from.
+            batch: nested tensors, with samples along their first dimension.
+            samples: number of samples that the batch was made from.
 
         Raises:
-            Unsupported: where source="per_example" was asked for and the model does not allow it.
+            Unsupported: if `choice` is "per_example" and the model cannot be measured per example.
         """
         rows = batch_length(batch)
         self._longest = max(self._longest, rows)
         if not trainable(self._model):
-            return None  # frozen altogether for a while
+            return None  # the whole model may be frozen for a while
         if rows < SHORT <= self._longest:
-            return None  # an epoch's last few samples: many a model that never sees one alone cannot take one
+            return None  # the last few samples of an epoch; a model that never trains on one sample may fail on it
         self._coupling.look(batch)
         name = self._picked or self._pick_by_time() or min(self._trials, key=lambda name: len(self._trials[name]))
         begin, norms, failed = self._stopwatch.mark(), None, None
         try:
             norms = self._sources[name].measure(batch)
-        except Exception as error:  # a single example, hooks, memory: whatever stops this source may suit the other
+        except Exception as error:  # a single example, hooks or memory may fail where halves work
             if self._choice == "per_example" and isinstance(error, Unsupported):
-                raise Unsupported(f"source='per_example' cannot measure this model: {error}. Use 'auto'") from error
+                raise Unsupported(
+                    f"source='per_example' cannot measure this model: {error}. Use source='auto'"
+                ) from error
             if self._choice != "auto" or name == "halves":
                 raise
             failed = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
-        if failed is not None:  # (outside of the except block, which would keep alive what the failed pass holds)
+        if failed is not None:
+            # Not in the except block, where the exception would keep the failed pass's memory alive.
             name = self._pick("halves", failed)
             norms = self._sources[name].measure(batch)
         if self._picked is None:
@@ -110,7 +116,7 @@ class NoiseMeter:
         return Measurement(norms, name, self._why, self._caveat(norms, rows, samples))
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been found out about model and loss; a choice of source that is not made yet begins anew."""
+        """The chosen source and facts about model and loss. A choice that is still open begins anew."""
         gradients = {name: source.mean_gradient.state_dict() for name, source in self._sources.items()}
         return {
             "picked": self._picked, "why": self._why, "longest": self._longest,
@@ -118,7 +124,7 @@ class NoiseMeter:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; a source that is asked for now goes before the one picked then."""
+        """Continue from a saved state. A `choice` other than "auto" takes precedence over the saved source."""
         if self._choice == "auto":
             self._picked, self._why = state["picked"], state["why"]
         self._longest = state["longest"]

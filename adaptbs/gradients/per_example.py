@@ -1,8 +1,8 @@
-"""Squared norms from the gradient of every single example, caught layer by layer in one pass of its own.
+"""Squared norms from the gradients of single examples, computed layer by layer in one pass of its own.
 
-A layer's weight gradient is a sum over examples of products of what went in and what came back. Hooks keep both, and
-the squared norm of each example's term follows without ever holding one gradient per example for the whole model
-(Goodfellow 2015, arXiv:1510.01799; for sequences Li et al. 2022, arXiv:2110.05679).
+A layer's weight gradient is a sum over examples of products of the layer's input and the gradient of its output. Hooks
+keep both. The squared norm of each example's term follows from them, so the whole model's gradient of one example is
+never stored (Goodfellow 2015, arXiv:1510.01799; for sequences Li et al. 2022, arXiv:2110.05679).
 """
 
 from __future__ import annotations
@@ -21,41 +21,52 @@ from ..model import BatchLoss, batch_length, has_batch_norm, preserved, slice_ba
 from ..types import SquaredNorms
 from .mean_gradient import MeanGradient, dense, squared_norm
 
-#: (layer, what went in, what came back) -> squared norm of each example's term, shape (n,)
+#: (layer, input x, gradient g of its output) -> squared norm of each example's term of the gradient, shape (n,).
 Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 
 OUTSIDE = "a weight is used outside its own layer's forward"
-AT_ONCE = 2**24  # numbers in the largest intermediate result of a layer; beyond it examples are taken in chunks
+AT_ONCE = 2**24  # numbers in a layer's largest intermediate result; beyond it the examples are processed in chunks
 
 
 class Unsupported(Exception):
-    """This model's per-example norms cannot be had; the message says why."""
+    """The model cannot be measured per example. The message says why."""
 
 
 class PerExample:
-    """Measures 1, mean |g_i|^2, B, |G_B|^2 of a batch in one pass; `.grad`, buffers and random states do not notice.
+    """Squared norms from the gradients g_1 ... g_n of the n examples of a batch, in one pass of its own.
 
-    Exact, and of less variance than two halves. Only where every trainable parameter belongs to one layer of the kinds
-    in `LAYERS`, used once in a pass, with examples along the first dimension, and no BatchNorm in training mode, which
-    makes one example's loss depend on the others.
+    small = mean |g_i|^2 at 1 sample, large = |mean g_i|^2 at n samples. So |G|^2 is the mean of g_i . g_j over all
+    i != j, and tr(Sigma) is the sample variance of the g_i. Both are unbiased for independent examples. This is
+    `GradientPool` with b = 1, and has less variance than two halves. `.grad`, buffers and random states are restored.
 
-    Exact where the loss is a plain mean or sum over rows. Under a weighted mean sum_i w_i l_i / sum_i w_i (class
-    weights, ignored targets, sequences of other lengths in a mean over tokens) a row's gradient counts as
-    w_i g_i/mean(w), where w_i (g_i - G)/mean(w) + G would be right: with cv the weights' standard deviation over their
-    mean, B_simple comes out too large by cv^2 samples where weights have nothing to do with gradients, and is never off
-    by more than cv^2 + 2 cv sqrt(B_simple) in expectation.
+    Every trainable parameter must belong to one layer of the kinds in `LAYERS`, used once in a pass, with examples
+    along the first dimension. No BatchNorm may be in training mode, since it makes one example's loss depend on the
+    others.
+
+    The norms are exact if the loss is a plain mean or sum over rows. Under a weighted mean sum_i w_i l_i / sum_i w_i
+    (class weights, ignored targets, sequences of different lengths in a mean over tokens) a row's gradient counts as
+    w_i g_i/mean(w), but w_i (g_i - G)/mean(w) + G would be right. Let cv be the weights' standard deviation over their
+    mean. Then B_simple is too large by cv^2 samples if the weights are independent of the gradients. In expectation it
+    is never off by more than cv^2 + 2 cv sqrt(B_simple).
+
+    Args:
+        model: the model.
+        batch_loss: its loss on a batch.
+
+    Source: Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679.
     """
 
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
         self._model, self._batch_loss = model, batch_loss
         self.mean_gradient = MeanGradient(batch_loss)
-        self._checked: set[int] = set()  # ids of the parameters that were trainable when an example was checked
+        self._checked: set[int] = set()  # ids of the parameters trainable at an earlier check
 
     def measure(self, batch: Any) -> SquaredNorms | None:
-        """The four numbers, on the device; None for a batch of one.
+        """Squared norms, on the device; None for a batch of one.
 
         Raises:
-            Unsupported: where the model is not, or no longer, as above; nothing is left out silently.
+            Unsupported: if the model does not, or no longer does, meet the conditions above. No parameter is ever left
+                out silently.
         """
         n = batch_length(batch)
         if n < 2:
@@ -68,15 +79,15 @@ class PerExample:
         return SquaredNorms(1, squares.mean(), n, squared_norm(gradient))
 
     def _squares(self, batch: Any, n: int) -> tuple[Tensor, list[Tensor | None]]:
-        """|g_i|^2 of each example's own loss, shape (n,), and the gradient of their mean."""
-        # Asked anew each time: layers are frozen and unfrozen, and modes change, while a model trains.
+        """|g_i|^2 of each example's own loss, shape (n,), and the gradient of the mean loss."""
+        # Found anew each time, because layers may be frozen and modes may change while a model trains.
         caught: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in supported_layers(self._model)}
 
         def catch(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-            if len(inputs) != 1 or named:  # an EmbeddingBag's weights of its own, say
-                raise Unsupported(f"a {type(layer).__name__} is called with more than its one input, or by its name")
+            if len(inputs) != 1 or named:  # such as per_sample_weights of an EmbeddingBag
+                raise Unsupported(f"a {type(layer).__name__} is called with more than its one input, or by keyword")
             if output.requires_grad:
-                # On the tensor as it is now: a later in-place operation does not reach this gradient.
+                # A hook on the tensor as it is now sees this gradient, even if the tensor is changed in place later.
                 keep = lambda g: caught[layer].append((inputs[0].detach(), g.detach()))  # noqa: E731
                 handles.append(output.register_hook(keep))  # type: ignore[no-untyped-call]
 
@@ -100,15 +111,19 @@ class PerExample:
                     raise Unsupported(f"a {type(layer).__name__} does not have the examples along its first dimension")
                 total = total + _in_chunks(rule, layer, x, g)
         if not isinstance(total, Tensor):
-            raise Unsupported("the loss reached none of its layers")
-        own = 1 if self.mean_gradient.sums else n  # a mean's gradient is 1/n of an example's own
-        scale = 1.0 if self.mean_gradient.scale is None else self.mean_gradient.scale  # (that of this very pass)
+            raise Unsupported("the loss depends on none of the model's layers")
+        own = 1 if self.mean_gradient.sums else n  # in a mean loss each example's gradient has a factor 1/n
+        scale = 1.0 if self.mean_gradient.scale is None else self.mean_gradient.scale
         return total * (own / scale) ** 2, gradient
 
     def _check(self, one: Any) -> bool:
-        """One example alone: its norm must be that of its gradient, or a weight is used behind its layer's back.
+        """Compare the norm of a single example with that of its gradient by autograd.
 
-        Whether that told anything: the example's gradient may happen to be 0 or not finite.
+        Returns:
+            True if the check was conclusive. It is not if the example's gradient is 0 or not finite.
+
+        Raises:
+            Unsupported: if the two differ, so that some weight is used outside its own layer's forward.
         """
         squares, gradient = self._squares(one, 1)
         found, expected = squares[0].item(), squared_norm(gradient).item()
@@ -118,7 +133,7 @@ class PerExample:
 
 
 def supported_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that own the model's trainable parameters. Raises Unsupported if any cannot be measured."""
+    """Layers that own the model's trainable parameters. Raises Unsupported if one of them cannot be measured."""
     if has_batch_norm(model):
         raise Unsupported("BatchNorm in training mode ties the examples of a batch together")
     owners = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
@@ -136,18 +151,21 @@ def _why_not(layer: nn.Module) -> str | None:
     if _rule(layer) is None:
         return "no formula for this layer"
     if any(name not in ("weight", "bias") for name, _ in layer.named_parameters(recurse=False)):
-        return "it has parameters besides its weight and bias"  # weight_norm's, say
+        return "it has parameters besides its weight and bias"  # such as those of weight_norm
     if any(p.is_complex() for p in layer.parameters(recurse=False)):
         return "its weights are complex"
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and (layer.max_norm is not None or layer.scale_grad_by_freq):
-        return "max_norm and scale_grad_by_freq are not covered"
+        return "max_norm and scale_grad_by_freq are not supported"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
-        return "only zero padding given in numbers is covered"
+        return "only zero padding given as numbers is supported"
     return None
 
 
 def _rule(layer: nn.Module) -> Rule | None:
-    """The formula of the layer's kind; also for a subclass, such as fastai's Embedding, that computes the same."""
+    """The formula for a layer, None if there is none.
+
+    A subclass with the same forward, such as fastai's Embedding, has its parent's formula.
+    """
     for kind, rule in LAYERS.items():
         if isinstance(layer, kind) and type(layer).forward is kind.forward:
             return rule
@@ -155,7 +173,7 @@ def _rule(layer: nn.Module) -> Rule | None:
 
 
 def _in_chunks(rule: Rule, layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
-    """`rule` on as many examples at a time as keep its intermediate results small."""
+    """Apply `rule` to so many examples at a time that its intermediate results stay within `AT_ONCE`."""
     x, g = dense(x), dense(g)
     chunk = max(1, AT_ONCE // max(1, _largest(layer, x[0].numel(), g[0])))
     chunks = zip(torch.split(x, chunk), torch.split(g, chunk), strict=True)
@@ -163,9 +181,15 @@ def _in_chunks(rule: Rule, layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
 
 
 def _largest(layer: nn.Module, inputs: int, g: Tensor) -> int:
-    """Numbers in the largest intermediate result of one example, with `inputs` numbers in and gradient `g` back."""
+    """Count of numbers in the largest intermediate result for one example.
+
+    Args:
+        layer: the layer.
+        inputs: count of numbers in the layer's input.
+        g: gradient of the layer's output for one example.
+    """
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        return max(inputs**2, g.numel())  # all pairs of its tokens
+        return max(inputs**2, g.numel())  # the rules compare all pairs of tokens
     patches = inputs
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         patches *= math.prod(layer.kernel_size)
@@ -180,7 +204,7 @@ def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
 
 
 def _outer(weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-    """|sum_t g_t x_t'|^2 per example, from x (n, T, in) and g (n, T, out): by Gram matrices where T is short."""
+    """|sum_t g_t x_t'|^2 per example, from x (n, T, in) and g (n, T, out). Uses Gram matrices where T is short."""
     if not weight.requires_grad:
         return x.new_zeros(len(x), dtype=g.dtype)
     if x.shape[1] == 1:
@@ -203,13 +227,13 @@ def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
         g = g * (x != layer.padding_idx)[..., None]
     if x.shape[1] == 1:
         return g.square().sum((1, 2))
-    same = x[:, :, None] == x[:, None, :]  # positions of an example that hold the same token add up
+    same = x[:, :, None] == x[:, None, :]  # gradients of positions with the same token add up in one row of the weight
     return ((g @ g.mT) * same).sum((1, 2))
 
 
 def _embedding_bag(layer: nn.EmbeddingBag, x: Tensor, g: Tensor) -> Tensor:
     if x.dim() != 2 or layer.mode == "max":
-        raise Unsupported("EmbeddingBag: only bags given as a matrix, summed or averaged, are covered")
+        raise Unsupported("EmbeddingBag: only bags given as a matrix, with mode 'sum' or 'mean', are supported")
     counted = torch.ones_like(x) if layer.padding_idx is None else (x != layer.padding_idx).to(x.dtype)
     same = (x[:, :, None] == x[:, None, :]) * counted[:, :, None] * counted[:, None, :]
     shares = counted.sum(1).clamp(min=1) if layer.mode == "mean" else torch.ones_like(x[:, 0])
@@ -232,7 +256,7 @@ def _scale_and_shift(layer: Any, normalized: Tensor, g: Tensor) -> Tensor:
 
 def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor) -> Tensor:
     normalized = F.group_norm(x, layer.num_groups, eps=layer.eps)
-    normalized, g = normalized.flatten(2).mT, g.flatten(2).mT  # (n, positions, channels)
+    normalized, g = normalized.flatten(2).mT, g.flatten(2).mT  # shape (n, positions, channels)
     return _sum(layer.weight, g * normalized) + _sum(layer.bias, g)
 
 
@@ -248,9 +272,9 @@ def _conv2d(layer: Any, x: Tensor, g: Tensor) -> Tensor:
 
 
 def _convolution(layer: Any, patches: Tensor, g: Tensor) -> Tensor:
-    """A linear layer over patches (n, in * kernel, positions), group by group; g is (n, out, positions)."""
+    """Treat the convolution as a linear layer on patches (n, in * kernel, positions), with g (n, out, positions)."""
     groups = zip(patches.chunk(layer.groups, 1), g.chunk(layer.groups, 1), strict=True)
-    return sum((_outer(layer.weight, p.mT, part.mT) for p, part in groups), _sum(layer.bias, g.mT))
+    return sum((_outer(layer.weight, p.mT, out.mT) for p, out in groups), _sum(layer.bias, g.mT))
 
 
 LAYERS: dict[type[nn.Module], Rule] = {

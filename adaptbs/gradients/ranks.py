@@ -1,4 +1,4 @@
-"""Squared norms for nothing: each rank's own gradient against the one that all of them take their step with."""
+"""Squared norms from each rank's own gradient and the average of all ranks, at hardly any cost."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from ..ranks import Ranks
 from ..types import SquaredNorms
 from .mean_gradient import dense, square, together
 
-HOPS = 4  # callbacks deep: DistributedDataParallel's last one is queued within those that its hooks queue
+HOPS = 4  # callbacks that queue one another, so that ours runs after DistributedDataParallel's nested ones
 
 
 def waits_for_nobody(model: nn.Module) -> nn.Module | None:
-    """The module whose passes wait for no other rank, between two steps of training; None where there is none.
+    """The module to run between two training steps without waiting for other ranks; None if there is none.
 
-    DistributedDataParallel's hooks expect nothing until its own forward pass has been called.
+    For DistributedDataParallel it is the wrapped module: the wrapper's hooks wait for nothing until the wrapper's own
+    forward pass has been called. There is none with SyncBatchNorm or `static_graph=True`.
     """
     if any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
         return None
@@ -32,21 +33,27 @@ def waits_for_nobody(model: nn.Module) -> nn.Module | None:
 
 
 class RankGradients:
-    """Watches `loss.backward()` between `arm` and `norms`, as the small batch of an estimate; all ranks are the large.
+    """Squared norms from the gradients of the `world_size` ranks in one optimizer step, by watching `loss.backward()`.
 
-    A hook on each parameter sees what a backward pass adds to `.grad`, before anything is reduced. What the average is
-    depends on who makes it:
+    With g_r the gradient of rank r's b samples, small = mean |g_r|^2 at b samples, and large = |mean g_r|^2 at
+    world_size * b samples. This is `GradientPool` with n = world_size. It is unbiased because the ranks draw different
+    samples and have the same weights. A factor on the loss leaves B_simple as it is. Backward passes between `arm` and
+    `norms` count.
 
-    - DistributedDataParallel has put it into `.grad` when `backward()` returns. Its norm is taken just before, so that
-      clipping comes later, and all that ranks exchange is two numbers.
-    - Where the loop averages by itself, or with `static_graph=True`, when that comes about is not known. There the
-      ranks' gradients are copied and averaged here once more: one more all-reduce of the gradient's size.
+    A hook on each parameter sees what a backward pass adds to `.grad`, before anything is reduced. The average comes
+    from one of two places:
+
+    - DistributedDataParallel has put it into `.grad` by the time `backward()` returns. Its norm is taken just before,
+      so clipping does not affect it, and the ranks exchange only two numbers.
+    - If the loop averages by itself, or with `static_graph=True`, the moment of averaging is not known. Then the ranks'
+      gradients are copied and averaged here again, which costs one more all-reduce of the gradient's size.
 
     Args:
-        model: that the loop trains, wrapped or not; with the wrapped one measuring is free.
-        ranks: connected.
-        passes: backward passes that make an optimizer step. Where there are several, their sum is kept: a copy of the
-            gradient while a step is measured.
+        model: the model that the loop trains, wrapped in DistributedDataParallel or not. Wrapped, measuring costs
+            almost nothing.
+        ranks: the ranks, connected.
+        passes: number of backward passes in an optimizer step. With several, their sum is kept, which takes a copy of
+            the gradient while a step is measured.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, passes: int = 1) -> None:
@@ -57,10 +64,10 @@ class RankGradients:
         self._reset()
 
     def arm(self, ends_step: Callable[[], bool]) -> None:
-        """Watch from now on, until `disarm`.
+        """Start watching, until `disarm`.
 
         Args:
-            ends_step: asked within a backward pass, whether the optimizer's step comes after it.
+            ends_step: called within a backward pass; returns True if the optimizer's step follows that pass.
         """
         self._reset()
         self._parameters, self._ends_step = trainable(self._model), ends_step
@@ -68,18 +75,18 @@ class RankGradients:
             self._handles.append(parameter.register_hook(partial(self._added, i)))  # type: ignore[no-untyped-call]
 
     def norms(self, size: int) -> SquaredNorms:
-        """The four numbers, on the device, the same on each rank; collective.
+        """Squared norms, on the device, the same on each rank. Collective: all ranks must call it.
 
-        They are nan where a rank made no backward pass, or `.grad` was not empty (zero or None) before the first, or
-        DistributedDataParallel was kept from averaging.
+        They are nan if a rank made no backward pass, if `.grad` was neither None nor zero before the first pass, or if
+        DistributedDataParallel did not average.
 
         Args:
-            size: b, samples of a rank's step.
+            size: b, samples of one rank in the step.
         """
         first = self._parameters[0]
         nan = torch.tensor(torch.nan, device=first.device)
-        parts = [square(g) for g in self._sums.values()] if self._copies else list(self._squares.values())
-        small = torch.where(together(self._clean).all(), together(parts).sum(), nan) if parts else nan
+        squares = [square(g) for g in self._sums.values()] if self._copies else list(self._squares.values())
+        small = torch.where(together(self._clean).all(), together(squares).sum(), nan) if squares else nan
         if self._averages:
             large = self._large if self._large is not None else nan
             small, large = self._ranks.mean(torch.stack([small.double(), large.to(small.device).double()])).unbind()
@@ -91,15 +98,15 @@ class RankGradients:
         return SquaredNorms(size, small, size * self._ranks.world_size, large)
 
     def disarm(self) -> None:
-        """Watch no longer, and keep nothing."""
+        """Stop watching and drop what has been seen."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._reset()
 
     def _reset(self) -> None:
-        self._squares: dict[int, Tensor] = {}  # of what one pass added, by parameter
-        self._sums: dict[int, Tensor] = {}  # of what several added
+        self._squares: dict[int, Tensor] = {}  # |what the first pass added|^2, by parameter
+        self._sums: dict[int, Tensor] = {}  # sum of what all passes added, by parameter
         self._clean: list[Tensor] = []
         self._large: Tensor | None = None
         self._queued = False
@@ -110,7 +117,7 @@ class RankGradients:
             before = parameter.grad
             self._clean.append(square(before) == 0 if before is not None else torch.ones((), dtype=torch.bool))
             self._squares[i] = square(gradient)
-        elif not self._copies:  # two backward passes in a step: from the next on their sum is kept
+        elif not self._copies:  # a second backward pass in a step that was expected to have one
             self._copies_from_now_on()
         if self._copies:
             self._sums[i] = self._sums[i] + gradient if i in self._sums else gradient.clone()
@@ -120,20 +127,22 @@ class RankGradients:
 
     def _copies_from_now_on(self) -> None:
         self._copies = True
-        self._clean.append(torch.zeros((), dtype=torch.bool))  # (what the first pass added is not known any more)
-        self._sums = {i: square for i, square in self._squares.items()}  # placeholders, for `norms` to come out as nan
+        # The first pass's gradient is gone, so this step cannot be measured: `norms` returns nan. From the next step on
+        # the sum of all passes is kept. The squares only stand in for the missing sums.
+        self._clean.append(torch.zeros((), dtype=torch.bool))
+        self._sums = {i: square for i, square in self._squares.items()}
 
     def _averaged(self, hops: int) -> None:
         if hops:
             _queue(partial(self._averaged, hops - 1))
             return
-        self._queued = False  # (the next pass of this step, if there is one, has the last word)
+        self._queued = False  # a later pass of this step would queue it again and replace the result
         present = [p.grad for p in self._parameters if p.grad is not None]
         if getattr(self._model, "require_backward_grad_sync", True) and present:
             self._large = together([square(g) for g in present]).sum()
 
 
 def _queue(callback: Callable[[], None]) -> None:
-    """Let it be called at the end of the backward pass under way, after what has been queued before."""
+    """Call `callback` at the end of the running backward pass, after callbacks that were queued earlier."""
     engine: Any = torch.autograd.Variable._execution_engine
     engine.queue_callback(callback)

@@ -1,4 +1,4 @@
-"""Other views of the same gradients: one parameter group alone, or all of them in Adam's metric."""
+"""Views of the same gradients: a single parameter group, or all parameters in Adam's metric."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ from torch import Tensor
 
 from .mean_gradient import Gradient, dense
 
-#: What is looked at in place of a gradient; None stands for a parameter that is left out.
+#: Turns a gradient into the view of it. None stands for a parameter that the view leaves out.
 Look: TypeAlias = Callable[[Gradient], Gradient]
 
-#: Makes the look of a measurement from the parameters that its gradients belong to; None where there is none yet.
+#: (parameters that the gradients belong to) -> the look for one measurement, None while there is none.
 View: TypeAlias = Callable[[Sequence[Tensor]], "Look | None"]
 
-DEAD = 0.1  # quantile of sqrt(v) that no coordinate is divided by less than
-SAMPLE = 2**16  # coordinates that this quantile is taken from
-SECOND_MOMENT = ("exp_avg_sq", "square_avg", "sqr_avg")  # names in the state of Adam, of RMSprop, of fastai's Adam
+DEAD = 0.1  # quantile of sqrt(v), the smallest value that a coordinate is divided by
+SAMPLE = 2**16  # coordinates that this quantile is computed from
+SECOND_MOMENT = ("exp_avg_sq", "square_avg", "sqr_avg")  # names in the states of Adam, RMSprop and fastai's Adam
 
 
 def views_of(optimizer: Any, *, metric: str, by_group: bool) -> dict[str, View]:
-    """The views that `metric=` and `by_group=` ask for, by name: "adam"; "group 0", "group 1", ...
+    """The views for the arguments `metric=` and `by_group=`, by name: "adam"; "group 0", "group 1", ...
 
     Args:
-        optimizer: torch's or fastai's.
+        optimizer: torch's or fastai's optimizer.
+        metric: "adam" adds the view in Adam's metric.
+        by_group: True adds a view for each parameter group.
 
     Raises:
-        ValueError: for metric="adam" where the optimizer keeps no second moment.
+        ValueError: if metric="adam" and the optimizer keeps no second moment.
     """
     views: dict[str, View] = {}
     if metric == "adam":
         kind = type(optimizer).__name__
         keeps = any(name in kind.lower() for name in ("adam", "rmsprop")) and kind != "Adamax"
         if not keeps and "sqr_mom" not in optimizer.param_groups[0]:
-            raise ValueError(f"metric='adam' needs the second moment that Adam keeps, which {kind} does not")
+            raise ValueError(
+                f"metric='adam' needs the second moment that Adam and RMSprop keep, and {kind} does not: "
+                "leave metric= out"
+            )
         views["adam"] = adam(optimizer)
     if by_group:
         views |= {f"group {i}": group(optimizer, i) for i in range(len(optimizer.param_groups))}
@@ -43,10 +48,10 @@ def views_of(optimizer: Any, *, metric: str, by_group: bool) -> dict[str, View]:
 
 
 def group(optimizer: Any, i: int) -> View:
-    """The gradient of the optimizer's i-th parameter group alone, the rest left out."""
+    """The gradient of the optimizer's i-th parameter group alone. Leaves out all other parameters."""
 
     def view(parameters: Sequence[Tensor]) -> Look:
-        # Asked anew each time: groups are frozen and unfrozen while a model trains.
+        # Found anew each time, because groups may be frozen and unfrozen while a model trains.
         inside = {id(p) for p in optimizer.param_groups[i]["params"]}
         kept = [id(p) in inside for p in parameters]
         return lambda gradient: [g if keep else None for g, keep in zip(gradient, kept, strict=True)]
@@ -55,11 +60,11 @@ def group(optimizer: Any, i: int) -> View:
 
 
 def adam(optimizer: Any) -> View:
-    """Every coordinate divided by sqrt(v) + eps, as Adam's step does, v being that of before the step.
+    """The gradient divided by sqrt(v) + eps in every coordinate, as in Adam's step, with v from before the step.
 
-    A coordinate that hardly ever has a gradient would dominate: sqrt(v) counts at least as its 10 % quantile over all
-    coordinates that are alive. v is taken as it is kept, not bias-corrected: a factor common to all coordinates leaves
-    B_simple as it is. Before the first step there is no v, and no view.
+    A coordinate that hardly ever has a gradient would dominate. So sqrt(v) counts as at least its 10 % quantile over
+    all coordinates with v > 0. v is used without bias correction, because a factor common to all coordinates leaves
+    B_simple as it is. Before the first step there is no v, and so no view.
 
     Source: Kingma & Ba 2015, arXiv:1412.6980, for the metric.
     """
@@ -88,7 +93,7 @@ def _root_of_second_moment(state: Mapping[str, Any]) -> Tensor | None:
 
 
 def _alive_quantile(roots: Sequence[Tensor]) -> Tensor:
-    """The DEAD quantile of what is above 0, from a regular sample of it; without waiting for the device."""
+    """The `DEAD` quantile of the roots above 0, from a regular sample of them. Does not wait for the device."""
     every = max(1, sum(r.numel() for r in roots) // SAMPLE)
     sample = torch.cat([r.flatten()[::every].to(roots[0].device) for r in roots])
     return torch.nanquantile(torch.where(sample > 0, sample, torch.nan), DEAD).nan_to_num(0.0)

@@ -1,4 +1,4 @@
-"""The user's model and batch, and leaving both as they were."""
+"""The user's model and batch: slice batches, compute the loss, and restore all state afterwards."""
 
 from .batch_loss import BatchLoss, summing
 from .batches import batch_bytes, batch_length, concat_batches, repeat_batch, slice_batch

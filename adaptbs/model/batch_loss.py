@@ -1,4 +1,4 @@
-"""One scalar loss from a model and a batch, however the batch is laid out."""
+"""The scalar loss of a model on a batch, for any batch layout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from .preserve import preserved
 
 
 class BatchLoss:
-    """`loss_func(model(*inputs), target)` on a batch `(*inputs, target)`, or `batch_loss(model, batch)`.
+    """The loss `loss_func(model(*inputs), target)` of a batch `(*inputs, target)`, or `batch_loss(model, batch)`.
 
     Args:
-        loss_func: of a prediction and a target; mean over the batch (or sum, which is noticed).
-        batch_loss: (model, batch) -> scalar, for any other layout. Give one of the two.
-        autocast: makes the context the forward pass runs under, such as `lambda: torch.autocast("cuda")`.
+        loss_func: function (prediction, target) -> scalar. It takes the mean over the batch, or the sum, which is
+            detected.
+        batch_loss: function (model, batch) -> scalar, for any other layout. Give exactly one of the two.
+        autocast: function that makes the context of the forward pass, such as `lambda: torch.autocast("cuda")`.
+
+    Raises:
+        ValueError: if both or neither of `loss_func` and `batch_loss` are given.
+        TypeError: if the given one is not a function.
     """
 
     def __init__(
@@ -42,13 +47,16 @@ class BatchLoss:
 
     @property
     def reduction(self) -> str | None:
-        """How the loss function itself says it treats the batch: "mean", "sum", or None where it does not say."""
+        """The loss function's own `.reduction` if that is "mean" or "sum", else None."""
         reduction = getattr(self._loss_func, "reduction", None)
         return reduction if reduction in ("mean", "sum") else None
 
     def weight(self, model: nn.Module, batch: Any) -> float:
-        """What the mean loss of a batch is a mean over: its samples, or what a loss with weights and targets to be
-        ignored counts of them, which the sum over the mean tells."""
+        """Denominator of the batch's mean loss: the number of samples, or the total weight of the targets that count.
+
+        The two differ for a loss with class weights or ignored targets. Then it is the summed loss over the mean loss,
+        and 0 if the summed loss is 0.
+        """
         sums = summing(self._loss_func)
         if sums is None:
             return float(batch_length(batch))
@@ -57,7 +65,12 @@ class BatchLoss:
         return (total / mean).item() if total else 0.0
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss of the whole batch, a tensor of one element, on the model's device."""
+        """The loss of the whole batch, a tensor of one element, on the model's device.
+
+        Raises:
+            TypeError: if `loss_func` was given and the batch is not laid out as (*inputs, target).
+            ValueError: if the loss is not a single number.
+        """
         parameter = next(model.parameters(), None)
         if parameter is not None:
             batch = to_device(batch, parameter.device)
@@ -65,14 +78,16 @@ class BatchLoss:
             loss = self._batch_loss(model, batch) if self._batch_loss else self._of_layout(model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"the loss must be one number for the whole batch, got {got}: reduce it to its mean")
+            raise ValueError(
+                f"the loss must be one number for the whole batch, got {got}: return the mean over its samples"
+            )
         return loss
 
     def _of_layout(self, model: nn.Module, batch: Any) -> Tensor:
         if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) < 2:
             raise TypeError(
                 f"loss_func= needs batches laid out as (*inputs, target), got {type(batch).__name__}: "
-                "give batch_loss=(model, batch) -> scalar instead"
+                "give batch_loss=, a function (model, batch) -> scalar, instead"
             )
         *inputs, target = batch
         assert self._loss_func is not None
@@ -80,8 +95,11 @@ class BatchLoss:
 
 
 def summing(loss_func: Any) -> Any:
-    """A copy that sums where this one takes a mean over something else than samples, as weighted and ignored targets
-    make it do; None for others. fastai's losses have the one they flatten for as `.func`."""
+    """A copy of the loss that sums over the batch, if its mean may be over something other than samples; else None.
+
+    Class weights and ignored targets change the denominator of the mean, so this concerns losses with an `ignore_index`
+    and reduction "mean". fastai's flattened losses keep torch's loss in `.func`.
+    """
     inner = getattr(loss_func, "func", loss_func)
     if getattr(loss_func, "reduction", None) != "mean" or not hasattr(inner, "ignore_index"):
         return None

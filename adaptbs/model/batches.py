@@ -1,4 +1,4 @@
-"""Nested batches (tuples, dicts, dataclasses ... of tensors): their length, a slice, several as one, on a device."""
+"""Nested batches (tuples, dicts, dataclasses ... of tensors): measure, slice, concatenate, move to a device."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def batch_length(batch: Any) -> int:
-    """The number of samples: the first dimension of the first tensor. Raises TypeError where there is none."""
+    """Number of samples, the first dimension of the first tensor. Raises TypeError if no tensor has a dimension."""
     for tensor in _tensors(batch):
         if tensor.dim():
             return int(tensor.shape[0])
     raise TypeError(
-        f"no tensor with a batch dimension in a batch of type {type(batch).__name__}: its size is unknown. "
-        "Let collate_fn= make a tensor, or a tuple, list, dict or dataclass of them"
+        f"no tensor with a batch dimension in a batch of type {type(batch).__name__}, so its size is unknown. "
+        "Make collate_fn= return a tensor, or a tuple, list, dict or dataclass of tensors"
     )
 
 
 def slice_batch(batch: Any, start: int, stop: int) -> Any:
-    """Samples start..stop: whatever holds one entry a sample is sliced, anything else goes along whole.
+    """Samples start:stop of the batch. Slices whatever has one entry a sample and passes on the rest unchanged.
 
-    Those are tensors and arrays as long as the batch, and lists of as many things: lengths, texts, or tensors that
-    differ in size. A tuple as long only if it holds texts, as PyTorch collates them: of numbers it is rather a shape.
+    Tensors, arrays and lists that are as long as the batch have one entry a sample. Such a list may hold lengths,
+    texts, or tensors that differ in size. A tuple that long is sliced only if it holds texts, as PyTorch collates them.
+    A tuple of numbers is more likely to be a shape.
     """
     n = batch_length(batch)
     return _map(lambda item: item[start:stop], batch, lambda item: _has_rows(item, n))
 
 
 def concat_batches(batches: Sequence[Any]) -> Any:
-    """One batch of the samples of several alike; what `slice_batch` would not slice is taken from the first.
+    """Concatenate batches of the same layout. Anything that `slice_batch` would not slice comes from the first batch.
 
-    Raises RuntimeError or ValueError where they do not fit together, as texts padded to different lengths do not.
+    Raises:
+        RuntimeError, ValueError: if shapes do not match, as those of texts padded to different lengths.
     """
     rest = [iter(_rows(batch)) for batch in batches[1:]]
     n = batch_length(batches[0])
@@ -47,26 +49,26 @@ def concat_batches(batches: Sequence[Any]) -> Any:
 
 
 def repeat_batch(batch: Any, n: int) -> Any:
-    """A batch of n samples: those of this one, over and over."""
+    """A batch of n samples, made by repeating the samples of this one."""
     copies = -(-n // batch_length(batch))
     return slice_batch(concat_batches([batch] * copies) if copies > 1 else batch, 0, n)
 
 
 def batch_bytes(batch: Any) -> int:
-    """What its tensors take."""
+    """Memory of the batch's tensors, bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(batch))
 
 
 def to_device(batch: Any, device: Device) -> Any:
-    """The batch with its tensors on `device`; the batch itself is not changed."""
+    """The batch with its tensors on `device`. The given batch is not changed."""
     return _map(lambda t: t.to(device, non_blocking=True), batch, lambda item: isinstance(item, Tensor))
 
 
 def _tensors(batch: Any) -> list[Tensor]:
     if isinstance(batch, PackedSequence):
         raise TypeError(
-            "a PackedSequence holds its samples time step by time step, so they cannot be told apart: "
-            "let batches be padded, with their lengths, and pack them in the model or in batch_loss="
+            "a PackedSequence stores its samples time step by time step, so it cannot be sliced by sample: "
+            "let collate_fn= return batches padded, with their lengths, and pack them in the model or in batch_loss="
         )
     if isinstance(batch, Tensor):
         return [batch]
@@ -78,7 +80,7 @@ def _tensors(batch: Any) -> list[Tensor]:
 
 
 def _rows(batch: Any) -> list[Any]:
-    """All that holds one entry a sample, in order."""
+    """All items with one entry a sample, in order."""
     found: list[Any] = []
 
     def take(item: Any) -> Any:
@@ -99,38 +101,42 @@ def _concatenated(items: list[Any]) -> Any:
 
 
 def _has_rows(item: Any, n: int) -> bool:
-    """Whether it holds one entry for each of n samples."""
+    """True if the item holds one entry for each of n samples."""
     if isinstance(item, (Tensor, np.ndarray)):
         return item.ndim > 0 and item.shape[0] == n
     if isinstance(item, list):
-        # A list of tensors that are all as long as the batch holds several inputs, even if it has n of them.
+        # If every tensor is as long as the batch, the list holds several inputs, even if there happen to be n of them.
         return len(item) == n and not (n and all(isinstance(i, Tensor) and _has_rows(i, n) for i in item))
     return isinstance(item, tuple) and len(item) == n and all(isinstance(i, str) for i in item)
 
 
 def _map(function: Callable[[Any], Any], batch: Any, at: Callable[[Any], bool], inside: bool = False) -> Any:
-    """The same layout with `function` of every part that `at` is true of; a list or tuple on its own is a layout."""
+    """Apply `function` to every item for which `at` is true, and keep the layout.
+
+    A list or tuple that is the whole batch always counts as layout, even if `at` is true of it.
+    """
     if _is_record(batch):
         made = copy.copy(batch)
         for name, value in _entries(batch).items():
-            object.__setattr__(made, name, _map(function, value, at, inside=True))  # (it may be a frozen one)
+            # The dataclass may be frozen, so setattr would fail.
+            object.__setattr__(made, name, _map(function, value, at, inside=True))
         return made
     if at(batch) and (inside or not isinstance(batch, (list, tuple))):
         return function(batch)
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
     mapped = [_map(function, value, at, inside=True) for value in values]
     if isinstance(batch, Mapping):
-        # Of the same kind if it can be: Hugging Face's batches are also read by attribute.
+        # Keep the type where possible: Hugging Face's batches are also read by attribute.
         made = copy.copy(batch) if isinstance(batch, (dict, UserDict)) else dict(batch)
         made.update(zip(batch, mapped, strict=True))
         return made
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a namedtuple takes its fields one by one
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a namedtuple's constructor takes its fields one by one
         return type(batch)(*mapped)
     return type(batch)(mapped) if isinstance(batch, (list, tuple)) else batch
 
 
 def _is_record(batch: Any) -> bool:
-    """Whether it is a dataclass; those of Hugging Face that are dicts too are dicts."""
+    """True for an instance of a dataclass. Hugging Face's outputs are also dicts, and are treated as dicts."""
     return is_dataclass(batch) and not isinstance(batch, (type, Mapping))
 
 

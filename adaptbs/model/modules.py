@@ -1,4 +1,4 @@
-"""Questions to a model: what trains, what ties samples together, what adds chance."""
+"""Facts about a model: its trainable parameters, its devices, layers that couple samples or add randomness."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from torch import nn
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a gradient here has an entry for, in order."""
+    """The trainable parameters, in the order of `model.parameters()`. Gradients have one entry for each."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether any BatchNorm of the model is in training mode."""
-    # (its common base class, so that lazy and synchronised kinds count)
+    """True if any BatchNorm of the model is in training mode."""
+    # The common base class also covers lazy and synchronised BatchNorm.
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
 
 
 def cuda_devices(model: nn.Module) -> list[int]:
-    """Indices of the CUDA devices that the model's parameters lie on."""
+    """Indices of the CUDA devices that hold the model's parameters."""
     return sorted({p.get_device() for p in model.parameters() if p.device.type == "cuda"})
 
 
-# Layers that in training tie samples together or add chance, while they leave the loss's own form alone.
+# Layers that couple samples or add randomness in training. In evaluation mode they still compute the same kind of loss.
 NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
 
 
 @contextmanager
 def without_chance(model: nn.Module) -> Iterator[None]:
-    """Dropout and BatchNorm as in evaluation; not the whole model: some compute something else there."""
+    """Put dropout, BatchNorm and recurrent layers in evaluation mode, and back in training mode at the end.
+
+    The model as a whole stays in training mode, because some models return something other than a loss in evaluation.
+    """
     noisy = [m for m in model.modules() if m.training and isinstance(m, NOISY)]
     try:
         for module in noisy:

@@ -1,4 +1,4 @@
-"""A model, its buffers, an optimizer, a loader and the random states as they were before."""
+"""Save and restore a model's weights and buffers, `.grad`, an optimizer, a loader and the random states."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from .modules import cuda_devices
 
 
 class Snapshot:
-    """What a forward pass changes beside gradients: buffers (BatchNorm's), and random states of everybody.
+    """A copy of the state that a forward pass changes.
 
-    And what a module that has a method `reset` keeps from batch to batch: the hidden state of a language model.
+    That is the model's buffers (such as BatchNorm's), the random states of torch, NumPy and Python, and the public
+    attributes of modules with a method `reset`, such as the hidden state of a language model.
 
     Args:
-        model: whose buffers, and whose CUDA devices' random states.
+        model: the model whose buffers are copied, and whose CUDA devices' random states.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,10 +32,10 @@ class Snapshot:
         self.take()
 
     def take(self, all_random: bool = True) -> None:
-        """Take note of how all is now.
+        """Copy the state as it is now.
 
         Args:
-            all_random: of NumPy's and Python's random states too, which takes longer than all the rest.
+            all_random: copy NumPy's and Python's random states too, which takes longer than everything else.
         """
         if any(now.get(name) is not buffer for now, found in self._buffers for name, buffer in found.items()):
             self._look_up()
@@ -45,13 +46,13 @@ class Snapshot:
         self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in self._devices]
 
     def restore(self) -> None:
-        """Let all be as it was, except for what the model's parameters hold."""
+        """Restore the copied state. Parameters keep their current values."""
         with torch.no_grad():
             for (buffers, _), values in zip(self._alike, self._values, strict=True):
-                parts = torch.split(values, [b.numel() for b in buffers])
-                for buffer, value in zip(buffers, parts, strict=True):
-                    # (By `.data`, which autograd does not count as a change: a graph that is still to go backward may
-                    # hold this buffer.)
+                saved = torch.split(values, [b.numel() for b in buffers])
+                for buffer, value in zip(buffers, saved, strict=True):
+                    # Autograd does not count a change of `.data`. A graph whose backward pass is still to come may hold
+                    # this buffer.
                     buffer.data.copy_(value.view(buffer.shape))
         for now, found in self._buffers:
             _restore(now, found)
@@ -65,13 +66,16 @@ class Snapshot:
             torch.cuda.set_rng_state(state, device)
 
     def _look_up(self) -> None:
-        """Find the buffers. Those alike are copied together: one by one, a net's many small ones take long on a GPU."""
+        """Find the buffers and group them by device and type.
+
+        Each group is copied at once. One copy for each of a network's many small buffers takes long on a GPU.
+        """
         self._buffers = [(m._buffers, dict(m._buffers)) for m in self._model.modules() if m._buffers]
         alike: dict[Any, list[Tensor]] = {}
         for buffer in {id(b): b for _, found in self._buffers for b in found.values() if b is not None}.values():
             if _writable(buffer):
                 alike.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        # (As views, looked up once, where they can be: a dense buffer is one row of memory.)
+        # A contiguous buffer can be flattened to a view, which is made once here rather than in every copy.
         self._alike = [
             (found, [b.detach().view(-1) for b in found] if all(b.is_contiguous() for b in found) else None)
             for found in alike.values()
@@ -82,9 +86,9 @@ class Snapshot:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Restore buffers (BatchNorm's) and random states (torch's, NumPy's, Python's), also after an exception.
+    """At the end, also after an exception, restore everything that a `Snapshot` holds.
 
-    Meanwhile compiled models run as they are written: they keep what they were compiled for.
+    Meanwhile compiled models run eagerly, so that they are not compiled again for other sizes.
     """
     before = Snapshot(model)
     with _nothing_compiled():
@@ -96,9 +100,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_grads(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Give tensors an empty `.grad` for a while, and spare them the hooks that wait for it to be complete.
+    """Set the tensors' `.grad` to None and remove their post-accumulate hooks; restore both at the end.
 
-    Such a hook (`register_post_accumulate_grad_hook`) may well take the optimizer's step.
+    Such a hook (`register_post_accumulate_grad_hook`) may take the optimizer's step.
     """
     found = []
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
@@ -108,7 +112,7 @@ def preserved_grads(tensors: Iterable[Tensor]) -> Iterator[None]:
         for tensor, _, hooks, _ in found:
             tensor.grad = None
             if hooks:
-                hooks.clear()  # emptied, not replaced: a hook's handle removes it from this very dictionary
+                hooks.clear()  # the same dictionary must stay, since a hook's handle removes the hook from it
         yield
     finally:
         for tensor, grad, hooks, calls in found:
@@ -119,7 +123,7 @@ def preserved_grads(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def preserved_weights(model: nn.Module) -> Iterator[None]:
-    """As `preserved`; restores parameters, `.grad` and train/eval modes too."""
+    """Restore parameters, `.grad` and train/eval modes too, besides everything that `preserved` restores."""
     parameters = [(p, p.detach().clone()) for p in model.parameters()]
     gradients: list[Any] = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
@@ -138,11 +142,12 @@ def preserved_weights(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_loader(loader: Any) -> Iterator[None]:
-    """Restore the generators that a DataLoader and its sampler draw from, and the workers that it keeps."""
+    """Restore the generators of a DataLoader and its samplers, and the loader's persistent workers."""
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
     found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
     states = [(generator, generator.get_state()) for generator in found]
-    workers = getattr(loader, "_iterator", None)  # persistent ones, which would be left in the middle of an epoch
+    # Persistent workers are put aside, because iterating would leave them in the middle of an epoch.
+    workers = getattr(loader, "_iterator", None)
     if isinstance(loader, DataLoader):
         loader._iterator = None
     try:
@@ -155,11 +160,11 @@ def preserved_loader(loader: Any) -> Iterator[None]:
 
 
 class WeightSnapshot:
-    """Parameters and an optimizer's state as they are, copied to the host, so that the device has all of its memory.
+    """A copy of parameters and an optimizer's state, in host memory so that it takes none of the device's.
 
     Args:
-        parameters: that a step changes.
-        optimizer: whose state, anything with `.state`; its parameter groups too, where it has them.
+        parameters: the parameters that a step changes.
+        optimizer: the optimizer, anything with `.state`. Its parameter groups are copied too, if it has them.
     """
 
     def __init__(self, parameters: Iterable[Tensor], optimizer: Any = None) -> None:
@@ -170,7 +175,7 @@ class WeightSnapshot:
         self._copies = [(t, t.detach().to("cpu", copy=True)) for t in (*parameters, *tensors)]
 
     def restore(self) -> None:
-        """Put them back; what state there was none of goes."""
+        """Restore the copied values. Removes optimizer state that did not exist when the copy was made."""
         with torch.no_grad():
             for tensor, value in self._copies:
                 tensor.data.copy_(value)
@@ -186,7 +191,7 @@ class WeightSnapshot:
 
 
 def _restore(buffers: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> None:
-    """Undo what a forward pass has added, replaced or filled."""
+    """Remove buffers that a forward pass added, and put back those that it removed or replaced."""
     for name in buffers.keys() - found.keys():
         del buffers[name]
     for name, buffer in found.items():
@@ -195,17 +200,17 @@ def _restore(buffers: dict[str, Tensor | None], found: dict[str, Tensor | None])
 
 
 def _writable(buffer: Tensor) -> bool:
-    """Whether each of its entries has memory of its own; of an expanded one nothing can be written in place."""
+    """True if each entry has memory of its own. An expanded tensor cannot be written in place."""
     return not any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def _nothing_compiled() -> AbstractContextManager[Any]:
-    """Runs compiled code as it is written, for what it would do on other sizes, or seeing hooks, is compile anew."""
-    # Where nothing has loaded the compiler, nothing is compiled, and loading it takes seconds.
+    """A context that runs compiled code eagerly, since other sizes or hooks would make it compile again."""
+    # If the compiler is not loaded, no model is compiled. Loading it would take seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Say more about an error, where Python can (3.11)."""
+    """Add a note to an error, where Python supports it (3.11 and later)."""
     if hasattr(error, "add_note"):
         error.add_note(note)

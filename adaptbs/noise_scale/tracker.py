@@ -1,4 +1,4 @@
-"""The measurements of a run: the noise scale and its other views, and what there is to say against them."""
+"""Pool a run's measurements into the noise scale and those of its views, and name reasons to doubt them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class NoiseScaleTracker:
-    """Keeps one window for the plain noise scale and one for each view.
+    """Keeps one window of measurements for the plain noise scale, and one for each view.
 
     Args:
         run_samples: length of the run, samples.
@@ -23,34 +23,38 @@ class NoiseScaleTracker:
 
     def __init__(self, run_samples: int, views: Sequence[str] = ()) -> None:
         self._run_samples, self._names = run_samples, tuple(views)
-        self._spoken: str | None = None  # the doubt that the log knows of
+        self._spoken: str | None = None  # the doubt logged last
         self.forget()
 
     def forget(self) -> None:
-        """Know nothing."""
+        """Drop all measurements."""
         self._plain = MeasurementWindow(self._run_samples)
         self._views = {name: MeasurementWindow(self._run_samples, warns=False) for name in self._names}
-        self._unread: dict[int, tuple[float | None, Measurement]] = {}  # by the samples seen
-        self.caveat: str | None = None  # of the latest measurement
+        self._unread: dict[int, tuple[float | None, Measurement]] = {}  # by samples seen: progress, measurement
+        self.caveat: str | None = None  # caveat of the latest measurement
 
     def add(self, samples: int, made: Measurement, progress: float | None = None) -> None:
-        """Put in a measurement made when `samples` samples had been seen; nothing is read from the device."""
+        """Add a measurement made when `samples` samples had been seen. Reads nothing from the device."""
         self._unread[samples] = progress, made
         self._plain.add(samples, replace(made.norms, views={}))
         for name, norms in made.norms.views.items():
             self._views[name].add(samples, norms)
 
     def read(self) -> list[tuple[int, float | None, Measurement, SquaredNorms | None]]:
-        """Those added since the last read: samples, progress, measurement, its norms as floats; None if not finite."""
+        """Read the measurements added since the last read.
+
+        Returns:
+            For each its samples, progress, the measurement, and its norms as floats, or None if they are not finite.
+        """
         finite = dict(self._plain.read())
         read = [(samples, progress, made, finite.get(samples)) for samples, (progress, made) in self._unread.items()]
-        if read and self.caveat != COUPLED:  # (what the loss is once it remains, also when a run is resumed)
+        if read and self.caveat != COUPLED:  # a loss that couples samples always will, also in a resumed run
             self.caveat = read[-1][2].caveat
         self._unread = {}
         return read
 
     def doubt(self, estimate: NoiseScale | None) -> str | None:
-        """Why this estimate is not to be believed as a number, if so."""
+        """Reason not to trust the estimate as a number; None if there is none."""
         if self.caveat:
             return self.caveat
         if estimate is not None:
@@ -58,29 +62,29 @@ class NoiseScaleTracker:
         return "non-finite steps" if self._plain.skipped else "no measurements"
 
     def say(self, estimate: NoiseScale | None, progress: float) -> None:
-        """Log that doubt has come or gone, at this share of the run."""
+        """Log when a doubt appears or goes. `progress` is the share of the run done, 0..1."""
         doubt = self.doubt(estimate)
         if doubt != self._spoken:
             self._spoken = doubt
-            state = f"not to be believed as a number ({doubt})" if doubt else "in no doubt"
-            log.info("the noise scale is %s at %.0f %%", state, 100 * progress)
+            state = f"not reliable as a number ({doubt})" if doubt else "reliable"
+            log.info("the noise scale is %s at %.0f %% of the run", state, 100 * progress)
 
     def estimate(self, confidence: float) -> NoiseScale | None:
-        """The noise scale as of the latest measurement; None where there is none."""
+        """The noise scale as of the latest measurement; None if nothing has been measured."""
         return self._plain.estimate(confidence)
 
     def estimate_views(self, confidence: float) -> dict[str, NoiseScale]:
-        """Those of the views that have been measured."""
+        """Noise scales of the views, by name. Leaves out views without a measurement."""
         found = {name: window.estimate(confidence) for name, window in self._views.items()}
         return {name: estimate for name, estimate in found.items() if estimate is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Call `read` before: what is unread is not kept."""
+        """State for `load_state_dict`. Call `read` first, since unread measurements are not kept."""
         views = {name: window.state_dict() for name, window in self._views.items()}
         return {"plain": self._plain.state_dict(), "views": views, "caveat": self.caveat}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; a view that only one of the two runs measures begins anew."""
+        """Continue from a saved state. A view that only one of the two runs measures starts empty."""
         self.forget()
         self._plain.load_state_dict(state["plain"])
         for name in self._views.keys() & state["views"].keys():

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its history, the trade-off between batch sizes, and pictures of both."""
+"""Reports on a run: its history, the trade-off between batch sizes, and plots of both."""
 
 from .history import History
 from .plot import plot_history, plot_suggestion

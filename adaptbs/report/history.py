@@ -1,4 +1,4 @@
-"""One record per measurement and per decision of a run."""
+"""History of a run, one record for each measurement and each decision."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from ..types import Measurement, NoiseScale, SquaredNorms
 
 COLUMNS = (
     "event",  # "start", "measurement", "decision" or "out of memory"
-    "samples",  # seen when the record was made
-    "progress",  # share of the run, 0..1; None where the length of the run is not known
-    "batch_size",  # from here on, samples; of a measurement, how many were measured
+    "samples",  # samples seen when the record was made
+    "progress",  # share of the run done, 0..1; None if the length of the run is not known
+    "batch_size",  # samples: the batch size from this record on, or the batch measured
     "global_batch_size",  # samples per optimizer step
-    "noise_scale",  # B_simple, samples; a decision's estimate
-    "doubt",  # why that is not to be believed as a number; None where it is
-    "low",  # its confidence limits, samples
-    "high",
-    "source",  # of a measurement: "per example", "halves" or "ranks"; why that way is its reason
-    "grad_sq",  # |G|^2: of one measurement, or pooled for a decision
-    "trace",  # tr(Sigma), likewise
-    "lr_factor",  # what the learning rate is multiplied by
-    "reason",  # why this size, or this source
+    "noise_scale",  # B_simple, samples, as estimated for a decision
+    "doubt",  # reason not to trust the numbers of this record; None if there is none
+    "low",  # lower confidence limit of B_simple, samples
+    "high",  # upper confidence limit of B_simple, samples
+    "source",  # how it was measured: "per example", "halves" or "ranks"
+    "grad_sq",  # |G|^2, gradient^2: of one measurement, or pooled for a decision
+    "trace",  # tr(Sigma), gradient^2: of one measurement, or pooled for a decision
+    "lr_factor",  # factor on the learning rate
+    "reason",  # reason for a decision's batch size, or for a measurement's source
 )
 
 
 class History:
-    """Records with the columns above; None where a thing is not known. `pandas.DataFrame(history.to_dict())` works.
+    """Records with the columns in `COLUMNS`; unknown values are None. `pandas.DataFrame(history.to_dict())` works.
 
     Args:
-        views: names of other noise scales that decisions report, each with three columns more (`view_columns`).
+        views: names of the views whose noise scales decisions report. Each adds three columns (`view_columns`).
     """
 
     def __init__(self, views: Sequence[str] = ()) -> None:
@@ -38,7 +38,7 @@ class History:
 
     @property
     def view_columns(self) -> dict[str, tuple[str, str, str]]:
-        """The names of each view's columns: its noise scale, low and high."""
+        """Names of each view's three columns: its noise scale, low and high."""
         return {view: view_columns(view) for view in self.views}
 
     @property
@@ -47,16 +47,16 @@ class History:
         return (*COLUMNS, *(name for names in self.view_columns.values() for name in names))
 
     def add(self, **values: Any) -> None:
-        """Append a record; columns not given are None."""
+        """Append a record. Columns that are not given are None. Raises ValueError for an unknown column."""
         unknown = set(values) - set(self.columns)
         if unknown:
-            raise ValueError(f"no such column: {sorted(unknown)}")
+            raise ValueError(f"no such column: {sorted(unknown)}. The columns are {', '.join(self.columns)}")
         self.records.append({name: values.get(name) for name in self.columns})
 
     def add_measurement(
         self, samples: int, progress: float | None, made: Measurement, norms: SquaredNorms | None
     ) -> None:
-        """Append the record of one measurement; `norms` are its numbers as read, None where they were not finite."""
+        """Append the record of a measurement. `norms` are its norms as floats, None if they were not finite."""
         self.add(
             event="measurement",
             samples=samples,
@@ -70,7 +70,7 @@ class History:
         )
 
     def add_estimate(self, estimate: NoiseScale | None, views: Mapping[str, NoiseScale], **values: Any) -> None:
-        """Append a record with the columns of an estimate and of its views filled in."""
+        """Append a record with the columns of an estimate and of the views' estimates; `values` are the others."""
         for name, view in views.items():
             values |= zip(view_columns(name), (view.simple, view.low, view.high), strict=True)
         if estimate is not None:
@@ -79,11 +79,11 @@ class History:
         self.add(**values)
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Columns of equal length, in the order the records were made."""
+        """All records as columns of equal length, from first to last."""
         return {name: [record[name] for record in self.records] for name in self.columns}
 
     def decisions(self) -> dict[str, list[Any]]:
-        """The same columns without the records of single measurements."""
+        """The same columns as `to_dict`, without the records of single measurements."""
         kept = [record for record in self.records if record["event"] != "measurement"]
         return {name: [record[name] for record in kept] for name in self.columns}
 
@@ -103,6 +103,6 @@ class History:
 
 
 def view_columns(view: str) -> tuple[str, str, str]:
-    """Noise scale, low and high of a view: "group 0" has `noise_scale_group_0`, `low_group_0`, `high_group_0`."""
+    """Column names of a view. Those of "group 0" are `noise_scale_group_0`, `low_group_0` and `high_group_0`."""
     noise_scale, low, high = (f"{column}_{view.replace(' ', '_')}" for column in ("noise_scale", "low", "high"))
     return noise_scale, low, high

@@ -1,4 +1,4 @@
-"""Pictures of a run, of what the finder found, and of a trade-off, from plain columns. Imports matplotlib late."""
+"""Plots of a run, of the finder's suggestion and of a trade-off, from plain columns. Imports matplotlib late."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-#: Values by the name of their column, all of one length; None where one is not known.
+#: Values by column name, all of the same length. Unknown values are None.
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 
-# Told apart by colour-blind eyes (Okabe and Ito):
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
-PLAIN = ("noise_scale", "low", "high")  # columns of the history
+PLAIN = ("noise_scale", "low", "high")  # the history's columns of the plain noise scale
 
 
 def plot_history(columns: Columns, views: Mapping[str, Sequence[str]]) -> Figure:
-    """Noise scale with its band and the batch size, and the learning rate's factor, against samples.
+    """Plot noise scale with its confidence band, batch size and learning-rate factor against samples seen.
 
     Args:
         columns: `history.decisions()`.
-        views: `history.view_columns`; each view (a parameter group, Adam's metric) gets a panel of its own.
+        views: `history.view_columns`. Each view (a parameter group, Adam's metric) gets a panel of its own.
     """
     samples = columns["samples"]
     figure, (*panels, bottom) = _axes(2 + len(views))
     bands = [[columns[name] for name in names] for names in (PLAIN, *views.values())]
     size = columns["batch_size"]
-    limits = noise_scale_limits(size, *(values for band in bands for values in band))  # of all, to be compared
+    # All panels share these limits, so that they can be compared.
+    limits = noise_scale_limits(size, *(values for band in bands for values in band))
     for panel, band in zip(panels, bands, strict=True):
         plot_noise_scale(panel, samples, *band, limits=limits)
         panel.step(samples, size, where="post", color=ORANGE, label="batch size")
@@ -49,23 +50,23 @@ def plot_history(columns: Columns, views: Mapping[str, Sequence[str]]) -> Figure
 
 
 def plot_doubt(axes: Axes, columns: Columns) -> None:
-    """A hollow marker on every estimate that is not to be believed as a number; the legend says why."""
+    """Put a hollow marker on every doubtful estimate. The legend gives the reason."""
     doubts = sorted({d for d in columns["doubt"] if d is not None} - {"no measurements"})
     points = list(zip(columns["samples"], columns["noise_scale"], columns["low"], columns["doubt"], strict=True))
     for doubt, marker in zip(doubts, cycle("osD^v<>"), strict=False):
-        # Where there is no point estimate the lower limit is what can be said.
+        # Without a point estimate only the lower limit is known.
         at = [(s, simple or low) for s, simple, low, d in points if d == doubt and (simple or low)]
         if at:
             axes.plot(*zip(*at, strict=True), marker, mfc="white", mec=BLUE, ls="", zorder=3, label=f"doubt: {doubt}")
 
 
 def plot_suggestion(columns: Columns, batch_size: int | None, suggestions: Mapping[str, float | None]) -> Figure:
-    """Noise, scale, and noise scale with its band and the suggestions, against samples.
+    """Plot tr(Sigma), |G|^2, and the noise scale with its confidence band and the suggestions against samples seen.
 
     Args:
         columns: `suggestion.to_dict()`.
-        batch_size: the size to use, samples; None where none is suggested.
-        suggestions: the others by name, samples; None where one is not known.
+        batch_size: suggested batch size, samples; None if there is none.
+        suggestions: other suggested sizes by name, samples; None for one that is not known.
     """
     figure, (top, bottom) = _axes(2)
     samples = columns["samples"]
@@ -95,22 +96,24 @@ def plot_suggestion(columns: Columns, batch_size: int | None, suggestions: Mappi
 
 
 def plot_trade_off(columns: Columns, base_batch_size: int, critical: float | None, critical_name: str) -> Figure:
-    """Steps, samples and, where it is known, time relative to the base batch, with their bands, by batch size.
+    """Plot steps, samples and time relative to the base batch, with their bands, against batch size.
+
+    Leaves out the time if it is not known.
 
     Args:
         columns: `trade_off.to_dict()`.
-        base_batch_size: the size that all is relative to, samples.
-        critical: the batch where steps and samples are twice the fewest possible, samples; None where not known.
-        critical_name: its name in the picture.
+        base_batch_size: B0, samples, to which everything is relative.
+        critical: batch at which steps and samples are twice the fewest possible, samples; None if not known.
+        critical_name: label of the critical batch in the plot.
     """
     figure, axes = _axes(1)
     figure.set_figheight(4.5)
     sizes = columns["batch_size"]
-    known = columns["steps"][0] is not None  # a point estimate, rather than limits alone
+    known = columns["steps"][0] is not None  # False if only the limits are known
     for name, color, marker in (("steps", BLUE, "o"), ("samples", ORANGE, "s"), ("time", GREEN, "^")):
         if columns[f"{name}_low"][0] is None:
             continue
-        band, line = (None, name) if known else (name, None)  # what stands in the legend
+        band, line = (None, name) if known else (name, None)  # the one with a label is in the legend
         low, high = columns[f"{name}_low"], columns[f"{name}_high"]
         axes.fill_between(sizes, low, high, color=color, alpha=0.2, linewidth=0, label=band)
         if known:
@@ -141,7 +144,7 @@ def plot_trade_off(columns: Columns, base_batch_size: int, critical: float | Non
 
 
 def noise_scale_limits(*columns: Any) -> tuple[float, float]:
-    """An axis that reaches over all that is finite and above 0."""
+    """Limits of an axis that shows all values that are finite and above 0."""
     known = [v for values in columns for v in values if v is not None and math.isfinite(v) and v > 0]
     return max(1.0, min(known, default=1.0) / 2), 2 * max([1.0, *known])
 
@@ -149,7 +152,10 @@ def noise_scale_limits(*columns: Any) -> tuple[float, float]:
 def plot_noise_scale(
     axes: Axes, samples: Any, simple: Any, low: Any, high: Any, *, limits: tuple[float, float]
 ) -> None:
-    """B_simple as a line, its limits as a band; an upper limit of inf runs off the top, an unknown one leaves a gap."""
+    """Plot B_simple as a line and its limits as a band.
+
+    An upper limit of inf reaches the top of the axis. An unknown limit leaves a gap.
+    """
     nan, (bottom, top) = float("nan"), limits
     below = [nan if v is None else max(v, bottom) for v in low]
     above = [nan if v is None else min(v, top) for v in high]
@@ -164,7 +170,7 @@ def _axes(rows: int) -> tuple[Figure, Any]:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "adaptbs[plot]"') from error
+        raise ImportError('plots need matplotlib: pip install "adaptbs[plot]"') from error
     return plt.subplots(rows, 1, sharex=True, figsize=(8, 3 * rows), layout="constrained")
 
 

@@ -1,14 +1,14 @@
-"""What another batch size would take to get as far: steps, samples and time, by the noise scale and the step time.
+"""Steps, samples and time to the same progress at other batch sizes, from the noise scale and the step time.
 
-One step at batch B brings eps_max/(1 + phi/B) of progress, so that the same progress takes
+One step at batch B makes progress eps_max/(1 + phi/B), so the same progress takes
 
     steps    S(B) = S_min (1 + phi/B)
     samples  E(B) = B S(B) = S_min (B + phi)
     time     T(B) = S(B) t(B)
 
-(McCandlish et al. 2018, eq. 2.7 to 2.11, arXiv:1812.06162; in place of their B_noise phi is the critical batch that
-decisions go by, a multiple of B_simple that is larger for Adam and its kin than for SGD.) S_min, the steps that
-gradients without noise would take, is not known, and cancels in ratios.
+Source: McCandlish et al. 2018, eq. 2.7 to 2.11, arXiv:1812.06162. Instead of their B_noise, phi is the critical batch
+that decisions use, a multiple of B_simple that is larger for Adam and similar optimizers than for SGD. S_min is the
+number of steps that gradients without noise would take. It is not known, and cancels in ratios.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ..timing import Time
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BELOW = 2  # sizes shown below the base
-ABOVE = 3  # and above, at least
-BEYOND = 4  # times the noise scale, where steps hardly get fewer: as far as the table goes
+BELOW = 2  # number of sizes shown below the base
+ABOVE = 3  # least number of sizes shown above it
+BEYOND = 4  # the table goes up to this multiple of the critical batch; beyond it steps hardly get fewer
 
 
 class Ratio(NamedTuple):
-    """A prediction relative to the base batch: at B_simple (None where that is not known) and at its limits."""
+    """A prediction relative to the base batch: at B_simple (None if that is not known) and at its limits."""
 
     value: float | None
     low: float
@@ -42,7 +42,7 @@ class Ratio(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a batch size would take, relative to the base batch; `time` is None where the step time is not known."""
+    """Steps, samples and time at one batch size, relative to the base batch. `time` is None if not known."""
 
     batch_size: int
     steps: Ratio
@@ -51,31 +51,31 @@ class Row(NamedTuple):
 
 
 def samples_ratio(phi: float, batch_size: float, base_batch_size: float) -> float:
-    """E(B)/E(B0) = (B + phi)/(B0 + phi): 1 far below the noise scale, B/B0 far above it."""
+    """Samples relative to the base, E(B)/E(B0) = (B + phi)/(B0 + phi): 1 far below phi, B/B0 far above it."""
     return 1.0 if math.isinf(phi) else (batch_size + phi) / (base_batch_size + phi)
 
 
 def steps_ratio(phi: float, batch_size: float, base_batch_size: float) -> float:
-    """S(B)/S(B0) = (1 + phi/B)/(1 + phi/B0): B0/B far below the noise scale, 1 far above it."""
+    """Steps relative to the base, S(B)/S(B0) = (1 + phi/B)/(1 + phi/B0): B0/B far below phi, 1 far above it."""
     return samples_ratio(phi, batch_size, base_batch_size) * base_batch_size / batch_size
 
 
 def time_ratio(phi: float, batch_size: float, base_batch_size: float, step_time: Time) -> float:
-    """T(B)/T(B0) = S(B)/S(B0) * t(B)/t(B0)."""
+    """Time relative to the base, T(B)/T(B0) = S(B)/S(B0) * t(B)/t(B0)."""
     return steps_ratio(phi, batch_size, base_batch_size) * step_time(batch_size) / step_time(base_batch_size)
 
 
 @dataclass(frozen=True, repr=False)
 class TradeOff:
-    """Steps, samples and time to the same progress, by batch size; printed it is a table.
+    """Steps, samples and time to the same progress, by batch size. Prints as a table.
 
     Attributes:
-        base_batch_size: B0, samples, that all is relative to.
-        phi: B_simple, samples, of a run the mean over its progress; None where the gradient was lost in its noise.
-        low, high: its confidence limits, samples; high may be inf.
-        step_time: t(B), seconds of a step on this device; None where that is not known.
-        rows: one a batch size, from small to large.
-        critical_over_simple: the critical batch, which the rows go by, over B_simple.
+        base_batch_size: B0, samples, to which everything is relative.
+        phi: B_simple, samples, for a run its mean over progress; None if |G|^2 was lost in its noise.
+        low, high: confidence limits of B_simple, samples; high may be inf.
+        step_time: t(B), seconds of a step on this device; None if not known.
+        rows: one row for each batch size, from small to large.
+        critical_over_simple: the critical batch, which the rows use as phi, over B_simple.
     """
 
     base_batch_size: int
@@ -88,7 +88,7 @@ class TradeOff:
 
     @property
     def critical(self) -> float | None:
-        """The critical batch, samples, at which a sample brings half of what it brings at a tiny one."""
+        """The critical batch, samples, where a sample brings half of what it brings at a tiny batch."""
         return None if self.phi is None else self.critical_over_simple * self.phi
 
     @property
@@ -124,7 +124,7 @@ class TradeOff:
         return ["", f"{row.batch_size:,} instead of {self.base_batch_size:,} would take {', '.join(told)}."]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Columns of equal length: batch_size; steps, samples and time, each also with `_low` and `_high`."""
+        """Columns of equal length: batch_size, and steps, samples and time, each also with `_low` and `_high`."""
         columns: dict[str, list[Any]] = {"batch_size": [row.batch_size for row in self.rows]}
         for name in ("steps", "samples", "time"):
             ratios = [getattr(row, name) or (None, None, None) for row in self.rows]
@@ -132,7 +132,7 @@ class TradeOff:
         return columns
 
     def plot(self) -> Figure:
-        """Steps, samples and time relative to the base, with their bands, against batch size."""
+        """Plot steps, samples and time relative to the base, with their bands, against batch size."""
         from .plot import plot_trade_off
 
         name = "noise scale" if self.critical_over_simple == 1 else "critical batch"
@@ -153,14 +153,15 @@ def trade_off_at(
 
     Args:
         phi: B_simple, samples, or None.
-        low, high: its limits, samples; high may be inf.
-        base_batch_size: B0, samples; the sizes shown are this times powers of 2.
-        largest: size that may be shown, samples.
-        step_time: seconds of a step by batch size.
-        critical_over_simple: the critical batch over B_simple (`policy.critical_over_simple`).
+        low, high: confidence limits of B_simple, samples; high may be inf.
+        base_batch_size: B0, samples. The sizes shown are B0 times powers of 2.
+        largest: largest size that may be shown, samples.
+        step_time: t(B), seconds of a step by batch size.
+        critical_over_simple: the critical batch over B_simple (`decision.critical_over_simple`).
 
     Raises:
-        ValueError, TypeError: for a `base_batch_size` that is no whole number of at least 1.
+        TypeError: if `base_batch_size` is not an integer.
+        ValueError: if `base_batch_size` is below 1.
     """
     check_size("base", base_batch_size)
     base = int(base_batch_size)
@@ -189,27 +190,28 @@ def trade_off_of_run(
     largest: float,
     critical_over_simple: float = 1.0,
 ) -> TradeOff:
-    """The trade-off of a run, by its history: at the noise scale's mean over the run.
+    """The trade-off of a run from its history, at the noise scale's mean over the run.
 
-    A run at the fixed batch B takes S(B) = integral of (1 + phi/B) ds steps, s being its progress counted in noise-free
-    steps. That is S_min (1 + mean(phi)/B), the mean over s, so the formulas of one noise scale hold. n samples in
-    batches of B are n/B steps, and of progress n/(B + phi): that is what each stretch of the run weighs (McCandlish
-    et al. 2018, appendix D, arXiv:1812.06162).
+    A run at the fixed batch B takes S(B) = integral of (1 + phi/B) ds steps, with s its progress in noise-free steps.
+    That is S_min (1 + mean(phi)/B) with the mean over s, so the formulas for one noise scale hold. n samples in batches
+    of B are n/B steps and make n/(B + phi) of progress, the weight of each stretch of the run (McCandlish et al. 2018,
+    appendix D, arXiv:1812.06162).
 
     Args:
         columns: `history.decisions()`.
-        step_time: seconds of a step by batch size.
-        base: B0, samples; the size that the run began with where None.
-        largest: size that may be shown, samples.
-        critical_over_simple: as of `trade_off_at`.
+        step_time: t(B), seconds of a step by batch size.
+        base: B0, samples. None means the size that the run began with.
+        largest: largest size that may be shown, samples.
+        critical_over_simple: the critical batch over B_simple, as for `trade_off_at`.
 
     Raises:
-        RuntimeError: where no noise scale has been measured yet.
-        ValueError, TypeError: for a `base` that is no whole number of at least 1.
+        RuntimeError: if no noise scale has been measured yet.
+        TypeError: if `base` is not an integer.
+        ValueError: if `base` is below 1.
     """
     sizes, ends = columns["batch_size"], columns["samples"]
-    # An estimate is of the samples before its decision, which came at the size of the decision before. Stretches
-    # without a point estimate are left out: they are taken to be like the others.
+    # An estimate describes the samples before its decision, whose batch size the previous decision set. Stretches
+    # without a point estimate are left out, which assumes that they resemble the others.
     stretches = [
         (ends[i] - ends[i - 1], sizes[i - 1], columns["noise_scale"][i], columns["low"][i], columns["high"][i])
         for i in range(1, len(ends))
@@ -217,7 +219,7 @@ def trade_off_of_run(
     ]
     if not stretches:
         raise RuntimeError(
-            "no noise scale has been measured yet: train until a decision has been made, with overhead= above 0"
+            "no noise scale has been measured yet: set overhead= above 0, and train until a decision has been made"
         )
     resolved = [stretch for stretch in stretches if stretch[2] is not None]
     samples, batch, phi, low, high = zip(*(resolved or stretches), strict=True)
@@ -236,7 +238,7 @@ def trade_off_of_run(
 def mean_over_run(samples: Sequence[float], batch_size: Sequence[float], phi: Sequence[float]) -> float:
     """The mean of phi over progress: sum of w phi / sum of w, with w = n/(B + phi) for n samples in batches of B.
 
-    It rises with every phi, so the mean of the lower limits is a lower limit; inf where all are.
+    It rises with every phi, so the mean of the lower limits is a lower limit. It is inf if every phi is.
     """
     stretches = list(zip(samples, batch_size, phi, strict=True))
     progress = sum(n / (B + p) for n, B, p in stretches)
@@ -245,7 +247,11 @@ def mean_over_run(samples: Sequence[float], batch_size: Sequence[float], phi: Se
 
 
 def _sizes(base: int, up_to: float, largest: float) -> list[int]:
-    """base * 2^i, from two below where that is whole to the first that reaches `up_to`, none above `largest`."""
+    """The sizes base * 2^i of the table.
+
+    They begin `BELOW` sizes below the base, leaving out those that are not whole. They end with the first that reaches
+    `up_to` and is at least `ABOVE` sizes above the base, or with the last one within `largest`.
+    """
     sizes = [*(base // 2**i for i in range(BELOW, 0, -1) if base % 2**i == 0), base]
     while sizes[-1] < max(up_to, base * 2**ABOVE) and 2 * sizes[-1] <= largest:
         sizes.append(2 * sizes[-1])
@@ -253,7 +259,7 @@ def _sizes(base: int, up_to: float, largest: float) -> list[int]:
 
 
 def _figure(ratio: float | None) -> str:
-    """Two digits after the point, three where there would be too little left."""
+    """Format with two decimals, below 0.1 with three."""
     if ratio is None:
         return "?"
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"

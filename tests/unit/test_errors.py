@@ -166,7 +166,10 @@ def unreduced(prediction, target):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"loss_func": unreduced}, ValueError, ["the loss must be one number", "shape", "reduce it to its mean"]),
+        (
+            {"loss_func": unreduced}, ValueError,
+            ["the loss must be one number", "shape", "return the mean over its samples"],
+        ),
         ({"loss_func": lambda *_: 1.0}, ValueError, ["the loss must be one number", "got float"]),
         ({"collate_fn": lambda items: {"x": torch.ones(4, 1)}}, TypeError, ["loss_func=", "dict", "give batch_loss="]),
     ],
@@ -220,7 +223,7 @@ def find(run, loader=None, **changed):
         ({"optimizer": "adam"}, TypeError, ["optimizer='adam'", "torch.optim.Optimizer"]),
         ({"loss_func": None}, ValueError, ["loss_func=", "batch_loss="]),
         ({"batch_loss": lambda model, batch: 0}, ValueError, ["either loss_func=", "or batch_loss="]),
-        ({"loss_func": unreduced}, ValueError, ["the loss must be one number", "reduce it to its mean"]),
+        ({"loss_func": unreduced}, ValueError, ["the loss must be one number", "return the mean over its samples"]),
         ({"loader": DataLoader(DATA, batch_size=64)}, ValueError, ["the loader gave fewer", "lower its batch size"]),
         ({"loader": []}, ValueError, ["the loader gave fewer than two batches"]),
     ],

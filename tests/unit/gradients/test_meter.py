@@ -96,7 +96,7 @@ def test_what_is_asked_for_is_done(choice):
 
 def test_what_is_asked_for_and_cannot_be_is_an_error_that_says_what_to_do():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    with pytest.raises(Unsupported, match=r"source='per_example' .* BatchNorm .* Use 'auto'"):
+    with pytest.raises(Unsupported, match=r"source='per_example' .* BatchNorm .* Use source='auto'"):
         NoiseMeter(model, BatchLoss(mse_loss), choice="per_example").measure(BATCH, 8)
 
 

@@ -340,4 +340,4 @@ def test_the_log_says_when_doubt_comes_and_goes(caplog):
     assert "the noise scale is" not in caplog.text
     with caplog.at_level("INFO", "adaptbs"):
         run(controller(), made(SquaredNorms(1, 5.0, 2, 5.0)))  # no noise at all, so no limit above 0
-    assert "not to be believed as a number (nothing resolved)" in caplog.text
+    assert "not reliable as a number (nothing resolved)" in caplog.text
