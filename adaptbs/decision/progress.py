@@ -58,7 +58,7 @@ class Progress:
 
     @property
     def complete(self) -> bool:
-        """Whether the run ends here. Always False under a budget of epochs, which the user counts."""
+        """True if the run ends here. Always False under a budget of epochs, which the user counts."""
         if self.max_extra is None:
             return False
         return self.effective_samples >= (1 - WITHIN) * self.planned or self.samples >= self.limit

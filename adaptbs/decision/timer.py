@@ -36,7 +36,7 @@ class DecisionTimer:
         self.unread_measurements = 0
 
     def is_turn(self, effective_samples: float) -> bool:
-        """Whether a decision is due there: it is time, or it was time and nothing was new."""
+        """True if a decision is due there: it is time, or it was time and nothing was new."""
         return effective_samples - self._decided_at >= self._every or (self._waits and self.new_measurements > 0)
 
     def decided(self, effective_samples: float) -> None:
@@ -56,6 +56,6 @@ class DecisionTimer:
 
 
 def is_urgent(estimate: NoiseScale | None, batch_size: int, progress: float) -> bool:
-    """Whether enough new measurements are reason for a decision: early in the run, and where the batch is far off."""
+    """True if new measurements are reason enough for a decision: early in the run, and where the batch is far off."""
     far = estimate is not None and estimate.cautious >= FAR * batch_size
     return far or progress < SOON or batch_size < SMALL

@@ -30,7 +30,7 @@ def traits_of(opt: Any) -> OptimizerTraits:
 
 
 def is_adaptive(opt: Any) -> bool:
-    """Whether an optimizer, fastai's or torch's, divides its step by the gradient's own size."""
+    """True if an optimizer, fastai's or torch's, divides its step by the gradient's own size."""
     inner = opt.opt if isinstance(opt, OptimWrapper) else opt
     return (traits_of_torchs(inner) if isinstance(inner, Optimizer) else traits_of(inner)).adaptive
 

@@ -23,7 +23,7 @@ class HyperparameterScaler:
 
     Args:
         optimizer: torch's or fastai's; not an OptimWrapper, but what it wraps.
-        traits: what it does with its hyperparameters.
+        traits: how it uses its hyperparameters.
     """
 
     def __init__(self, optimizer: Any, traits: OptimizerTraits) -> None:
@@ -60,7 +60,7 @@ class HyperparameterScaler:
 
     @property
     def idle(self) -> bool:
-        """Whether at k = 1 everything is as it was found."""
+        """True while everything is as it was found at k = 1."""
         return not self._accumulated
 
     def prepare_step(
@@ -117,7 +117,7 @@ class HyperparameterScaler:
         return correction(ratio1, ratio2)
 
     def state_dict(self) -> list[list[float]]:
-        """What has been accumulated, numbers only."""
+        """The accumulated sums, numbers only."""
         return [list(astuple(group)) for group in self._accumulated]
 
     def load_state_dict(self, state: list[list[float]]) -> None:

@@ -1,4 +1,4 @@
-"""What only the loader takes: its arguments checked, and those that an existing DataLoader was made with."""
+"""The loader's own arguments: their checks, and those that an existing DataLoader was made with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..run import Settings, SharedArguments
 
 
 class LoaderArguments(SharedArguments, total=False):
-    """What AdaptiveDataLoader takes by keyword beside its own: the shared arguments, and DataLoader's."""
+    """The keyword arguments of AdaptiveDataLoader beside its own: the shared ones, and DataLoader's."""
 
     batch_sampler: None
     num_workers: int
@@ -91,7 +91,7 @@ def check_ranks(
         {
             "batch_size": batch_size, "accumulation_steps": accumulation_steps, "drop_last": drop_last,
             "the length of the dataset": len(dataset), "overhead": settings.overhead,
-            # (A new size arrives as many batches later as workers have fetched ahead.)
+            # A new size arrives as many batches later as workers have fetched ahead.
             "num_workers": stock.get("num_workers", 0), "prefetch_factor": stock.get("prefetch_factor") or 0,
         },
         "give every rank the same arguments",

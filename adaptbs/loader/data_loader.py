@@ -42,7 +42,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
     buffers and random states do not notice.
 
     Args:
-        dataset: with a length; of an IterableDataset an estimate will do.
+        dataset: a dataset with a length. For an IterableDataset an estimate will do.
         batch_size: the size to start with, samples of a batch as it is delivered (to each rank, where there are
             several).
         shuffle, sampler, drop_last, and every other argument of DataLoader: as there. With `drop_last` an epoch

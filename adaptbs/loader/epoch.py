@@ -1,4 +1,4 @@
-"""What the loader does around the batches of one iteration."""
+"""The loader's work around the batches of one iteration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LoaderEpoch:
 
     Args:
         cut: the iteration.
-        source: that it belongs to.
+        source: the source that it belongs to.
         run: the training run.
         driver: drives the scheduler.
         step_hook: sets the hyperparameters inside the optimizer's step.

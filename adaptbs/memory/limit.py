@@ -64,7 +64,7 @@ class MemoryLimit:
 
     @property
     def may_be_exceeded(self) -> bool:
-        """Whether batches larger than memory holds may be decided on."""
+        """True if batches larger than memory holds may be decided on."""
         return self._exceed and self._in_pieces
 
     def clip(self, decision: Decision, batch_size: int, longest: int) -> Decision:

@@ -75,7 +75,7 @@ def fieller(trace: float, grad_sq: float, covariance: np.ndarray, t: float) -> t
 
     Args:
         trace, grad_sq: the two means.
-        covariance: of the two means, 2 x 2.
+        covariance: covariance of the two means, 2 x 2.
         t: quantile.
 
     Source: Fieller 1954, J. R. Statist. Soc. B 16, 175.

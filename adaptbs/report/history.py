@@ -30,21 +30,18 @@ class History:
 
     Args:
         views: names of the views whose noise scales decisions report. Each adds three columns (`view_columns`).
+
+    Attributes:
+        records: the records, oldest first, as dicts.
+        columns: names of all columns.
+        view_columns: names of each view's three columns: its noise scale, low and high.
     """
 
     def __init__(self, views: Sequence[str] = ()) -> None:
         self.views = tuple(views)
+        self.view_columns = {view: view_columns(view) for view in self.views}
+        self.columns = (*COLUMNS, *(name for names in self.view_columns.values() for name in names))
         self.records: list[dict[str, Any]] = []
-
-    @property
-    def view_columns(self) -> dict[str, tuple[str, str, str]]:
-        """Names of each view's three columns: its noise scale, low and high."""
-        return {view: view_columns(view) for view in self.views}
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of all columns."""
-        return (*COLUMNS, *(name for names in self.view_columns.values() for name in names))
 
     def add(self, **values: Any) -> None:
         """Append a record. Columns that are not given are None. Raises ValueError for an unknown column."""

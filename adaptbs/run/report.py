@@ -1,4 +1,4 @@
-"""What a run tells its user: the same of every face."""
+"""The report of a run to its user, the same in every face."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunReport:
         return self._controller.history if self._controller else History()
 
     def trade_off(self, base: int | None = None) -> TradeOff:
-        """What fixed batch sizes would have taken for the progress made so far: steps, samples, time on this device.
+        """Steps, samples and time on this device that fixed batch sizes would have taken for the progress so far.
 
         Args:
             base: the size that all is relative to, samples; None: the size that the run began with.

@@ -16,7 +16,7 @@ ONE_AT_A_TIME = "persistent workers serve one iteration at a time: end it before
 
 
 class EpochEvents(Protocol):
-    """What a face does around the batches of one iteration."""
+    """Called by the tracker around the batches of one iteration, for a face to do what only it does."""
 
     def begin_epoch(self) -> None:
         """The loop asks for its first batch."""
@@ -35,7 +35,7 @@ class BatchTracker:
     """Passes batches on and keeps count of those that the loop has come to work on.
 
     Args:
-        progress: of the run.
+        progress: the progress of the run.
         start: the size that the run begins with, samples of an optimizer step.
         sample_efficiencies: effective samples of one sample, by cut size.
         on_step_end: called when the loop is through with an optimizer step, with the step's samples, the size that it
@@ -75,7 +75,7 @@ class BatchTracker:
 
     @property
     def under_way(self) -> bool:
-        """Whether an epoch has begun and not ended."""
+        """True while an epoch has begun and not ended."""
         return self.epoch_position > 0
 
     def deliver(
@@ -90,11 +90,11 @@ class BatchTracker:
 
         Args:
             batches: as they are fetched.
-            queue: what each was cut at, in the same order, filled as batches are fetched. A batch leaves it when the
+            queue: the sizes that they were cut at, in the same order, filled as batches are fetched. A batch leaves it when the
                 loop comes to work on it.
             look_ahead: tells which batch the loop works on.
-            events: what a face does around the batches.
-            is_new: whether a batch is to be delivered at all; those of a resumed stream have been delivered before.
+            events: called around the batches.
+            is_new: False for a batch that is not to be delivered, because it was before a stream was resumed.
         """
         if events is not None:
             events.begin_epoch()
@@ -186,7 +186,7 @@ class Iteration:
 
     Args:
         look_ahead: how the loop takes its batches.
-        queue: what each batch was cut at, oldest first; a batch leaves it when the loop comes to work on it.
+        queue: the sizes that the batches were cut at, oldest first; a batch leaves it when the loop comes to work on it.
         epoch: number of the epoch, from 0.
         position: samples of the epoch that the loop has come to work on.
     """
@@ -196,7 +196,7 @@ class Iteration:
         self.fetched = self.begun = self.finished = 0
 
     def fetch(self) -> BatchInfo:
-        """Take note of a batch that the loop is given; return what it was cut at."""
+        """Take note of a batch that the loop is given, and return it."""
         self._look_ahead.fetched()
         waiting = self.fetched - self.begun
         self.fetched += 1
@@ -205,7 +205,7 @@ class Iteration:
         return self._queue[waiting]
 
     def next(self) -> BatchInfo:
-        """Take note of a batch that the loop comes to work on; return what it was cut at."""
+        """Take note of a batch that the loop comes to work on, and return it."""
         try:
             info = self._queue.popleft()
         except IndexError:

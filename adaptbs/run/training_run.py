@@ -49,7 +49,8 @@ class TrainingRun:
         adaptive: whether the optimizer divides by the gradient's size.
         loss: the loss of a batch, to measure by; None where nothing is measured here.
         trial_loss: the same between two steps, to try larger batches by; None where none can be tried.
-        trial_model: what runs it, where that is not `model`; None where no trial may be made (ranks would wait).
+        trial_model: the module that runs it, such as the one inside DistributedDataParallel. None: no trial is made,
+            because the other ranks would wait for it.
         batches_per_step: batches that make up an optimizer step, of all ranks together.
         micro_batch_size: the most samples that go through the model at once, where larger batches are accumulated.
         ranks: the ranks that decide alike.
@@ -128,12 +129,12 @@ class TrainingRun:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any sample has been delivered."""
+        """True once a sample has been delivered."""
         return self.controller.progress_tracker.samples > 0
 
     @property
     def is_over(self) -> bool:
-        """Whether a run that ends by its progress has come to its end, its last batch included."""
+        """True once a run that ends by its progress has come to its end, its last batch included."""
         return self.controller.progress_tracker.complete and not self.tracker.under_way
 
     @property

@@ -22,7 +22,7 @@ class BatchInfo(NamedTuple):
         cut_size: the size in force when it was cut, samples of an optimizer step.
         num_samples: the samples that it really holds, those of all ranks together.
         ends_step: whether it is the last of an optimizer step.
-        indices: of its samples, of all ranks, as far as they are known.
+        indices: the indices of its samples, of all ranks, as far as they are known.
     """
 
     cut_size: int
@@ -40,7 +40,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     """Cuts a sampler's indices into batches, asking for the size anew at each optimizer step.
 
     Workers fetch ahead, so a size asked for now is delivered some batches later. `issued` is the queue between the
-    two: who delivers a batch pops the left end to know which size it was cut at.
+    two: whoever delivers a batch pops the left end to know which size it was cut at.
 
     Args:
         sampler: yields indices, has a length.
@@ -49,7 +49,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
             as many samples as a stock sampler of that size delivers; and how short the last batch may be.
         drop_last: as in DataLoader.
         parts: batches of an optimizer step, on each rank.
-        ranks: that each yield their share of every batch.
+        ranks: the ranks that each yield their share of every batch.
         rows: whole multiples of which batches are cut in, samples.
         apart: how many samples at an epoch's end are cut on their own, being of another kind.
 
@@ -90,12 +90,12 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
 
     @property
     def is_alone(self) -> bool:
-        """Whether every batch is an optimizer step of one process, and of any length."""
+        """True if every batch is an optimizer step of one process, and may be of any length."""
         return self.batches_per_step * self.ranks.world_size * self.row_multiple == 1 and not self.tail_rows
 
     @property
     def issued(self) -> deque[BatchInfo]:
-        """Of the latest iteration."""
+        """The queue of the latest iteration."""
         return self.latest.issued
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -148,7 +148,7 @@ class EpochCut:
 
     @property
     def queue(self) -> deque[BatchInfo]:
-        """What the batches were cut at that have been fetched, or will be, and that the loop has not begun."""
+        """The batches that the loop has not begun, oldest first."""
         return self.issued
 
     def batches(self) -> Iterator[list[int]]:

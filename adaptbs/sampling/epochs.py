@@ -18,15 +18,15 @@ from .stream import StreamSampler
 
 
 class EpochSource:
-    """What is behind a DataLoader whose batch changes: the batch sampler, and the iterations over it.
+    """The batch sampler behind a DataLoader whose batch changes, and the iterations over it.
 
     Args:
         dataset, batch_size, shuffle, sampler, drop_last, generator: as of a DataLoader.
         batches_per_step: batches of an optimizer step, on each rank.
-        ranks: that share every batch; `batch_size` is of each.
+        ranks: the ranks that share every batch; `batch_size` is that of each.
 
     Attributes:
-        batch_sampler: to be given to a DataLoader; to be put in the place of its own where the dataset `streams`.
+        batch_sampler: the one to give to a DataLoader, or to put in the place of its own where the dataset `streams`.
         order: yields the indices; a stand-in where the dataset has none.
         streams: whether the dataset is an IterableDataset.
         delivering: the iteration that has delivered last, of those under way.

@@ -27,7 +27,7 @@ class StreamEpochCut(EpochCut):
 
     Attributes:
         asked: all that was asked for in this epoch, to ask for the same again when the run is resumed.
-        delivered: what was cut, for each batch that has come and that the loop has not begun.
+        delivered: the batches that have come and that the loop has not begun.
     """
 
     def __init__(self, sampler: StreamSampler, rest: dict[str, Any] | None = None) -> None:
@@ -69,7 +69,7 @@ class StreamEpochCut(EpochCut):
         return True
 
     def _answered(self, held: int | None) -> BatchInfo:
-        """What was asked for where a batch of so many samples came; None if that is not known."""
+        """The request that a batch of so many samples answers; None: its samples are not known."""
         # A collate function may make more samples than were asked for.
         if held is None or held > max(issued.num_samples for issued in self.issued):
             return self.issued.popleft()
