@@ -186,7 +186,8 @@ class Iteration:
 
     Args:
         look_ahead: how the loop takes its batches.
-        queue: the sizes that the batches were cut at, oldest first; a batch leaves it when the loop comes to work on it.
+        queue: the sizes that the batches were cut at, oldest first. A batch leaves it when the loop comes to work on
+            it.
         epoch: number of the epoch, from 0.
         position: samples of the epoch that the loop has come to work on.
     """
