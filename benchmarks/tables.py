@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import quality_figures
-import quality_tables
-import tables_of_estimates
-from result_tables import load, markdown, where
+from benchmarks.common.markdown import load, markdown, where
+from benchmarks.noise_scale import tables as noise_scale_tables
+from benchmarks.quality import figures as quality_figures
+from benchmarks.quality import tables as quality_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -135,7 +135,7 @@ TABLES = {
     "demo": demo,
     "loader": loader,
     "optimizer_state": optimizer_state,
-    **tables_of_estimates.TABLES,
+    **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
 }
 

@@ -1,11 +1,7 @@
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import quality_figures
-import tables
+from benchmarks import tables
+from benchmarks.quality import figures
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
@@ -14,7 +10,7 @@ def test_the_tables_of_a_page_are_those_of_the_committed_results(page):
 
 
 def test_the_pictures_are_of_the_committed_results():
-    assert not quality_figures.stale(), "run: python benchmarks/tables.py"
+    assert not figures.stale(), "run: python benchmarks/tables.py"
 
 
 def test_every_table_is_shown_somewhere():
