@@ -1,6 +1,6 @@
 """What a batch costs in an AdaptiveDataLoader whose size stays, against a stock DataLoader.
 
-    python benchmarks/loader.py [--rounds 24] [--quick] [--only WORD] [--profile]
+    python -m benchmarks.cost.loader [--rounds 24] [--quick] [--only WORD] [--profile]
 
 A round is one short epoch of each loader, one after the other, in an order that turns with every round: a stock
 DataLoader; another, as a control; and adaptbs's with `max_batch_size` equal to the start. All draw the same samples

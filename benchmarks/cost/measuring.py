@@ -1,6 +1,6 @@
 """What a measurement costs: in passes of its own, by halves or per example, or by splitting the training step.
 
-    python benchmarks/measuring_cost.py
+    python -m benchmarks.cost.measuring
 
 Plain steps, steps beside a measurement, and split steps take turns; the medians of the extra time, in plain steps, are
 written to results/measuring_cost.json.

@@ -1,6 +1,6 @@
 """What adaptbs adds to a training run's time, against `overhead`.
 
-    python benchmarks/overhead.py [--rounds 4] [--quick]
+    python -m benchmarks.cost.overhead [--rounds 4] [--quick]
 
 The same run five times at once: plain; plain again, as a control; and with adaptbs measuring but not growing
 (`max_batch_size` equal to the start) at overheads of 0 (in place, nothing measured), .02 and .05. The five advance in

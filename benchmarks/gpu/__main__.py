@@ -1,11 +1,11 @@
 """All that only a GPU can show, in one command: tests, memory, time, and the demo. Under eight minutes.
 
-    python benchmarks/gpu.py [--only PART ...] [--out FILE]
-    python benchmarks/gpu.py --device cpu --quick --out FILE     to try the program itself; it measures nothing then
+    python -m benchmarks.gpu [--only PART ...] [--out FILE]
+    python -m benchmarks.gpu --device cpu --quick --out FILE     to try the program itself; it measures nothing then
 
 Writes results/gpu.json after each part, so that a run that is cut off keeps what it has. A part that fails is recorded
-with its error, and does not stop the others. Needs torch and pytest; the demo also fastai and its data, else it is left
-out, which is recorded.
+with its error, and does not stop the others. Needs torch and pytest, and takes adaptbs from the checkout that it is
+started in; the demo also needs fastai and its data, else it is left out, which is recorded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parts of benchmarks/gpu.py: what fits in memory, and what happens where it does not.
+"""Parts of the GPU benchmark: what fits in memory, and what happens where it does not.
 
 On a CUDA device the process is allowed only a share of the memory, so that it is full soon. On a CPU, which is for
 trying this program, memory is simulated (tests/simulated_device.py) and results say so.

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py trains: an MLP, a small ResNet with BatchNorm, transformer blocks on text; data made up."""
+"""Models of the GPU benchmark, on made-up data: an MLP, a small ResNet with BatchNorm, transformer blocks on text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of benchmarks/gpu.py: what adaptbs adds to the time of a step, and steps' times by batch size."""
+"""Parts of the GPU benchmark: what adaptbs adds to the time of a step, and steps' times by batch size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peers of benchmarks/memory.py: their own algorithms, from their own packages, on a simulated device.
+"""The peers of search.py: their own algorithms, from their own packages, on a simulated device.
 
 Nothing of the algorithms is written here. What surrounds them (trainer, loops, collecting garbage) is replaced by
 stubs, as there is no model: running a loop means running steps of the current size on the device.

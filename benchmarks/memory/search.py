@@ -1,10 +1,10 @@
 """The largest batch that fits: adaptbs's search against Lightning's BatchSizeFinder and accelerate's decorator.
 
     pip install lightning accelerate
-    python benchmarks/memory.py
+    python -m benchmarks.memory.search
 
 On a thousand simulated devices of each kind (tests/simulated_device.py), from the same start sizes. The peers'
-algorithms are run from their installed packages (memory_peers.py). A trial is a size that is run, however many steps
+algorithms are run from their installed packages (peers.py). A trial is a size that is run, however many steps
 each algorithm gives it.
 """
 

@@ -1,6 +1,6 @@
 """What the noise scale in Adam's metric is good for: which noise scale predicts how much of a step a batch brings?
 
-    python benchmarks/adam_metric.py [--mnist DIR]
+    python -m benchmarks.noise_scale.adam_metric [--mnist DIR]
 
 An MLP and a small CNN on MNIST, trained by Adam; at three points of training, with weights and v frozen. One step along
 the gradient of a batch of B (as SGD's), or along that gradient divided by sqrt(v) + eps (as Adam's), at the step size

@@ -1,6 +1,6 @@
 """How much BatchNorm over few samples changes what is measured.
 
-    python benchmarks/batch_norm.py [--mnist DIR]
+    python -m benchmarks.noise_scale.batch_norm [--mnist DIR]
 
 |G|^2, tr(Sigma) and B_simple of batches of b samples, b = 4 to 128, each normalised by its own statistics: exact, from
 all pairs of batches of the data, before training and after 400 steps of Adam. Written to results/batch_norm.json.

@@ -1,6 +1,6 @@
 """How often the interval covers the truth, and how far the estimate spreads.
 
-    python benchmarks/coverage.py --mnist DIR
+    python -m benchmarks.noise_scale.coverage --mnist DIR
 
 Coverage: 2,000 repetitions of 30 measurements of batches of 128, by halves and per example, at nominal 90 %: Gaussian
 gradients with B_simple/b of 1, 4, 10 and 40 (b the smaller batch of the halves), and an MLP 784-64-10 on MNIST, frozen

@@ -1,7 +1,7 @@
 """One epoch of MNIST with every step measured: does the pooled estimate agree with the exact noise scale of that epoch?
 
-    python benchmarks/epoch_average.py --mnist DIR
-    python benchmarks/epoch_average.py --mnist DIR --lr 0.1 --every 1 --seeds 2
+    python -m benchmarks.noise_scale.epoch_average --mnist DIR
+    python -m benchmarks.noise_scale.epoch_average --mnist DIR --lr 0.1 --every 1 --seeds 2
 
 MLP 784-64-10, batch 128, SGD .01, 20 seeds; each batch is measured by halves and per example before its step. Over the
 epoch B_simple = sum of tr(Sigma) / sum of |G|^2. The truth is that of all 60,000 samples in the middle of every 18

@@ -1,11 +1,11 @@
 """Estimators of the noise scale, the article's and AdaptDL's and ours, against the exact truth while weights move.
 
-    python benchmarks/estimators.py --mnist DIR                     all of it (about an hour)
-    python benchmarks/estimators.py --mnist DIR --part windows --case CNN --seconds 300
-    python benchmarks/estimators.py --part picture                  draws the committed result's figure again
+    python -m benchmarks.noise_scale.estimators --mnist DIR        all of it (about an hour)
+    python -m benchmarks.noise_scale.estimators --mnist DIR --part windows --case CNN --seconds 300
+    python -m benchmarks.noise_scale.estimators --part picture     draws the committed result's figure again
 
-From a moment of training (`estimators_cases`) many windows of 40 steps run on, each with a data order of its own; in
-each, every estimator sees the same steps. Pooled over the windows, estimate / truth should be 1. Truth moves along a
+From a moment of training (`cases.py`) many windows of 40 steps run on, each with a data order of its own; in each,
+every estimator sees the same steps. Pooled over the windows, estimate / truth should be 1. Truth moves along a
 window and differs between windows, so it is averaged too: at four steps of each window, one of every quarter, placed
 symmetrically within each half, so that a steady drift cancels, and in turn over the windows.
 Windows are added, 30 at a time, until the estimate by halves has a standard error of 5 % of the true |G|^2, or

@@ -14,7 +14,7 @@ def coverage() -> str:
         for row in result["rows"]
     ]
     header = ["gradients", "source", "B_simple/64", "interval covers", "above the cautious limit", "no upper limit"]
-    return markdown(header, rows) + where(result, "python benchmarks/coverage.py --mnist DIR")
+    return markdown(header, rows) + where(result, "python -m benchmarks.noise_scale.coverage --mnist DIR")
 
 
 def spread() -> str:
@@ -40,7 +40,7 @@ def epoch() -> str:
         for source, row in result["averages"].items()
     ]
     header = ["source", "B_simple, mean of 20 seeds", "lowest-highest", "of sums over seeds", "tr(Sigma)", "\\|G\\|²"]
-    return markdown(header, rows) + where(result, "python benchmarks/epoch_average.py --mnist DIR")
+    return markdown(header, rows) + where(result, "python -m benchmarks.noise_scale.epoch_average --mnist DIR")
 
 
 def windows() -> str:
@@ -63,7 +63,7 @@ def batch_norm() -> str:
         for row in result["rows"]
     ]
     header = ["BatchNorm model", "b", "\\|G\\|² / that at 128", "tr(Sigma)", "B_simple"]
-    return markdown(header, rows) + where(result, "python benchmarks/batch_norm.py --mnist DIR")
+    return markdown(header, rows) + where(result, "python -m benchmarks.noise_scale.batch_norm --mnist DIR")
 
 
 def adam_metric() -> str:
@@ -75,7 +75,7 @@ def adam_metric() -> str:
         for row in result["rows"]
     ]
     header = ["MNIST, by Adam", "B_simple", "half along g", "B_simple in Adam's metric", "half along g/(√v + ε)"]
-    return markdown(header, rows) + where(result, "python benchmarks/adam_metric.py --mnist DIR")
+    return markdown(header, rows) + where(result, "python -m benchmarks.noise_scale.adam_metric --mnist DIR")
 
 
 #: Ours first; then the article's attempts, AdaptDL's, and the control.
@@ -114,7 +114,7 @@ def estimators() -> str:
     return markdown(["case", "true B_simple", "estimate/true", *names.values()], rows) + note + where(result, ESTIMATE)
 
 
-ESTIMATE = "python benchmarks/estimators.py --mnist DIR"
+ESTIMATE = "python -m benchmarks.noise_scale.estimators --mnist DIR"
 
 
 def single_windows() -> str:

@@ -1,4 +1,4 @@
-"""Truth for `estimators`: over all pairs of samples at given weights, and two things that it depends on."""
+"""Truth for `estimators.py`: over all pairs of samples at given weights, and two things that it depends on."""
 
 from __future__ import annotations
 

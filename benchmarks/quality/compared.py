@@ -1,4 +1,4 @@
-"""Rules of benchmarks/time_to_quality.py compared with the fixed batch of 64, seed by seed."""
+"""Rules of the quality benchmark compared with the fixed batch of 64, seed by seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""docs/images/time_to_quality_*.png: held-out error against modelled time, a panel a task. tables.py has them drawn."""
+"""docs/images/time_to_quality_*.png: held-out error against modelled time, a panel a task.
+
+`python -m benchmarks.tables` draws them where they are stale.
+"""
 
 from __future__ import annotations
 

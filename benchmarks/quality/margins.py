@@ -1,4 +1,4 @@
-"""The tasks of benchmarks/time_to_quality.py by name, and the margins of non-inferiority, set before any run."""
+"""The tasks of the quality benchmark by name, and the margins of non-inferiority, set before any run."""
 
 from __future__ import annotations
 

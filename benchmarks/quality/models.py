@@ -1,4 +1,4 @@
-"""The networks of benchmarks/time_to_quality.py: small, so that thousands of steps take seconds on one thread."""
+"""The networks of the quality benchmark: small, so that thousands of steps take seconds on one thread."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What to do with the state of optimizer and BatchNorm when the batch grows: leave it, or change it with the batch?
 
-    python benchmarks/optimizer_state.py [--seeds 12] [--quick]
+    python -m benchmarks.quality.optimizer_state [--seeds 12] [--quick]
 
 A small convolutional network with BatchNorm learns scikit-learn's digits, one label in ten being wrong, by one-cycle
 and from a batch of 16 that is doubled at each fifth of the run, to 256, all hyperparameters following

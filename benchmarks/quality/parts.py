@@ -1,4 +1,4 @@
-"""The parts of benchmarks/time_to_quality.py: which runs are made, in which order, and what chooses what."""
+"""The parts of the quality benchmark: which runs are made, in which order, and what chooses what."""
 
 from __future__ import annotations
 

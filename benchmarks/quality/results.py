@@ -1,4 +1,4 @@
-"""Results of benchmarks/time_to_quality.py: one line a run, kept as they come, and what is computed from them."""
+"""Results of the quality benchmark: one line a run, kept as they come, and what is computed from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What benchmarks/time_to_quality.py compares: ways of setting the batch, and the hyperparameters that go with it."""
+"""The rules that are compared: ways of setting the batch, and the hyperparameters that go with it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from benchmarks.quality.margins import MEASURES
 from benchmarks.quality.results import FEW, REPORTED, Part, Row, relative_differences, upper_limit
 from benchmarks.quality.rules import OWN_LR_SIZES, SIZES, STEP_TIMES
 
-COMMAND = "python benchmarks/time_to_quality.py --data DIR"
+COMMAND = "python -m benchmarks.quality --data DIR"
 MODELS = {"gpu": "GPU-like", "compute": "compute-bound"}
 NOT_RUN = "-"
 

@@ -1,4 +1,4 @@
-"""The tasks of benchmarks/time_to_quality.py: plain torch, tensors in memory, everything decided by the seed.
+"""The tasks of the quality benchmark: plain torch, tensors in memory, everything decided by the seed.
 
 One-cycle (a quarter of the run up, cosine both ways; OneCycleLR's and fastai's ends) with the momentum not cycled, in
 all of them. Hyperparameters are stated for a batch of 64.
@@ -68,7 +68,7 @@ class Task:
     """One thing to learn.
 
     Attributes:
-        name: among those of quality_margins.py.
+        name: among those of margins.py.
         lr: the learning rate's peak at batch 64; chosen among `lrs`, nan until then.
         adams: hyperparameters of Adam; None for SGD with momentum .9.
         make: fresh weights, from torch's global generator.

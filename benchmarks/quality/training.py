@@ -1,4 +1,4 @@
-"""One training run of benchmarks/time_to_quality.py: the loop that fixed and adaptive batches share."""
+"""One training run of the quality benchmark: the loop that fixed and adaptive batches share."""
 
 from __future__ import annotations
 

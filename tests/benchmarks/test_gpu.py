@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py runs on a CPU, where it measures nothing, so that it will run where there is a GPU."""
+"""The GPU benchmark runs on a CPU, where it measures nothing, so that it will run where there is a GPU."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The pure parts of benchmarks/memory.py, and what its committed result says of the product."""
+"""The pure parts of benchmarks/memory/search.py, and what its committed result says of the product."""
 
 from benchmarks.common.markdown import load
 from benchmarks.memory import search

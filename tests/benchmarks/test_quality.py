@@ -1,4 +1,4 @@
-"""The pure parts of benchmarks/time_to_quality.py."""
+"""The pure parts of benchmarks/quality/."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""At weights that do not move all of `benchmarks/rivals.py` is right on average: it is the moving that biases."""
+"""At weights that do not move all of benchmarks/noise_scale/rivals.py is right on average: moving is what biases."""
 
 import math
 
