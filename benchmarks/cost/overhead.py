@@ -49,22 +49,27 @@ class RunClock(DeviceClock):
 
     def __init__(self) -> None:
         super().__init__(DEVICE)
-        self._pauses: list[tuple[int, float]] = []  # (which of the steps not yet read, seconds)
+        self._unread = 0  # steps since the clock was read
+        self._pauses: list[tuple[int, float]] = []  # which of the unread steps, seconds
+
+    def step(self, batch_size: int) -> None:
+        super().step(batch_size)
+        self._unread += 1
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        step, begin = len(self._steps), time.perf_counter()
+        begin = time.perf_counter()
         yield
-        self._pauses.append((step, time.perf_counter() - begin))
+        self._pauses.append((self._unread, time.perf_counter() - begin))
 
     def read(self) -> Timings:
         timings = super().read()
         for step, paused in self._pauses:
             size, seconds = timings.steps[step]
             timings.steps[step] = (size, seconds - paused)
-        self._pauses = []
+        self._unread, self._pauses = 0, []
         return timings
 
 

@@ -123,7 +123,7 @@ def sizes_of(loader: AdaptiveDataLoader) -> list[tuple[float | None, int]]:
 
 @contextmanager
 def patched(values: Mapping[str, Any]) -> Iterator[None]:
-    """Set module constants by their full names, such as adaptbs.policy.PACE, and put them back.
+    """Set module constants by their full names, such as adaptbs.decision.policy.PACE, and put them back.
 
     Raises:
         AttributeError: for a name that is not there: a patch that has no effect would pass for a result.

@@ -15,7 +15,7 @@ HICCUP, HICCUPS = 3.0, 0.01  # now and then a step takes this many times as long
 
 
 class ModelClock:
-    """An `adaptbs.clock.Clock`: what the run is shown is noisy, what it is charged is not.
+    """An `adaptbs.timing.clock.Clock`: what the run is shown is noisy, what it is charged is not.
 
     Args:
         step_time: seconds of a step, to be found out by the run from noisy ones.

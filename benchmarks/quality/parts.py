@@ -143,7 +143,7 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     planned = task.epochs * len(task.train)
     largest = min(policy.largest_batch_size(BASE), len(task.train) // 8)
     target = ramp(BASE, max(BASE, like["samples"] / like["steps"]), largest)
-    worth = planned / like["samples"]  # of a sample, always the same
+    efficiency = planned / like["samples"]  # of every sample alike
     return Adaptive(
         f"ramp like {clock}", clock=None,
         # A budget of progress needs measurements to be allowed; what they say is not asked.
@@ -151,7 +151,7 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
             "target": target, "transfer": ALL, "overhead": 1e-6, "decide_every": 1 / PIECES,
             "max_extra": like["samples"] / planned,
         },
-        patches={"adaptbs.run.controller.rate": lambda *_: worth},
+        patches={"adaptbs.run.rules.sample_efficiency": lambda *_: efficiency},
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 from adaptbs import AdaptiveDataLoader
 from adaptbs.decision import policy
 from adaptbs.timing.step_time import StepTime
-from benchmarks.quality import adaptive, compared, lengths, results, rules, tables
+from benchmarks.quality import adaptive, compared, lengths, parts, results, rules, tables
 from benchmarks.quality.model_clock import DECIDING, ModelClock, inject
 from benchmarks.quality.tasks import Adams, Rows, Task
 from benchmarks.quality.training import LOOKS, fixed_run
@@ -74,6 +74,12 @@ def test_patches_are_taken_back_and_have_to_exist():
     assert pace == policy.PACE
 
 
+@pytest.mark.parametrize("rule", [*parts.ABLATIONS, parts.adascale()], ids=lambda rule: rule.name)
+def test_what_a_rule_patches_is_there(rule):
+    with adaptive.patched(rule.patches):
+        pass
+
+
 def test_the_clock_charges_without_the_noise_that_it_shows():
     clock = ModelClock(StepTime(1.0, 0.1), noise=0.1)
     for _ in range(2000):
@@ -107,6 +113,14 @@ def test_a_run_repeats_and_is_looked_at_in_its_second_half(line):
     assert len(first["curve"]["metric"]) == len(LOOKS) + 1
     assert first["curve"]["samples"][0] == 104 and first["curve"]["steps"][-1] == 25
     assert first["curve"]["metric"][-1] == pytest.approx(first["metric"], rel=1e-4)
+
+
+def test_a_ramp_takes_the_steps_and_samples_of_the_run_it_is_like(line):
+    x = torch.linspace(-1, 1, 8192).unsqueeze(1)
+    task = replace(line, train=Rows(x, 2 * x.squeeze(1)), epochs=3, lr=0.01)
+    like = {"steps": 200, "samples": 30_000}
+    row = adaptive.adaptive_run(task, parts.signal_free(task, "gpu", like), 3)
+    assert (row["steps"], row["samples"]) == pytest.approx((200, 30_000), rel=0.05)
 
 
 def test_samples_for_a_loss_are_read_off_between_two_lengths():
