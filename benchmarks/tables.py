@@ -1,7 +1,7 @@
 """Write the tables of README.md and docs/ from the committed results, and draw the benchmark's pictures.
 
-python benchmarks/tables.py            rewrites what stands between <!-- table NAME --> and <!-- end -->
-python benchmarks/tables.py --check    fails if that would change anything
+    python -m benchmarks.tables            rewrites what stands between <!-- table NAME --> and <!-- end -->
+    python -m benchmarks.tables --check    fails if that would change anything
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import quality_figures
-import quality_tables
-import tables_of_estimates
-from result_tables import load, markdown, where
+from benchmarks.common.markdown import load, markdown, where
+from benchmarks.noise_scale import tables as noise_scale_tables
+from benchmarks.quality import figures as quality_figures
+from benchmarks.quality import tables as quality_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -31,7 +31,7 @@ def measuring() -> str:
         for row in result["rows"]
     ]
     header = ["model", "batch", "plain step", "extra: two halves", "extra: per example", "extra: split step"]
-    return markdown(header, rows) + where(result, "python benchmarks/measuring_cost.py")
+    return markdown(header, rows) + where(result, "python -m benchmarks.cost.measuring")
 
 
 def overhead() -> str:
@@ -55,7 +55,7 @@ def overhead() -> str:
     medians = f"median of {rounds} rounds, lowest and highest in brackets" if rounds > 1 else "one round"
     note = f"\nTime on the wall ({medians}), and of the processor."
     header = ["run", "plain step", "steps", *runs.values()]
-    return markdown(header, rows) + note + where(result, "python benchmarks/overhead.py")
+    return markdown(header, rows) + note + where(result, "python -m benchmarks.cost.overhead")
 
 
 def loader() -> str:
@@ -73,7 +73,8 @@ def loader() -> str:
     ]  # fmt: skip
     header = ["batches of 64", "stock", "stock again", "adaptbs", "added"]
     note = f"\nMedians of {result['rounds']} rounds or so, quartiles in brackets."
-    return markdown(header, rows) + note + where(result, f"python benchmarks/loader.py --rounds {result['rounds']}")
+    command = f"python -m benchmarks.cost.loader --rounds {result['rounds']}"
+    return markdown(header, rows) + note + where(result, command)
 
 
 def optimizer_state() -> str:
@@ -94,7 +95,7 @@ def optimizer_state() -> str:
     ]  # fmt: skip
     header = ["", "steps", "final loss", "final loss, to left alone", "training loss after doublings, to left alone"]
     note = f"\nMeans of {result['seeds']} seeds, paired; in brackets standard error, and deviation between seeds."
-    return markdown(header, rows) + note + where(result, "python benchmarks/optimizer_state.py")
+    return markdown(header, rows) + note + where(result, "python -m benchmarks.quality.optimizer_state")
 
 
 def demo() -> str:
@@ -125,7 +126,7 @@ def memory() -> str:
               "beyond nine tenths", "short by (95th percentile)", "short by over 2 %"]  # fmt: skip
     peers = ", ".join(f"{name} {number}" for name, number in result["peers"].items())
     note = f"\nOf {result['rows'][0]['devices']:,} devices each; {peers}."
-    return markdown(header, rows) + note + where(result, "python benchmarks/memory.py")
+    return markdown(header, rows) + note + where(result, "python -m benchmarks.memory.search")
 
 
 TABLES = {
@@ -135,7 +136,7 @@ TABLES = {
     "demo": demo,
     "loader": loader,
     "optimizer_state": optimizer_state,
-    **tables_of_estimates.TABLES,
+    **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
 }
 

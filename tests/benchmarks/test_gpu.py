@@ -1,17 +1,12 @@
-"""benchmarks/gpu.py runs on a CPU, where it measures nothing, so that it will run where there is a GPU."""
+"""The GPU benchmark runs on a CPU, where it measures nothing, so that it will run where there is a GPU."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import gpu
-import gpu_memory
-import gpu_models
-import gpu_time
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import memory, models, step_time
 
 CPU = torch.device("cpu")
 
@@ -49,33 +44,33 @@ def test_it_says_what_to_do_without_a_device(monkeypatch, capsys):
 
 
 def test_the_probe_is_compared_with_bisection():
-    for row in gpu_memory.probe(CPU, quick=True):
+    for row in memory.probe(CPU, quick=True):
         assert row["found"] <= row["largest"] == 90 and row["shortfall"] < 0.02
         assert row["trials"] <= 5 and row["ran_out"] <= 1
 
 
 def only_the_mlp(monkeypatch, module):
-    found = {"MLP": gpu_models.cases(quick=True)["MLP"]}
+    found = {"MLP": models.cases(quick=True)["MLP"]}
     monkeypatch.setattr(module, "cases", lambda quick: found)
 
 
 def test_what_did_not_fit_ends_where_it_would_have(monkeypatch):
-    only_the_mlp(monkeypatch, gpu_memory)
-    (row,) = gpu_memory.out_of_memory(CPU, quick=True)
+    only_the_mlp(monkeypatch, memory)
+    (row,) = memory.out_of_memory(CPU, quick=True)
     assert row["ran_out"] == 1 and row["once_each"] and row["apart"] < 1e-6
 
 
 def test_a_target_beyond_memory_is_trained_to_the_end(monkeypatch):
-    small = gpu_models.cases(quick=True)["MLP"]
-    monkeypatch.setattr(gpu_memory, "cases", lambda quick: {"transformer": small, "CNN with BatchNorm": small})
-    for row in gpu_memory.larger_than_memory(CPU, quick=True):
+    small = models.cases(quick=True)["MLP"]
+    monkeypatch.setattr(memory, "cases", lambda quick: {"transformer": small, "CNN with BatchNorm": small})
+    for row in memory.larger_than_memory(CPU, quick=True):
         assert row["once_each"] and row["ran_out"] == 0
         assert row["largest_run"] == pytest.approx(row["fits"], abs=2) and "memory" in row["reasons"]
 
 
 def test_times_are_compared(monkeypatch):
-    only_the_mlp(monkeypatch, gpu_time)
-    (row,) = gpu_time.overhead(CPU, quick=True)
-    assert set(row["ratios"]) == set(gpu_time.KINDS) and all(r["median"] > 0 for r in row["ratios"].values())
-    (row,) = gpu_time.step_time(CPU, quick=True)
+    only_the_mlp(monkeypatch, step_time)
+    (row,) = step_time.overhead(CPU, quick=True)
+    assert set(row["ratios"]) == set(step_time.KINDS) and all(r["median"] > 0 for r in row["ratios"].values())
+    (row,) = step_time.step_time(CPU, quick=True)
     assert set(row["seconds"]) == {16, 32, 64} and "Step" in row["fit"]

@@ -1,24 +1,18 @@
-"""The pure parts of benchmarks/memory.py, and what its committed result says of the product."""
+"""The pure parts of benchmarks/memory/search.py, and what its committed result says of the product."""
 
-import json
-import sys
-from pathlib import Path
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import memory  # noqa: E402
-
-from tests.simulated_device import random_device  # noqa: E402
+from benchmarks.common.markdown import load
+from benchmarks.memory import search
+from tests.simulated_device import random_device
 
 
 def test_a_search_that_guesses_is_found_out():
     device, _ = random_device(3)
-    possible = device.largest(memory.MOST)
-    guessed = memory.outcome(lambda device, start: 2 * possible, 3, "affine")
+    possible = device.largest(search.MOST)
+    guessed = search.outcome(lambda device, start: 2 * possible, 3, "affine")
     assert guessed.fails and not guessed.fits and guessed.tried == () and guessed.shortfall == 0
-    low = memory.outcome(lambda device, start: possible // 4, 3, "affine")
+    low = search.outcome(lambda device, start: possible // 4, 3, "affine")
     assert not low.fails and low.fits and abs(low.shortfall - 0.75) < 4 / possible
-    assert memory.outcome(lambda device, start: None, 3, "affine").shortfall == 1
+    assert search.outcome(lambda device, start: None, 3, "affine").shortfall == 1
 
 
 def test_what_is_run_is_counted_once_a_size():
@@ -30,19 +24,19 @@ def test_what_is_run_is_counted_once_a_size():
                 return 1
         return None
 
-    found = memory.outcome(find, 3, "affine")
+    found = search.outcome(find, 3, "affine")
     assert found.tried == (1, 1 << 30) and found.ran_out == 1 and found.answer == 1
 
 
 def test_a_summary_adds_up():
-    outcomes = [memory.outcome(memory.adaptbs, seed, "with jumps") for seed in range(50)]
-    found = memory.summary(outcomes)
+    outcomes = [search.outcome(search.adaptbs, seed, "with jumps") for seed in range(50)]
+    found = search.summary(outcomes)
     assert found["devices"] == 50 and found["trials_most"] <= 8
     assert found["fails"] == found["never_run"] == found["over_headroom"] == found["no_answer"] == 0
 
 
 def test_the_committed_result_keeps_what_the_docs_say():
-    result = json.loads((BENCHMARKS / "results" / "memory.json").read_text())
+    result = load("memory")
     ours = {row["kind"]: row for row in result["rows"] if row["name"] == "adaptbs"}
     for row in ours.values():
         assert row["devices"] == 1000 and row["fails"] == row["never_run"] == row["over_headroom"] == 0

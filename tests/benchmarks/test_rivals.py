@@ -1,15 +1,12 @@
-"""At weights that do not move all of `benchmarks/rivals.py` is right on average: it is the moving that biases."""
+"""At weights that do not move all of benchmarks/noise_scale/rivals.py is right on average: moving is what biases."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Stored, TwoRuns
-from variance_law import second_moments, variance_law
+from benchmarks.noise_scale.rivals import Consecutive, LastBatch, MovingAverages, PreviousGradient, Stored, TwoRuns
+from benchmarks.noise_scale.variance_law import second_moments, variance_law
 
 BATCH, DIMENSIONS = 128, 12
 MEAN = torch.linspace(0, 0.5, DIMENSIONS, dtype=torch.float64)

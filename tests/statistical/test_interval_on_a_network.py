@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,10 +11,8 @@ from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.fieller import estimate, to_floats
+from benchmarks.noise_scale.frozen import Population, train
 from tests.problems import digits, digits_mlp, exact, per_example_gradients
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from frozen import Population, train
 
 REPETITIONS, MEASUREMENTS, BATCH = 400, 30, 64
 

@@ -1,0 +1,1 @@
+"""Benchmarks of adaptbs, run with `python -m benchmarks.FOLDER.MODULE` from the repository root."""

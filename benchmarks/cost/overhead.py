@@ -1,0 +1,260 @@
+"""What adaptbs adds to a training run's time, against `overhead`.
+
+    python -m benchmarks.cost.overhead [--rounds 4] [--quick]
+
+The same run five times at once: plain; plain again, as a control; and with adaptbs measuring but not growing
+(`max_batch_size` equal to the start) at overheads of 0 (in place, nothing measured), .02 and .05. The five advance in
+turn, a few steps each, in an order drawn anew every time, so that whatever else the machine does falls on all of them
+alike; the sums of their times are compared at the end. A round is five whole runs, with the dense measurements at the
+start and a budget that is the whole run's. Ratios of each round, to the mean of the two plain runs (the control's: to
+the other one), are written to results/overhead.json: of the clock on the wall, and of CPU time.
+
+Training alone is compared: data are synthetic, and there is no validation. All of the budget is spent: the target is
+a function that keeps the size, since adaptbs' own would have less measured once the batch has settled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import torch
+from fastai.basics import Callback, CancelValidException, DataLoaders, Learner
+from fastai.basics import DataLoader as FastaiLoader
+from fastai.callback import schedule  # noqa: F401  (adds fit_one_cycle)
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from adaptbs import AdaptiveDataLoader
+from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.timing.clock import DeviceClock, Timings
+from benchmarks.common.machine import save
+from benchmarks.cost.measuring import cnn, mlp, tabular
+
+BATCH_SIZE = 64
+EPOCH_STEPS = 200
+BLOCK = 2  # steps at a time: the machine's speed varies within tenths of a second
+RUNS: dict[str, float | None] = {"plain": None, "control": None, "0": 0.0, "0.02": 0.02, "0.05": 0.05}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class RunClock(DeviceClock):
+    """A run's clock that stands still while the others have their turn."""
+
+    def __init__(self) -> None:
+        super().__init__(DEVICE)
+        self._unread = 0  # steps since the clock was read
+        self._pauses: list[tuple[int, float]] = []  # which of the unread steps, seconds
+
+    def step(self, batch_size: int) -> None:
+        super().step(batch_size)
+        self._unread += 1
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        yield
+        self._pauses.append((self._unread, time.perf_counter() - begin))
+
+    def read(self) -> Timings:
+        timings = super().read()
+        for step, paused in self._pauses:
+            size, seconds = timings.steps[step]
+            timings.steps[step] = (size, seconds - paused)
+        self._unread, self._pauses = 0, []
+        return timings
+
+
+def stay(noise_scale, batch_size: int, progress: float) -> int:
+    """A target of one's own gets all the measuring it has paid for; adaptbs' would want less once it knows enough."""
+    return batch_size
+
+
+def loop(make: Callable, data: tuple, epochs: int, overhead: float | None) -> Iterator[None]:
+    """A loop in plain torch that stops every few steps; overhead None is without adaptbs."""
+    model, loss_func, _ = make(BATCH_SIZE)
+    model.to(DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def train() -> Iterator[None]:
+        clock = RunClock()
+        if overhead is None:
+            loader = DataLoader(TensorDataset(*data), BATCH_SIZE, shuffle=True)
+        else:
+            loader = AdaptiveDataLoader(
+                TensorDataset(*data), BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func,
+                epochs=epochs, max_batch_size=BATCH_SIZE, target=stay, overhead=overhead,
+            )  # fmt: skip
+            loader.training_run.use_clock(clock)
+        step = count(1)
+        for _ in range(epochs):
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss_func(model(x.to(DEVICE)), y.to(DEVICE)).backward()
+                optimizer.step()
+                if next(step) % BLOCK == 0:
+                    with clock.pause():
+                        yield
+
+    return train()
+
+
+class Rows(Dataset):
+    """(categories, numbers, target) of one row."""
+
+    def __init__(self, tensors: tuple) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, i: int) -> tuple:
+        return tuple(t[i] for t in self.tensors)
+
+
+def fit(make: Callable, data: tuple, epochs: int, overhead: float | None) -> Iterator[None]:
+    """A Learner's fit that stops every few steps; overhead None is without adaptbs."""
+    model, loss_func, _ = make(BATCH_SIZE)
+    train = FastaiLoader(Rows(data), bs=BATCH_SIZE, shuffle=True)
+    dls = DataLoaders(train, FastaiLoader(Rows(data), bs=BATCH_SIZE, n=BATCH_SIZE), device=DEVICE)
+    learn = Learner(dls, model.to(DEVICE), loss_func=loss_func)
+    adaptive = []
+    if overhead is not None:
+        adaptive.append(AdaptiveBatchSize(max_batch_size=BATCH_SIZE, target=stay, overhead=overhead))
+    turns = Turns(*adaptive)
+
+    def train_in_turns() -> None:
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(epochs, 1e-3, cbs=[*adaptive, turns])
+
+    return turns.run(train_in_turns)
+
+
+class Turns(Callback):
+    """Stops a fit every few batches: it has a thread of its own, and a baton goes to and fro, so that only one runs."""
+
+    order = 100  # after all others
+
+    def __init__(self, adaptive: AdaptiveBatchSize | None = None) -> None:
+        self._adaptive, self._clock, self._step = adaptive, RunClock(), count(1)
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._running = True
+        self._error: BaseException | None = None
+
+    def run(self, fit: Callable[[], None]) -> Iterator[None]:
+        thread = threading.Thread(target=self._in_thread, args=(fit,), daemon=True)
+        thread.start()
+        while True:
+            self._go.release()
+            self._stopped.acquire()
+            if self._error is not None:
+                raise self._error
+            if not self._running:
+                return
+            yield
+
+    def _in_thread(self, fit: Callable[[], None]) -> None:
+        torch.set_num_threads(1)
+        self._go.acquire()
+        try:
+            fit()
+        except BaseException as error:
+            self._error = error
+        self._running = False
+        self._stopped.release()
+
+    def before_fit(self) -> None:
+        if self._adaptive is not None:
+            self._adaptive.training_run.use_clock(self._clock)
+
+    def after_batch(self) -> None:
+        if self.training and next(self._step) % BLOCK == 0:
+            with self._clock.pause():
+                self._stopped.release()
+                self._go.acquire()
+
+    def before_validate(self) -> None:
+        raise CancelValidException
+
+
+def in_turn(runs: dict[str, Iterator[None]]) -> dict[str, tuple[float, float]]:
+    """(seconds on the wall, seconds of the processor) of each run, all advancing a block at a time."""
+    seconds = {name: (0.0, 0.0) for name in runs}
+    left = list(runs)
+    while left:
+        random.shuffle(left)
+        for name in (*left, *reversed(left)):  # there and back, which cancels what drifts
+            if name not in left:
+                continue
+            wall, cpu = time.perf_counter(), time.process_time()
+            if next(runs[name], StopIteration) is StopIteration:
+                left.remove(name)
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            total_wall, total_cpu = seconds[name]
+            seconds[name] = total_wall + time.perf_counter() - wall, total_cpu + time.process_time() - cpu
+    return seconds
+
+
+#: how to run it, the model, and epochs in a full run: about as long as each other
+TASKS: dict[str, tuple[Callable, Callable, int]] = {
+    "MLP, plain loop": (loop, mlp, 12),
+    "CNN with BatchNorm, plain loop": (loop, cnn, 6),
+    "fastai tabular with BatchNorm": (fit, tabular, 8),
+}
+
+
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
+    plain = (seconds["plain"] + seconds["control"]) / 2
+    return {"control": seconds["control"] / seconds["plain"]} | {
+        name: seconds[name] / plain for name, overhead in RUNS.items() if overhead is not None
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="one short round, to try it")
+    parser.add_argument("--only", default="", help="tasks whose name contains this; nothing is saved then")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name, (run, make, epochs) in TASKS.items():
+        if args.only not in name:
+            continue
+        epochs = max(2, epochs // 4) if args.quick else epochs
+        _, _, data = make(BATCH_SIZE * EPOCH_STEPS)
+        in_turn({"warm": run(make, data, 1, 0.2)})
+        found: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = []
+        for i in range(1 if args.quick else args.rounds):
+            torch.manual_seed(i)
+            runs = {n: run(make, data, epochs, overhead) for n, overhead in RUNS.items()}
+            gc.collect()
+            gc.freeze()  # one collection of all that fastai has loaded takes as long as 60 steps, and falls on one run
+            seconds = in_turn(runs)
+            found.append(tuple(ratios({n: s[clock] for n, s in seconds.items()}) for clock in (0, 1)))
+            step_ms = 1000 * seconds["plain"][0] / (epochs * EPOCH_STEPS)
+            print(f"{name}, {step_ms:.1f} ms a step")
+            for clock, by_run in zip(("wall", "CPU "), found[-1], strict=True):
+                print(f"  {clock}  " + "   ".join(f"{n} {r:.4f}" for n, r in by_run.items()), flush=True)
+        for kind in found[0][0]:
+            wall, cpu = ([clocks[i][kind] for clocks in found] for i in (0, 1))
+            rows.append({
+                "task": name, "run": kind, "steps": epochs * EPOCH_STEPS, "step_ms": step_ms,
+                "ratio": statistics.median(wall), "rounds": wall,
+                "cpu_ratio": statistics.median(cpu), "cpu_rounds": cpu,
+            })  # fmt: skip
+    if not args.quick and not args.only:
+        print(save("overhead", {"batch_size": BATCH_SIZE, "block": BLOCK, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

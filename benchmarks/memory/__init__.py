@@ -1,0 +1,1 @@
+"""The search for the largest batch that fits, against those of other packages, on simulated devices."""

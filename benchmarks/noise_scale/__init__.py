@@ -1,0 +1,1 @@
+"""Estimates of the noise scale, ours and others', against the exact value."""

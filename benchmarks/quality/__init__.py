@@ -1,0 +1,1 @@
+"""Quality of the trained model and time to it: fixed batches, adaptive batches and other rules."""
