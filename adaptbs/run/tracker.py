@@ -90,8 +90,8 @@ class BatchTracker:
 
         Args:
             batches: as they are fetched.
-            queue: their sizes when they were cut, in the same order, filled as batches are fetched. A batch leaves it when
-                the loop comes to work on it.
+            queue: their sizes when they were cut, in the same order, filled as batches are fetched. A batch leaves it
+                when the loop comes to work on it.
             look_ahead: tells which batch the loop works on.
             events: called around the batches.
             is_new: False for a batch that is not to be delivered, because it was before a stream was resumed.
