@@ -73,10 +73,10 @@ class Progress:
 
     def count(
         self, cut_size: int, num_samples: int, epoch: int, position: int, efficiency: float
-    ) -> tuple[float, float]:
-        """Count a batch, and return the schedule's position before and after it.
+    ) -> tuple[float, float, bool]:
+        """Count a batch; return the schedule's position before and after it, and whether the run ends with it.
 
-        That is in samples of the epoch under a budget of epochs, else in effective samples of the plan.
+        The position is in samples of the epoch under a budget of epochs, else in effective samples of the plan.
 
         Args:
             cut_size: the size in force when the batch was cut, samples.
@@ -88,14 +88,15 @@ class Progress:
         self.epoch = epoch
         if self.max_extra is None:
             self.samples, self.effective_samples = self.samples + num_samples, self.effective_samples + num_samples
-            return position - num_samples, position
+            return position - num_samples, position, False
         # A run that is cut off before its learning rate has come down is worse than one whose schedule hurries. So a
         # sample counts at least as much as lets the schedule end with the whole batches that still fit.
         fit = max(num_samples, (self.limit - self.samples) // cut_size * cut_size)
         before, left = self.effective_samples, self.planned - self.effective_samples
         self.samples += num_samples
         self.effective_samples += min(num_samples * max(efficiency, left / fit), left)
-        return before, self.effective_samples
+        complete = self.effective_samples >= (1 - WITHIN) * self.planned or self.samples >= self.limit
+        return before, self.effective_samples, complete
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next epoch be this one."""

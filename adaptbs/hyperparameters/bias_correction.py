@@ -56,29 +56,32 @@ class Accumulated:
         return self.steps + 1, self.first + first, self.second + second
 
 
-def correction(first: float, second: float) -> tuple[float, float]:
-    """(factor of the learning rate, factor of eps) that turn Adam's correction with today's betas into the true one.
+def corrections(
+    betas: tuple[float, float],
+    powers: tuple[float, float],
+    steps: int,
+    exponents: tuple[float, float],
+    debiased: tuple[bool, bool] = (True, True),
+) -> tuple[float, float]:
+    """Factors of the learning rate and of eps that turn Adam's correction with today's betas into the true one.
 
-    Adam makes the step lr (m/M1)/(sqrt(v/M2) + eps) with M = 1 - (β^p)^t, where the true masses are M/c = 1 - β^S. The
-    step with these is (lr c1/sqrt(c2)) (m/M1)/(sqrt(v/M2) + eps/sqrt(c2)).
+    Adam takes an average to have the mass 1 - (β^p)^t, where it has 1 - β^S. Let c be the first over the second. Adam
+    makes the step lr (m/M1)/(sqrt(v/M2) + eps), where the true masses are M/c. The step with these is
+    (lr c1/sqrt(c2)) (m/M1)/(sqrt(v/M2) + eps/sqrt(c2)).
 
     Args:
-        first, second: c1 and c2, see `mass_ratio`; 1 for an average that is not corrected.
+        betas: β1 and β2 at the base batch, today.
+        powers: p, the powers that they are raised to in this step.
+        steps: t, steps made, this one included.
+        exponents: S, the sums of the powers over the steps made, this one included.
+        debiased: whether the optimizer corrects each average at all; else its c is 1.
     """
-    lr, eps = first / math.sqrt(second), 1 / math.sqrt(second)
+    (beta1, beta2), (power1, power2), (exponent1, exponent2) = betas, powers, exponents
+    c1 = (1 - (beta1**power1) ** steps) / (1 - beta1**exponent1) if debiased[0] else 1.0
+    c2 = (1 - (beta2**power2) ** steps) / (1 - beta2**exponent2) if debiased[1] else 1.0
+    root = math.sqrt(c2)
+    lr, eps = c1 / root, 1 / root
     return (lr if abs(lr - 1) >= NEGLIGIBLE else 1.0), (eps if abs(eps - 1) >= NEGLIGIBLE else 1.0)
-
-
-def mass_ratio(beta: float, power: float, steps: int, exponent: float) -> float:
-    """c: the mass that an optimizer takes its average to have, over the true one.
-
-    Args:
-        beta: at the base batch, today.
-        power: that it is raised to in this step.
-        steps: t, this one included.
-        exponent: S, this step included.
-    """
-    return float((1 - (beta**power) ** steps) / (1 - beta**exponent))
 
 
 def steps_made(parameters: Iterable[Tensor], state: Mapping[Tensor, Any], *, wait: bool) -> int | None:

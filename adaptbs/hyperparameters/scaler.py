@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from .bias_correction import Accumulated, correction, mass_ratio, steps_made
+from .bias_correction import Accumulated, corrections, steps_made
 from .transfer import LR, OptimizerTraits, changed_group, factors, powers
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ class HyperparameterScaler:
     def __init__(self, optimizer: Any, traits: OptimizerTraits) -> None:
         self._optimizer, self._traits = optimizer, traits
         self._debiases = traits.debiases
+        self._debiased = traits.debiases_first, traits.debiases_second
         self._accumulated: list[Accumulated] = []  # one a group
         self._warned = False
         self._k, self._powers = 1.0, powers(1.0)  # of the latest step
@@ -78,11 +79,15 @@ class HyperparameterScaler:
             self._k, self._powers = k, powers(k)
         raised = self._powers if "betas" in following else _NO_POWERS
         corrects = self._debiases and (raised != _NO_POWERS or bool(self._accumulated))
-        if corrects:
-            self.count_steps(start=True)
-        new = []
+        corrected, new = _NO_POWERS, []
         for i, group in enumerate(groups):
-            corrected = self._correct(self._accumulated[i], group, raised) if corrects else _NO_POWERS
+            if corrects:
+                accumulated = self._count(i, wait=False)
+                steps, *exponents = accumulated.prepare(*raised)
+                beta1, beta2 = group["betas"] if "betas" in group else (group["mom"], group["sqr_mom"])
+                corrected = corrections(
+                    (float(beta1), float(beta2)), raised, steps, (exponents[0], exponents[1]), self._debiased
+                )
             by = factors(
                 self._traits, following, k=k, lr_factor=lr_factor, raised=raised, corrected=corrected,
                 decoupled=group.get("decoupled_weight_decay", self._traits.decoupled),
@@ -90,31 +95,25 @@ class HyperparameterScaler:
             new.append(changed_group(group, by))
         return new
 
-    def count_steps(self, *, start: bool = False, wait: bool = False) -> None:
-        """Take in the steps that the optimizer has made.
+    def count_steps(self, *, wait: bool = False) -> None:
+        """Take in the steps that the optimizer has made, if counting has begun.
 
         Args:
-            start: begin to count, if that has not begun, and count groups that are new.
             wait: wait for a device that holds the count; else the steps prepared are taken to have been made.
         """
-        if not (self._accumulated or start):
-            return
-        state = self._optimizer.state
-        for i, group in enumerate(self._optimizer.param_groups):
-            is_new = i == len(self._accumulated)
-            if is_new:
-                self._accumulated.append(Accumulated())
-            self._accumulated[i].seen(steps_made(group["params"], state, wait=wait or is_new))
+        if self._accumulated:
+            for i in range(len(self._optimizer.param_groups)):
+                self._count(i, wait=wait)
 
-    def _correct(
-        self, group: Accumulated, hypers: Mapping[str, Any], raised: tuple[float, float]
-    ) -> tuple[float, float]:
-        steps, first, second = group.prepare(*raised)
-        beta1, beta2 = hypers["betas"] if "betas" in hypers else (hypers["mom"], hypers["sqr_mom"])
-        traits, power1, power2 = self._traits, *raised
-        ratio1 = mass_ratio(float(beta1), power1, steps, first) if traits.debiases_first else 1.0
-        ratio2 = mass_ratio(float(beta2), power2, steps, second) if traits.debiases_second else 1.0
-        return correction(ratio1, ratio2)
+    def _count(self, i: int, *, wait: bool) -> Accumulated:
+        """Take in the steps made on the i-th group, which may be new."""
+        is_new = i == len(self._accumulated)
+        if is_new:
+            self._accumulated.append(Accumulated())
+        accumulated = self._accumulated[i]
+        parameters = self._optimizer.param_groups[i]["params"]
+        accumulated.seen(steps_made(parameters, self._optimizer.state, wait=wait or is_new))
+        return accumulated
 
     def state_dict(self) -> list[list[float]]:
         """The accumulated sums, numbers only."""

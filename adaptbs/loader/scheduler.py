@@ -53,10 +53,10 @@ class SchedulerDriver:
     def moved(self, before: float, after: float) -> None:
         """Take note of a batch that the loop now holds, from its schedule's position before and after it."""
         sizes = self._start, self._epoch_samples, self._epoch_steps
-        since = self._fixed if before == self._at else fixed_batches(before, *sizes)
-        self._batches += 1
-        self._at, self._fixed = after, fixed_batches(after, *sizes)
-        self._passed += self._fixed - since
+        if before != self._at:  # as between epochs
+            self._fixed = fixed_batches(before, *sizes)
+        since, self._fixed = self._fixed, fixed_batches(after, *sizes)
+        self._batches, self._at, self._passed = self._batches + 1, after, self._passed + self._fixed - since
 
     def take_steps(self) -> int:
         """Take the steps that the call being made stands for, and return how many they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -98,22 +98,19 @@ class MemoryTrial:
     Args:
         model: being trained.
         loss: of a batch.
-        memory: of the device; None where it is not asked.
+        memory: the device's memory.
+        batch: returns the latest batch of the run.
         measures: whether measuring is part of training, which holds another gradient.
     """
 
-    def __init__(self, model: nn.Module, loss: BatchLoss, memory: DeviceMemory | None, *, measures: bool) -> None:
-        self._model, self._loss, self._memory, self._measures = model, loss, memory, measures
-        self._batch: Any = None
-
-    def use(self, batch: Any) -> None:
-        """Make the trials to come on this batch of the run; None: keep none."""
-        self._batch = batch
+    def __init__(
+        self, model: nn.Module, loss: BatchLoss, memory: DeviceMemory, batch: Callable[[], Any], *, measures: bool
+    ) -> None:
+        self._model, self._loss, self._memory, self._batch, self._measures = model, loss, memory, batch, measures
 
     def __call__(self, size: int) -> Trial:
-        assert self._memory is not None
         more = bytes_of(trainable(self._model)) if self._measures else 0
-        return try_size(self._model, self._loss, self._batch, size, self._memory, more=more)
+        return try_size(self._model, self._loss, self._batch(), size, self._memory, more=more)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -66,6 +66,7 @@ class BatchTracker:
         self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
         self._step_samples = 0  # of the step that the current batch belongs to, so far
         self._iteration: Iteration | None = None  # the one that the loop has worked in last
+        self._complete = False  # whether the run ends with the current batch
         self._resume_at: int | None = None  # where the next iteration goes on in its epoch, if it does
 
     @property
@@ -125,7 +126,7 @@ class BatchTracker:
                 else:
                     iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
                     one_by_one = look_ahead.ahead == 0 and iteration.finished == iteration.fetched
-                if self._progress.complete:
+                if self._complete:
                     return
             iteration.advance(self._begin, self._finish, begun=iteration.fetched)
             if queue:
@@ -140,14 +141,17 @@ class BatchTracker:
         self.current = cut_size, num_samples, _, _ = iteration.next()
         self._iteration, progress = iteration, self._progress
         efficiency = 1.0 if progress.max_extra is None else self._sample_efficiencies[cut_size]
-        self.schedule_span = progress.count(cut_size, num_samples, iteration.epoch, iteration.position, efficiency)
+        before, after, self._complete = progress.count(
+            cut_size, num_samples, iteration.epoch, iteration.position, efficiency
+        )
+        self.schedule_span = before, after
         if num_samples > self.longest:
             self.longest = num_samples
         if cut_size != self._start:
             self.ever_changed = True
         self._step_samples += num_samples
         if self._on_schedule_moved is not None:
-            self._on_schedule_moved(*self.schedule_span)
+            self._on_schedule_moved(before, after)
 
     def _finish(self) -> None:
         if self.current.ends_step:

@@ -87,18 +87,19 @@ class TrainingRun:
             timed = settings.step_time is None
             self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, timed=timed)
         self._scaler: HyperparameterScaler | None = None
-        self._trial: MemoryTrial | None = None
+        self._batch: Any = None  # the latest, to try larger ones by
 
     def start(self, epochs: int | None) -> None:
         """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
         parameters = list(self.model.parameters())
         memory = memory_of({p.device for p in parameters}, self._ranks.world_size)
+        trial: MemoryTrial | None = None
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             measures = self._meter is not None
-            self._trial = MemoryTrial(self._trial_model, self._trial_loss, memory, measures=measures)
+            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: self._batch, measures=measures)
         limit = MemoryLimit(
             None if self._settings.step_time else memory, self._settings.exceed_memory,
-            self.controller.batches_per_step, self._ranks, self._trial, self._micro_batch_size,
+            self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,
         )  # fmt: skip
         self.controller.start(epochs, self.model_device, limit)
         self.tracker = BatchTracker(
@@ -166,8 +167,7 @@ class TrainingRun:
         Raises:
             whatever the loss raises, except where memory runs out: then the measurement is left out.
         """
-        if self._trial is not None:
-            self._trial.use(batch)
+        self._batch = batch
         if self._meter is not None:
             info = self.tracker.latest_fetched
             if info.ends_step and self.controller.measure_next_step():
@@ -175,8 +175,7 @@ class TrainingRun:
 
     def after_epoch(self) -> None:
         """Keep no batch any more."""
-        if self._trial is not None:
-            self._trial.use(None)
+        self._batch = None
 
     def stop_measuring(self) -> None:
         """Measure nothing more, and know nothing of the noise scale, which holds the batch."""

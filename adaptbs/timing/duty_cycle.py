@@ -83,7 +83,13 @@ class DutyCycle:
         if first or (self._measured < affordable and self._left >= self._measured):  # (half of the budget, at most)
             chosen = self._steps % 2 == 1
         else:
-            chosen = self._rng.random() < self._paced(steps_in_run) and self._left >= 1
+            # Twice what would use up the budget evenly while the batch may still move, because that is when measurements
+            # decide something; once it has settled, as seldom as lets the estimate keep up.
+            if not self._settled:
+                rate = min(DENSEST, EAGER * self._rate)
+            else:
+                rate = min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
+            chosen = self._rng.random() < rate and self._left >= 1
         self._measured += chosen
         self._left -= chosen
         return chosen
@@ -116,13 +122,6 @@ class DutyCycle:
                 overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost, speed=speed
             )
             self._left = max(0.0, overhead * (elapsed + speed * seconds_left) - spent) / cost
-
-    def _paced(self, steps_in_run: float) -> float:
-        # Twice what would use up the budget evenly while the batch may still move, because that is when measurements
-        # decide something; once it has settled, as seldom as lets the estimate keep up.
-        if not self._settled:
-            return min(DENSEST, EAGER * self._rate)
-        return min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = self._rng.getstate()

@@ -35,8 +35,8 @@ def test_where_nothing_is_known_a_batch_counts_as_one_of_the_reference(unknown):
 
 def test_a_plain_budget_counts_samples_and_leaves_the_end_to_the_user():
     progress = run(max_extra=None)
-    assert progress.count(50, 50, 0, 50, 0.5) == (0, 50)
-    assert progress.count(50, 50, 0, 100, 0.5) == (50, 100)
+    assert progress.count(50, 50, 0, 50, 0.5) == (0, 50, False)
+    assert progress.count(50, 50, 0, 100, 0.5) == (50, 100, False)
     assert progress.share == 0.5
     for _ in range(3):
         progress.count(100, 100, 0, 100, 0.5)
@@ -46,8 +46,8 @@ def test_a_plain_budget_counts_samples_and_leaves_the_end_to_the_user():
 
 def test_a_budget_of_progress_counts_what_samples_are_worth():
     progress = run()
-    assert progress.count(50, 50, 0, 50, 0.8) == (0, 40)
-    assert progress.count(50, 50, 0, 100, 0.9) == (40, 85)
+    assert progress.count(50, 50, 0, 50, 0.8) == (0, 40, False)
+    assert progress.count(50, 50, 0, 100, 0.9) == (40, 85, False)
     assert progress.share == 85 / 200
     assert progress.samples == 100
 
@@ -63,7 +63,8 @@ def test_at_the_reference_the_run_is_exactly_as_long_as_planned():
 def test_it_ends_within_its_limit_and_with_its_schedule():
     progress = run()
     while not progress.complete:
-        progress.count(10, 10, 0, 10, 0.1)
+        *_, complete = progress.count(10, 10, 0, 10, 0.1)
+        assert complete == progress.complete
     assert progress.samples == progress.limit == 300
     assert progress.share == 1
 
@@ -82,7 +83,7 @@ def test_the_epochs_that_a_run_may_take_end_with_a_short_one():
 
 def test_the_epoch_is_the_one_that_the_latest_batch_belongs_to():
     progress = run(max_extra=None)
-    assert progress.count(10, 10, 1, 30, 1.0) == (20, 30)
+    assert progress.count(10, 10, 1, 30, 1.0) == (20, 30, False)
     assert progress.epoch == 1
 
 

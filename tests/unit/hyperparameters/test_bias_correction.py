@@ -3,7 +3,23 @@ import math
 import pytest
 import torch
 
-from adaptbs.hyperparameters.bias_correction import Accumulated, correction, mass_ratio, steps_made
+from adaptbs.hyperparameters.bias_correction import Accumulated, corrections, steps_made
+
+OFF = 0.0  # a beta whose average has all its mass at once, so that nothing is to be corrected
+
+
+def c1(beta: float, *, power: float, steps: int, exponent: float) -> float:
+    """The first average's mass as the optimizer takes it to be, over the true one."""
+    lr, eps = corrections((beta, OFF), (power, 1.0), steps, (exponent, float(steps)))
+    assert eps == 1
+    return lr
+
+
+def c2(beta: float, *, power: float, steps: int, exponent: float) -> float:
+    """The same of the second average, by what it does to eps; the learning rate gets as much of it."""
+    lr, eps = corrections((OFF, beta), (1.0, power), steps, (float(steps), exponent))
+    assert lr == eps
+    return eps**-2
 
 
 @pytest.mark.parametrize("power", [1.0, 4.0, 0.5, math.sqrt(8)])
@@ -12,44 +28,51 @@ def test_a_constant_batch_needs_no_correction(power):
     for steps in range(7):
         group.seen(steps)
         t, first, second = group.prepare(power, power)
-    ratios = (
-        mass_ratio(0.9, power=power, steps=t, exponent=first),
-        mass_ratio(0.999, power=power, steps=t, exponent=second),
-    )
-    assert ratios == pytest.approx((1, 1))
-    assert correction(*ratios) == (1.0, 1.0)
+    assert c1(0.9, power=power, steps=t, exponent=first) == c2(0.999, power=power, steps=t, exponent=second) == 1
+    assert corrections((0.9, 0.999), (power, power), t, (first, second)) == (1.0, 1.0)
 
 
 def test_two_steps_by_hand():
     """One step with beta = 1/2 and one with its square: the mass is 1 - 1/8, and Adam takes 1 - (1/4)^2."""
-    assert mass_ratio(0.5, power=2, steps=2, exponent=3) == pytest.approx((15 / 16) / (7 / 8))
+    for ratio in (c1, c2):
+        assert ratio(0.5, power=2, steps=2, exponent=3) == pytest.approx((15 / 16) / (7 / 8))
 
 
-def test_the_learning_rate_and_eps_by_hand():
+def exponent_for(c: float) -> float:
+    """S, at which a first step of beta = 1/2 at the power 2 has c times its true mass: (1 - 1/4)/(1 - 2^-S) = c."""
+    return -math.log2(1 - 0.75 / c)
+
+
+@pytest.mark.parametrize(("c", "factors"), [((3, 1), (3, 1)), ((1, 4), (0.5, 0.5)), ((3, 4), (1.5, 0.5))])
+def test_the_learning_rate_and_eps_by_hand(c, factors):
     """lr c1/sqrt(c2) and eps/sqrt(c2)."""
-    assert correction(3, 1) == (3, 1)
-    assert correction(1, 4) == (0.5, 0.5)
-    assert correction(3, 4) == (1.5, 0.5)
+    exponents = exponent_for(c[0]), exponent_for(c[1])
+    assert corrections((0.5, 0.5), (2, 2), 1, exponents) == pytest.approx(factors)
 
 
 def test_the_case_of_the_docs():
     """beta2 = .999 becomes .999^8 after 500 steps: without the correction the step grows by 1.57."""
-    lr, eps = correction(1, mass_ratio(0.999, power=8, steps=501, exponent=508))
+    lr, eps = corrections((OFF, 0.999), (1, 8), 501, (501, 508))
     assert 1 / lr == 1 / eps == pytest.approx(1.57, abs=0.01)
 
 
 def test_once_all_has_been_accumulated_it_is_exactly_one():
-    first, second = (mass_ratio(beta, power=8, steps=3000, exponent=5000) for beta in (0.9, 0.99))
-    assert correction(first, second) == (1.0, 1.0)
+    assert corrections((0.9, 0.99), (8, 8), 3000, (5000, 5000)) == (1.0, 1.0)
 
 
-def test_what_is_next_to_nothing_is_left_out():
-    assert correction(1 + 5e-7, 1) == (1.0, 1.0)
-    assert correction(1 + 2e-6, 1) == (1 + 2e-6, 1.0)
+@pytest.mark.parametrize(("off", "left_out"), [(5e-7, True), (2e-6, False)])
+def test_what_is_next_to_nothing_is_left_out(off, left_out):
+    lr, eps = corrections((0.5, OFF), (2, 1), 1, (exponent_for(1 + off), 1))
+    assert eps == 1
+    assert (lr == 1) if left_out else (lr == pytest.approx(1 + off, rel=1e-9) and lr != 1)
 
 
-def test_an_average_that_is_off_has_nothing_to_correct():
-    assert mass_ratio(0.0, power=8, steps=2, exponent=9) == 1
+def test_an_average_that_is_off_or_not_corrected_has_nothing_to_correct():
+    assert c1(OFF, power=8, steps=2, exponent=9) == c2(OFF, power=8, steps=2, exponent=9) == 1
+    both = corrections((0.5, 0.5), (2, 2), 2, (3, 3))
+    first, second = (corrections((0.5, 0.5), (2, 2), 2, (3, 3), debiased) for debiased in ((True, False), (False, True)))
+    assert first == (pytest.approx((15 / 16) / (7 / 8)), 1)
+    assert (first[0] * second[0], second[1]) == pytest.approx(both)
 
 
 def test_steps_count_at_the_powers_they_were_made_at():

@@ -195,8 +195,7 @@ def test_a_gradient_that_measuring_holds_is_counted(memory):
     model = network()
     batch = (torch.randn(8, 4), torch.randn(8, 1))
     plain = try_size(model, MSE, batch, 16, memory)
-    measuring = MemoryTrial(model, MSE, memory, measures=True)
-    measuring.use(batch)
+    measuring = MemoryTrial(model, MSE, memory, lambda: batch, measures=True)
     own = sum(p.numel() * 4 for p in model.parameters())
     assert measuring(16).peak == plain.peak + own
 

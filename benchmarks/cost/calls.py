@@ -1,0 +1,163 @@
+"""Calls into the package that a step of training makes, counted rather than timed.
+
+    python -m benchmarks.cost.calls [--profile]
+
+A plain loop trains a small network by Adam, from batch to batch; every Python function of adaptbs that is entered on
+the way from one batch to the next counts, generators each time that they go on. Steps on which a measurement is made
+are left out: what measuring costs is `benchmarks.cost.measuring`'s. Of the rest, those with a decision are one kind
+and all others, the plain ones, the other. Four loops: with and without a scheduler to drive, and the clock read or a
+step time given. Medians, and the most that any step of the kind made, go to results/calls.json. A step that decides
+reads all that has been measured and timed since the decision before, so its median is what a limit can be set on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+import adaptbs
+from adaptbs import AdaptiveDataLoader
+from benchmarks.common.machine import save
+
+PACKAGE = str(Path(adaptbs.__file__).parent)
+SAMPLES, BATCH_SIZE, EPOCHS = 20_000, 64, 4
+LOOPS = {
+    "plain loop": {"scheduled": False, "timed": True},
+    "plain loop, step time given": {"scheduled": False, "timed": False},
+    "with a scheduler": {"scheduled": True, "timed": True},
+    "with a scheduler, step time given": {"scheduled": True, "timed": False},
+}
+
+
+@dataclass
+class Step:
+    """Calls from one batch to the next.
+
+    Attributes:
+        batch_size: of the batch, samples.
+        calls: how often each function was entered, by its file and name.
+        depth: the most functions of the package that stood on the stack at once.
+        events: of the records that the history has gained.
+    """
+
+    batch_size: int
+    calls: Counter[str] = field(default_factory=Counter)
+    depth: int = 0
+    events: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return sum(self.calls.values())
+
+    @property
+    def kind(self) -> str | None:
+        """None where a measurement was made, or an epoch ended."""
+        if any(name.startswith("/gradients/") for name in self.calls) or "end of epoch" in self.events:
+            return None
+        return "deciding" if "decision" in self.events else "plain"
+
+
+class Counting:
+    """Counts calls into the package for the current step, between `start` and `stop`."""
+
+    def __init__(self) -> None:
+        self.step = Step(0)
+
+    def start(self, step: Step) -> None:
+        self.step = step
+        sys.setprofile(self._profile)
+
+    def stop(self) -> None:
+        sys.setprofile(None)
+
+    def _profile(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(PACKAGE):
+            self.step.calls[f"{code.co_filename[len(PACKAGE) :]} {code.co_name}"] += 1
+            depth, outer = 0, frame
+            while outer is not None:
+                depth += outer.f_code.co_filename.startswith(PACKAGE)
+                outer = outer.f_back
+            self.step.depth = max(self.step.depth, depth)
+
+
+def steps(*, scheduled: bool, timed: bool, seed: int = 0) -> Iterator[Step]:
+    """The steps of a run, one by one, after each has been made."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    x, y = torch.randn(SAMPLES, 20), (torch.randn(SAMPLES) > 0).long()
+    length: dict[str, Any] = {"epochs": EPOCHS}
+    if scheduled:
+        total = EPOCHS * -(-SAMPLES // BATCH_SIZE)
+        length = {"scheduler": torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=total)}
+    loader = AdaptiveDataLoader(
+        TensorDataset(x, y), BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer, loss_func=F.cross_entropy,
+        step_time=None if timed else (1e-3, 1e-5), **length,
+    )  # fmt: skip
+    counting = Counting()
+    for _ in loader.epochs(EPOCHS):
+        step: Step | None = None
+        for xb, yb in loader:
+            counting.stop()
+            if step is not None:
+                step.events = [record["event"] for record in loader.history.records[known:]]
+                yield step
+            known, step = len(loader.history), Step(len(xb))
+            counting.start(step)
+            F.cross_entropy(model(xb), yb).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if scheduled:
+                length["scheduler"].step()
+        counting.stop()  # what ends an epoch and begins the next is no step's
+
+
+def summary(made: list[Step]) -> dict[str, Any]:
+    """Median and most of each kind; of plain steps for those at the first batch size, and for those of a grown one."""
+    plain = [step for step in made if step.kind == "plain"]
+    deciding = [step for step in made if step.kind == "deciding"]
+    grown = [step for step in plain if step.batch_size > BATCH_SIZE]
+    first = [step for step in plain if step.batch_size == BATCH_SIZE]
+    kinds = {"plain, first batch size": first, "plain, grown": grown, "deciding": deciding}
+    return {
+        name: {
+            "steps": len(steps), "median": statistics.median(step.total for step in steps),
+            "most": max(step.total for step in steps), "depth": max(step.depth for step in steps),
+        }
+        for name, steps in kinds.items() if steps
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", action="store_true", help="list the calls of a typical grown plain step")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result = {}
+    for name, options in LOOPS.items():
+        made = list(steps(**options))
+        result[name] = summary(made)
+        for kind, counts in result[name].items():
+            print(f"{name:36}{kind:26}" + "  ".join(f"{key} {value:g}" for key, value in counts.items()))
+        if args.profile:
+            grown = [step for step in made if step.kind == "plain" and step.batch_size > BATCH_SIZE]
+            typical = sorted(grown, key=lambda step: step.total)[len(grown) // 2]
+            print(*(f"    {count} {call}" for call, count in sorted(typical.calls.items())), sep="\n")
+    print(save("calls", {"loops": result}))
+
+
+if __name__ == "__main__":
+    main()
