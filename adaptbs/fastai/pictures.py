@@ -1,4 +1,4 @@
-"""Pictures beside those of fastai's Recorder: of the finder, of the schedule by samples, and one that is live."""
+"""Pictures in addition to those of fastai's Recorder: of the finder, of the schedule by samples, and a live one."""
 
 from __future__ import annotations
 
@@ -13,26 +13,33 @@ if TYPE_CHECKING:
 
 
 def plot_bs_find(self: Any) -> Figure:
-    """The picture of the latest `learn.bs_find()`; `learn.recorder.plot_bs_find()`."""
+    """Plot the latest `learn.bs_find()`. Available as `learn.recorder.plot_bs_find()`."""
     if not hasattr(self, "bs_found"):
-        raise RuntimeError("there is nothing to plot yet: call learn.bs_find() before")
+        raise RuntimeError("plot_bs_find() has nothing to plot yet: call learn.bs_find() first")
     figure: Figure = self.bs_found.plot()
     return figure
 
 
 def plot_sched_by_samples(self: Any, keys: Iterable[str] | None = None) -> Figure:
-    """As `learn.recorder.plot_sched()`, the hyperparameters that were used, but against samples, not steps.
+    """Plot the hyperparameters used, as `learn.recorder.plot_sched()` does, but against samples instead of steps.
 
     Args:
-        self: the Recorder, of a Learner that was fitted with a schedule and with AdaptiveBatchSize.
-        keys: names of hyperparameters; all that were scheduled if None.
+        self: the Recorder of a Learner that was fitted with a schedule and with AdaptiveBatchSize.
+        keys: names of the hyperparameters to plot. None: all that were scheduled.
+
+    Raises:
+        RuntimeError: no fit has recorded a schedule and samples.
+        ValueError: a name in `keys` was not scheduled.
     """
     samples, used = getattr(self, "samples", []), getattr(self, "hps", {})
     names = list(used if keys is None else keys)
     if not samples or not names:
-        raise RuntimeError("nothing was recorded: fit with a schedule (fit_one_cycle) and AdaptiveBatchSize before")
+        raise RuntimeError(
+            "plot_sched_by_samples() has nothing to plot: first fit with a schedule (fit_one_cycle) and "
+            "AdaptiveBatchSize"
+        )
     if unknown := set(names) - set(used):
-        raise ValueError(f"keys: {', '.join(sorted(unknown))}: must be among {', '.join(used)}")
+        raise ValueError(f"keys: {', '.join(sorted(unknown))} was not scheduled. Give names among {', '.join(used)}")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4), squeeze=False, layout="constrained")
@@ -44,19 +51,19 @@ def plot_sched_by_samples(self: Any, keys: Iterable[str] | None = None) -> Figur
 
 
 class ShowBatchSizeCallback(QuickCallback):
-    """Shows `learn.adaptive_batch_size.plot()` in a notebook while it trains, redrawn after each epoch."""
+    """Shows `learn.adaptive_batch_size.plot()` in a notebook during training, and redraws it after each epoch."""
 
     order, run_valid = 65, False
 
     def before_fit(self) -> None:
         self.run, self._shown = begins_fit(self.learn), None
         if self.run and not hasattr(self.learn, "adaptive_batch_size"):
-            raise ValueError("ShowBatchSizeCallback has nothing to show: give cbs=[AdaptiveBatchSize(), ...] beside it")
+            raise ValueError("ShowBatchSizeCallback has nothing to show: give cbs=[AdaptiveBatchSize(), ...] with it")
         if self.run:
             try:
                 self._display: Any = import_module("IPython.display").display
             except ImportError as error:
-                message = "ShowBatchSizeCallback shows its picture in a notebook, and there is no IPython: leave it out"
+                message = "ShowBatchSizeCallback needs a notebook, but there is no IPython: leave it out"
                 raise ImportError(message) from error
 
     def after_epoch(self) -> None:
@@ -67,4 +74,4 @@ class ShowBatchSizeCallback(QuickCallback):
             self._shown = self._display(figure, display_id=True)
         else:
             self._shown.update(figure)
-        plt.close(figure)  # (else a notebook shows it once more, at the end of the cell)
+        plt.close(figure)  # otherwise the notebook shows it once more at the end of the cell

@@ -1,4 +1,4 @@
-"""A Learner's training step that goes on in smaller pieces where its batch does not fit in memory."""
+"""A Learner's training step that runs in micro-batches if its batch does not fit in memory."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from ..model import Snapshot, batch_length, has_batch_norm, preserved, summing, 
 from ..run import Controller
 from .learner import carried, carrying, prediction
 
-NAME = "_do_one_batch"  # the Learner's method that this takes the place of, on the one Learner
+NAME = "_do_one_batch"  # the method that is replaced, on this Learner only
 
 
 class FastaiStep:
-    """Does what `Learner._do_one_batch` does, with the same events, in pieces where need be.
+    """Does what `Learner._do_one_batch` does, with the same events, but in micro-batches if memory requires it.
 
-    Each piece has the events from `after_pred` to `after_backward` of its own, `xb` and `yb` being the piece's then.
-    The step's events, and those around the batch, come once and see the whole batch, its loss and its predictions.
+    The events from `after_pred` to `after_backward` occur for each micro-batch, with its own `xb` and `yb`. The events
+    of the step and those around the batch occur once, with the whole batch, its loss and its predictions.
 
     Args:
-        learn: while `with` this, its training steps are taken here.
-        controller: of the run.
+        learn: the Learner whose training steps are taken here between `start` and `stop`.
+        controller: the controller of the run.
     """
 
     def __init__(self, learn: Any, controller: Controller) -> None:
         self._learn, self._controller = learn, controller
-        self._mixed: Any = None  # MixedPrecision, where the Learner has it
-        self._left_autocast = False  # whether its context has been left in this batch
+        self._mixed: Any = None  # the Learner's MixedPrecision callback, if it has one
+        self._left_autocast = False  # True once the callback's context has been left in this batch
 
     def start(self) -> None:
-        """Take the steps from here on, unless this Learner has a way of its own to take them."""
+        """Take the Learner's steps from here on, unless the Learner has a step method of its own."""
         ours = getattr(type(self._learn), NAME) is getattr(Learner, NAME) and NAME not in self._learn.__dict__
         self._controller.memory.expect_pieces(ours)
         if ours:
-            # (Looked up once an epoch: at every step that would take as long as the step of a small model.)
+            # Looked up once an epoch, because at every step that would take as long as the step of a small model.
             model = self._learn.model
             self._before, self._parameters = Snapshot(model), list(model.parameters())
             self._least = 2 if has_batch_norm(model) else 1
@@ -49,7 +49,7 @@ class FastaiStep:
             self._learn.__dict__[NAME] = self
 
     def stop(self) -> None:
-        """Let the Learner take its own again."""
+        """Let the Learner take its steps itself again."""
         if self._learn.__dict__.get(NAME) is self:
             del self._learn.__dict__[NAME]
 
@@ -66,7 +66,7 @@ class FastaiStep:
         def undo() -> None:
             learn.xb, learn.yb = xb, yb
             for p in trainable(learn.model):
-                p.grad = None  # (nothing or zeros, as a step leaves it)
+                p.grad = None  # before a step the gradients are None or zero, so nothing is lost
             before.restore()
 
         self._left_autocast = False
@@ -105,7 +105,7 @@ class FastaiStep:
                 learn.pred = torch.cat([pred.detach() for pred in preds])
 
     def _shares(self, cut: Sequence[Any]) -> list[float]:
-        """The share of each piece's loss in the whole batch's."""
+        """The weight of each micro-batch's loss in the loss of the whole batch."""
         if len(cut) == 1:
             return [1.0]
         loss_func, model = self._learn.loss_func, self._learn.model

@@ -1,4 +1,4 @@
-"""bs_find: what `lr_find` is for the learning rate, for the batch size."""
+"""bs_find: finds the batch size to use, as `lr_find` does for the learning rate."""
 
 from .find import bs_find, copy_of, find_batch_size
 from .suggestion import BatchSizeSuggestion

@@ -1,4 +1,4 @@
-"""bs_find: what `lr_find` is for the learning rate, for the batch size. Offline, and without a trace."""
+"""bs_find: finds the batch size before training, as `lr_find` finds the learning rate, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -54,33 +54,39 @@ def bs_find(
 ) -> BatchSizeSuggestion:
     """Find the noise scale of a model on its data, and the batch size to use.
 
-    Block by block, `n_batch` batches are measured at unmoved weights and pooled over all pairs; then, with an `lr`,
-    the same batches are trained on. Model, optimizer, random states and loader are left exactly as they were, also
-    after an exception or Ctrl-C. Costs a forward and backward pass a batch, two when training meanwhile, and at the end
-    a second or some fifty batches of training steps, which are timed.
+    The batches are measured in blocks of `n_batch` at fixed weights, pooled over all pairs of a block. If `lr` is
+    given, the model is then trained on the same batches before the next block. Model, optimizer, random states and
+    loader are restored exactly, also after an exception or Ctrl-C. Each batch costs one forward and backward pass, or
+    two if the model is trained. At the end training steps are timed, for about a second or fifty batches.
 
     Args:
-        model: to be measured in training mode.
-        loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`; None if `batch_loss`.
-        loader: of batches; those shorter than the first of their block (an epoch's last) are left out.
-        lr: to train with meanwhile; None trains nothing, and the noise scale is that of the weights as they are.
-        num_it: how many batches; one epoch if None.
-        n_batch: batches pooled in one block; four blocks or more make a useful interval.
-        beta: smoothing of tr(Sigma) and |G|^2 from block to block, 0 (none) to 1 (plain mean).
-        optimizer: a copy of it trains, and takes the steps that are timed; SGD if None. Larger batches are of use to
-            Adam and its like.
-        batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
-        autocast: makes the context of the forward pass.
-        confidence: of the interval.
+        model: the model, measured in training mode.
+        loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`. None if `batch_loss` is
+            given.
+        loader: an iterable of batches. A batch shorter than the first of its block, such as an epoch's last, is not
+            measured.
+        lr: learning rate to train with between blocks. None: no training, and the noise scale is that of the current
+            weights.
+        num_it: number of batches. None: one epoch.
+        n_batch: batches per block. Four blocks or more make a useful interval.
+        beta: smoothing of tr(Sigma) and |G|^2 from block to block, from 0 (none) to 1 (plain mean).
+        optimizer: a copy of it trains and takes the timed steps. None: SGD. Give the one that you will train with,
+            because Adam and its kin make use of larger batches than SGD.
+        batch_loss: called as `batch_loss(model, batch)` in place of `loss_func`, for any other layout of a batch.
+        autocast: returns the context of the forward pass, as for mixed precision.
+        confidence: confidence of the interval, between 0 and 1.
+
+    Returns:
+        The noise scale with its interval, and batch sizes by noise, time and memory.
 
     Raises:
-        ValueError, TypeError: for arguments that cannot be, and where the loader gives fewer than two equal batches.
+        ValueError, TypeError: an argument is invalid, or the loader gives fewer than two batches of equal size.
 
     Source: McCandlish et al. 2018, appendix A.1, arXiv:1812.06162, with consecutive batches in place of devices.
     """
     loss = BatchLoss(loss_func, batch_loss, autocast)
     if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
+        raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer, or None for SGD")
 
     def make_optimizer(lr: float) -> Optimizer:
         return copy_of(optimizer, lr) if optimizer else SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
@@ -106,14 +112,22 @@ def find_batch_size(
     confidence: float,
     adaptive: bool,
 ) -> BatchSizeSuggestion:
-    """`bs_find` on an iterator of batches; `make_optimizer(lr)` makes what trains: anything with step and zero_grad."""
+    """Do the same as `bs_find` on an iterator of batches.
+
+    Args:
+        model, lr, num_it, n_batch, beta, confidence: as for `bs_find`.
+        loss: the loss of a batch.
+        fetched: the batches.
+        make_optimizer: called as `make_optimizer(lr)`. Returns any object with `step` and `zero_grad`.
+        adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
+    """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
     if num_it is not None:
         check_size("num_it", num_it)
     check_size("n_batch", n_batch)
     if n_batch < 2:
-        raise ValueError(f"n_batch={n_batch}: noise shows only between two batches or more")
+        raise ValueError(f"n_batch={n_batch}: noise shows only between two batches or more, so give at least 2")
     check_share("confidence", confidence)
     if not 0 <= beta <= 1:
         raise ValueError(f"beta={beta!r}: it must lie between 0 (no smoothing) and 1 (plain mean)")
@@ -152,16 +166,16 @@ def find_batch_size(
 
 
 def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) -> SquaredNorms | None:
-    """Pool the batches of a block over all pairs, at the weights of now; None if fewer than two are equally long.
+    """Pool the batches of a block over all pairs, at the current weights. None if fewer than two are equally long.
 
-    A batch whose gradient is not finite is left out: in float16 one may overflow, to be scaled less the next time.
+    A batch whose gradient is not finite is left out. In float16 a gradient may overflow; the next one is scaled less.
     """
     size = batch_length(block[0])
     alike = [batch for batch in block if batch_length(batch) == size]
     pool, pooled = GradientPool(size), 0
     for batch in alike if len(alike) > 1 else []:
         found = gradient(model, batch)
-        if squared_norm(found).isfinite():  # (here, unlike in training, the device may be waited for)
+        if squared_norm(found).isfinite():  # waits for the device, which costs little here, unlike in training
             pool.add(found)
             pooled += 1
     return pool.norms() if pooled > 1 else None
@@ -175,9 +189,18 @@ def suggest(
     step_time: Time | None = None,
     fits: int | None = None,
 ) -> BatchSizeSuggestion:
-    """The last estimate, and what the controller would aim at with it: at most an eighth of the samples seen.
+    """The last estimate, and the batch size that the controller would aim at with it.
 
-    The size is for any device of enough memory: it asks nothing of the step time, which is shown beside it.
+    The size is at most an eighth of the samples seen. It does not depend on the step time, so it holds for any device
+    with enough memory.
+
+    Args:
+        curve: the smoothed estimate after each block.
+        samples: samples seen up to each block.
+        batch_size: size of the batches measured, samples.
+        critical: the critical batch over B_simple.
+        step_time: t(B), seconds, which gives the fastest batch size. None if unknown.
+        fits: the largest batch that fits in memory, samples. None if unknown.
     """
     last, largest = curve[-1], _largest(samples, batch_size)
     now = Situation(
@@ -201,22 +224,22 @@ def _largest(samples: list[int], batch_size: int) -> int:
 def _fits(
     model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any], most: int, useful: int | None
 ) -> int | None:
-    """The largest batch that this device's memory holds, up to `most`; None where it cannot be found out."""
+    """The largest batch up to `most` that fits in this device's memory, samples. None if it cannot be determined."""
     memory = memory_of({p.device for p in model.parameters()})
     if memory is None:
         return None
-    if memory.careful:  # (a host, which a batch rarely fills, but which is slow)
+    if memory.careful:  # a CPU is slow, and a batch rarely fills the host's memory, so try no more than is useful
         most = useful or 0
     start = batch_length(block[0])
     try:
         return probe_batches(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
-    except Exception as error:  # (the noise scale, for which one has waited, is known all the same)
-        log.info("what fits in memory cannot be tried: %s: %s", type(error).__name__, error)
+    except Exception as error:  # the noise scale took long to measure and must not be lost by this
+        log.info("the largest batch that fits in memory is not known: %s: %s", type(error).__name__, error)
         return None
 
 
 def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
-    """An optimizer of the same parameters, state and options, at `lr`; its hooks and schedulers stay behind."""
+    """Copy an optimizer with its parameters, state and options, but at `lr` and without hooks and schedulers."""
     twin = copy.copy(optimizer)
     twin.state = defaultdict(dict, {p: copy.deepcopy(state) for p, state in optimizer.state.items()})
     twin.param_groups = [{**group, "lr": lr} for group in optimizer.param_groups]
@@ -224,8 +247,9 @@ def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
 
 
 def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
-    # Iteration begins with the first batch, not before: a DataLoader draws a seed then, and random states are restored
-    # by that time. An adaptive loader's own iteration would measure and decide; only its batches are wanted.
+    # The iteration must start with the first batch and not before. A DataLoader draws a seed at its start, and by the
+    # first batch the random states are protected. An adaptive loader's own iteration would measure and decide, so its
+    # plain batches are used.
     plain_batches: Callable[[], Iterator[Any]] = getattr(loader, "plain_batches", lambda: iter(loader))
     yield from plain_batches()
 

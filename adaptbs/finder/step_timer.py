@@ -1,4 +1,4 @@
-"""Times real training steps at a few batch sizes, cut and joined from batches at hand: t(B) of this device."""
+"""Measures t(B) of this device, by timing real training steps at a few batch sizes."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LARGER = (2, 4)  # times the batch
-SMALLEST = 2  # samples; BatchNorm refuses one alone
-LONG = 1.0  # seconds; where a step takes as long, no larger one is tried
-BUDGET = 1.0  # seconds; quick steps, whose times vary more, are taken as often as fit into it
+LARGER = (2, 4)  # multiples of the batch
+SMALLEST = 2  # samples, because BatchNorm refuses a batch of one
+LONG = 1.0  # seconds of a step from which on no larger batch is tried
+BUDGET = 1.0  # seconds for all timed steps; short steps vary more, and are repeated as often as fits
 
 
 def measure_step_time(
     model: nn.Module, loss: BatchLoss, make_optimizer: Callable[[], Any], block: list[Any]
 ) -> Time | None:
-    """t(B) of steps as they are made in training: forward, backward, the optimizer's; fetching data is no part of it.
+    """Measure t(B), the seconds of a training step: forward pass, backward pass and the optimizer's step.
 
-    At half, once, twice and four times the batch, as far as the block holds so many samples and the device affords
-    them; the sizes take turns, so that another load of the machine meets them all. To be called where weights and
-    buffers are protected (`preserved_weights`): steps are taken.
+    Fetching data is not included. t(B) is measured at half, once, twice and four times the batch, if the block has so
+    many samples and they fit in memory. The sizes take turns, so that a change of the machine's load affects all of
+    them. The steps change the model, so call this inside `preserved_weights`.
 
     Args:
-        model: in training mode.
-        loss: of a batch.
-        make_optimizer: makes what takes the steps, anything with step and zero_grad.
-        block: batches; those as long as the first are used.
+        model: the model, in training mode.
+        loss: the loss of a batch.
+        make_optimizer: makes the optimizer, any object with `step` and `zero_grad`.
+        block: batches. Those as long as the first are used.
 
     Returns:
-        None where steps of two sizes cannot be made, whatever the reason: then it is only not known.
+        t(B), or None if steps of two sizes cannot be made, for whatever reason.
     """
-    # Hooks that wait for a gradient are the user's (they may step an optimizer): these steps are not for them.
+    # The user's gradient hooks may step an optimizer. They must not see the gradients of these steps.
     with preserved_grads(model.parameters()):
         return _attempt(lambda: _measure(model, loss, make_optimizer(), block))
 
 
 def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) -> None:
-    """One plain step."""
+    """Take one training step: forward pass, backward pass and the optimizer's step."""
     optimizer.zero_grad()
     with torch.enable_grad():
         torch.autograd.backward(loss(model, batch))
@@ -67,7 +67,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
         watch.wait()
         return watch.seconds(begin, end)
 
-    for _ in range(WARM_UP):  # which `StepTimes` leaves out
+    for _ in range(WARM_UP):  # `StepTimes` leaves these out
         took = seconds(block[0])
         times.add(size, took)
     chosen, round_takes = {size: block[0]}, took
@@ -92,9 +92,9 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
 
 
 def _attempt(function: Callable[[], T]) -> T | None:
-    """What it returns; None where it fails, of memory or of anything else."""
+    """The result of a function. None if it fails, for lack of memory or any other reason."""
     try:
         return function()
-    except Exception as error:  # (not Ctrl-C)
-        log.info("steps of another batch size cannot be timed: %s: %s", type(error).__name__, error)
+    except Exception as error:  # does not catch Ctrl-C
+        log.info("training steps of some batch size cannot be timed: %s: %s", type(error).__name__, error)
     return None

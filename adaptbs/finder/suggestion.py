@@ -1,4 +1,4 @@
-"""What `bs_find` found, and what it suggests."""
+"""The result of `bs_find`: the noise scale, and the batch sizes that it suggests."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchSizeSuggestion:
-    """What `bs_find` found; `print(found.trade_off())` tells what each batch size would take.
+    """The result of `bs_find`. `print(found.trade_off())` shows the steps, samples and time of each batch size.
 
-    Three limits stand behind the size to use: what is `useful`, by the noise; what is `fastest`, by the step time; and
-    what `fits`, by the memory of this device.
+    Three sizes are reported beside the one to use: `useful` by the noise, `fastest` by the step time, and `fits` by the
+    memory of this device.
 
     Attributes:
-        noise_scale: B_simple, samples; None where the gradient was lost in its noise.
-        low, high: its confidence limits, samples; high is inf while |G|^2 is not significantly above 0.
-        batch_size: to use: what is useful, as far as it fits; None where nothing is known of the noise scale.
-        samples: seen up to each block of batches.
+        noise_scale: B_simple, samples. None if the gradient was lost in its noise.
+        low, high: confidence limits of B_simple, samples. `high` is inf while |G|^2 is not significantly above 0.
+        batch_size: the size to use, samples: `useful`, but at most `fits`. None if nothing is known of the noise scale.
+        samples: samples seen up to each block of batches.
         curve: the smoothed estimate after each block.
-        loader_batch_size: of the batches that were measured, samples.
-        step_time: t(B), seconds of a training step on this device; None where it could not be measured. The
-            suggested `batch_size` asks nothing of it.
+        loader_batch_size: size of the batches that were measured, samples.
+        step_time: t(B), seconds of a training step on this device. None if it could not be measured. `batch_size` does
+            not depend on it.
         useful: the largest power of 2 at which a sample still brings at least 80 % of the progress that it brings at a
-            small batch, judged at the cautious limit, and by whether the optimizer is one like Adam.
-        fastest: the power of 2 with the most progress per second on this device, whatever it takes in samples; None
-            where steps could not be timed.
-        fits: the largest that was run and stayed within this device's memory, of those up to an eighth of the samples
-            seen (of a CPU up to what is useful); None where that could not be found out.
-        critical_over_simple: the critical batch over the noise scale: 2.5 for SGD, 4 for Adam and its kin.
+            small batch, samples. It is computed at the cautious limit, and depends on the kind of optimizer.
+        fastest: the power of 2 with the most progress per second on this device, samples, however many samples the run
+            then takes. None if steps could not be timed.
+        fits: the largest size that was run and stayed within this device's memory, samples. Sizes are tried up to an
+            eighth of the samples seen, and on a CPU up to `useful`. None if it could not be determined.
+        others: further suggestions as (name, batch size), see `suggested_by`.
+        critical_over_simple: the critical batch over B_simple: 2.5 for SGD, 4 for Adam and its kin.
     """
 
     noise_scale: float | None
@@ -56,17 +57,21 @@ class BatchSizeSuggestion:
 
     @property
     def suggestions(self) -> Any:
-        """All of them as a named tuple, samples: useful, fastest, fits, and those of `suggested_by`."""
+        """All suggested batch sizes as a named tuple, samples: useful, fastest, fits, and those of `suggested_by`."""
         found = {"useful": self.useful, "fastest": self.fastest, "fits": self.fits, **dict(self.others)}
         return namedtuple("SuggestedBatchSizes", found)(**found)
 
     def suggested_by(self, *functions: Callable[[BatchSizeSuggestion], float]) -> BatchSizeSuggestion:
-        """The same with a suggestion more of each function, under its name."""
+        """Return a copy of this result with one more suggestion per function, under the function's name."""
         more = tuple((getattr(function, "__name__", repr(function)), function(self)) for function in functions)
         return replace(self, others=(*self.others, *more))
 
     def trade_off(self, base: int | None = None) -> TradeOff:
-        """Steps, samples and time to the same progress, by batch size, relative to `base` (the loader's where None)."""
+        """Steps, samples and time to the same progress by batch size, relative to `base`.
+
+        Args:
+            base: batch size that counts as 1, samples. None: the loader's.
+        """
         return trade_off_at(
             self.noise_scale, self.low, self.high,
             base_batch_size=self.loader_batch_size if base is None else base,
@@ -80,7 +85,7 @@ class BatchSizeSuggestion:
         return {"samples": list(self.samples), **columns}
 
     def plot(self) -> Figure:
-        """Noise tr(Sigma), scale |G|^2 and their ratio with its band, against samples."""
+        """Plot the noise tr(Sigma), the scale |G|^2 and their ratio with its confidence band against samples."""
         from ..report import plot_suggestion
 
         return plot_suggestion(self.to_dict(), self.batch_size, self.suggestions._asdict())

@@ -1,9 +1,9 @@
-"""Adam's bias correction, right also where the betas have changed on the way.
+"""Adam's bias correction for betas that change during the run.
 
-An average m <- β m + (1 - β) g that starts at 0 has, after t steps, the mass 1 - β^t, and Adam divides by it. It takes
-*today's* β for all the steps before. Once β has become β^p that is not what was accumulated, and the step jumps (by 1.6
-where β2 = .999 becomes .999^8 at step 500). A step with β^p multiplies what is missing by β^p, so the true mass is
-1 - β^S, with S the sum of p over the steps made.
+An average m <- β m + (1 - β) g that starts at 0 has, after t steps, the mass 1 - β^t, and Adam divides by this mass.
+Adam computes it as if *today's* β had been used in all steps so far. Once β has become β^p, that is no longer the mass
+accumulated, and the step jumps (by a factor of 1.6 if β2 = .999 becomes .999^8 at step 500). A step with β^p multiplies
+the missing mass by β^p, so the true mass is 1 - β^S, with S the sum of p over the steps made.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 
 from torch import Tensor
 
-NEGLIGIBLE = 1e-6  # a correction closer to 1 is left out
+NEGLIGIBLE = 1e-6  # a correction that is closer to 1 than this is skipped
 
 
 @dataclass(slots=True)
 class Accumulated:
-    """What the averages of one parameter group have accumulated.
+    """The steps and powers that the averages of one parameter group have accumulated.
 
     Attributes:
         steps: t, steps made.
-        first, second: S, the sum over those steps of the power that beta1, beta2 was raised to.
-        power_first, power_second: at the latest step prepared, which may or may not have been made yet.
-        prepared: whether a step has been prepared that is not counted in `steps`.
+        first, second: S, the sum over those steps of the power to which beta1, beta2 was raised.
+        power_first, power_second: the powers of the latest step prepared, which may not have been made yet.
+        prepared: True if a step has been prepared that is not counted in `steps`.
     """
 
     steps: int = 0
@@ -37,9 +37,13 @@ class Accumulated:
     prepared: bool = False
 
     def seen(self, steps: int | None) -> None:
-        """Take in how many steps the optimizer has made; None where it is not known: then as many as were prepared.
+        """Update to the number of steps that the optimizer has made.
 
-        Steps that did not happen (skipped by a GradScaler, or an optimizer begun anew) are given back in proportion.
+        If the optimizer has made fewer steps than counted, because a GradScaler skipped some or because the optimizer
+        was started anew, S is reduced in proportion.
+
+        Args:
+            steps: t, steps made. None if unknown; then every prepared step counts as made.
         """
         if steps is None:
             steps = self.steps + self.prepared
@@ -51,7 +55,7 @@ class Accumulated:
         self.steps, self.prepared = steps, False
 
     def prepare(self, first: float, second: float) -> tuple[int, float, float]:
-        """t and S of both betas, the step included that is now to be made with the betas raised to these powers."""
+        """t and S of both betas, including the coming step, whose betas are raised to these powers."""
         self.power_first, self.power_second, self.prepared = first, second, True
         return self.steps + 1, self.first + first, self.second + second
 
@@ -85,12 +89,12 @@ def corrections(
 
 
 def steps_made(parameters: Iterable[Tensor], state: Mapping[Tensor, Any], *, wait: bool) -> int | None:
-    """Steps that an optimizer has made on a group, by the first of its parameters that has made any.
+    """Steps that an optimizer has made on a group, by the first of its parameters that has a count; 0 if none has.
 
     Args:
-        parameters: of the group.
-        state: the optimizer's.
-        wait: whether a count that lies on a device may be waited for; None is returned for it otherwise.
+        parameters: the group's parameters.
+        state: the optimizer's state.
+        wait: True if the host may wait for a count that lies on a device. If False, such a count gives None.
     """
     for parameter in parameters:
         step = state.get(parameter, {}).get("step")

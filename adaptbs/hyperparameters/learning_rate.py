@@ -1,6 +1,6 @@
-"""How the learning rate follows the batch size: (k, noise scale) -> factor, with k = batch size / base batch size.
+"""Learning-rate rules: (k, noise scale) -> factor of the learning rate, with k = batch size / base batch size.
 
-Every rule gives exactly 1 at k = 1, so that a batch that never changes leaves training as it was to the bit.
+Every rule gives exactly 1 at k = 1, so a run whose batch never changes trains the same to the bit.
 """
 
 from __future__ import annotations
@@ -10,28 +10,31 @@ from numbers import Real
 
 from ..types import ENOUGH, LRRule, NoiseScale
 
-SATURATION = 4  # the batch, over B_simple, at which SGD's learning rate has half of all it will have; see `saturating`
+SATURATION = 4  # the critical batch of `saturating` over B_simple, where SGD's learning rate reaches half of its limit
 
 
 def linear(k: float, noise_scale: NoiseScale | None) -> float:
-    """k: SGD, whose step averages over k times as many samples (Goyal et al. 2017, arXiv:1706.02677)."""
+    """k, for SGD, whose step averages over k times as many samples (Goyal et al. 2017, arXiv:1706.02677)."""
     return k
 
 
 def sqrt(k: float, noise_scale: NoiseScale | None) -> float:
-    """sqrt(k): Adam and its kin, whose step is already divided by the noise (Malladi et al. 2022, arXiv:2205.10287)."""
+    """sqrt(k), for Adam and its kin, which already divide by the noise (Malladi et al. 2022, arXiv:2205.10287)."""
     return math.sqrt(k)
 
 
 def none(k: float, noise_scale: NoiseScale | None) -> float:
-    """1: the learning rate stays as it is."""
+    """1. The learning rate does not follow the batch."""
     return 1.0
 
 
 def gain(base_batch_size: int) -> LRRule:
-    """(1 + phi/B0)/(1 + phi/B), between 1 and k as noise allows (AdaScale, Johnson et al. 2020, arXiv:2007.05105).
+    """(1 + phi/B0)/(1 + phi/B) with phi = B_simple, between 1 and k (AdaScale, Johnson et al. 2020, arXiv:2007.05105).
 
-    1 while B_simple is not known: what the estimate does not support is not taken.
+    The factor is 1 while B_simple is unknown, because no estimate supports a larger one.
+
+    Args:
+        base_batch_size: B0, samples.
     """
 
     def rule(k: float, noise_scale: NoiseScale | None) -> float:
@@ -44,11 +47,14 @@ def gain(base_batch_size: int) -> LRRule:
 
 
 def saturating(base_batch_size: int) -> LRRule:
-    """The gain at the critical batch, 4 B_simple: k while noise rules, less beyond it.
+    """(1 + phi/B0)/(1 + phi/B) with phi = 4 B_simple: about k while noise dominates the gradient, less beyond phi.
 
-    SGD's longest stable step does not grow with the batch, and past the critical batch k would outrun it. It goes by
-    the cautious limit: where a point estimate strays upward it has a step taken that is not to be taken back. While
-    there are too few measurements noise is taken to rule.
+    SGD's longest stable step does not grow with the batch, so past the critical batch phi the factor k would exceed it.
+    phi is taken at the cautious limit of B_simple. A point estimate is sometimes too high, and a step that is too long
+    cannot be undone. While there are too few measurements, noise is assumed to dominate, and the factor is k.
+
+    Args:
+        base_batch_size: B0, samples.
     """
 
     def rule(k: float, noise_scale: NoiseScale | None) -> float:
@@ -64,7 +70,14 @@ LR_SCALINGS = ("auto", "linear", "sqrt", "gain", "none")
 
 
 def lr_rule(lr_scaling: str | LRRule, *, adaptive: bool, base_batch_size: int) -> LRRule:
-    """The rule for `lr_scaling=`, "auto" being sqrt for those that divide by the gradient's size, else saturating."""
+    """The rule for `lr_scaling=`.
+
+    Args:
+        lr_scaling: the name of a rule, or the user's function. "auto" is `sqrt` for an adaptive optimizer, and
+            `saturating` for any other.
+        adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
+        base_batch_size: B0, samples.
+    """
     if callable(lr_scaling):
         return _checked(lr_scaling)
     if lr_scaling == "auto":
@@ -77,8 +90,8 @@ def _checked(rule: LRRule) -> LRRule:
         factor = rule(k, noise_scale)
         if not isinstance(factor, Real) or not 0 < factor < math.inf:
             raise ValueError(
-                f"lr_scaling= returned {factor!r}: it must return what the learning rate is multiplied by, "
-                "a finite number above 0"
+                f"lr_scaling= returned {factor!r}: it must return the factor of the learning rate, "
+                "a finite number above 0. Return 1 to keep the learning rate."
             )
         return float(factor)
 

@@ -1,6 +1,6 @@
-"""What each of an optimizer's hyperparameters becomes at k times the base batch. docs/transfer.md has the table.
+"""How an optimizer's hyperparameters change at k times the base batch. docs/transfer.md has the table.
 
-Everything here is a factor, or for a decay a power, and exactly 1 at k = 1.
+A hyperparameter is multiplied by a factor, and a decay such as beta1 is raised to a power. Both are exactly 1 at k = 1.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ LR = frozenset({"lr"})
 
 
 def following(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> frozenset[str]:
-    """Which hyperparameters follow the batch, for `transfer=`.
+    """The names of the hyperparameters that follow the batch, for `transfer=`.
 
-    None is all of them, and the learning rate alone where `lr_scaling=` was chosen: who says how the learning rate is
-    to move gets that and no more.
+    None stands for all of them. If the user chose `lr_scaling=`, None stands for the learning rate alone, because
+    choosing its rule asks for nothing else to change.
 
     Raises:
-        TypeError: not a collection of names.
-        ValueError: a name that is none, or one argument that contradicts the other.
+        TypeError: `transfer` is not a collection of names.
+        ValueError: `transfer` has an unknown name, or contradicts `lr_scaling`.
     """
     if transfer is None:
         return frozenset(HYPERPARAMETERS) if lr_scaling == "auto" else LR
     if isinstance(transfer, str) or not isinstance(transfer, Collection):
-        raise TypeError(f"transfer={transfer!r}: it must be a collection of names, such as ('lr', 'betas')")
+        raise TypeError(f"transfer={transfer!r}: it must be a collection of names, such as ('lr', 'betas'), or None")
     for name in transfer:
         if name not in HYPERPARAMETERS:
-            raise ValueError(f"transfer={transfer!r}: {name!r} is none of {', '.join(map(repr, HYPERPARAMETERS))}")
+            raise ValueError(f"transfer={transfer!r}: {name!r} is not one of {', '.join(map(repr, HYPERPARAMETERS))}")
     if "lr" not in transfer and lr_scaling not in ("auto", "none"):
         raise ValueError(
-            f"transfer={transfer!r} leaves the learning rate as it is, lr_scaling={lr_scaling!r} does not: "
+            f"transfer={transfer!r} keeps the learning rate, but lr_scaling={lr_scaling!r} changes it: "
             "add 'lr' to transfer=, or leave lr_scaling= out"
         )
     return frozenset(transfer)
@@ -49,16 +49,16 @@ def following(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> fro
 
 @dataclass(frozen=True, slots=True)
 class OptimizerTraits:
-    """What an optimizer does with its hyperparameters, as far as that decides what they become.
+    """How an optimizer uses its hyperparameters, as far as that decides how they change with the batch.
 
     Attributes:
-        first: beta1 (fastai: mom) is the decay of an average of the gradient within the quotient, as Adam's.
-        second: beta2 (alpha, sqr_mom) is the decay of an average of its square.
-        eps: is added to the size of a gradient.
-        debiases_first, debiases_second: divides that average by 1 - beta^step.
-        decoupled: the step multiplies the weights by 1 - lr wd, for groups that do not say it themselves.
-        adaptive: divides its step by the gradient's own size, as Adam does and SGD does not.
-        known: whether any of this was looked up; nothing but the learning rate transfers otherwise.
+        first: True if beta1 (fastai: mom) is the decay of an average of the gradient in the numerator, as Adam's is.
+        second: True if beta2 (alpha, sqr_mom) is the decay of an average of the squared gradient.
+        eps: True if eps is added to the size of a gradient.
+        debiases_first, debiases_second: True if that average is divided by 1 - beta^step.
+        decoupled: True if the step multiplies the weights by 1 - lr wd. A group's own setting takes precedence.
+        adaptive: True if the step is divided by the gradient's own size, as in Adam and not in SGD.
+        known: True if the traits were looked up. Otherwise only the learning rate follows the batch.
     """
 
     first: bool = False
@@ -72,25 +72,25 @@ class OptimizerTraits:
 
     @property
     def debiases(self) -> bool:
-        """Whether a change of the betas asks for `bias_correction`."""
+        """True if a change of the betas needs `bias_correction`."""
         return self.debiases_first or self.debiases_second
 
 
-# SGD, and optimizers whose other hyperparameters mean the same at any batch, or nothing that is known to transfer.
+# SGD, and optimizers whose other hyperparameters mean the same at any batch, or are not known to transfer.
 LR_ONLY = OptimizerTraits()
 ADAM = OptimizerTraits(first=True, second=True, eps=True, debiases_first=True, debiases_second=True)
-# NAdam divides its first average by the product of the decays it has really used.
+# NAdam divides its first average by the product of the decays that it really used, so it needs no correction.
 NADAM = replace(ADAM, debiases_first=False)
-# RAdam reads 2/(1 - beta2) as a number of steps, and below 5 it stops dividing by the gradient's size: at beta2^k it
+# RAdam reads 2/(1 - beta2) as a number of steps, and below 5 it stops dividing by the gradient's size. At beta2^k it
 # would turn into SGD with momentum, at Adam's learning rate.
 RADAM = replace(ADAM, second=False, debiases_second=False)
-# Adamax keeps a maximum, which starts with all its mass.
+# Adamax keeps a maximum in place of the second average. A maximum has no bias to correct.
 ADAMAX = replace(ADAM, debiases_second=False)
-# LAMB divides its step by the step's own size, and so by whatever the bias correction got wrong.
+# LAMB divides its step by the step's own size, which cancels any error of the bias correction.
 LAMB = replace(ADAM, debiases_first=False, debiases_second=False)
 RMSPROP = OptimizerTraits(second=True, eps=True)
 
-# By the name of the class in torch.optim, its own or inherited from.
+# Keys are class names of torch.optim. A subclass has the traits of the class that it inherits from.
 _TRAITS = {
     "SGD": LR_ONLY, "ASGD": LR_ONLY,
     "AdamW": replace(ADAM, decoupled=True), "Adam": ADAM, "NAdam": NADAM, "RAdam": RADAM, "Adamax": ADAMAX,
@@ -101,27 +101,27 @@ _TRAITS = {
 
 
 def traits_of(optimizer: Optimizer) -> OptimizerTraits:
-    """The traits of a torch optimizer."""
+    """The traits of a torch optimizer, by its class in torch.optim or the one that it inherits from."""
     names = [cls.__name__ for cls in type(optimizer).__mro__ if cls.__module__.startswith("torch.optim")]
     known = next((_TRAITS[name] for name in names if name in _TRAITS), OptimizerTraits(known=False))
     return replace(known, adaptive=_is_adaptive(type(optimizer).__name__.lower()))
 
 
 def _is_adaptive(name: str) -> bool:
-    """Whether an optimizer of this name divides its step by the gradient's own size.
+    """True if an optimizer of this name divides its step by the gradient's own size.
 
-    Any optimizer that is not plain SGD is taken to, and that is logged where its name does not tell: sqrt(k) is the
-    smaller step, so the safer mistake.
+    Every optimizer but plain SGD is assumed to do so, because sqrt(k) is the smaller step and so the safer mistake. The
+    assumption is logged if the name is unknown.
     """
     if name in ("sgd", "asgd"):
         return False
     if not any(word in name for word in ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lamb", "lion")):
-        log.info("optimizer %s is not known: its learning rate is scaled by sqrt(k); lr_scaling= changes that", name)
+        log.info("optimizer %s is not known, so its learning rate is scaled by sqrt(k). lr_scaling= changes that", name)
     return True
 
 
 class Factors(NamedTuple):
-    """What one group's hyperparameters are multiplied by, or raised to (`first`, `second`)."""
+    """The factors of one group's hyperparameters. `first` and `second` are powers to which its betas are raised."""
 
     lr: float
     first: float
@@ -131,13 +131,13 @@ class Factors(NamedTuple):
 
 
 def powers(k: float) -> tuple[float, float]:
-    """What beta1 and beta2 are raised to at k: sqrt(k) and k.
+    """The powers to which beta1 and beta2 are raised at k: sqrt(k) and k.
 
-    beta^k keeps the samples that an average reaches back over. So it is for beta2. For beta1 it would take away the
-    momentum that keeps Adam stable: the sharpest curvature it bears is 2 (1 + beta1)/((1 - beta1) lr) in its metric
-    (Cohen et al. 2022, arXiv:2207.14484), which falls by 7.6 from beta1 = .9 to .9^8, while the learning rate rises.
-    Half of the way, in the logarithm, is what neither a network of convolutions nor a table of embeddings suffers from
-    (docs/transfer.md).
+    With beta^k an average reaches back over the same number of samples as before. That is right for beta2. For beta1 it
+    would take away the momentum that keeps Adam stable. The sharpest curvature that Adam bears, in its metric, is
+    2 (1 + beta1)/((1 - beta1) lr) (Cohen et al. 2022, arXiv:2207.14484). It falls by a factor of 7.6 from beta1 = .9 to
+    .9^8, while the learning rate rises. sqrt(k) is half of the way in the logarithm. It harms neither a network of
+    convolutions nor a table of embeddings (docs/transfer.md).
     """
     return math.sqrt(k), k
 
@@ -152,20 +152,20 @@ def factors(
     raised: tuple[float, float] | None = None,
     corrected: tuple[float, float] = (1.0, 1.0),
 ) -> Factors:
-    """The factors at k (Malladi et al. 2022, arXiv:2205.10287, for Adam and RMSprop; see docs/transfer.md).
+    """The factors at k (for Adam and RMSprop: Malladi et al. 2022, arXiv:2205.10287; see docs/transfer.md).
 
     Args:
-        traits: what the optimizer does with its hyperparameters.
-        following: names out of HYPERPARAMETERS.
+        traits: how the optimizer uses its hyperparameters.
+        following: the hyperparameters that follow the batch, names out of HYPERPARAMETERS.
         k: batch size / base batch size.
-        lr_factor: of the learning rate, by its rule; 1 where "lr" does not follow.
-        decoupled: whether the step multiplies this group's weight decay by its learning rate.
-        raised: the powers of the betas, where they are at hand.
-        corrected: what `bias_correction.correction` gives for the learning rate and eps.
+        lr_factor: the factor of the learning rate by its rule; 1 if "lr" does not follow.
+        decoupled: True if the step multiplies this group's weight decay by its learning rate.
+        raised: the powers of the betas, if they have been computed already.
+        corrected: the factors of the learning rate and of eps by `bias_correction.correction`.
     """
     first, second = raised or powers(k if "betas" in following else 1.0)
     lr = lr_factor * corrected[0]
-    # lr wd, what a step takes off the weights, is to grow by k, and not to notice the bias correction.
+    # A decoupled step takes the share lr wd off the weights. It has to grow by k whatever the bias correction is.
     decay = k if "weight_decay" in following else lr_factor
     return Factors(
         lr=lr,
@@ -177,7 +177,10 @@ def factors(
 
 
 def changed_group(group: Mapping[str, Any], by: Factors) -> dict[str, Any]:
-    """Those of a group's hyperparameters that change, in torch's names or fastai's; floats or tensors, as they were."""
+    """The new values of a group's hyperparameters, only those that change.
+
+    Names are torch's or fastai's, as in the group. Values stay floats or tensors, as they were.
+    """
     new = {}
     for name, factor in (("lr", by.lr), ("eps", by.eps), ("weight_decay", by.weight_decay), ("wd", by.weight_decay)):
         if factor != 1 and name in group:

@@ -1,4 +1,4 @@
-"""What memory a device has and what of it is in use: a Protocol, and the devices that can be asked."""
+"""Reads how much memory a device has and how much is in use: a Protocol, and the devices that can be read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import torch
 if TYPE_CHECKING:
     from torch import device as Device
 
-HEADROOM = 0.9  # share of what this process could have that it plans to use: fragments, and what others take meanwhile
+# Share of the memory available to this process that it plans to use. The rest is left for fragmentation, and for
+# memory that other processes take meanwhile.
+HEADROOM = 0.9
 
 
 class Watch:
-    """What was seen of memory while a `DeviceMemory.watched()` lasted.
+    """Memory use during one `DeviceMemory.watched()` context.
 
     Attributes:
-        peak: bytes in use at the worst moment.
-        thrashed: whether the allocator had to give memory back to the device to go on, which is slow: it is full.
+        peak: largest number of bytes in use at once.
+        thrashed: True if memory was full, so that the allocator had to return cached blocks to the device, which is
+            slow.
     """
 
     peak = 0
@@ -29,32 +32,32 @@ class Watch:
 
 
 class DeviceMemory(Protocol):
-    """Memory that this process trains in, bytes.
+    """The memory that this process trains in. All sizes are bytes.
 
     Attributes:
-        careful: whether running out ends the process, so that nothing may be tried that is not sure to fit.
+        careful: True if running out of memory ends the process, so that only sizes that surely fit may be tried.
     """
 
     careful: bool
 
     def limit(self) -> int:
-        """What may be in use at the worst moment, by what is free now."""
+        """The most bytes that may be in use at once, by the memory that is free now."""
         ...
 
     def in_use(self) -> int:
-        """Now."""
+        """Bytes in use now."""
         ...
 
     def peak(self) -> int:
-        """In use at the worst moment of the run so far."""
+        """The most bytes in use at once in the run so far."""
         ...
 
     def watched(self) -> AbstractContextManager[Watch]:
-        """A context that sees the peak of what is done in it, and leaves `peak()` as it was."""
+        """A context that records its own peak and leaves `peak()` unchanged."""
         ...
 
     def release(self) -> None:
-        """Give back what is kept for later, after memory ran out."""
+        """Return cached blocks to the device, after memory ran out."""
         ...
 
 
@@ -69,7 +72,7 @@ class CudaMemory:
     def limit(self) -> int:
         free, total = torch.cuda.mem_get_info(self._device)
         could_have = free + torch.cuda.memory_reserved(self._device)
-        if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # (torch 2.8)
+        if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # since torch 2.8
             could_have = min(could_have, int(total * torch.cuda.get_per_process_memory_fraction(self._device)))
         return int(HEADROOM * could_have)
 
@@ -96,20 +99,26 @@ class CudaMemory:
         return int(torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0))
 
     def _raise_peak_to(self, peak: int) -> None:
-        """Make the statistic what it was: it can be reset, not set, but follows what is allocated."""
+        """Restore the peak statistic. It can only be reset, so a block is allocated that lifts it to the old value."""
         torch.cuda.reset_peak_memory_stats(self._device)
         missing, reserved = peak - self.in_use(), torch.cuda.memory_reserved(self._device)
         if missing > 0:
             try:
                 torch.empty(missing, dtype=torch.uint8, device=self._device)
-            except torch.OutOfMemoryError:  # somebody else has it now: then the peak shows less than there was
+            except torch.OutOfMemoryError:
+                # Another process has taken the memory meanwhile. The statistic then stays below the old peak.
                 self.release()
         if torch.cuda.memory_reserved(self._device) != reserved:
-            self.release()  # (all in one piece, which batches to come would be cut from, and the rest of it wasted)
+            # The block was newly reserved. Tensors to come would be cut from it, and the rest of it would be wasted.
+            self.release()
 
 
 class HostMemory:
-    """The memory of a Linux host, or of the container that this process is in."""
+    """The memory of a Linux host, or of the container that this process runs in.
+
+    Args:
+        sharers: number of processes that share this memory and grow alike.
+    """
 
     careful = True
 
@@ -120,7 +129,7 @@ class HostMemory:
         return int(HEADROOM * (_status("VmRSS") + _available() // self._sharers))
 
     def in_use(self) -> int:
-        return 0  # (a process does not say how much of it a batch has to do with)
+        return 0  # the system does not tell how much of a process's memory belongs to the batch
 
     def peak(self) -> int:
         return _status("VmHWM")
@@ -131,14 +140,14 @@ class HostMemory:
         try:
             yield watch
         finally:
-            watch.peak = self.peak()  # (of all of the process's life: never less than what was done here took)
+            watch.peak = self.peak()  # the peak of the whole process, so never below the peak of this context
 
     def release(self) -> None:
         return None
 
 
 class MpsMemory:
-    """An Apple GPU, whose allocator keeps what it once had, which is what is taken for the peak. Not tried on one."""
+    """An Apple GPU. Its allocator keeps all memory it once had, which is taken for the peak. Not tested on a device."""
 
     careful = False
 
@@ -165,7 +174,10 @@ class MpsMemory:
 
 
 class SeveralDevices:
-    """Devices that a model is spread over, of which the fullest decides: all by the smallest limit's measure."""
+    """The devices that a model is spread over. The fullest device decides.
+
+    All byte counts are scaled as if every device had the limit of the smallest one.
+    """
 
     careful = False
 
@@ -197,17 +209,17 @@ class SeveralDevices:
             device.release()
 
     def _measured(self, values: Sequence[int]) -> list[int]:
-        """As if every device had the smallest one's limit."""
+        """Bytes of each device, scaled as if every device had the limit of the smallest one."""
         limits = [device.limit() for device in self._devices]
         return [int(value * min(limits) / max(limit, 1)) for value, limit in zip(values, limits, strict=True)]
 
 
 def memory_of(devices: Collection[Device], sharers: int = 1) -> DeviceMemory | None:
-    """The memory of these devices; None where it cannot be asked.
+    """The memory of these devices. None if it cannot be read.
 
     Args:
-        devices: that a model lies on.
-        sharers: processes that grow alike and may be on the same host, whose memory they share.
+        devices: the devices that a model lies on.
+        sharers: number of processes that grow alike and may share the memory of one host.
     """
     found: list[DeviceMemory] = []
     for device in sorted(devices, key=str):
@@ -225,18 +237,18 @@ def _status(key: str) -> int:
 
 
 def _available() -> int:
-    """Bytes that a Linux host has left, within the limit of a container."""
+    """Bytes still available on a Linux host, within the limit of a container."""
     available = _entry(Path("/proc/meminfo"), "MemAvailable", unit=1024) or 0
     group = Path("/sys/fs/cgroup")
     limit, used = _bytes(group / "memory.max"), _bytes(group / "memory.current")
     if limit is not None and used is not None:
-        cache = _entry(group / "memory.stat", "inactive_file", unit=1) or 0  # given back when memory is short
+        cache = _entry(group / "memory.stat", "inactive_file", unit=1) or 0  # freed by the kernel when memory is short
         available = min(available, limit - used + cache)
     return max(available, 0)
 
 
 def _entry(path: Path, key: str, unit: int) -> int | None:
-    """The bytes that a line "key: number" or "key number" of a file stands for."""
+    """The bytes given by a file's line "key: number" or "key number", in multiples of `unit`. None if there is none."""
     for line in path.read_text().splitlines() if path.exists() else ():
         words = line.replace(":", " ").split()
         if words and words[0] == key:

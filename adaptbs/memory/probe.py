@@ -1,4 +1,4 @@
-"""The largest batch that a device's memory holds, by real training steps that leave nothing behind."""
+"""Finds the largest batch that a device's memory holds, by real training steps that leave no trace."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from .trial import try_size
 
 log = logging.getLogger(__name__)
 
-UNKNOWN = 1 << 20  # samples, the most that is tried where the data have no length
-LOOKED_AT = 8  # batches of a loader, the one with the largest samples of which is taken
+UNKNOWN = 1 << 20  # largest size tried if the data have no length, samples
+LOOKED_AT = 8  # first batches of a loader, of which the one with the largest samples is used
 
 
 @dataclass(frozen=True)
 class MemoryProbe:
-    """What `probe_memory` found.
+    """The result of `probe_memory`.
 
     Attributes:
-        batch_size: the largest that was run and stayed within the limit, samples; None where none did.
+        batch_size: the largest size that was run and stayed within the limit, samples. None if none did.
         limit: bytes that may be in use.
-        trials: the sizes tried, with the bytes that each took.
+        trials: the sizes tried, with the bytes that each one used.
     """
 
     batch_size: int | None
@@ -64,37 +64,42 @@ def probe_memory(
     autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     max_batch_size: int | None = None,
 ) -> MemoryProbe:
-    """Find the largest batch that the model's device holds in training, by running it.
+    """Find the largest batch that fits in the memory of the model's device during training, by running training steps.
 
-    A few sizes are tried, each twice: forward, backward, the optimizer's step. Of the loader's first batches the one
-    with the largest samples is repeated to the size. Parameters, buffers, gradients, optimizer, random states and the
-    peak statistics are left as they were, also after an exception; a copy of the first and the optimizer's state is
-    kept in the host's memory meanwhile.
+    A few sizes are tried. Each one runs twice through forward pass, backward pass and the optimizer's step. The batch
+    is the one with the largest samples among the loader's first batches, repeated to the size. Parameters, buffers,
+    gradients, optimizer, random states and peak statistics are restored, also after an exception. Meanwhile a copy of
+    the parameters and of the optimizer's state is kept in the host's memory.
 
     Args:
-        model: to be trained, in the mode that it is in.
-        loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`; None if `batch_loss`.
-        loader: of batches; the first ones are looked at. Its batch size is the first to be tried.
-        optimizer: that will train; its step's memory counts. None: forward and backward only.
-        batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
-        autocast: makes the context of the forward pass.
-        max_batch_size: not to be exceeded, samples; where None the dataset's length, if there is one.
+        model: the model to be trained, in the mode to be trained in.
+        loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`. None if `batch_loss` is
+            given.
+        loader: an iterable of batches. Its first batches are read, and its batch size is the first one tried.
+        optimizer: the optimizer that will train, so that the memory of its step counts. None: forward and backward
+            passes only.
+        batch_loss: called as `batch_loss(model, batch)` in place of `loss_func`, for any other layout of a batch.
+        autocast: returns the context of the forward pass, as for mixed precision.
+        max_batch_size: the largest size to try, samples. None: the dataset's length, if it has one.
 
     Raises:
-        ValueError, TypeError: for arguments that cannot be, a loader without batches, and a device whose memory cannot
-            be asked.
+        ValueError, TypeError: an argument is invalid, the loader has no batch, or the memory of the model's device
+            cannot be read.
     """
     loss = BatchLoss(loss_func, batch_loss, autocast)
     devices = {p.device for p in model.parameters()}
     memory = memory_of(devices)
     if memory is None:
-        raise ValueError(f"the memory of {', '.join(map(str, devices)) or 'no device'} cannot be asked")
+        raise ValueError(
+            f"model: the memory of {', '.join(map(str, devices)) or 'no device'} cannot be read. "
+            "Move the model to CUDA, to MPS, or to the CPU of a Linux machine."
+        )
     if max_batch_size is not None:
         check_size("max_batch_size", max_batch_size)
     with preserved_loader(loader), preserved(model):
         looked_at = list(islice(loader, LOOKED_AT))
     if not looked_at:
-        raise ValueError("the loader gave no batch to try")
+        raise ValueError("the loader gave no batch to try: give a loader of at least one batch")
     dataset: Any = getattr(loader, "dataset", None)
     most = max_batch_size or (len(dataset) if hasattr(dataset, "__len__") else UNKNOWN)
     return probe_batches(model, loss, looked_at, memory, most=most, optimizer=optimizer)
@@ -103,7 +108,16 @@ def probe_memory(
 def probe_batches(
     model: nn.Module, loss: BatchLoss, looked_at: list[Any], memory: DeviceMemory, *, most: int, optimizer: Any = None
 ) -> MemoryProbe:
-    """`probe_memory` on batches at hand; `optimizer` is anything with step and `.state`, such as fastai's."""
+    """Do the same as `probe_memory` with batches already read.
+
+    Args:
+        model: the model to be trained.
+        loss: the loss of a batch.
+        looked_at: batches of real data. The size of the first one is tried first.
+        memory: the memory of the model's device.
+        most: the largest size to try, samples.
+        optimizer: any object with `step` and `state`, such as torch's or fastai's. None: no optimizer step.
+    """
     batch = max(looked_at, key=_bytes_of_a_sample)
     start = min(batch_length(looked_at[0]), most)
     trials = search(

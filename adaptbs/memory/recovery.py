@@ -1,4 +1,4 @@
-"""Tells running out of memory from other errors, and goes on: in smaller pieces, or by taking a step again."""
+"""Tells out-of-memory errors from other errors, and takes an optimizer's step again after one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .limit import MemoryLimit
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# What builds and libraries say, in small letters; PyTorch's own class of error stands for CUDA's allocator only.
+# Fragments of lower-case messages of builds and libraries. PyTorch's own error class covers CUDA's allocator only.
 PHRASES = (
     "out of memory",  # CUDA, HIP, XPU, MPS; the plain RuntimeError of older builds
     "can't allocate memory",  # the host's allocator
     "cudnn_status_alloc_failed",
     "cublas_status_alloc_failed",
-    "cublas_status_not_initialized",  # cublasCreate where no memory is left for its handle
+    "cublas_status_not_initialized",  # from cublasCreate if no memory is left for its handle
     "cudnn_status_not_initialized",
     "cufft_alloc_failed",
     "cusolver_status_alloc_failed",
@@ -31,7 +31,7 @@ PHRASES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is memory that ran out, rather than anything else that went wrong."""
+    """True if this error says that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     if not isinstance(error, RuntimeError):
@@ -43,14 +43,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 def take_step(
     step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor], limit: MemoryLimit, *, new: bool
 ) -> T:
-    """An optimizer's step; once more where memory ran out in it and nothing had been changed, or can be changed back.
+    """Take an optimizer's step, and take it again if memory ran out in it.
+
+    The step can only be taken again if it had changed nothing yet, or if a copy of all that it changes was kept.
 
     Args:
-        step: takes it.
-        optimizer: with `.state`, torch's or fastai's.
-        parameters: that it changes.
-        limit: of the device's memory.
-        new: whether memory has not held such a step before: then a copy of all it changes is kept in the host's memory.
+        step: takes the step.
+        optimizer: an object with `state`, torch's or fastai's.
+        parameters: the parameters that the step changes.
+        limit: the memory limit of the run.
+        new: True if memory has not held such a step before. Then a copy of all that the step changes is kept in the
+            host's memory. No copy is kept if the device's memory cannot be read or if running out ends the process.
+
+    Returns:
+        The result of `step`.
+
+    Raises:
+        Exception: the error of the step, if memory did not run out, or if the step cannot be taken again.
     """
     copies = new and limit.memory is not None and not limit.memory.careful
     values = WeightSnapshot(parameters, optimizer) if copies else None
@@ -67,18 +76,19 @@ def take_step(
     if values is not None:
         values.restore()
     limit.release()
-    log.warning("memory ran out in the optimizer's step, which is taken again: %s", said)
+    log.warning("memory ran out in the optimizer's step, so the step is taken again: %s", said)
     return step()
 
 
 HALF_WAY = (
-    "The optimizer had changed some of its weights or state when memory ran out, which cannot be taken back: go on "
-    "from a checkpoint, with a smaller max_batch_size, or let it need less at once (fused=True or foreach=False)."
+    "The optimizer had already changed some weights or state when memory ran out, and adaptbs cannot undo that: go on "
+    "from a checkpoint, with a smaller max_batch_size or an optimizer that needs less memory at once (fused=True or "
+    "foreach=False)."
 )
 
 
 def _versions(parameters: Sequence[Tensor], optimizer: Any) -> list[int]:
-    """How often each tensor that a step changes has been changed in place."""
+    """The in-place version counters of all tensors that a step changes."""
     state = getattr(optimizer, "state", {})
     kept = [value for p in parameters for value in state.get(p, {}).values() if isinstance(value, Tensor)]
     return [tensor._version for tensor in (*parameters, *kept)]

@@ -1,8 +1,9 @@
-"""Which batch size to try next, to find the largest that fits in memory. Pure functions, no state.
+"""Searches for the largest batch size that fits in memory, by trying one size after another. Pure functions, no state.
 
-The peak memory of a training step is affine in its batch size, peak(B) = a + b B, once the optimizer's state exists:
-a is what lies there anyway (weights, state, gradients), b a sample's share of activations. Nearly, that is: allocators
-round, and convolutions may take another workspace from some size on. So no size is believed that has not been run.
+The peak memory of a training step is affine in its batch size, peak(B) = a + b B, once the optimizer's state exists. a
+are the bytes in use anyway (weights, state, gradients), and b are the activations of one sample. The law is only
+approximate: allocators round, and convolutions may need another workspace from some size on. So only a size that has
+been run is taken to fit.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 MOST_TRIALS = 8
-ENOUGH = 4  # after as many, one sample more or less is not worth another
-NEAR, LATE = 0.01, 0.015  # relative: a largest size predicted within this of one that fits is not worth a trial more,
-AFFINE = 5  # of which affine memory needs no more than so many
-APART = 1000  # times: sizes that lie further apart are halved by ratio
-JUMP = 1.1  # slopes that differ by more show that memory jumped between two sizes
-ROUNDING = 0.0005  # of the limit: how far two peaks may be off their line, which matters where it is drawn out far
-FAR = 3  # times the largest size that fits: beyond, a line through two smaller ones is taken with that caution
-MARGIN = 0.002  # of the limit, that a predicted size leaves free; or half of NEAR in samples, where that is less
-CAUTIOUS = 0.8  # of the limit: once something ran out, the size that a line puts there comes first, where a jump shows
-TWICE, STEP = 2, 1.2  # times the largest that fits: what is further away is come to so, by a size at least so large
-CLOSE = 0.02  # relative: a size this near below one that ran out is taken to run out as well
+ENOUGH = 4  # trials after which the answer need not be exact to one sample
+# A predicted size this near above one that fits (relative) needs no further trial. The second value holds from AFFINE
+# trials on, which is as many as affine memory needs.
+NEAR, LATE = 0.01, 0.015
+AFFINE = 5
+APART = 1000  # an interval between sizes with a larger ratio than this is halved by ratio
+JUMP = 1.1  # slopes with a larger ratio than this show that memory jumped between two sizes
+ROUNDING = 0.0005  # error of a measured peak as a share of the limit; it matters if a line is extended far
+FAR = 3  # a prediction above this many times the largest size that fits allows for ROUNDING in the slope
+MARGIN = 0.002  # share of the limit that a predicted size leaves free, or half of NEAR in samples if that is less
+# After a size ran out of memory, a prediction above TWICE the largest size that fits is not tried at once. The search
+# first tries the size at the share CAUTIOUS of the limit, where a jump of memory would show without running out, unless
+# that is below STEP times the largest size that fits.
+CAUTIOUS = 0.8
+TWICE, STEP = 2, 1.2
+CLOSE = 0.02  # a size this near below one that ran out (relative) is taken to run out as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +38,9 @@ class Trial:
 
     Attributes:
         batch_size: samples.
-        peak: bytes in use at the worst moment; None where memory ran out.
+        peak: largest number of bytes in use at once. None if memory ran out.
         limit: bytes that may be in use.
-        rest: bytes that were in use before it, and are no part of what the batch takes.
+        rest: bytes that were in use before the step. The batch did not cause them.
     """
 
     batch_size: int
@@ -44,7 +50,7 @@ class Trial:
 
     @property
     def fits(self) -> bool:
-        """Whether it ran within the limit."""
+        """True if the step ran within the limit."""
         return self.peak is not None and self.peak <= self.limit
 
 
@@ -57,17 +63,21 @@ def search(
     known: Sequence[Trial] = (),
     careful: bool = False,
 ) -> list[Trial]:
-    """The trials made to find the largest size that fits, up to `most`; `largest_fitting` of them is the answer.
+    """Search for the largest size up to `most` that fits. `largest_fitting` of the returned trials is the answer.
 
-    At most five trials, of which one runs out, where memory is affine in the batch; eight where it is not.
+    If memory is affine in the batch, it takes at most five trials, one of which runs out of memory. Otherwise it takes
+    at most eight.
 
     Args:
         run: tries a size, samples.
-        start: the first size to try, unless something is known.
-        most: that is of any use, samples.
-        least: that the model takes, samples.
-        known: of sizes that have been run before.
-        careful: try nothing that is not sure to fit, as running out would end the process.
+        start: the first size to try if no trial is known, samples.
+        most: the largest size that is of use, samples.
+        least: the smallest size that the model accepts, samples.
+        known: trials made before.
+        careful: try only sizes that surely fit, because running out of memory would end the process.
+
+    Returns:
+        The known trials, followed by the new ones.
     """
     trials = list(known)
     while len(trials) - len(known) < MOST_TRIALS:
@@ -79,16 +89,16 @@ def search(
 
 
 def largest_fitting(trials: Sequence[Trial]) -> int | None:
-    """The largest size that fits, by the limit of now; None where none does."""
+    """The largest size that fits within the current limit, samples. None if none does."""
     return max((t.batch_size for t in _by_limit_of_now(trials) if t.fits), default=None)
 
 
 def next_size(trials: Sequence[Trial], start: int, most: int, least: int = 1, careful: bool = False) -> int | None:
-    """The size to try next; None where the largest that fits is known well enough.
+    """The size to try next, samples. None if the largest size that fits is known well enough.
 
-    A size that fits bounds what surely fits: all that it took beyond what lay there before grows with the batch at
-    most. Two of them draw a line, two around the limit draw a better one. Where memory ran out, nothing but that is
-    known of a size.
+    One size that fits tells which larger sizes surely fit, because the bytes that it needed grow at most in proportion
+    to the batch. Two such sizes draw a line, and two sizes around the limit draw a better one. A size that ran out of
+    memory tells nothing more than that.
     """
     trials = _by_limit_of_now(trials)
     if not trials:
@@ -116,15 +126,15 @@ def next_size(trials: Sequence[Trial], start: int, most: int, least: int = 1, ca
             return None
         predicted = (low.batch_size + upper) / 2
     if above is not None and predicted >= above.batch_size * (1 - CLOSE * (above.peak is None)):
-        predicted = _between(low, above, trials)  # it ran out below where the line says
+        predicted = _between(low, above, trials)  # memory ran out below the size that the line predicts
     return _untried(int(predicted), low, ceiling, tried)
 
 
 def _below(beyond: Sequence[Trial]) -> int:
-    """A size below some that do not fit, where none is known that does."""
+    """A size below those that do not fit. No size is known yet that fits."""
     lowest = beyond[0]
     if lowest.peak is None:
-        return 1  # of a size that ran out nothing is known: the smallest is the only one that cannot run out as well
+        return 1  # a size that ran out tells nothing about smaller ones, so start again from the smallest
     by_rest = _affordable(lowest)
     if len(beyond) < 2 or beyond[1].peak is None or (slope := _slope(*beyond[:2])) <= 0:
         return int(by_rest)
@@ -133,18 +143,22 @@ def _below(beyond: Sequence[Trial]) -> int:
 
 
 def affordable(trial: Trial) -> float:
-    """The largest size that surely fits, by one that was run: from B to B' adds at most (B'/B - 1) of what it took."""
+    """The largest size that surely fits, by one that was run, samples.
+
+    Growing from B to B' adds at most (B'/B - 1) times the bytes that B needed.
+    """
     return max(_affordable(trial), trial.batch_size if trial.fits else 0)
 
 
 def _predicted(fitting: Sequence[Trial], beyond: Sequence[Trial]) -> float:
-    """The size at the limit, on a line through what was tried."""
+    """The size at which a line through the trials reaches the limit, samples."""
     low = fitting[-1]
     if beyond and beyond[0].peak is not None and beyond[0].peak > (low.peak or 0):
         above, least = beyond[0], min(_slopes([*fitting, *beyond]))
         if _slope(low, above) <= JUMP * least:
             return _on_line(low, _slope(low, above))
-        # Between them memory jumps. A line down from the upper one is sure to fit; where that is known, halve the rest.
+        # Memory jumps between the two. The size at which a line down from the upper one reaches the limit surely fits.
+        # If about that size has run already, halve the interval above it.
         after = _on_line(above, least)
         if after > low.batch_size * (1 + NEAR):
             return after
@@ -152,7 +166,7 @@ def _predicted(fitting: Sequence[Trial], beyond: Sequence[Trial]) -> float:
     if len(fitting) < 2 or _slope(fitting[-2], low) <= 0:
         return _affordable(low)
     slope = _slope(fitting[-2], low)
-    if slope > JUMP * min(_slopes(fitting)):  # between the two memory has jumped
+    if slope > JUMP * min(_slopes(fitting)):  # memory jumped between the two
         slope = min(_slopes(fitting))
     predicted = _on_line(low, slope)
     if predicted > FAR * low.batch_size:
@@ -162,21 +176,24 @@ def _predicted(fitting: Sequence[Trial], beyond: Sequence[Trial]) -> float:
 
 
 def _on_line(trial: Trial, slope: float, share: float = 1.0) -> float:
-    """The size that a line through a trial puts at a share of the limit, or just below it where that is all of it."""
+    """The size at which a line through a trial reaches a share of the limit, samples.
+
+    If the share is 1, the size leaves a small margin below the limit.
+    """
     assert trial.peak is not None
     margin = min(MARGIN * trial.limit, NEAR / 2 * slope * trial.batch_size) if share == 1 else 0
     return trial.batch_size + (share * trial.limit - margin - trial.peak) / slope
 
 
 def _cautious(low: Trial, trials: Sequence[Trial]) -> float | None:
-    """The size on the lowest line that leaves room for a jump to show, rather than run out; None where that is near."""
+    """A size low enough that a jump of memory would show without running out. None if it is hardly above `low`."""
     size = _on_line(low, min(_slopes(trials)), CAUTIOUS)
     return size if size > STEP * low.batch_size else None
 
 
 def _between(low: Trial, above: Trial, trials: Sequence[Trial]) -> float:
-    """A size between one that fits and one that ran out below where the line says."""
-    if above.batch_size > APART * low.batch_size:  # (half of a size that is far too large is so as well)
+    """A size between one that fits and one that ran out below the size that the line predicts."""
+    if above.batch_size > APART * low.batch_size:  # half of a size that is far too large is still far too large
         return math.sqrt(low.batch_size * above.batch_size)
     cautious = _cautious(low, trials)
     halved = (low.batch_size + above.batch_size) / 2
@@ -184,15 +201,15 @@ def _between(low: Trial, above: Trial, trials: Sequence[Trial]) -> float:
 
 
 def _at_most(trials: Sequence[Trial], low: Trial, ceiling: int) -> float:
-    """The largest size that may still fit where memory has jumped, by the least that a sample took; 0 if it has not."""
+    """The largest size that may still fit where memory jumps, by the smallest slope seen. 0 if there is no jump."""
     slopes = _slopes(trials)
     return min(_on_line(low, min(slopes)), ceiling) if max(slopes) > JUMP * min(slopes) else 0
 
 
 def _slopes(trials: Sequence[Trial]) -> list[float]:
-    """Bytes a sample between sizes next to each other; and of the smallest all that it took, where that was less."""
+    """Bytes per sample between neighbouring sizes, and all bytes per sample of the smallest size if these are fewer."""
     known = sorted((t for t in trials if t.peak is not None), key=lambda t: t.batch_size)
-    # (Of two peaks that differ by little more than rounding, a slope cannot be told from another.)
+    # If two peaks differ by little more than rounding, their slope is too uncertain to show a jump.
     apart = ROUNDING / (JUMP - 1) * known[0].limit
     rising = [pair for pair in pairwise(known) if _rise(*pair) > 0]
     slopes = [_slope(*pair) for pair in [pair for pair in rising if _rise(*pair) > apart] or rising]
@@ -224,5 +241,5 @@ def _untried(size: int, low: Trial, ceiling: int, tried: set[int]) -> int | None
 
 
 def _by_limit_of_now(trials: Sequence[Trial]) -> list[Trial]:
-    """The same, measured by the latest limit: meanwhile another process may have taken or freed memory."""
+    """The trials with the latest limit, because another process may have taken or freed memory meanwhile."""
     return [Trial(t.batch_size, t.peak, trials[-1].limit, t.rest) for t in trials]

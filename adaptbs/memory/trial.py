@@ -25,7 +25,7 @@ from .search import Trial
 
 log = logging.getLogger(__name__)
 
-TIMES = 2  # that each size is run: the first time optimizers make their state, and cuDNN chooses
+TIMES = 2  # runs of each size: in the first one optimizers create their state, and cuDNN chooses its algorithms
 
 
 def try_size(
@@ -38,21 +38,21 @@ def try_size(
     optimizer: Any = None,
     more: int = 0,
 ) -> Trial:
-    """Run a training step of `size` samples, twice, and leave no trace of it.
+    """Run a training step of `size` samples twice, and leave no trace of it.
 
     Args:
-        model: to be trained.
-        loss: of a batch.
-        batch: of real data, repeated to the size.
+        model: the model to be trained.
+        loss: the loss of a batch.
+        batch: a batch of real data, repeated to the size.
         size: samples.
-        memory: of the model's device.
-        optimizer: takes the step, if given; without its hooks.
-        more: bytes that training needs at times on top of this, as measuring does for another gradient.
+        memory: the memory of the model's device.
+        optimizer: takes the step without its hooks. None: forward and backward passes only.
+        more: bytes that training sometimes needs on top, as measuring does for another gradient.
     """
-    parameters = list(model.parameters())  # (optimizers step frozen ones too, where a gradient is left from before)
+    parameters = list(model.parameters())  # frozen ones too: optimizers step them if an old gradient is left
     rest = memory.in_use()
     values = WeightSnapshot(parameters, optimizer) if optimizer is not None else None
-    twin = copy.copy(optimizer) if isinstance(optimizer, Optimizer) else optimizer  # (whose hooks stay behind)
+    twin = copy.copy(optimizer) if isinstance(optimizer, Optimizer) else optimizer  # a torch copy has no hooks
     peak: int | None = None
     with preserved_grads(parameters), preserved(model):
         try:
@@ -64,7 +64,7 @@ def try_size(
         finally:
             if values is not None:
                 values.restore()
-    if peak is None:  # (outside of the except block, which keeps alive what the failed step holds)
+    if peak is None:  # outside of the except block, which would keep the tensors of the failed step alive
         memory.release()
     return Trial(size, None if peak is None else peak + more, memory.limit(), rest + bytes_of(trainable(model)) + more)
 
@@ -72,15 +72,16 @@ def try_size(
 def _peak(
     model: nn.Module, loss: BatchLoss, batch: Any, parameters: list[nn.Parameter], memory: DeviceMemory, twin: Any
 ) -> int | None:
-    """The peak of forward and backward passes; None where the allocator could not do it in one go.
+    """The peak of forward and backward passes, bytes. None if memory was so full that the allocator had to retry.
 
-    The optimizer's step is only to succeed: what it takes does not grow with the batch, and would hide what does.
+    The optimizer's step only has to succeed. Its memory does not grow with the batch, and would hide the memory that
+    does.
     """
     peaks = []
     for time in range(1, TIMES + 1):
         with memory.watched() as seen, torch.enable_grad():
             torch.autograd.backward(loss(model, batch))
-        # (In the first pass the blocks kept of a smaller size may have to go, as they will in training, once.)
+        # In the first pass the allocator may have to free cached blocks of a smaller size, as it will once in training.
         if seen.thrashed and time == TIMES:
             return None
         peaks.append(seen.peak)
@@ -93,14 +94,14 @@ def _peak(
 
 
 class MemoryTrial:
-    """Tries a size between two steps of a training run, by forward and backward passes on a batch of it.
+    """Tries a size between two steps of a training run, by forward and backward passes on one of the run's batches.
 
     Args:
-        model: being trained.
-        loss: of a batch.
+        model: the model that is being trained.
+        loss: the loss of a batch.
         memory: the device's memory.
         batch: returns the latest batch of the run.
-        measures: whether measuring is part of training, which holds another gradient.
+        measures: True if the run measures, which needs memory for another gradient.
     """
 
     def __init__(
@@ -114,5 +115,5 @@ class MemoryTrial:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """What these take."""
+    """Bytes that the elements of these tensors take."""
     return sum(t.numel() * t.element_size() for t in tensors)

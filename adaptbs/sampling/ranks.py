@@ -1,4 +1,4 @@
-"""One order of the samples for all ranks, from which they deal out slices."""
+"""Gives all ranks the same order of the samples, of which each rank takes its slices."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ..ranks import Ranks
 
 
 class SharedSampler(Sampler[Any]):
-    """A sampler's order, the same on every rank, of a length that all can share equally.
+    """Yields a sampler's order, the same on every rank, with a length that all ranks can share equally.
 
-    Each rank draws all of it. One of torch's random samplers without a generator of its own is given one, seeded as
-    rank 0 says; a generator of the user's has to be in the same state on all ranks. Any other sampler has to yield the
-    same everywhere; `check_alike` tells.
+    Each rank draws the whole order. If a random sampler of torch has no generator, it gets one that is seeded by rank
+    0. If it has the user's generator, that must be in the same state on all ranks. Any other sampler must yield the
+    same indices on all ranks. `check_alike` checks that.
 
     Args:
-        sampler: yields indices, has a length.
-        ranks: that share it.
-        pad: whether the order is brought to a multiple of `world_size` by its first indices, as DistributedSampler does
-            it. If not, who cuts it has to leave a rest.
+        sampler: yields indices and has a length.
+        ranks: the ranks that share the order.
+        pad: True appends the first indices up to a multiple of `world_size`, as DistributedSampler does. If False, the
+            last samples that the ranks cannot share equally have to be left out when the order is cut.
 
     Raises:
-        ValueError: on every rank, for a sampler that is sliced already, or whose order nobody can agree on.
+        ValueError: on every rank, if the sampler is already sliced, or if the ranks cannot agree on its order.
     """
 
     def __init__(self, sampler: Any, ranks: Ranks, pad: bool) -> None:
         if isinstance(sampler, DistributedSampler):
             raise ValueError(
-                "sampler=DistributedSampler(...): its slices would be sliced again: leave it out and give shuffle=True "
-                "(each rank is delivered its slice of every batch), or give a sampler of the whole dataset"
+                "sampler=DistributedSampler(...): its slices would be sliced again. Leave it out and give shuffle=True "
+                "(each rank then gets its slice of every batch), or give a sampler of the whole dataset."
             )
         self.generator: Generator | None = getattr(sampler, "generator", None)
         if hasattr(sampler, "generator"):
@@ -43,7 +43,7 @@ class SharedSampler(Sampler[Any]):
                 sampler = copy.copy(sampler)
                 sampler.generator = self.generator = _agreed_generator(ranks)
             state = zlib.crc32(self.generator.get_state().numpy().tobytes())
-            ranks.check_alike({"the state of generator": state}, "seed it alike on all of them, or leave it out")
+            ranks.check_alike({"the state of generator": state}, "seed it alike on all ranks, or leave generator= out")
         self._sampler, self._ranks = sampler, ranks
         self._length = -(-len(sampler) // ranks.world_size) * ranks.world_size if pad else len(sampler)
         self._drawn = 0  # checksum of the latest order
@@ -56,22 +56,23 @@ class SharedSampler(Sampler[Any]):
         integers = all(type(index) is int for index in order)
         shown = torch.tensor(order, dtype=torch.int64).numpy().tobytes() if integers else repr(order).encode()
         self._drawn = zlib.crc32(shown)
-        for start in range(0, self._length, max(len(order), 1)):  # (a dataset smaller than the ranks goes round more)
+        # A dataset with fewer samples than there are ranks is repeated more than once.
+        for start in range(0, self._length, max(len(order), 1)):
             yield from order[: self._length - start]
 
     def check_alike(self) -> None:
-        """Raise ValueError, on every rank, unless all have drawn the same order; collective."""
+        """Raise ValueError on every rank unless all have drawn the same order. Collective: every rank must call it."""
         self._ranks.check_alike(
             {"the order of the samples (its checksum)": self._drawn},
-            "sampler= has to yield the same on all of them, and plain_batches() to be called on all or none",
+            "sampler= has to yield the same indices on all ranks, and plain_batches() has to be called on all or none",
         )
 
 
 def _agreed_generator(ranks: Ranks) -> Generator:
     if not ranks.connected:
         raise ValueError(
-            "shuffle=True without a process group: the ranks cannot agree on an order: "
-            "give generator=torch.Generator().manual_seed(...), the same on all of them"
+            "shuffle=True without a process group: the ranks cannot agree on an order. "
+            "Give generator=torch.Generator().manual_seed(...) with the same seed on all of them."
         )
-    # (As many numbers are drawn on every rank, so that those seeded alike stay alike.)
+    # Every rank draws a number, though only rank 0's is used, so that ranks that were seeded alike stay alike.
     return Generator().manual_seed(ranks.agree(int(torch.empty((), dtype=torch.int64).random_())))

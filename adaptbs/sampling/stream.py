@@ -1,4 +1,4 @@
-"""An IterableDataset's batches: sizes are asked for, and what comes back says how many there were."""
+"""Batches of an IterableDataset. Sizes are requested, and the batches that arrive show how many samples there were."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .batch_sampler import AdaptiveBatchSampler, BatchInfo, EpochCut
 
 
 class StreamSampler(AdaptiveBatchSampler):
-    """Asks for batches without end; the dataset, or its last worker, ends the epoch.
+    """Requests batches without end. The dataset, or its last worker, ends the epoch.
 
-    Its `sampler` only says how long an epoch is taken to be, for pace and schedule.
+    Its `sampler` only gives the assumed length of an epoch, for the pace of decisions and the schedule.
     """
 
     def _new_cut(self) -> StreamEpochCut:
@@ -23,22 +23,22 @@ class StreamSampler(AdaptiveBatchSampler):
 class StreamEpochCut(EpochCut):
     """One epoch of a stream.
 
-    A worker that has come to its end leaves the batches unanswered that it was asked for: they are not in `delivered`.
+    A worker whose data have ended does not deliver the batches still requested from it. They never enter `delivered`.
 
     Attributes:
-        asked: all that was asked for in this epoch, to ask for the same again when the run is resumed.
-        delivered: the batches that have come and that the loop has not begun.
+        asked: every batch requested in this epoch, so that a resumed run can request the same again.
+        delivered: every batch that has arrived and that the loop has not begun.
     """
 
     def __init__(self, sampler: StreamSampler, rest: dict[str, Any] | None = None) -> None:
         super().__init__(sampler, rest)
         self.asked: list[BatchInfo] = []
         self.delivered: deque[BatchInfo] = deque()
-        self._came = 0  # batches
+        self._came = 0  # number of batches that have arrived
         self._to_skip = self._rest["begun"] if self._rest else 0
 
     def batches(self) -> Iterator[list[int]]:
-        """As many numbers as samples are asked for; what they are matters to nobody."""
+        """Yield one list per requested batch, with one entry per requested sample. The entries are not used."""
         for cut_size, num_samples, ends_step in self._rest["asked"] if self._rest else ():
             yield self._ask(BatchInfo(cut_size, num_samples, ends_step))
         per_step = self._sampler.batches_per_step
@@ -60,7 +60,7 @@ class StreamEpochCut(EpochCut):
         return self.delivered
 
     def is_new(self, batch: Any) -> bool:
-        """Match a fetched batch with what was asked for; False where it was delivered before the run was resumed."""
+        """Match a fetched batch with its request. False if the batch was delivered before the run was resumed."""
         issued = self._answered(_num_samples(batch))
         self._came += 1
         if self._came <= self._to_skip:
@@ -69,21 +69,21 @@ class StreamEpochCut(EpochCut):
         return True
 
     def _answered(self, held: int | None) -> BatchInfo:
-        """The request that a batch of so many samples answers; None: its samples are not known."""
-        # A collate function may make more samples than were asked for.
+        """Take the request that a batch of `held` samples answers. `held` is None if its layout does not tell."""
+        # A collate function may make more samples than were requested.
         if held is None or held > max(issued.num_samples for issued in self.issued):
             return self.issued.popleft()
-        while self.issued[0].num_samples < held:  # an exhausted worker's
+        while self.issued[0].num_samples < held:  # the request went to an exhausted worker
             self.issued.popleft()
         return self.issued.popleft()._replace(num_samples=held)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was asked for in this epoch, and how many batches of it the loop has begun."""
+        """All batches requested in this epoch, and the number of them that the loop has begun."""
         return {"asked": [issued.cut for issued in self.asked], "begun": self._came - len(self.delivered)}
 
 
 def _num_samples(batch: Any) -> int | None:
-    """Samples of a batch, as far as its layout tells."""
+    """Number of samples in a batch. None if its layout does not tell."""
     try:
         return batch_length(batch)
     except TypeError:

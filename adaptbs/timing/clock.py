@@ -16,21 +16,21 @@ from .step_time import StepTime
 if TYPE_CHECKING:
     from torch import device as Device
 
-PER_STEP = 5e-5  # seconds allowed for what adaptbs does on the host at every step, measured or not (docs/measuring.md)
-AFTERMATH = 1.1  # what a measurement is charged, over what it takes: caches have to be filled again; an allowance too
-MEASURING = 1.0  # cost of a measurement, in steps, where no clock is read: about one pass more (docs/measuring.md)
+PER_STEP = 5e-5  # seconds allowed for adaptbs's own work on the host per step, measured or not (docs/measuring.md)
+AFTERMATH = 1.1  # charge for a measurement over its seconds: an allowance for caches that have to be filled again
+MEASURING = 1.0  # cost of a measurement in steps where no clock is read: about one more pass (docs/measuring.md)
 
-Moment: TypeAlias = Any  # a float of the host's clock or, on a CUDA device, a torch.cuda.Event
+Moment: TypeAlias = Any  # seconds of the host's clock (float), or a torch.cuda.Event on a CUDA device
 
 
 @dataclass
 class Timings:
-    """What a clock has seen since it was last read.
+    """Seconds that a clock has recorded since it was last read.
 
     Attributes:
-        steps: (batch size, seconds) of each step, measuring left out.
-        measurements: seconds of each measurement, and what it slows the steps around it.
-        deciding: seconds of reading, estimating and deciding between steps, all together.
+        steps: (batch size, seconds) of each step, without the seconds of measuring.
+        measurements: seconds of each measurement, including the slowdown that it causes in the steps around it.
+        deciding: total seconds of reading, estimating and deciding between steps.
     """
 
     steps: list[tuple[int, float]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Timings:
 
 
 class Clock(Protocol):
-    """Times steps from one `step` to the next; `start` begins, so that what lies before it is not counted.
+    """Times each step from one call of `step` to the next. Call `start` first, so that earlier work is not counted.
 
     Attributes:
         per_step: seconds that adaptbs takes at every step, measured or not.
@@ -55,7 +55,7 @@ class Clock(Protocol):
 
 
 class GivenClock:
-    """Reads no clock: a step takes what `step_time` says, so that a run can be repeated to the bit."""
+    """Takes the seconds of a step from `step_time` instead of a clock, so that a run can be repeated to the bit."""
 
     per_step = 0.0
 
@@ -88,19 +88,19 @@ class GivenClock:
 
 
 class AgreedClock:
-    """Another clock, which on every rank says what it says on the first: ranks that decide alike have to read alike."""
+    """Wraps a clock so that every rank reads rank 0's timings. Ranks have to read alike in order to decide alike."""
 
     def __init__(self, clock: Clock, ranks: Ranks) -> None:
         self._clock, self._ranks, self.per_step = clock, ranks, clock.per_step
         self.start, self.step, self.measuring, self.deciding = clock.start, clock.step, clock.measuring, clock.deciding
 
     def read(self) -> Timings:
-        """Collective."""
+        """Return rank 0's timings. Collective: every rank has to call it."""
         return self._ranks.agree(self._clock.read())
 
 
 class NoClock:
-    """For a run that measures nothing, where no decision asks for the time."""
+    """Records nothing. It serves runs that measure nothing, where no decision needs the time."""
 
     per_step = 0.0
 
@@ -121,12 +121,15 @@ class NoClock:
 
 
 class Stopwatch:
-    """Marks moments, to be read late: on CUDA as events, because a host clock there times only the queue."""
+    """Marks moments now and reads them later.
+
+    On CUDA the moments are events, because the host's clock would only time how fast work is queued.
+    """
 
     def __init__(self, device: Device) -> None:
         self._cuda = device if device.type == "cuda" else None
 
-        #: The moment at which the device has done all that it has been given so far.
+        #: Returns the moment at which the device will have finished all work queued so far.
         self.mark: Callable[[], Moment] = time.perf_counter if self._cuda is None else self._record
 
     def _record(self) -> Moment:
@@ -135,25 +138,25 @@ class Stopwatch:
         return event
 
     def wait(self) -> None:
-        """Wait until the device has reached every moment marked."""
+        """Wait until the device has reached every marked moment."""
         if self._cuda is not None:
             torch.cuda.synchronize(self._cuda)
 
     def reached(self, moment: Moment) -> bool:
-        """Whether the device has got there; asked without waiting."""
+        """True if the device has reached this moment. Does not wait."""
         return self._cuda is None or bool(moment.query())
 
     def seconds(self, begin: Moment, end: Moment) -> float:
-        """Between two moments that have been reached."""
-        return float(end - begin if self._cuda is None else begin.elapsed_time(end) / 1000)  # (milliseconds)
+        """Seconds between two moments that the device has reached."""
+        return float(end - begin if self._cuda is None else begin.elapsed_time(end) / 1000)  # CUDA gives milliseconds
 
 
 class DeviceClock:
-    """Marks the ends of steps and reads them late."""
+    """Marks the end of each step and reads the times later, so that no step waits for the device."""
 
     def __init__(self, device: Device) -> None:
         self._watch = Stopwatch(device)
-        # (Where a device computes, the host does this meanwhile.)
+        # Where a GPU computes, the host does this work while the GPU is busy, so it costs no time.
         self.per_step = PER_STEP if device.type != "cuda" else 0.0
         self._last: Moment | None = None
         self._inside: list[tuple[Moment, Moment]] = []
@@ -179,7 +182,7 @@ class DeviceClock:
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
-        """Between two steps: the second begins when this ends."""
+        """Time the work between two steps. The next step begins when this context ends."""
         begin = self._watch.mark()
         try:
             yield

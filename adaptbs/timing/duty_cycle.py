@@ -1,4 +1,4 @@
-"""Which steps to measure, so that measuring costs a given share of the run and no more."""
+"""Chooses the steps to measure, so that measuring costs a given share of the run and no more."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import Any
 
 from ..types import COUPLED, Decision, NoiseScale
 
-FIRST = 24  # measurements made at once, every 2nd step: what is known early decides about nearly all of the run
-TRY = 3  # so many of them before their cost is looked at
-DENSEST = 0.5  # share of steps measured at most
-EAGER, IDLE = 2.0, 0.25  # while the batch may still move, and once it has settled, relative to the rate that just fits
-KEEP_UP = 160  # measurements spread over a run with which the estimate still follows: 8 in a twentieth, which it spans
-STANDING = 0.75  # share of the overhead that goes at most for what is done at every step
-KEPT = 3  # decisions in a row that leave the batch as it is
-OUT_OF_REACH = 4  # a limit is where the batch stays while the noise scale is this many times above it
+FIRST = 24  # measurements at the start, on every 2nd step: what is known early affects nearly all of the run
+TRY = 3  # measurements before their cost is first read
+DENSEST = 0.5  # largest share of the steps that is measured
+EAGER, IDLE = 2.0, 0.25  # rates while the batch may still change and once it has settled, over the rate that just fits
+KEEP_UP = 160  # measurements in a run with which the estimate still follows: 8 in the twentieth of a run that it spans
+STANDING = 0.75  # largest share of the overhead that the fixed work of every step may use up
+KEPT = 3  # consecutive decisions that keep the batch size, after which the batch counts as settled
+OUT_OF_REACH = 4  # a batch at its limit counts as settled while the noise scale is this many times larger
 
 
 def measuring_rate(
     overhead: float, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float, speed: float = 1.0
 ) -> float:
-    """The share of the coming steps to measure so that the run stays within its budget.
+    """The share of the coming steps to measure so that the run stays within its budget, 0..1.
 
-    Half of what seems to be left is planned for: a batch that doubles halves it, and what is spent is spent. Where the
-    batch stays the other half is planned for later, at the same rate.
+    The plan covers only half of the time that seems to be left. A batch that doubles halves that time, and seconds
+    already spent cannot be taken back. If the batch stays, the other half is planned later, at the same rate.
 
     Args:
-        overhead: share of the run's time that may be spent; of the time at its first batch size, see `speed`.
+        overhead: share of the run's time that may be spent. It refers to the time at the first batch size, see `speed`.
         elapsed: seconds of training so far, as they would have been at the first batch size.
-        spent: seconds spent so far, on measuring and on deciding.
-        seconds_left: of training still to come, at the batch size of now.
+        spent: seconds spent so far on measuring and deciding.
+        seconds_left: seconds of training still to come, at the current batch size.
         step: seconds of a step.
         cost: extra seconds of a measurement.
-        speed: how many times quicker the run is than at its first batch size.
+        speed: how many times faster the run is than at its first batch size.
     """
     ahead = seconds_left / 2
     budget = overhead * (elapsed + speed * ahead) - spent
@@ -42,12 +42,12 @@ def measuring_rate(
 
 
 def has_settled(decision: Decision, estimate: NoiseScale | None, kept: int) -> bool:
-    """Whether the next decisions are unlikely to change anything, so that few measurements will do.
+    """True if the next decisions are unlikely to change the batch size, so that few measurements are enough.
 
     Args:
-        decision: the latest.
-        estimate: that it was made from.
-        kept: how many decisions in a row, this one the last, have left the batch as it is.
+        decision: the latest decision.
+        estimate: the noise scale that it was made from.
+        kept: number of consecutive decisions, up to and including this one, that kept the batch size.
     """
     if decision.reason == COUPLED:
         return True
@@ -59,32 +59,33 @@ def has_settled(decision: Decision, estimate: NoiseScale | None, kept: int) -> b
 
 
 class DutyCycle:
-    """A coin for each step: random, so that it never falls in with a rhythm of the data.
+    """Chooses by chance whether to measure each step, so that the choice never locks on to a period in the data.
 
-    The first step is always measured: what cannot be measured should fail there, not later. It has a random generator
-    of its own: training's must not notice.
+    The first step is always measured, so that a model that cannot be measured fails there and not later. The random
+    generator is its own, so that the random numbers of training stay the same.
     """
 
     def __init__(self, overhead: float) -> None:
         self._overhead = overhead
         self._rng = random.Random(0)
-        self._rate = overhead / EAGER  # until measuring has been timed: as if it cost one step
-        self._even = overhead  # the rate at which all of the run would cost the overhead
-        self._left = float("inf")  # measurements that the budget is still good for, known from when they are timed
-        self._kept, self._settled = 0, False  # decisions in a row that left the batch as it is
+        self._rate = overhead / EAGER  # assumes that a measurement costs one step, until one has been timed
+        self._even = overhead  # the rate that would spend the overhead evenly over the whole run
+        self._left = float("inf")  # measurements that the budget still pays for; unknown until some have been timed
+        self._kept, self._settled = 0, False  # consecutive decisions that kept the batch size
         self._steps = self._measured = 0
 
     def measure_next(self, steps_in_run: float) -> bool:
-        """Whether to measure the next step of a run that will take about `steps_in_run` steps."""
+        """True if the next step should be measured, in a run of about `steps_in_run` steps."""
         if self._overhead == 0:
             return False
         first, self._steps = self._steps == 0, self._steps + 1
         affordable = min(FIRST, self._overhead * steps_in_run / 2)  # a measurement may cost two steps
-        if first or (self._measured < affordable and self._left >= self._measured):  # (half of the budget, at most)
+        # The measurements at the start may use up half of the budget at most.
+        if first or (self._measured < affordable and self._left >= self._measured):
             chosen = self._steps % 2 == 1
         else:
-            # Twice what would use up the budget evenly while the batch may still move, because that is when measurements
-            # decide something; once it has settled, as seldom as lets the estimate keep up.
+            # While the batch may still change, measurements affect decisions, so they come at twice the even rate. Once
+            # the batch has settled, they are as rare as the estimate can bear without falling behind.
             if not self._settled:
                 rate = min(DENSEST, EAGER * self._rate)
             else:
@@ -95,7 +96,7 @@ class DutyCycle:
         return chosen
 
     def decided(self, decision: Decision, batch_size: int, estimate: NoiseScale | None) -> None:
-        """Take note of a decision that was made from this estimate at this batch size."""
+        """Record a decision that was made from this estimate at this batch size."""
         self._kept = self._kept + 1 if decision.batch_size == batch_size else 0
         self._settled = has_settled(decision, estimate, self._kept)
 
@@ -110,10 +111,14 @@ class DutyCycle:
         per_step: float = 0.0,
         speed: float = 1.0,
     ) -> None:
-        """Set the rate by `measuring_rate`, and how many measurements it may come to before the next call.
+        """Set the rate by `measuring_rate`, and the number of measurements allowed before the next call.
 
-        What is done at every step, measured or not, has its share of the overhead, but not all of it: not measuring
-        would save nothing there.
+        The fixed work of every step is charged to the overhead too, up to the share `STANDING`. It may not use up all
+        of the overhead, because measuring less would not make that work cheaper.
+
+        Args:
+            elapsed, spent, seconds_left, step, cost, speed: as for `measuring_rate`.
+            per_step: seconds of adaptbs's fixed work at every step.
         """
         if step > 0 and cost > 0:
             overhead = self._overhead - min(per_step / step, STANDING * self._overhead)

@@ -1,4 +1,4 @@
-"""Reads the clock: what steps take, what measuring has cost, and how much of it the run can still afford."""
+"""Reads the clock, adds up the cost of measuring, and says how much measuring the run can still afford."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from .step_time import StepTime, StepTimes, Time
 if TYPE_CHECKING:
     from torch import device as Device
 
-KEEP = 16  # costs of the latest measurements
-CREDIT = 3  # measuring may take this many times `overhead` of a run that measuring has made as many times quicker
+KEEP = 16  # latest measurements whose cost is kept
+CREDIT = 3  # a run that measuring has made faster may spend up to this many times `overhead` of its time on measuring
 
 
 class OverheadBudget:
-    """Accounts for the seconds of a run.
+    """Adds up the seconds of a run, and limits what measuring may cost.
 
     Args:
-        given: the user's step time; then no clock is read.
-        device: that trains.
+        given: the user's step time. If given, no clock is read.
+        device: the device that trains.
         start: the batch size that the run begins with, samples.
-        overhead: share of the run's time that measuring may cost: of the time that it would take at its first batch
-            size, since it is measuring that makes it quicker, but at most `CREDIT` times that share of what it takes.
-        ranks: that have to come to the same.
+        overhead: share of the run's time that measuring may cost, 0..1. It refers to the time that the run would take
+            at its first batch size, since measuring is what makes it faster. It is at most `CREDIT` times this share
+            of the time that the run really takes.
+        ranks: the ranks that have to come to the same numbers.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class OverheadBudget:
         self.clock: Clock
         self.use_clock(GivenClock(given) if given else DeviceClock(device) if overhead else NoClock())
         self.step_times, self.duty = StepTimes(), DutyCycle(overhead)
-        self._elapsed = 0.0  # seconds of training, as they would have been at the first batch size
+        self._elapsed = 0.0  # seconds that training would have taken so far at the first batch size
         self._spent = 0.0  # seconds of measuring and deciding
         self._costs: deque[float] = deque(maxlen=KEEP)  # seconds of the latest measurements
 
@@ -47,26 +48,26 @@ class OverheadBudget:
 
     @property
     def step_time(self) -> Time | None:
-        """t(B) as given, or as fitted to the steps so far; None until two sizes can be told apart."""
+        """t(B), seconds, as given or as fitted to the steps so far. None until enough steps of two sizes were timed."""
         return self._given or self.step_times.fit()
 
     @property
     def knows_cost(self) -> bool:
-        """Whether a measurement has been timed."""
+        """True if a measurement has been timed."""
         return bool(self._costs)
 
     def read(self, *, alone: bool = False) -> None:
-        """Take in what the clock has seen since the last time; here the host may wait for the device.
+        """Add up what the clock has recorded since the last call. The host may have to wait for the device.
 
         Args:
-            alone: whether the other ranks may not be reading. What has to be agreed on with them then stays unread.
+            alone: True if the other ranks may not be reading now. Timings that ranks have to agree on then stay unread.
         """
         if alone and self._agrees:
             return
         timings = self.clock.read()
         for size, seconds in timings.steps:
             self.step_times.add(size, seconds)
-        first = self._seconds_at_first()  # (a median: once, however many steps there are)
+        first = self._seconds_at_first()  # a median, so it is taken once for all steps
         self._elapsed += sum(seconds * self._speed(size, seconds, first) for size, seconds in timings.steps)
         self._costs.extend(timings.measurements)
         self._spent += sum(timings.measurements) + timings.deciding
@@ -75,9 +76,9 @@ class OverheadBudget:
         """Set how often to measure from here on.
 
         Args:
-            delivered: the size of the latest batch, samples, of which steps have been timed.
-            batch_size: of the batches to come, samples.
-            samples_left: of the run.
+            delivered: size of the latest batch, samples. Steps of this size have been timed.
+            batch_size: size of the batches to come, samples.
+            samples_left: samples that the run still has to see.
         """
         fitted = self.step_time
         step = fitted(batch_size) if fitted else self.step_times.median(delivered)
@@ -94,17 +95,17 @@ class OverheadBudget:
         )
 
     def _seconds_at_first(self) -> float | None:
-        """Of a step at the first batch size; None until one was timed."""
+        """Seconds of a step at the first batch size. None until one was timed."""
         return self._given(self._start) if self._given else self.step_times.median(self._start)
 
     def _speed(self, batch_size: int, step: float, first: float | None) -> float:
-        """How many times quicker a sample is than at the first batch size, from 1 to `CREDIT`."""
+        """How many times faster a sample is processed than at the first batch size, from 1 to `CREDIT`."""
         if first is None or step <= 0:
             return 1.0
         return min(max(first / self._start * batch_size / step, 1.0), CREDIT)
 
     def state_dict(self) -> dict[str, Any]:
-        """Call `read` before."""
+        """The state to save. Call `read` first, so that no timing is lost."""
         return {
             "step_times": self.step_times.state_dict(), "duty": self.duty.state_dict(),
             "elapsed": self._elapsed, "spent": self._spent, "costs": list(self._costs),

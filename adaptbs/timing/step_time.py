@@ -1,4 +1,4 @@
-"""t(B) = a + b B: what a step costs and what each further sample adds, fitted to the steps a run has made."""
+"""t(B) = a + b B, the seconds of a step (a) and of each sample in it (b), fitted to the steps of a run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-WARM_UP = 3  # a run's first steps compile, allocate and fill caches
-ENOUGH = 5  # steps of a size without which it is not fitted
-KEEP = 64  # latest steps kept of each size: enough for a median, and old ones describe another machine load
-BENT = 0.1  # a median this far off the line, relative, shows that there is no line
+WARM_UP = 3  # first steps of a run that are not counted, because they compile, allocate and fill caches
+ENOUGH = 5  # steps that a batch size needs to enter the fit
+KEEP = 64  # latest steps kept per size: enough for a median, and older ones were made under another machine load
+BENT = 0.1  # relative distance of a median from the line beyond which t(B) is not taken to be a line
 
 
 class StepTime(NamedTuple):
@@ -26,9 +26,10 @@ class StepTime(NamedTuple):
 
 
 class StepTable(NamedTuple):
-    """Seconds of a step where they lie on no line: between measured sizes linear, beyond them as between the nearest.
+    """Seconds of a step where they do not lie on a line.
 
-    So it is where memory or a cache fills up, or another algorithm is chosen, from some size on.
+    That happens where memory or a cache fills up, or where another algorithm is chosen, from some size on. Between
+    measured sizes the seconds are interpolated linearly. Beyond them the line of the two nearest sizes is continued.
     """
 
     sizes: tuple[int, ...]
@@ -38,7 +39,8 @@ class StepTable(NamedTuple):
         right = min(max(bisect_left(self.sizes, batch_size), 1), len(self.sizes) - 1)
         (x, y), (x1, y1) = ((self.sizes[i], self.seconds[i]) for i in (right - 1, right))
         slope = max(0.0, (y1 - y) / (x1 - x))
-        return max(y + slope * (batch_size - x), min(self.seconds) / 2)  # (a line falling to the left ends somewhere)
+        # A line continued to smaller sizes may come to 0 seconds or below.
+        return max(y + slope * (batch_size - x), min(self.seconds) / 2)
 
 
 Time: TypeAlias = StepTime | StepTable
@@ -52,7 +54,7 @@ class StepTimes:
         self._skip = WARM_UP
 
     def add(self, batch_size: int, seconds: float) -> None:
-        """Take note of one step; the run's first few are left out."""
+        """Record one step. The first `WARM_UP` steps of a run are left out."""
         if self._skip:
             self._skip -= 1
             return
@@ -61,15 +63,17 @@ class StepTimes:
         del kept[:-KEEP]
 
     def median(self, batch_size: int) -> float | None:
-        """Median seconds of a step of exactly this size; None if none was made."""
+        """Median seconds of a step of exactly this size. None if none was made."""
         kept = self._seconds.get(batch_size)
         return statistics.median(kept) if kept else None
 
     def fit(self) -> Time | None:
-        """A line by least squares on medians, relative errors, a and b not negative; None until there are two sizes.
+        """t(B) as a line, or as a table if the steps lie on no line. None until two sizes were run often enough.
 
-        A size run a few times says little (an epoch's short last batch, a hiccup, the steps on which kernels are chosen
-        or compiled) and is left out. Where medians of three sizes or more are off the line, they are the answer.
+        The line is fitted by least squares to the median of each size, with relative errors and with a and b not
+        negative. A size run fewer than `ENOUGH` times is left out. It may be the short last batch of an epoch, a
+        hiccup, or the steps on which kernels are chosen or compiled. If there are three sizes or more and a median is
+        off the line by more than `BENT`, the medians themselves become the table.
         """
         sizes = sorted(size for size, kept in self._seconds.items() if len(kept) >= ENOUGH)
         if len(sizes) < 2:

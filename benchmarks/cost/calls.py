@@ -3,9 +3,9 @@
     python -m benchmarks.cost.calls [--profile]
 
 A plain loop trains a small network by Adam, from batch to batch; every Python function of adaptbs that is entered on
-the way from one batch to the next counts, generators each time that they go on. Steps on which a measurement is made
-are left out: what measuring costs is `benchmarks.cost.measuring`'s. Of the rest, those with a decision are one kind
-and all others, the plain ones, the other. Four loops: with and without a scheduler to drive, and the clock read or a
+the way from one batch to the next counts, generators each time that they go on. Steps on which a batch is measured, or
+measurements are read and nothing is decided, are left out: what measuring costs is `benchmarks.cost.measuring`'s. Of
+the rest, those with a decision are one kind and all others, the plain ones, the other. Four loops: with and without a scheduler to drive, and the clock read or a
 step time given. Medians, and the most that any step of the kind made, go to results/calls.json. A step that decides
 reads all that has been measured and timed since the decision before, so its median is what a limit can be set on.
 """
@@ -63,10 +63,11 @@ class Step:
 
     @property
     def kind(self) -> str | None:
-        """None where a measurement was made, or an epoch ended."""
-        if any(name.startswith("/gradients/") for name in self.calls) or "end of epoch" in self.events:
-            return None
-        return "deciding" if "decision" in self.events else "plain"
+        """None where a measurement was made, or measurements were read without a decision."""
+        if "decision" in self.events:
+            return "deciding"
+        touched = any(name.startswith(("/gradients/", "/noise_scale/")) for name in self.calls)
+        return None if touched else "plain"
 
 
 class Counting:
@@ -107,7 +108,7 @@ def steps(*, scheduled: bool, timed: bool, seed: int = 0) -> Iterator[Step]:
         TensorDataset(x, y), BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer, loss_func=F.cross_entropy,
         step_time=None if timed else (1e-3, 1e-5), **length,
     )  # fmt: skip
-    counting = Counting()
+    counting, known = Counting(), 0
     for _ in loader.epochs(EPOCHS):
         step: Step | None = None
         for xb, yb in loader:

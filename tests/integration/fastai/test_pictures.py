@@ -34,7 +34,7 @@ def test_the_schedule_can_be_drawn_against_samples():
     steps = [b - a for a, b in pairwise(seen)]
     assert max(steps) > min(steps) > 0, "the batch has grown"
     assert recorder.plot_sched_by_samples(["mom"]).axes[0].get_ylabel() == "mom"
-    with pytest.raises(ValueError, match="keys: typo: must be among lr"):
+    with pytest.raises(ValueError, match=r"keys: typo was not scheduled\. Give names among lr"):
         recorder.plot_sched_by_samples(["typo"])
 
 

@@ -70,7 +70,8 @@ def test_what_is_next_to_nothing_is_left_out(off, left_out):
 def test_an_average_that_is_off_or_not_corrected_has_nothing_to_correct():
     assert c1(OFF, power=8, steps=2, exponent=9) == c2(OFF, power=8, steps=2, exponent=9) == 1
     both = corrections((0.5, 0.5), (2, 2), 2, (3, 3))
-    first, second = (corrections((0.5, 0.5), (2, 2), 2, (3, 3), debiased) for debiased in ((True, False), (False, True)))
+    first = corrections((0.5, 0.5), (2, 2), 2, (3, 3), debiased=(True, False))
+    second = corrections((0.5, 0.5), (2, 2), 2, (3, 3), debiased=(False, True))
     assert first == (pytest.approx((15 / 16) / (7 / 8)), 1)
     assert (first[0] * second[0], second[1]) == pytest.approx(both)
 

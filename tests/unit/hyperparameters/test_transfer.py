@@ -176,10 +176,10 @@ def test_which_follow(transfer, lr_scaling, following):
 @pytest.mark.parametrize(
     ("transfer", "lr_scaling", "error", "message"),
     [
-        (["lr", "momentum"], "auto", ValueError, "'momentum' is none of 'lr', 'betas', 'eps', 'weight_decay'"),
+        (["lr", "momentum"], "auto", ValueError, "'momentum' is not one of 'lr', 'betas', 'eps', 'weight_decay'"),
         ("lr", "auto", TypeError, "transfer='lr': it must be a collection of names"),
         (3, "auto", TypeError, "transfer=3: it must be a collection"),
-        (["betas"], "linear", ValueError, "lr_scaling='linear' does not: add 'lr'"),
+        (["betas"], "linear", ValueError, "lr_scaling='linear' changes it: add 'lr'"),
     ],
 )
 def test_what_cannot_be_asked_for(transfer, lr_scaling, error, message):

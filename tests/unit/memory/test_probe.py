@@ -215,7 +215,7 @@ def test_misuse(memory, arguments, error, says):
 
 
 def test_a_device_that_cannot_be_asked_is_an_error():
-    with pytest.raises(ValueError, match="meta cannot be asked"):
+    with pytest.raises(ValueError, match="model: the memory of meta cannot be read"):
         probe_memory(nn.Linear(4, 1, device="meta"), nn.MSELoss(), loader())
 
 

@@ -93,7 +93,7 @@ def test_what_follows_the_batch():
 
 
 def test_an_unknown_hyperparameter_is_refused():
-    with pytest.raises(ValueError, match="'wd' is none of 'lr', 'betas', 'eps', 'weight_decay'"):
+    with pytest.raises(ValueError, match="'wd' is not one of 'lr', 'betas', 'eps', 'weight_decay'"):
         Settings(transfer=["wd"])
 
 
