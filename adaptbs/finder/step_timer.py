@@ -69,7 +69,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
 
     for _ in range(WARM_UP):  # `StepTimes` leaves these out
         took = seconds(block[0])
-        times.add(size, took)
+        times.add((size, took))
     chosen, round_takes = {size: block[0]}, took
     for factor in LARGER:
         if len(alike) < factor or took >= LONG:
@@ -87,7 +87,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
             chosen[size // 2] = smaller
     for _ in range(max(ENOUGH, min(KEEP, int(BUDGET / round_takes)))):
         for length, batch in chosen.items():
-            times.add(length, seconds(batch))
+            times.add((length, seconds(batch)))
     return times.fit()
 
 

@@ -48,7 +48,7 @@ class History:
         unknown = set(values) - set(self.columns)
         if unknown:
             raise ValueError(f"no such column: {sorted(unknown)}. The columns are {', '.join(self.columns)}")
-        self.records.append({name: values.get(name) for name in self.columns})
+        self.records.append(dict.fromkeys(self.columns) | values)
 
     def add_measurement(
         self, samples: int, progress: float | None, made: Measurement, norms: SquaredNorms | None

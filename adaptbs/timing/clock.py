@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -148,7 +148,13 @@ class Stopwatch:
 
     def seconds(self, begin: Moment, end: Moment) -> float:
         """Seconds between two moments that the device has reached."""
-        return float(end - begin if self._cuda is None else begin.elapsed_time(end) / 1000)  # CUDA gives milliseconds
+        return self.all_seconds([(begin, end)])[0]
+
+    def all_seconds(self, spans: Sequence[tuple[Moment, Moment]]) -> list[float]:
+        """Seconds of each of these spans, whose moments the device has reached."""
+        if self._cuda is None:
+            return [float(end - begin) for begin, end in spans]
+        return [begin.elapsed_time(end) / 1000 for begin, end in spans]  # CUDA gives milliseconds
 
 
 class DeviceClock:
@@ -193,11 +199,13 @@ class DeviceClock:
     def read(self) -> Timings:
         if self._steps or self._decisions:
             self._watch.wait()
-        deciding = sum(self._watch.seconds(*span) for span in self._decisions)
-        timings = Timings(deciding=deciding)
-        for batch_size, begin, end, inside in self._steps:
-            measured = [self._watch.seconds(*span) for span in inside]
-            timings.measurements += [AFTERMATH * seconds for seconds in measured]
-            timings.steps.append((batch_size, self._watch.seconds(begin, end) - sum(measured)))
+        timings = Timings(deciding=sum(self._watch.all_seconds(self._decisions)))
+        whole = self._watch.all_seconds([(begin, end) for _, begin, end, _ in self._steps])
+        for (batch_size, _, _, inside), seconds in zip(self._steps, whole, strict=True):
+            if inside:
+                measured = self._watch.all_seconds(inside)
+                timings.measurements += [AFTERMATH * each for each in measured]
+                seconds -= sum(measured)
+            timings.steps.append((batch_size, seconds))
         self._steps, self._decisions = [], []
         return timings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..ranks import ALONE, Ranks
@@ -65,10 +66,9 @@ class OverheadBudget:
         if alone and self._agrees:
             return
         timings = self.clock.read()
-        for size, seconds in timings.steps:
-            self.step_times.add(size, seconds)
-        first = self._seconds_at_first()  # a median, so it is taken once for all steps
-        self._elapsed += sum(seconds * self._speed(size, seconds, first) for size, seconds in timings.steps)
+        self.step_times.add(*timings.steps)
+        speeds = self._speeds(timings.steps)
+        self._elapsed += sum([seconds * speed for (_, seconds), speed in zip(timings.steps, speeds, strict=True)])
         self._costs.extend(timings.measurements)
         self._spent += sum(timings.measurements) + timings.deciding
 
@@ -91,18 +91,20 @@ class OverheadBudget:
             step=step,
             cost=sorted(self._costs)[len(self._costs) // 2],
             per_step=self.clock.per_step,
-            speed=self._speed(batch_size, step, self._seconds_at_first()),
+            speed=self._speeds([(batch_size, step)])[0],
         )
 
     def _seconds_at_first(self) -> float | None:
         """Seconds of a step at the first batch size. None until one was timed."""
         return self._given(self._start) if self._given else self.step_times.median(self._start)
 
-    def _speed(self, batch_size: int, step: float, first: float | None) -> float:
-        """How many times faster a sample is processed than at the first batch size, from 1 to `CREDIT`."""
-        if first is None or step <= 0:
-            return 1.0
-        return min(max(first / self._start * batch_size / step, 1.0), CREDIT)
+    def _speeds(self, steps: Sequence[tuple[int, float]]) -> list[float]:
+        """How many times faster each step processes a sample than one at the first batch size, from 1 to `CREDIT`."""
+        first = self._seconds_at_first()
+        if first is None:
+            return [1.0] * len(steps)
+        sample = first / self._start
+        return [min(max(sample * size / seconds, 1.0), CREDIT) if seconds > 0 else 1.0 for size, seconds in steps]
 
     def state_dict(self) -> dict[str, Any]:
         """The state to save. Call `read` first, so that no timing is lost."""

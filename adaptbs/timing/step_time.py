@@ -53,14 +53,14 @@ class StepTimes:
         self._seconds: dict[int, list[float]] = defaultdict(list)
         self._skip = WARM_UP
 
-    def add(self, batch_size: int, seconds: float) -> None:
-        """Record one step. The first `WARM_UP` steps of a run are left out."""
-        if self._skip:
-            self._skip -= 1
-            return
-        kept = self._seconds[batch_size]
-        kept.append(seconds)
-        del kept[:-KEEP]
+    def add(self, *steps: tuple[int, float]) -> None:
+        """Record steps: batch size and seconds of each. The first `WARM_UP` steps of a run are left out."""
+        skipped = min(self._skip, len(steps))
+        self._skip -= skipped
+        for batch_size, seconds in steps[skipped:]:
+            kept = self._seconds[batch_size]
+            kept.append(seconds)
+            del kept[:-KEEP]
 
     def median(self, batch_size: int) -> float | None:
         """Median seconds of a step of exactly this size. None if none was made."""

@@ -7,7 +7,7 @@ def timed(*steps: tuple[int, float], each: int = 1) -> StepTimes:
     """Step times of a run that is warm already."""
     times = StepTimes()
     for size, seconds in [(1, 99.0)] * WARM_UP + list(steps) * each:
-        times.add(size, seconds)
+        times.add((size, seconds))
     return times
 
 
@@ -66,7 +66,7 @@ def test_a_step_without_a_sample_never_takes_less_than_no_time():
 def test_step_times_go_on_from_their_state():
     times, copy = timed((10, 3.0), (20, 4.0)), StepTimes()
     copy.load_state_dict(times.state_dict())
-    copy.add(10, 3.0)  # warm already, so this one counts
-    times.add(10, 3.0)
+    copy.add((10, 3.0))  # warm already, so this one counts
+    times.add((10, 3.0))
     assert copy.state_dict() == times.state_dict()
     assert copy.fit() == times.fit()
