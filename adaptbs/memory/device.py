@@ -30,6 +30,10 @@ class Watch:
     peak = 0
     thrashed = False
 
+    def saw(self, peak: int, thrashed: bool = False) -> None:
+        """Take note of what the context has come to."""
+        self.peak, self.thrashed = peak, thrashed
+
 
 class DeviceMemory(Protocol):
     """The memory that this process trains in. All sizes are bytes.
@@ -89,7 +93,7 @@ class CudaMemory:
         try:
             yield watch
         finally:
-            watch.peak, watch.thrashed = self.peak(), self._retries() > retries
+            watch.saw(self.peak(), self._retries() > retries)
             self._raise_peak_to(before)
 
     def release(self) -> None:
@@ -140,37 +144,10 @@ class HostMemory:
         try:
             yield watch
         finally:
-            watch.peak = self.peak()  # the peak of the whole process, so never below the peak of this context
+            watch.saw(self.peak())  # the peak of the whole process, so never below the peak of this context
 
     def release(self) -> None:
         return None
-
-
-class MpsMemory:
-    """An Apple GPU. Its allocator keeps all memory it once had, which is taken for the peak. Not tested on a device."""
-
-    careful = False
-
-    def limit(self) -> int:
-        return int(HEADROOM * torch.mps.recommended_max_memory())
-
-    def in_use(self) -> int:
-        return torch.mps.current_allocated_memory()
-
-    def peak(self) -> int:
-        return torch.mps.driver_allocated_memory()
-
-    @contextmanager
-    def watched(self) -> Iterator[Watch]:
-        torch.mps.empty_cache()
-        watch = Watch()
-        try:
-            yield watch
-        finally:
-            watch.peak = self.peak()
-
-    def release(self) -> None:
-        torch.mps.empty_cache()
 
 
 class SeveralDevices:
@@ -201,8 +178,7 @@ class SeveralDevices:
             yield watch
         finally:
             all_of_them.close()
-            watch.peak = max(self._measured([one.peak for one in watches]))
-            watch.thrashed = any(one.thrashed for one in watches)
+            watch.saw(max(self._measured([one.peak for one in watches])), any(one.thrashed for one in watches))
 
     def release(self) -> None:
         for device in self._devices:
@@ -225,8 +201,6 @@ def memory_of(devices: Collection[Device], sharers: int = 1) -> DeviceMemory | N
     for device in sorted(devices, key=str):
         if device.type == "cuda":
             found.append(CudaMemory(device))
-        elif device.type == "mps":
-            found.append(MpsMemory())
         elif device.type == "cpu" and len(devices) == 1 and sys.platform.startswith("linux"):
             found.append(HostMemory(sharers))
     return found[0] if len(found) == 1 else SeveralDevices(found) if found else None

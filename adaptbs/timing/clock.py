@@ -62,7 +62,7 @@ class GivenClock:
     def __init__(self, step_time: StepTime) -> None:
         self._step_time = step_time
         self._sizes: list[int] = []
-        self._timings = Timings()
+        self._measurements: list[float] = []
 
     def start(self) -> None:
         return None
@@ -75,15 +75,14 @@ class GivenClock:
         try:
             yield
         finally:
-            self._timings.measurements.append(MEASURING * self._step_time(batch_size))
+            self._measurements.append(MEASURING * self._step_time(batch_size))
 
     def deciding(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def read(self) -> Timings:
-        timings, self._timings = self._timings, Timings()
-        timings.steps = [(size, self._step_time(size)) for size in self._sizes]
-        self._sizes = []
+        timings = Timings([(size, self._step_time(size)) for size in self._sizes], self._measurements)
+        self._sizes, self._measurements = [], []
         return timings
 
 
@@ -199,13 +198,14 @@ class DeviceClock:
     def read(self) -> Timings:
         if self._steps or self._decisions:
             self._watch.wait()
-        timings = Timings(deciding=sum(self._watch.all_seconds(self._decisions)))
+        steps, measurements = [], []
         whole = self._watch.all_seconds([(begin, end) for _, begin, end, _ in self._steps])
         for (batch_size, _, _, inside), seconds in zip(self._steps, whole, strict=True):
             if inside:
                 measured = self._watch.all_seconds(inside)
-                timings.measurements += [AFTERMATH * each for each in measured]
+                measurements += [AFTERMATH * each for each in measured]
                 seconds -= sum(measured)
-            timings.steps.append((batch_size, seconds))
+            steps.append((batch_size, seconds))
+        deciding = sum(self._watch.all_seconds(self._decisions))
         self._steps, self._decisions = [], []
-        return timings
+        return Timings(steps, measurements, deciding)

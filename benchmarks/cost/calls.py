@@ -5,8 +5,8 @@
 A plain loop trains a small network by Adam, from batch to batch. Every Python function of adaptbs that is entered on
 the way from one batch to the next counts, generators each time that they go on. Steps on which a batch is measured, or
 measurements are read and nothing is decided, are left out: `benchmarks.cost.measuring` has the cost of measuring. Of
-the rest, those with a decision are one kind, and all others, the plain ones, are the other. Four loops: with and without a
-scheduler to drive, and with the clock read or a step time given. Medians, and the most that any step of the
+the rest, those with a decision are one kind, and all others, the plain ones, are the other. Four loops: with and
+without a scheduler to drive, and with the clock read or a step time given. Medians, and the most that any step of the
 kind made, go to results/calls.json. A step that decides reads all that has been measured and timed since the decision
 before, so it is the median that a limit can be set on.
 """

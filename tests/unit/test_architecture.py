@@ -156,3 +156,55 @@ def test_the_package_is_marked_as_typed():
 @pytest.mark.parametrize("module", sorted(FILES))
 def test_a_file_holds_one_idea(module):
     assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 300
+
+
+# What is set on objects of others: the user's model and tensors, torch's and fastai's own objects, and a class that is
+# being decorated. Everything else belongs to one of our objects, which alone may set it.
+THEIRS = {
+    "p", "parameter", "tensor", "module", "loader", "sampler", "scheduler", "twin", "sums", "cls", "init",
+    "learn", "self.learn", "learn.progress.pbar", "bar.main_bar", "recorder", "self.recorder", "self.learn.recorder", "cb",
+}  # fmt: skip
+
+
+def assigned(function: ast.AST) -> Iterator[ast.Attribute]:
+    """The attributes that a function sets."""
+    for node in ast.walk(function):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
+            for target in targets:
+                every = target.elts if isinstance(target, ast.Tuple) else [target]
+                yield from (t for t in every if isinstance(t, ast.Attribute))
+
+
+def set_on_others(source: str) -> list[str]:
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    owners = {ast.unparse(attribute.value) for function in functions for attribute in assigned(function)}
+    return sorted(owners - THEIRS - {"self"})
+
+
+def properties_that_act(source: str) -> list[str]:
+    """Properties that set something, unless it is a setter's."""
+    return [
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(d, ast.Name) and d.id == "property" for d in node.decorator_list)
+        and any(assigned(node))
+    ]
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_no_object_writes_anothers_attributes(module):
+    assert set_on_others(FILES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_a_property_changes_nothing(module):
+    assert properties_that_act(FILES[module].read_text(encoding="utf-8")) == []
+
+
+def test_writers_are_found():
+    assert set_on_others("def f(self, run):\n    self.a = 1\n    run.epoch, self.b = 1, 2") == ["run"]
+    assert set_on_others("def f(self, cap):\n    cap.piece += 1") == ["cap"]
+    assert properties_that_act("class A:\n    @property\n    def most(self):\n        self.x = 1") == ["most"]
+    assert properties_that_act("class A:\n    @property\n    def most(self):\n        return self.x") == []
