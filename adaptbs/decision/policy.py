@@ -149,13 +149,13 @@ def goodput(now: Situation) -> tuple[int, str]:
     return size, "step time" if fastest < ceiling else "noise scale"
 
 
-def noise_scale(now: Situation) -> tuple[int, str]:
+def nearest_to_noise_scale(now: Situation) -> tuple[int, str]:
     """The power of 2 nearest to the cautious noise scale."""
     assert now.noise_scale is not None
     return nearest_power_of_2(now.noise_scale.cautious), "noise scale"
 
 
-TARGETS = {"goodput": goodput, "noise_scale": noise_scale}
+TARGETS = {"goodput": goodput, "noise_scale": nearest_to_noise_scale}
 
 
 def decide(now: Situation, target: str | Target) -> Decision:

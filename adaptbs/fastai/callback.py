@@ -167,7 +167,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         try:
             run.before_batch((learn.xb, learn.yb, carried(learn)))
         except Unsupported:
-            raise  # a source was asked for that cannot be
+            raise  # source= asks for a way to measure that this model does not allow
         except Exception as error:
             # A Learner may compute its loss with the help of other callbacks; then it cannot be computed apart.
             log.warning("this Learner's loss cannot be measured, so the batch size is held: %s", error)

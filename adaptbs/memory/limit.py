@@ -19,24 +19,27 @@ CLEAR = 2  # a size that would surely fit this many times over needs no trial
 
 
 class MemoryLimit:
-    """Remembers which sizes a device has held in this run, and which it has not. All are of a pass through the model.
+    """Remembers the batch sizes that the device's memory has held in this run, and those that it has not.
 
-    Growth past what has been run is allowed where it surely fits: from B to B' adds at most (B'/B - 1) of what B took.
-    Where that is not clear, it is tried before it is done, if somebody can (`attempt`).
+    All sizes are samples of one pass through the model, on one rank.
+
+    The batch may grow where the larger one surely fits: from B to B' adds at most (B'/B - 1) times the bytes that B
+    took. Where that is not certain, the size is tried first, if `attempt` is given.
 
     Args:
-        memory: the device that trains; None where it is not to be asked, then only what ran out is known.
-        exceed: whether larger batches are wanted then.
+        memory: the memory of the device that trains. None: it is not read, and only sizes that ran out are known.
+        exceed: True if batches larger than memory holds are wanted, to be run in pieces.
         batches_per_step: passes through the model that make up a step, of all ranks together.
-        ranks: the ranks that have to come to the same.
-        attempt: tries a step of so many samples and leaves no trace of it; None where nobody can.
-        micro_batch_size: never run more than so many samples in one go, and let that be no limit to the batch.
+        ranks: the ranks that have to come to the same size.
+        attempt: runs a step of so many samples and leaves no trace of it. None: no size can be tried.
+        micro_batch_size: the most samples that go through the model at once, where larger batches are accumulated. The
+            batch itself has no limit then.
 
     Attributes:
         memory: as given.
         largest_run: the largest size that the run has run, samples.
-        smallest_failed: the smallest that memory ran out at, samples; None before the first.
-        piece: the largest size to be run in one go, samples.
+        smallest_failed: the smallest size that memory ran out at, samples; None before the first.
+        piece: the largest size that goes through the model at once, samples.
     """
 
     def __init__(
@@ -51,15 +54,15 @@ class MemoryLimit:
         self.memory, self._batches_per_step, self._ranks, self._attempt = memory, batches_per_step, ranks, attempt
         self._accumulates = micro_batch_size is not None
         self._exceed = exceed or self._accumulates
-        self._in_pieces = False  # whether there is somebody who runs larger batches in pieces
+        self._in_pieces = False  # True once somebody runs batches in pieces where memory runs out
         self.largest_run = 0
         self.smallest_failed: int | None = None
         self.piece: float = micro_batch_size if micro_batch_size is not None else math.inf
         self._tried = 0  # the largest size that a trial has found to fit
-        self._now: Trial | None = None  # the latest of the size that runs
+        self._now: Trial | None = None  # the latest trial of the size of now
 
     def expect_pieces(self, there_are: bool = True) -> None:
-        """Take note of whether somebody runs larger batches in pieces, and tells what fitted."""
+        """Take note that somebody runs batches in pieces where memory runs out, and reports the sizes that fitted."""
         self._in_pieces = there_are
 
     @property
@@ -68,17 +71,17 @@ class MemoryLimit:
         return self._exceed and self._in_pieces
 
     def clip(self, decision: Decision, batch_size: int, longest: int) -> Decision:
-        """Cut a decision down to what every rank's memory holds, in equal parts; it may be tried for that.
+        """Cut a decision down to a size that every rank's memory holds, which may be tried for that.
 
-        Never to less than the size of now, for that is running.
+        The size is never cut below the present one, which is known to run, and always divides into equal passes.
 
         Args:
-            decision: the wish, samples of a step.
-            batch_size: the size of now, samples of a step.
+            decision: the wanted size, samples of a step.
+            batch_size: the present size, samples of a step.
             longest: the longest batch so far, samples of all ranks together.
         """
         parts, size = self._batches_per_step, decision.batch_size
-        if not self._in_pieces:  # who does that tells what was run
+        if not self._in_pieces:  # whoever runs pieces reports their sizes
             self.ran(longest // self._ranks.world_size)
         if size > batch_size:
             fits = parts * self._ranks.least(self.find_largest(-(-size // parts)))
@@ -118,7 +121,7 @@ class MemoryLimit:
         return self._set_piece(max(self._tried, self.largest_run), wanted)
 
     def _try_now(self, here: Trial) -> Trial:
-        """The size that runs, by a trial if the peak may be of something else: of an earlier run in this process."""
+        """A trial of the present size, whose peak so far may be that of something else, as of an earlier run."""
         assert self._attempt is not None
         if self._now is None or self._now.batch_size != self.largest_run:
             self._now = self._attempt(self.largest_run)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..types import NoiseScale, SquaredNorms
-from .fieller import ROUNDING, pool, to_floats, traces_and_squares
+from .b_simple import pool, to_floats, traces_and_squares
 
 log = logging.getLogger(__name__)
 
 MEMORY = 0.05  # share of the run after which a measurement's weight has fallen to 1/e
 FORGET = 5  # a measurement older than this many MEMORY is dropped,
+ROUNDING = 1e-6  # relative; limits that are closer than this count as equal
 FULL = 16  # but not the latest few, which in a short run reach further back: fewer resolve nothing
 
 

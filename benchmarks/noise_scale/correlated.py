@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adaptbs.noise_scale.fieller import fieller, student_t
+from adaptbs.noise_scale.b_simple import fieller, student_t
 
 KINDS = ("independent", "Newey-West", "batch means")
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptbs.noise_scale.fieller import estimate
+from adaptbs.noise_scale.b_simple import estimate
 from adaptbs.types import SquaredNorms
 from benchmarks.common import mnist
 from benchmarks.common.machine import save

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale.fieller import to_floats
+from adaptbs.noise_scale.b_simple import to_floats
 from adaptbs.noise_scale.window import FORGET, MEMORY, MeasurementWindow
 from adaptbs.types import ENOUGH, SquaredNorms
 from benchmarks.common import mnist

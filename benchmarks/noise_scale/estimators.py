@@ -31,7 +31,7 @@ from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import slice_batch
 from adaptbs.model.preserve import preserved
-from adaptbs.noise_scale.fieller import to_floats
+from adaptbs.noise_scale.b_simple import to_floats
 from adaptbs.types import SquaredNorms
 from benchmarks.common import machine
 from benchmarks.noise_scale import cost, epoch

@@ -12,7 +12,7 @@ from adaptbs.gradients.mean_gradient import MeanGradient
 from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.preserve import preserved
-from adaptbs.noise_scale.fieller import to_floats
+from adaptbs.noise_scale.b_simple import to_floats
 from adaptbs.types import SquaredNorms
 
 CHUNK = 6000  # samples at a time

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from adaptbs.noise_scale.fieller import estimate
+from adaptbs.noise_scale.b_simple import estimate
 from adaptbs.types import SquaredNorms
 from benchmarks.noise_scale.frozen import GROUP, Gaussian, Measured, Moments, Population
 

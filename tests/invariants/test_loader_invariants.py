@@ -22,7 +22,7 @@ from adaptbs.decision.policy import Situation, decide, efficiency
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.memory.limit import within_memory
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.noise_scale.fieller import estimate, to_floats
+from adaptbs.noise_scale.b_simple import estimate, to_floats
 from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
 from adaptbs.timing.step_time import StepTime
 from adaptbs.types import NoiseScale

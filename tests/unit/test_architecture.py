@@ -162,7 +162,8 @@ def test_a_file_holds_one_idea(module):
 # being decorated. Everything else belongs to one of our objects, which alone may set it.
 THEIRS = {
     "p", "parameter", "tensor", "module", "loader", "sampler", "scheduler", "twin", "sums", "cls", "init",
-    "learn", "self.learn", "learn.progress.pbar", "bar.main_bar", "recorder", "self.recorder", "self.learn.recorder", "cb",
+    "learn", "self.learn", "learn.progress.pbar", "bar.main_bar", "recorder", "self.recorder", "self.learn.recorder",
+    "cb",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from adaptbs.decision.policy import (
     largest_batch_size,
     largest_efficient,
     nearest_power_of_2,
-    noise_scale,
+    nearest_to_noise_scale,
     reference_batch_size,
 )
 from adaptbs.memory.limit import within_memory
@@ -75,7 +75,7 @@ def test_goodput_stops_where_the_step_time_makes_more_useless():
 
 def test_the_noise_scale_target_is_the_cautious_limit():
     now = replace(NOW, noise_scale=known(1000 * CRITICAL_OF_SGD), batch_size=512)
-    assert noise_scale(now) == (1024, "noise scale")
+    assert nearest_to_noise_scale(now) == (1024, "noise scale")
     assert decide(now, "noise_scale") == Decision(1024, "noise scale")
 
 

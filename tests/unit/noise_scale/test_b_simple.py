@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptbs.noise_scale.fieller import estimate, fieller, student_t, to_floats
+from adaptbs.noise_scale.b_simple import estimate, fieller, student_t, to_floats
 from adaptbs.noise_scale.window import FORGET, FULL, MEMORY, MeasurementWindow
 from adaptbs.types import SquaredNorms
 

@@ -1,4 +1,7 @@
-"""B_simple = tr(Sigma)/|G|^2 from many measurements: pool them, divide once, and say how sure that is."""
+"""B_simple = tr(Sigma)/|G|^2 from many measurements: pool numerator and denominator, and say how sure their ratio is.
+
+The one division is `NoiseScale.simple`; here are the two means and Fieller's interval for their ratio.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from ..types import NoiseScale, SquaredNorms
 log = logging.getLogger(__name__)
 
 ONE_SIGMA = math.erf(1 / math.sqrt(2))  # .683: the share of a normal distribution within one sigma
-ROUNDING = 1e-6  # relative; two limits that differ by less do not
 
 
 def estimate(
