@@ -29,6 +29,7 @@ class Progress:
         limit: the most samples that the run may take; inf where its length is not known.
         samples: samples that the loop has come to work on.
         effective_samples: the same, weighted by their efficiency: the schedule's position.
+        planless: True where an epoch has turned out longer than the plan says, so that no progress can end the run.
         epoch: number of the epoch under way or next, from 0.
     """
 
@@ -38,12 +39,19 @@ class Progress:
         self.max_extra: float | None = None
         self.limit: float = self.planned if epochs else math.inf
         self.samples = self.epoch = 0
-        self.effective_samples = 0.0
+        self.effective_samples, self.planless = 0.0, False
 
     def end_by_progress(self, max_extra: float) -> None:
-        """Count effective samples from here on, and end the run by them."""
+        """Count effective samples from here on, and end the run by them, unless it is `planless`."""
+        if self.planless:
+            return
         self.max_extra = max_extra
         self.limit = math.floor(self.planned * (1 + max_extra)) if self.epochs else math.inf
+
+    def end_by_epochs(self) -> None:
+        """Leave the end to the user from here on, as the plan was made for epochs of another length."""
+        self.planless, self.max_extra = True, None
+        self.limit = self.planned if self.epochs else math.inf
 
     @property
     def most_epochs(self) -> int:
@@ -115,7 +123,7 @@ class Progress:
             setattr(self, name, state[name])
 
 
-_REMEMBERED = ("samples", "epoch", "effective_samples")
+_REMEMBERED = ("samples", "epoch", "effective_samples", "planless")
 
 
 def sample_efficiency(batch_size: int, reference: int, noise_scale: NoiseScale | None, critical: float) -> float:

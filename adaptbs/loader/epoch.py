@@ -59,6 +59,7 @@ class LoaderEpoch:
             self._step_hook.restore()
         if self._run.tracker.ever_changed and self._misuse.watches:
             self._misuse.look()
+        self._doubt_the_plan()
         if self._rank_step is not None:
             self._rank_step.begin(batch)
         try:
@@ -66,6 +67,15 @@ class LoaderEpoch:
         except Exception as error:
             add_note(error, WHILE_MEASURING)
             raise
+
+    def _doubt_the_plan(self) -> None:
+        """Let epochs end the run, not its progress, where the sampler yields more than the run was planned for."""
+        progress = self._run.controller.progress_tracker
+        if progress.max_extra is None:
+            return
+        if self._cut.is_beyond or (progress.complete and self._cut.look_beyond()):
+            self._run.controller.end_by_epochs()
+            self._driver.go_by_epochs()
 
     def end_epoch(self) -> None:
         if self._rank_step is not None:

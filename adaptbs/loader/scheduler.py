@@ -41,6 +41,10 @@ class SchedulerDriver:
         """Count epochs of the plan, where the run ends by its progress."""
         self._by_progress = True
 
+    def go_by_epochs(self) -> None:
+        """Count each call outside an iteration as an epoch again."""
+        self._by_progress = False
+
     def begin_iteration(self) -> None:
         """Take note of an iteration over the loader."""
         self._iterations += 1

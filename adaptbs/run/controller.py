@@ -100,6 +100,10 @@ class Controller:
         if self._settings.budget == "progress" and self._settings.overhead and self.progress_tracker.epochs:
             self.progress_tracker.end_by_progress(self._settings.max_extra)
 
+    def end_by_epochs(self) -> None:
+        """Leave the end of the run to the user: its epochs are longer than was planned."""
+        self.progress_tracker.end_by_epochs()
+
     def skip_epochs(self, epochs: int) -> None:
         """Begin after so many epochs, where a run is resumed; nothing once the run has begun."""
         if not self.progress_tracker.samples:

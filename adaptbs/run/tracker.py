@@ -126,7 +126,7 @@ class BatchTracker:
                 else:
                     iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
                     one_by_one = look_ahead.ahead == 0 and iteration.finished == iteration.fetched
-                if self._complete:
+                if self._complete and self._progress.complete:  # the plan may have been given up meanwhile
                     return
             iteration.advance(self._begin, self._finish, begun=iteration.fetched)
             if queue:

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Generator
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import Sampler
 
 from ..ranks import ALONE, Ranks
+from .batch_info import BatchInfo
+from .order import next_length
 
-
-class BatchInfo(NamedTuple):
-    """A batch on its way.
-
-    Attributes:
-        cut_size: the size in force when it was cut, samples of an optimizer step.
-        num_samples: the samples that it really holds, those of all ranks together.
-        ends_step: whether it is the last of an optimizer step.
-        indices: the indices of its samples, of all ranks, as far as they are known.
-    """
-
-    cut_size: int
-    num_samples: int
-    ends_step: bool = True
-    indices: Sequence[Any] = ()
-
-    @property
-    def cut(self) -> list[Any]:
-        """All but the indices."""
-        return [self.cut_size, self.num_samples, self.ends_step]
+log = logging.getLogger(__name__)
 
 
 class AdaptiveBatchSampler(Sampler[list[int]]):
@@ -43,7 +26,8 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     two: whoever delivers a batch pops the left end to know which size it was cut at.
 
     Args:
-        sampler: yields indices, has a length.
+        sampler: yields indices, has a length. What it yields is delivered, whatever the length says, by which a run
+            is planned.
         size: returns the size of the next step, samples.
         start: samples of a batch that the run began with, over all ranks. It fixes what an epoch is: with `drop_last`,
             as many samples as a stock sampler of that size delivers; and how short the last batch may be.
@@ -75,11 +59,12 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.row_multiple, self.tail_rows = row_multiple, tail_rows
         self.size, self.first = size, start
         self._rest: dict[str, Any] | None = None  # of an epoch, for iterations that begin now to go on from
+        self._warned = False  # of a wrong length
         self.latest = self._new_cut()
 
     @property
     def epoch_samples(self) -> int:
-        """How many samples an epoch delivers."""
+        """How many samples an epoch delivers, by the sampler's length."""
         n = len(self.sampler)  # type: ignore[arg-type]
         return n - n % self.first if self.drop_last else n
 
@@ -116,6 +101,18 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         """Ask this for the size of the next step from here on."""
         self.size = size
 
+    def compare_length(self, samples: int) -> None:
+        """Warn, once, where an epoch has had another number of samples than the sampler's length says."""
+        length = len(self.sampler)  # type: ignore[arg-type]
+        if samples == length or self._warned:
+            return
+        self._warned = True
+        log.warning(
+            "sampler= has yielded %d indices in an epoch, but its len() is %d: all of them are delivered, but the run "
+            "is paced by len()%s. Give the sampler a __len__ that says how many indices it yields.",
+            samples, length, ", and ends after its epochs, not by its progress" if samples > length else "",
+        )  # fmt: skip
+
     def _new_cut(self) -> EpochCut:
         return EpochCut(self, self._rest)
 
@@ -141,7 +138,9 @@ class EpochCut:
         self._sampler, self._rest = sampler, rest
         self.issued: deque[BatchInfo] = deque()
         self._indices: Iterator[int] = iter(())
-        self._left = 0  # samples of the epoch that have not been cut
+        self._ahead: list[int] = []  # indices read beyond the sampler's length and not cut
+        self._left = 0  # samples of the epoch that have not been cut, by the sampler's length
+        self._cut = 0  # samples that have been cut
         self._cut_size = 0  # of the step being cut, samples
         self._batch = 0  # batches of it that have been cut
         self._step_left = 0  # samples of it that have not been cut; 0 where its batches are cut one by one
@@ -166,16 +165,85 @@ class EpochCut:
                 length = self._cut_size
                 batch = list(islice(self._indices, length))
             else:
+                if self._is_last and self._goes_on():
+                    break
                 length = self._length(shortest_tail)
                 batch = list(islice(self._indices, length))
                 self._batch = (self._batch + 1) % sampler.batches_per_step
-            if not batch:
-                return
             self._left -= length
+            if len(batch) < length:
+                batch = self._sampler_ended(batch)
+            if not batch:
+                break
+            self._cut += len(batch)
             self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
             yield batch if alone else sampler.ranks.mine(batch)
-        for _ in self._indices:  # what drop_last drops; a stock loader asks once more too: RandomSampler draws then
-            pass
+        yield from self._beyond()
+        sampler.compare_length(self._cut + len(self._ahead))
+
+    @property
+    def _is_last(self) -> bool:
+        """True where no step is cut after this one, by the sampler's length."""
+        size = self._cut_size // self._sampler.batches_per_step if self._batch else self._cut_size
+        return self._left <= size and not self._step_left and not self._sampler.drop_last
+
+    def _goes_on(self) -> bool:
+        """Look, before the last step is cut, whether the sampler yields more: then it is to be no short one."""
+        self._ahead = list(islice(self._indices, self._left + 1))
+        if len(self._ahead) > self._left:
+            self._left = 0
+            return True
+        self._indices, self._ahead = iter(self._ahead), []
+        return False
+
+    def _sampler_ended(self, batch: list[int]) -> list[int]:
+        """Take note that the sampler has ended before its length. Return what is delivered of its last indices."""
+        self._left, whole = 0, self._whole(len(batch))
+        batch, self._ahead = batch[:whole], batch[whole:]
+        return batch
+
+    def _whole(self, samples: int) -> int:
+        """How many of the last samples are delivered: with `drop_last` a stock sampler's batches have to be whole."""
+        sampler = self._sampler
+        return max(samples - (self._cut + samples) % sampler.first, 0) if sampler.drop_last else samples
+
+    @property
+    def is_beyond(self) -> bool:
+        """True once more samples have been cut than the sampler's length says."""
+        return self._cut > self._sampler.epoch_samples
+
+    def look_beyond(self) -> bool:
+        """Look whether there are samples beyond the sampler's length, once it has come to that."""
+        return self.is_beyond or (not self._left and self._read_ahead(self._least) > 0)
+
+    @property
+    def _least(self) -> int:
+        """The samples that make another batch."""
+        return self._sampler.first if self._sampler.drop_last else 1
+
+    def _read_ahead(self, samples: int) -> int:
+        """Read indices until there are so many that have not been cut. Return how many there are to deliver."""
+        # A stock loader asks once more too at an epoch's end: RandomSampler draws then.
+        self._ahead += islice(self._indices, max(samples - len(self._ahead), 0))
+        found = len(self._ahead)
+        return found if found >= samples else self._whole(found)
+
+    def _beyond(self) -> Iterator[list[int]]:
+        """Cut what the sampler yields beyond its length. How much that is shows only when it ends."""
+        sampler = self._sampler
+        while self._read_ahead(self._least):
+            if not self._batch:
+                self._cut_size = sampler.size()
+            # So many that the last step can be cut with regard to the tail that it leaves.
+            self._left = self._read_ahead(2 * max(self._cut_size, sampler.first * sampler.batches_per_step))
+            length = self._length((self._cut + self._left) % sampler.first or sampler.first)
+            self._left, self._batch = 0, (self._batch + 1) % sampler.batches_per_step
+            batch, self._ahead = self._ahead[:length], self._ahead[length:]
+            if not batch:
+                return
+            self._cut += len(batch)
+            self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
+            yield sampler.ranks.mine(batch)
 
     def _length(self, shortest_tail: int) -> int:
         """Samples of the next batch, over all ranks."""
@@ -204,7 +272,7 @@ class EpochCut:
 
     def _go_on(self, state: dict[str, Any]) -> Iterator[list[int]]:
         self._left, self._cut_size = state["left"], state["cut_size"]
-        self._batch, self._step_left = state["batch"], state["step_left"]
+        self._batch, self._step_left, self._cut = state["batch"], state["step_left"], state["cut"]
         indices = state["indices"]
         self._indices = iter(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
         for cut_size, num_samples, ends_step in state["issued"]:
@@ -217,47 +285,13 @@ class EpochCut:
 
         The sampler is drawn to its end for it, which it would be sooner or later.
         """
-        rest = list(self._indices)
-        self._indices = iter(rest)
+        rest = self._ahead + list(self._indices)
+        self._ahead, self._indices = [], iter(rest)
         indices = [index for issued in self.issued for index in issued.indices] + rest
         integers = all(type(index) is int for index in indices)
         return {
             "indices": torch.tensor(indices, dtype=torch.int64) if integers else indices,
             "issued": [issued.cut for issued in self.issued],
-            "left": self._left, "cut_size": self._cut_size, "batch": self._batch, "step_left": self._step_left,
+            "left": self._left, "cut": self._cut, "cut_size": self._cut_size,
+            "batch": self._batch, "step_left": self._step_left,
         }  # fmt: skip
-
-
-def next_length(size: int, left: int, shortest_tail: int) -> int:
-    """How many of the `left` samples to take now: `size`, or fewer where that would leave too short a tail.
-
-    Where no cut leaves both parts at least `shortest_tail` long, the rest is halved: never longer than `size`, which
-    a memory limit may stand behind.
-    """
-    rest = left - size
-    if rest <= 0:
-        return left
-    shortest_tail = min(shortest_tail, size)
-    if rest >= shortest_tail:
-        return size
-    return left - shortest_tail if left >= 2 * shortest_tail else -(-left // 2)
-
-
-def indices(dataset: Any, shuffle: bool | None, sampler: Any, generator: Generator | None) -> Any:
-    """The sampler of indices that a DataLoader of these arguments would use; one that has a length.
-
-    Raises:
-        TypeError, ValueError: where the data have no length, or there are two orders.
-    """
-    if not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"dataset of type {type(dataset).__name__} has no length: the batch grows by shares of the data, "
-            "so give it a __len__ (of an IterableDataset an estimate will do)"
-        )
-    if sampler is not None and shuffle:
-        raise ValueError("give sampler= or shuffle=True, not both")
-    if sampler is None:
-        sampler = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
-    if not hasattr(sampler, "__len__"):
-        raise TypeError(f"sampler of type {type(sampler).__name__} has no length: give it a __len__")
-    return sampler

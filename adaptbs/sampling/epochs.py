@@ -12,7 +12,8 @@ from torch import Generator
 from torch.utils.data import IterableDataset
 
 from ..ranks import ALONE, Ranks
-from .batch_sampler import AdaptiveBatchSampler, EpochCut, indices
+from .batch_sampler import AdaptiveBatchSampler, EpochCut
+from .order import indices
 from .ranks import SharedSampler
 from .stream import StreamSampler
 

@@ -44,12 +44,11 @@ class SharedSampler(Sampler[Any]):
                 sampler.generator = self.generator = _agreed_generator(ranks)
             state = zlib.crc32(self.generator.get_state().numpy().tobytes())
             ranks.check_alike({"the state of generator": state}, "seed it alike on all ranks, or leave generator= out")
-        self._sampler, self._ranks = sampler, ranks
-        self._length = -(-len(sampler) // ranks.world_size) * ranks.world_size if pad else len(sampler)
+        self._sampler, self._ranks, self._pad = sampler, ranks, pad
         self._drawn = 0  # checksum of the latest order
 
     def __len__(self) -> int:
-        return self._length
+        return self._shared(len(self._sampler))
 
     def __iter__(self) -> Iterator[Any]:
         order = list(self._sampler)
@@ -57,8 +56,13 @@ class SharedSampler(Sampler[Any]):
         shown = torch.tensor(order, dtype=torch.int64).numpy().tobytes() if integers else repr(order).encode()
         self._drawn = zlib.crc32(shown)
         # A dataset with fewer samples than there are ranks is repeated more than once.
-        for start in range(0, self._length, max(len(order), 1)):
-            yield from order[: self._length - start]
+        length = self._shared(len(order))
+        for start in range(0, length, max(len(order), 1)):
+            yield from order[: length - start]
+
+    def _shared(self, samples: int) -> int:
+        """How many samples there are for all ranks, of so many."""
+        return -(-samples // self._ranks.world_size) * self._ranks.world_size if self._pad else samples
 
     def check_alike(self) -> None:
         """Raise ValueError on every rank unless all have drawn the same order. Collective: every rank must call it."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..model import batch_length
-from .batch_sampler import AdaptiveBatchSampler, BatchInfo, EpochCut
+from .batch_info import BatchInfo
+from .batch_sampler import AdaptiveBatchSampler, EpochCut
 
 
 class StreamSampler(AdaptiveBatchSampler):
