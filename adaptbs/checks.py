@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # made by Optimizer.__init__
 
 
 def check_size(name: str, value: object) -> None:
@@ -26,3 +32,46 @@ def check_share(name: str, value: object, *, or_zero: bool = False) -> None:
         raise TypeError(f"{name}={value!r}: it must be a number between 0 and 1")
     if not (0 < float(value) < 1 or (value == 0 and or_zero)):
         raise ValueError(f"{name}={value!r}: it must lie between 0 and 1" + (" (0: off)" if or_zero else ""))
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless `model` is a torch module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={_shown(model)}: it must be a torch.nn.Module. Give the module that is trained.")
+
+
+def check_optimizer(optimizer: object, or_none: str = "") -> None:
+    """Raise TypeError unless `optimizer` is one of torch's that can be hooked into.
+
+    Args:
+        optimizer: as given.
+        or_none: says what None would stand for.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer={_shown(optimizer)}: it must be a torch.optim.Optimizer{or_none}")
+    if not all(isinstance(getattr(optimizer, hooks, None), dict) for hooks in HOOKS):
+        raise TypeError(
+            f"optimizer= of type {type(optimizer).__name__}: it must have torch's hooks around its step(), and this "
+            "class makes none, because its __init__ does not call super().__init__(). If it wraps another optimizer, "
+            "give the one that it wraps"
+        )
+
+
+def check_batches(loader: object) -> None:
+    """Raise TypeError unless `loader` can be iterated."""
+    if not hasattr(type(loader), "__iter__") and not hasattr(type(loader), "__getitem__"):
+        raise TypeError(f"loader={_shown(loader)}: it must be an iterable of batches. Give a DataLoader.")
+
+
+def check_lr(lr: object) -> None:
+    """Raise TypeError unless `lr` is a number, ValueError if it is negative or not finite."""
+    if isinstance(lr, bool) or not isinstance(lr, (Real, Tensor)) or (isinstance(lr, Tensor) and lr.numel() != 1):
+        raise TypeError(f"lr={_shown(lr)}: the learning rate must be a number of at least 0. None: no training")
+    if not 0 <= float(lr) < math.inf:
+        raise ValueError(f"lr={lr!r}: the learning rate must be finite and at least 0. None: no training")
+
+
+def _shown(value: object) -> str:
+    """The value, or its type where it would fill a page."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"<{type(value).__name__}>"

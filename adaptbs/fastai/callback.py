@@ -118,7 +118,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._training = run = TrainingRun(
             self._settings, model, getattr(self.opt, "opt", self.opt),
             batch_size=start, epoch_samples=samples, adaptive=is_adaptive(self.opt),
-            loss=BatchLoss(batch_loss=batch_loss(learn)), trial_loss=loss_apart(learn), trial_model=model,
+            loss=BatchLoss(batch_loss=batch_loss(learn), called="learn.loss_func"),
+            trial_loss=loss_apart(learn), trial_model=model,
             micro_batch_size=dl.bs if start != dl.bs or is_language_model(dl) else None,
         )  # fmt: skip
         self._hook = FastaiStepHook(self.opt, self._settings.following)

@@ -48,7 +48,7 @@ def bs_find(
     Returns:
         The noise scale with its interval, and batch sizes by noise, time and memory.
     """
-    loss = BatchLoss(batch_loss=batch_loss(self))
+    loss = BatchLoss(batch_loss=batch_loss(self), called="learn.loss_func")
     self.model.to(getattr(self.dls, "device", default_device()))
     with _preserved_loader(self.dls.train):
         found = find_batch_size(

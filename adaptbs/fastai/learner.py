@@ -143,4 +143,4 @@ def loss_apart(learn: Any) -> BatchLoss:
         mixed = getattr(learn, "mixed_precision", None)
         return mixed.autocast if mixed is not None else nullcontext()
 
-    return BatchLoss(batch_loss=batch_loss(learn), autocast=autocast)
+    return BatchLoss(batch_loss=batch_loss(learn), autocast=autocast, called="learn.loss_func")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from ..checks import check_share, check_size
+from ..checks import check_batches, check_lr, check_model, check_optimizer, check_share, check_size
 from ..decision import (
     Situation,
     critical_over_simple,
@@ -84,9 +84,13 @@ def bs_find(
 
     Source: McCandlish et al. 2018, appendix A.1, arXiv:1812.06162, with consecutive batches in place of devices.
     """
+    check_model(model)
     loss = BatchLoss(loss_func, batch_loss, autocast)
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer, or None for SGD")
+    check_batches(loader)
+    if optimizer is not None:
+        check_optimizer(optimizer, ", or None for SGD")
+    if lr is not None:
+        check_lr(lr)
 
     def make_optimizer(lr: float) -> Optimizer:
         return copy_of(optimizer, lr) if optimizer else SGD([p for p in model.parameters() if p.requires_grad], lr=lr)

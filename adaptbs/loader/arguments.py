@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from ..checks import check_size
+from ..checks import check_model, check_optimizer, check_size
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
 
@@ -50,8 +50,8 @@ def check(
     check_size("accumulation_steps", accumulation_steps)
     if epochs is not None:
         check_size("epochs", epochs)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer={optimizer!r}: it must be a torch.optim.Optimizer")
+    check_model(model)
+    check_optimizer(optimizer)
     if scheduler is not None and not isinstance(scheduler, LRScheduler):
         raise TypeError(f"scheduler={scheduler!r}: it must be a torch.optim.lr_scheduler.LRScheduler")
     if not any(p.requires_grad for p in model.parameters()):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checks import check_size
+from ..checks import check_batches, check_model, check_optimizer, check_size
 from ..model import (
     BatchLoss,
     batch_bytes,
@@ -86,7 +86,11 @@ def probe_memory(
         ValueError, TypeError: an argument is invalid, the loader has no batch, or the memory of the model's device
             cannot be read.
     """
+    check_model(model)
     loss = BatchLoss(loss_func, batch_loss, autocast)
+    check_batches(loader)
+    if optimizer is not None:
+        check_optimizer(optimizer, ", or None for no step")
     devices = {p.device for p in model.parameters()}
     memory = memory_of(devices)
     if memory is None:

@@ -22,6 +22,7 @@ class BatchLoss:
             detected.
         batch_loss: function (model, batch) -> scalar, for any other layout. Give exactly one of the two.
         autocast: function that makes the context of the forward pass, such as `lambda: torch.autocast("cuda")`.
+        called: what errors call the loss. None: the argument that was given.
 
     Raises:
         ValueError: if both or neither of `loss_func` and `batch_loss` are given.
@@ -33,6 +34,7 @@ class BatchLoss:
         loss_func: Callable[..., Tensor] | None = None,
         batch_loss: Callable[[nn.Module, Any], Tensor] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+        called: str | None = None,
     ) -> None:
         if (loss_func is None) == (batch_loss is None):
             raise ValueError(
@@ -44,6 +46,7 @@ class BatchLoss:
                 raise TypeError(f"{name}={function!r}: it must be a function")
         self._loss_func, self._batch_loss = loss_func, batch_loss
         self._autocast = autocast or nullcontext
+        self._called = called or ("batch_loss=" if batch_loss else "loss_func=")
 
     @property
     def reduction(self) -> str | None:
@@ -79,7 +82,8 @@ class BatchLoss:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"the loss must be one number for the whole batch, got {got}: return the mean over its samples"
+                f"{self._called}: the loss must be one number for the whole batch, got {got}: "
+                "return the mean over its samples"
             )
         return loss
 
