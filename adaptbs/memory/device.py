@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -10,8 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ..model import with_index
+
 if TYPE_CHECKING:
     from torch import device as Device
+
+log = logging.getLogger(__name__)
 
 # Share of the memory available to this process that it plans to use. The rest is left for fragmentation, and for
 # memory that other processes take meanwhile.
@@ -71,7 +76,7 @@ class CudaMemory:
     careful = False
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        self._device = with_index(device)
 
     def limit(self) -> int:
         free, total = torch.cuda.mem_get_info(self._device)
@@ -79,6 +84,15 @@ class CudaMemory:
         if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # since torch 2.8
             could_have = min(could_have, int(total * torch.cuda.get_per_process_memory_fraction(self._device)))
         return int(HEADROOM * could_have)
+
+    @property
+    def has_statistics(self) -> bool:
+        """True if the allocator tells what is in use. One from outside of PyTorch, such as RMM's, may not."""
+        try:
+            return bool(torch.cuda.memory_stats(self._device)) and self.limit() > 0
+        except Exception as error:
+            log.debug("the memory of %s cannot be read: %s", self._device, error)
+            return False
 
     def in_use(self) -> int:
         return torch.cuda.memory_allocated(self._device)
@@ -198,9 +212,13 @@ def memory_of(devices: Collection[Device], sharers: int = 1) -> DeviceMemory | N
         sharers: number of processes that grow alike and may share the memory of one host.
     """
     found: list[DeviceMemory] = []
-    for device in sorted(devices, key=str):
+    for device in sorted({with_index(device) for device in devices}, key=str):
         if device.type == "cuda":
-            found.append(CudaMemory(device))
+            cuda = CudaMemory(device)
+            if not cuda.has_statistics:
+                log.info("the allocator of %s gives no statistics, so its memory is not read", device)
+                return None
+            found.append(cuda)
         elif device.type == "cpu" and len(devices) == 1 and sys.platform.startswith("linux"):
             found.append(HostMemory(sharers))
     return found[0] if len(found) == 1 else SeveralDevices(found) if found else None

@@ -16,6 +16,8 @@ from .search import Trial, affordable, largest_fitting, search
 log = logging.getLogger(__name__)
 
 CLEAR = 2  # a size that would surely fit this many times over needs no trial
+FURTHER = 3  # times that memory may run out after the first, while the largest size that it holds is searched for
+LIKED, FROM = 8, 16  # from 16 samples on, devices compute multiples of 8 in less time
 
 
 class MemoryLimit:
@@ -25,6 +27,9 @@ class MemoryLimit:
 
     The batch may grow where the larger one surely fits: from B to B' adds at most (B'/B - 1) times the bytes that B
     took. Where that is not certain, the size is tried first, if `attempt` is given.
+
+    Once memory has run out, the gap between the largest size that ran and the smallest that failed is halved. After
+    FURTHER more failures the search ends, and the largest size that ran is the limit.
 
     Args:
         memory: the memory of the device that trains. None: it is not read, and only sizes that ran out are known.
@@ -59,6 +64,7 @@ class MemoryLimit:
         self.smallest_failed: int | None = None
         self.piece: float = micro_batch_size if micro_batch_size is not None else math.inf
         self._tried = 0  # the largest size that a trial has found to fit
+        self._failures = 0  # batches and trials that memory ran out in
         self._now: Trial | None = None  # the latest trial of the size of now
 
     def expect_pieces(self, there_are: bool = True) -> None:
@@ -92,25 +98,28 @@ class MemoryLimit:
 
     def find_largest(self, wanted: int) -> float:
         """Find the largest size up to `wanted` that memory holds, by trying where need be; inf: no limit is known."""
-        below = math.inf if self.smallest_failed is None else self.smallest_failed - 1
         if self._accumulates:
             return math.inf
-        if self.memory is None or wanted <= self.largest_run or not self.largest_run:
-            return below
+        most = self._most
+        if wanted <= self.largest_run:
+            return most
+        if self.memory is None or not self.largest_run:
+            return self._set_piece(most, wanted)
         here = Trial(self.largest_run, self.memory.peak(), self.memory.limit(), self.memory.in_use())
         if self._attempt is None or self.memory.careful:
-            return self._set_piece(min(max(affordable(here), self.largest_run), below), wanted)
+            return self._set_piece(min(max(affordable(here), self.largest_run), most), wanted)
         clearly = max(affordable(here) / CLEAR, self.largest_run, self._tried)
-        aim = int(min(wanted, below))
+        aim = int(min(wanted, most))
         if aim <= clearly:
             return self._set_piece(aim, wanted)
         try:
             known = here if affordable(here) >= aim else self._try_now(here)
-            trials = search(self._attempt, aim, aim, known=[known]) if known.fits else [known]
+            left = max(1 + FURTHER - self._failures, 1)
+            trials = search(self._attempt, aim, aim, known=[known], most_failures=left) if known.fits else [known]
         except Exception as error:  # not of memory, so training itself may well go on
             log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", error)
             self._attempt = None
-            return self._set_piece(min(max(affordable(here), self.largest_run), below), wanted)
+            return self._set_piece(min(max(affordable(here), self.largest_run), most), wanted)
         self._tried = max(largest_fitting(trials) or 0, self._tried)
         for trial in trials[1:]:
             if trial.peak is None:
@@ -119,6 +128,14 @@ class MemoryLimit:
                 self._now = trial
         log.info("batches of %s were tried: %d fits", [trial.batch_size for trial in trials[1:]], self._tried)
         return self._set_piece(max(self._tried, self.largest_run), wanted)
+
+    @property
+    def _most(self) -> float:
+        """The largest size that may be run or tried next, by what has run and what has failed; inf: nothing failed."""
+        if self.smallest_failed is None:
+            return math.inf
+        held = max(self.largest_run, self._tried)
+        return held if self._failures > FURTHER else halfway(held, self.smallest_failed)
 
     def _try_now(self, here: Trial) -> Trial:
         """A trial of the present size, whose peak so far may be that of something else, as of an earlier run."""
@@ -130,7 +147,8 @@ class MemoryLimit:
         return replace(here, peak=self._now.peak)
 
     def _set_piece(self, largest: float, wanted: int) -> float:
-        self.piece = math.inf if self.smallest_failed is None and largest >= wanted else int(largest)
+        known = self.smallest_failed is not None or largest < wanted
+        self.piece = max(int(largest), self.largest_run, 1) if known else math.inf
         return largest
 
     def ran(self, size: int) -> None:
@@ -138,15 +156,31 @@ class MemoryLimit:
         if self.smallest_failed is None or size < self.smallest_failed:
             self.largest_run = max(size, self.largest_run)
 
-    def fails(self, size: int) -> None:
-        """Take note of memory that ran out in a pass of so many samples."""
-        self.smallest_failed = size if self.smallest_failed is None else min(size, self.smallest_failed)
-        self.piece = min(self.piece, size - 1)
-        self.largest_run, self._tried = min(self.largest_run, size - 1), min(self._tried, size - 1)
+    def fails(self, size: int, *, again: bool = False) -> None:
+        """Take note of memory that ran out in a pass of so many samples.
 
-    def run_no_more_than(self, size: int) -> None:
-        """Run no more than so many samples in one go from here on, because larger pieces have failed."""
-        self.piece = size
+        Args:
+            size: samples of the pass.
+            again: True if a larger piece of the same batch has failed before. It counts as the same failure.
+        """
+        self.smallest_failed = size if self.smallest_failed is None else min(size, self.smallest_failed)
+        self._failures += not again
+        self.piece = min(self.piece, size - 1)
+        # Memory has become less since a size ran that is as large as one that fails now: how much less is not known.
+        self.largest_run = self.largest_run if self.largest_run < size else 0
+        self._tried = self._tried if self._tried < size else 0
+
+    def fall_back(self, size: int) -> int:
+        """Run no more than the largest size that ran in one go from here on, because larger pieces have failed.
+
+        Args:
+            size: samples of the piece that ran at last.
+
+        Returns:
+            The largest size that has run, samples.
+        """
+        self.piece = largest = max(size, self.largest_run)
+        return largest
 
     def release(self) -> None:
         """Have the device give back what is kept for later."""
@@ -161,7 +195,22 @@ class MemoryLimit:
             setattr(self, name, state[name])
 
 
-_REMEMBERED = ("largest_run", "smallest_failed", "piece", "_tried")
+_REMEMBERED = ("largest_run", "smallest_failed", "piece", "_tried", "_failures")
+
+
+def halfway(held: int, failed: int) -> int:
+    """A size halfway between one that memory holds and one that it does not. `held` if no size between them is liked.
+
+    From FROM samples on, the liked sizes are the multiples of LIKED.
+
+    >>> halfway(128, 256), halfway(128, 144), halfway(128, 136), halfway(8, 12)
+    (192, 136, 128, 10)
+    """
+    middle = (held + failed) // 2
+    if middle < FROM:
+        return middle
+    below = middle - middle % LIKED
+    return next((size for size in (below, below + LIKED) if held < size < failed), held)
 
 
 def within_memory(decision: Decision, largest: float) -> Decision:

@@ -44,7 +44,7 @@ def run_in_pieces(
         least: samples that a piece must have.
 
     Returns:
-        The result of `run`, and the largest piece that fitted where one did not; else None.
+        The result of `run`, and the largest size known to fit where a piece did not; else None.
 
     Raises:
         the error of memory that ran out, where there is no smaller piece.
@@ -64,12 +64,10 @@ def run_in_pieces(
         largest = -(-samples // pieces)
         if said is None:
             limit.ran(largest)
-            if failed:
-                limit.run_no_more_than(largest)
-            return result, largest if failed else None
+            return result, limit.fall_back(largest) if failed else None
         # Outside of the except block, which keeps alive what the failed pass holds.
+        limit.fails(largest, again=failed)
         failed = True
-        limit.fails(largest)
         undo()
         limit.release()
         pieces *= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,17 +18,32 @@ T = TypeVar("T")
 
 # Fragments of lower-case messages of builds and libraries. PyTorch's own error class covers CUDA's allocator only.
 PHRASES = (
-    "out of memory",  # CUDA, HIP, XPU, MPS; the plain RuntimeError of older builds
-    "can't allocate memory",  # the host's allocator
+    "out of memory",  # CUDA, HIP, XPU, MPS, NCCL, Triton; the plain RuntimeError of older builds
+    "can't allocate memory",  # the host's allocator on Linux and macOS
+    "not enough memory: you tried to allocate",  # the host's allocator on Windows
+    "invalid buffer size: ",  # MPS, of a tensor larger than its largest buffer
+    "error_out_of_memory",  # CUDA's driver, by name
+    "cudaerrormemoryallocation",
+    "hiperroroutofmemory",
+    "error_out_of_device_memory",  # XPU's unified runtime and Level Zero
+    "error_out_of_host_memory",
+    "failed to cuda calloc",  # NCCL and RCCL, for their buffers
     "cudnn_status_alloc_failed",
+    "device_allocation_failed",  # cuDNN from 9 on
+    "host_allocation_failed",
+    "cudnn_status_not_initialized",
+    "unable to find an engine to execute this computation",  # PyTorch, once memory ran out with each plan of cuDNN
+    "unable to find a valid cudnn algorithm to run convolution",  # the same in older versions
+    "miopenstatusallocfailed",
     "cublas_status_alloc_failed",
     "cublas_status_not_initialized",  # from cublasCreate if no memory is left for its handle
-    "cudnn_status_not_initialized",
+    "hipblas_status_alloc_failed",
+    "rocblas_status_memory_error",
     "cufft_alloc_failed",
     "cusolver_status_alloc_failed",
     "cusparse_status_alloc_failed",
-    "cuda driver error: 2",  # cudaErrorMemoryAllocation, by number
 )
+BY_NUMBER = re.compile(r"cuda driver error: 2\b")  # CUDA's driver, by the number of its status
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -37,7 +53,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     said = str(error).lower()
-    return any(phrase in said for phrase in PHRASES)
+    return any(phrase in said for phrase in PHRASES) or BY_NUMBER.search(said) is not None
 
 
 def take_step(

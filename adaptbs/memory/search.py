@@ -62,6 +62,7 @@ def search(
     least: int = 1,
     known: Sequence[Trial] = (),
     careful: bool = False,
+    most_failures: int = MOST_TRIALS,
 ) -> list[Trial]:
     """Search for the largest size up to `most` that fits. `largest_fitting` of the returned trials is the answer.
 
@@ -75,12 +76,15 @@ def search(
         least: the smallest size that the model accepts, samples.
         known: trials made before.
         careful: try only sizes that surely fit, because running out of memory would end the process.
+        most_failures: the search ends once memory has run out in so many trials.
 
     Returns:
         The known trials, followed by the new ones.
     """
     trials = list(known)
     while len(trials) - len(known) < MOST_TRIALS:
+        if sum(trial.peak is None for trial in trials[len(known) :]) >= most_failures:
+            break
         size = next_size(trials, start, most, least, careful)
         if size is None:
             break

@@ -2,6 +2,7 @@
 
 from .batch_loss import BatchLoss, summing
 from .batches import batch_bytes, batch_length, concat_batches, repeat_batch, slice_batch
+from .devices import with_index
 from .modules import has_batch_norm, trainable, without_chance
 from .preserve import (
     Snapshot,
@@ -30,5 +31,6 @@ __all__ = [
     "slice_batch",
     "summing",
     "trainable",
+    "with_index",
     "without_chance",
 ]

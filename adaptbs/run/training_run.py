@@ -25,7 +25,7 @@ from .tracker import BatchTracker, EpochEvents
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 4  # of what state_dict() holds
+VERSION = 5  # of what state_dict() holds
 
 
 class TrainingRun:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
+from ..model import with_index
 from ..ranks import Ranks
 from .step_time import StepTime
 
@@ -126,7 +127,7 @@ class Stopwatch:
     """
 
     def __init__(self, device: Device) -> None:
-        self._cuda = device if device.type == "cuda" else None
+        self._cuda = with_index(device) if device.type == "cuda" else None
 
         #: Returns the moment at which the device will have finished all work queued so far.
         self.mark: Callable[[], Moment] = time.perf_counter if self._cuda is None else self._record

@@ -156,7 +156,9 @@ def test_a_batch_that_does_not_fit_is_run_in_halves_and_the_next_are_cut_smaller
         memory, adamw, target=lambda *_: 128, overhead=0, decide_every=0.2, step_time=(1.0, 0.0)
     )  # (the memory is not asked, so the run is let go on into it)
     sizes = [len(batch) for epoch in seen for batch in epoch]
-    assert 128 in sizes and max(device.rows) == 32
+    first = device.rows.index(32)  # none of 33 to 128 samples before
+    assert 128 in sizes and device.rows[first : first + 4] == [32] * 4
+    assert max(device.rows[: first + 4]) == 32 and max(device.rows) == 40, "later the gap is halved"
     after = sizes[sizes.index(128) + 1 :]
     assert max(after) <= 63, "twice as many would not have fitted"
     torch.testing.assert_close(weights, replay(seen, adamw), rtol=1e-8, atol=1e-10)
@@ -321,4 +323,34 @@ def test_what_ran_out_is_remembered_by_a_checkpoint():
     other = MemoryLimit()
     other.load_state_dict(cap.state_dict())
     assert (other.smallest_failed, other.largest_run, other.piece) == (128, 64, 127)
-    assert other.find_largest(200) == 127
+    assert other.find_largest(200) == 96
+
+
+@pytest.mark.parametrize("step_time", [None, (1.0, 0.0)])
+@pytest.mark.parametrize("fails_from", [100, 130, 200])
+def test_a_target_that_keeps_asking_is_refused_after_few_errors(memory, fails_from, step_time):
+    """The memory seems to have room for all, and the device fails from some size on."""
+    memory.capacity = 10**9
+    model = network()
+    optimizer = adamw(model.parameters())
+    device, errors = OnDevice(model, memory, PER_SAMPLE), []
+
+    def fail(where):
+        if device.rows[-1] >= fails_from:
+            errors.append(device.rows[-1])
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    device.fail = fail
+    loader = AdaptiveDataLoader(
+        Numbered(4000), START, shuffle=True, model=model, optimizer=optimizer, batch_loss=loss_of, epochs=6,
+        target=lambda *_: 512, max_batch_size=512, lr_scaling="none", decide_every=0.02, overhead=0,
+        step_time=step_time,
+    )  # fmt: skip
+    for _ in range(6):
+        for batch in loader:
+            loader.step(batch)
+    halved = [512, 256, 128][: 1 + (fails_from <= 256) + (fails_from <= 128)]
+    assert errors[: len(halved)] == halved
+    assert len(errors) <= len(halved) + 3
+    assert loader.batch_size == {100: 96, 130: 128, 200: 192}[fails_from]
+    assert max(device.rows[-20:]) == loader.batch_size, "it runs in one go"

@@ -219,3 +219,23 @@ def test_a_learner_with_a_step_of_its_own_keeps_it(memory):
     callback = fit(learn, 1, exceed_memory=True)
     assert learn.own
     assert callback.batch_size <= 36, "nobody runs a larger one in pieces"
+
+
+@pytest.mark.parametrize("step_time", [None, (1.0, 0.0)])
+@pytest.mark.parametrize(("fails_from", "largest"), [(50, 48), (70, 64), (100, 96)])
+def test_a_target_that_keeps_asking_is_refused_after_few_errors(memory, fails_from, largest, step_time):
+    learn = learner(memory)
+    device, errors = OnDevice(learn.model, SimulatedMemory(10**9), PER_SAMPLE), []
+
+    def fail(where):
+        if device.rows[-1] >= fails_from:
+            errors.append(device.rows[-1])
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    device.fail = fail
+    callback = fit(learn, 30, overhead=0, decide_every=0.02, step_time=step_time)
+    halved = [128, 64][: 1 + (fails_from <= 64)]
+    assert errors[: len(halved)] == halved
+    assert len(errors) <= len(halved) + 3
+    assert callback.batch_size == largest
+    assert max(device.rows[-20:]) == largest, "it runs in one go"

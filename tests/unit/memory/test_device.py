@@ -1,10 +1,11 @@
+import logging
 import math
 import sys
 
 import pytest
 import torch
 
-from adaptbs.memory.device import HEADROOM, HostMemory, SeveralDevices, _bytes, _entry, memory_of
+from adaptbs.memory.device import HEADROOM, CudaMemory, HostMemory, SeveralDevices, _bytes, _entry, memory_of
 from tests.simulated_device import SimulatedMemory
 
 
@@ -54,3 +55,64 @@ def test_a_control_group_without_a_limit_says_max(tmp_path):
     file.write_text("max\n")
     assert _bytes(file) is None
     assert _bytes(tmp_path / "missing") is None
+
+
+NUMBERS = {"num_alloc_retries": 0, "allocated_bytes.all.current": 300, "reserved_bytes.all.current": 400}
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """The devices that PyTorch's functions are asked about, where the current CUDA device is 1."""
+    asked: list = []
+
+    def answering(value):
+        def answer(device=None):
+            assert device.index is not None, "as get_per_process_memory_fraction demands"
+            asked.append(device)
+            return value
+
+        return answer
+
+    answers = {
+        "mem_get_info": (600, 1000), "memory_reserved": 400, "memory_allocated": 300, "max_memory_allocated": 350,
+        "get_per_process_memory_fraction": 0.5, "memory_stats": NUMBERS, "reset_peak_memory_stats": None,
+    }  # fmt: skip
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answering(value), raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    return asked
+
+
+def test_a_cuda_device_without_an_index_is_the_current_one(asked):
+    memory = memory_of([torch.device("cuda")])
+    assert isinstance(memory, CudaMemory)
+    assert (memory.limit(), memory.in_use(), memory.peak()) == (HEADROOM * 500, 300, 350)
+    CudaMemory(torch.device("cuda")).limit()
+    assert set(asked) == {torch.device("cuda:1")}
+
+
+def test_a_device_named_twice_is_one(asked):
+    assert isinstance(memory_of([torch.device("cuda"), torch.device("cuda:1")]), CudaMemory)
+    assert isinstance(memory_of([torch.device("cuda:0"), torch.device("cuda:1")]), SeveralDevices)
+    assert set(asked) == {torch.device("cuda:0"), torch.device("cuda:1")}
+
+
+def refuses(device=None):
+    raise RuntimeError("CUDAPluggableAllocator does not yet support getDeviceStats.")
+
+
+@pytest.mark.parametrize("memory_stats", [refuses, lambda device=None: {}], ids=["raises", "is empty"])
+def test_an_allocator_without_statistics_is_gone_on_without(asked, monkeypatch, caplog, memory_stats):
+    tried = []
+
+    def counted(device=None):
+        tried.append(device)
+        return memory_stats(device)
+
+    monkeypatch.setattr(torch.cuda, "memory_stats", counted)
+    with caplog.at_level(logging.INFO, "adaptbs"):
+        assert memory_of([torch.device("cuda")]) is None
+    assert tried == [torch.device("cuda:1")]
+    assert [record.message for record in caplog.records] == [
+        "the allocator of cuda:1 gives no statistics, so its memory is not read"
+    ]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adaptbs.timing.clock import AFTERMATH, MEASURING, DeviceClock, GivenClock
+from adaptbs.timing.clock import AFTERMATH, MEASURING, DeviceClock, GivenClock, Stopwatch
 from adaptbs.timing.step_time import StepTime
 
 
@@ -77,3 +77,23 @@ def test_time_before_the_start_is_not_counted(clock):
     clock.start()  # at 10: an epoch's validation lay between
     clock.step(8)  # at 11
     assert clock.read().steps == [(8, 2.0), (8, 1.0)]
+
+
+@pytest.mark.parametrize(("given", "used"), [("cuda", "cuda:1"), ("cuda:0", "cuda:0")])
+def test_a_stopwatch_has_a_device_with_an_index(given, used, monkeypatch):
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            asked.append(stream)
+
+    asked: list = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    watch = Stopwatch(torch.device(given))
+    watch.mark()
+    watch.wait()
+    assert asked == [torch.device(used)] * 2
