@@ -59,7 +59,8 @@ class LoaderEpoch:
             self._step_hook.restore()
         if self._run.tracker.ever_changed and self._misuse.watches:
             self._misuse.look()
-        self._doubt_the_plan()
+        if self._cut.is_beyond or self._run.tracker.ends_here:
+            self._doubt_the_plan()
         if self._rank_step is not None:
             self._rank_step.begin(batch)
         try:

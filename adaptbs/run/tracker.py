@@ -49,6 +49,7 @@ class BatchTracker:
         schedule_span: the schedule's position before and after the current batch, samples.
         ever_changed: whether any batch so far was cut at another size than the first.
         longest: samples of the longest batch so far.
+        ends_here: True if the run ends with the current batch, by its progress.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class BatchTracker:
         self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
         self._step_samples = 0  # of the step that the current batch belongs to, so far
         self._iteration: Iteration | None = None  # the one that the loop has worked in last
-        self._complete = False  # whether the run ends with the current batch
+        self.ends_here = False
         self._resume_at: int | None = None  # where the next iteration goes on in its epoch, if it does
 
     @property
@@ -126,7 +127,7 @@ class BatchTracker:
                 else:
                     iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
                     one_by_one = look_ahead.ahead == 0 and iteration.finished == iteration.fetched
-                if self._complete and self._progress.complete:  # the plan may have been given up meanwhile
+                if self.ends_here and self._progress.complete:  # the plan may have been given up meanwhile
                     return
             iteration.advance(self._begin, self._finish, begun=iteration.fetched)
             if queue:
@@ -141,7 +142,7 @@ class BatchTracker:
         self.current = cut_size, num_samples, _, _ = iteration.next()
         self._iteration, progress = iteration, self._progress
         efficiency = 1.0 if progress.max_extra is None else self._sample_efficiencies[cut_size]
-        before, after, self._complete = progress.count(
+        before, after, self.ends_here = progress.count(
             cut_size, num_samples, iteration.epoch, iteration.position, efficiency
         )
         self.schedule_span = before, after

@@ -129,6 +129,7 @@ class EpochCut:
 
     Attributes:
         issued: batches that have been cut and not been delivered, oldest first.
+        is_beyond: True once more samples have been cut than the sampler's length says.
         is_new: tells whether a fetched batch is to be delivered; None where all are.
     """
 
@@ -140,7 +141,7 @@ class EpochCut:
         self._indices: Iterator[int] = iter(())
         self._ahead: list[int] = []  # indices read beyond the sampler's length and not cut
         self._left = 0  # samples of the epoch that have not been cut, by the sampler's length
-        self._cut = 0  # samples that have been cut
+        self._cut, self.is_beyond = 0, False  # samples that have been cut
         self._cut_size = 0  # of the step being cut, samples
         self._batch = 0  # batches of it that have been cut
         self._step_left = 0  # samples of it that have not been cut; 0 where its batches are cut one by one
@@ -207,11 +208,6 @@ class EpochCut:
         sampler = self._sampler
         return max(samples - (self._cut + samples) % sampler.first, 0) if sampler.drop_last else samples
 
-    @property
-    def is_beyond(self) -> bool:
-        """True once more samples have been cut than the sampler's length says."""
-        return self._cut > self._sampler.epoch_samples
-
     def look_beyond(self) -> bool:
         """Look whether there are samples beyond the sampler's length, once it has come to that."""
         return self.is_beyond or (not self._left and self._read_ahead(self._least) > 0)
@@ -242,6 +238,7 @@ class EpochCut:
             if not batch:
                 return
             self._cut += len(batch)
+            self.is_beyond = self._cut > sampler.epoch_samples
             self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
             yield sampler.ranks.mine(batch)
 
@@ -273,6 +270,7 @@ class EpochCut:
     def _go_on(self, state: dict[str, Any]) -> Iterator[list[int]]:
         self._left, self._cut_size = state["left"], state["cut_size"]
         self._batch, self._step_left, self._cut = state["batch"], state["step_left"], state["cut"]
+        self.is_beyond = self._cut > self._sampler.epoch_samples
         indices = state["indices"]
         self._indices = iter(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
         for cut_size, num_samples, ends_step in state["issued"]:
