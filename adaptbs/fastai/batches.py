@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..run import TrainingRun
 from ..sampling import AdaptiveBatchSampler
-from .learner import is_language_model
+from .learner import check_indices, is_language_model
 
 
 class AdaptiveBatches(GetAttr):
@@ -34,30 +34,31 @@ class AdaptiveBatches(GetAttr):
 
     def __iter__(self) -> Iterator[Any]:
         dl, run, controller = self.dl, self._run, self._run.controller
-        dl.randomize()
-        dl.before_iter()
-        indices = list(dl.get_idxs())  # SortedDL's is an iterator
-        kept = indices[: controller.epoch_samples]
-        row_multiple, tail_rows = _layout(dl)
-        cut = AdaptiveBatchSampler(
-            kept, lambda: controller.batch_size, controller.start_batch_size, drop_last=False,
-            row_multiple=row_multiple, tail_rows=tail_rows,
-        )  # fmt: skip
-        loader: TorchLoader[Any] = TorchLoader(
-            _Items(dl),
-            batch_sampler=cut,
-            collate_fn=_Collate(dl),
-            num_workers=dl.fake_l.num_workers,
-            pin_memory=dl.pin_memory,
-            timeout=dl.timeout,
-            worker_init_fn=_init_worker,
-        )
-        fetched = iter(loader)
         try:
+            dl.randomize()
+            dl.before_iter()
+            indices = list(dl.get_idxs())  # SortedDL's is an iterator
+            check_indices(dl, len(indices))
+            kept = indices[: controller.epoch_samples]
+            row_multiple, tail_rows = _layout(dl)
+            cut = AdaptiveBatchSampler(
+                kept, lambda: controller.batch_size, controller.start_batch_size, drop_last=False,
+                row_multiple=row_multiple, tail_rows=tail_rows,
+            )  # fmt: skip
+            loader: TorchLoader[Any] = TorchLoader(
+                _Items(dl),
+                batch_sampler=cut,
+                collate_fn=_Collate(dl),
+                num_workers=dl.fake_l.num_workers,
+                pin_memory=dl.pin_memory,
+                timeout=dl.timeout,
+                worker_init_fn=_init_worker,
+            )
+            fetched = iter(loader)
             for batch in run.deliver(map(self._finish, fetched), cut.issued):
                 if batch is not None:
                     yield batch
-        finally:  # also after Ctrl-C, of which fastai tells no callback
+        finally:  # also after Ctrl-C or an error, of which fastai tells no callback
             self._at_end()
         if not dl.fake_l.num_workers:
             for index in indices[len(kept) :]:  # what drop_last drops, fastai loads: it may draw random numbers

@@ -16,6 +16,15 @@ from ..model import BatchLoss
 ACCUMULATION = "GradientAccumulation"
 RNN = "RNNCallback"
 
+# Methods of a loader that make its batches, which AdaptiveBatches does itself, and what to override in their place.
+PASSED_OVER = {
+    "__iter__": "Change an item in after_item, a batch in after_batch",
+    "create_batches": "Let do_item return the index and create_batch make a batch of indices, as TabDataLoader does",
+    "sample": "Choose and order the indices in get_idxs",
+    "chunkify": "Order the indices in get_idxs, and change a batch's items in before_batch",
+    "prebatched": "Give batches of items, or bs=None where each item of the dataset is a batch",
+}
+
 
 def check(dl: Any) -> None:
     """Raise TypeError if the batch size of this loader cannot be changed."""
@@ -29,6 +38,31 @@ def check(dl: Any) -> None:
         )
     if not dl.indexed or dl.bs is None or dl.n is None:
         raise TypeError(f"dls.train has no index, no length or no batch size of its own: it cannot grow. {advice}")
+    for method, instead in PASSED_OVER.items():
+        given, owner = method in vars(dl), _owner(dl, method)
+        if given or owner is not FastaiLoader:
+            whose = "was given to it" if given else f"is {owner.__name__}'s own"
+            raise TypeError(
+                f"dls.train is a {type(dl).__name__} whose {method} {whose}: AdaptiveBatchSize makes the batches "
+                f"itself, and would train on other data than this loader gives. {instead}, or train without "
+                "AdaptiveBatchSize."
+            )
+
+
+def check_indices(dl: Any, found: int) -> None:
+    """Raise TypeError if a `get_idxs` from outside of fastai gives another number of indices than the loader's `n`."""
+    foreign = "get_idxs" in vars(dl) or not _owner(dl, "get_idxs").__module__.startswith("fastai.")
+    if foreign and found != epoch_indices(dl):
+        raise TypeError(
+            f"dls.train is a {type(dl).__name__} whose get_idxs gives {found} indices, but its n is "
+            f"{epoch_indices(dl)}: the length of an epoch is not known before. Set dls.train.n to the number of "
+            "indices, or train without AdaptiveBatchSize."
+        )
+
+
+def _owner(dl: Any, method: str) -> type:
+    """The class that defines a method of this loader."""
+    return next(cls for cls in type(dl).__mro__ if method in vars(cls))
 
 
 def check_alone(learn: Any, kind: type) -> None:
@@ -52,8 +86,13 @@ def _is(dl: Any, name: str) -> bool:
 
 def epoch_samples(dl: Any) -> int:
     """Number of samples that an epoch of this loader delivers."""
-    n = getattr(dl, "partial_n", None) or dl.n  # a PartialDL's epoch is shorter
-    return int(n - n % dl.bs if dl.drop_last else n)
+    n = epoch_indices(dl)
+    return n - n % dl.bs if dl.drop_last else n
+
+
+def epoch_indices(dl: Any) -> int:
+    """Number of indices that an epoch of this loader draws, also of those that `drop_last` drops."""
+    return int(getattr(dl, "partial_n", None) or dl.n)  # a PartialDL's epoch is shorter
 
 
 def accumulation(learn: Any, bs: int) -> int:
