@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from ..checks import check_model, check_optimizer, check_size
+from ..checks import check_model, check_optimizer, check_size, check_trains
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
 
@@ -56,6 +56,21 @@ def check(
         raise TypeError(f"scheduler={scheduler!r}: it must be a torch.optim.lr_scheduler.LRScheduler")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
+    check_trains(optimizer, model)
+    if scheduler is not None and not _schedules(scheduler, optimizer):
+        raise ValueError(
+            f"scheduler= and optimizer=: the {type(scheduler).__name__} sets the learning rate of another optimizer. "
+            "Give the scheduler that was made from this one, or the optimizer that it was made from"
+        )
+
+
+def _schedules(scheduler: LRScheduler, optimizer: Optimizer) -> bool:
+    """True if the scheduler's learning rates are the optimizer's, also where one optimizer wraps the other."""
+    its = getattr(scheduler, "optimizer", optimizer)
+    if its is optimizer:
+        return True
+    groups = {id(group) for group in optimizer.param_groups}
+    return any(id(group) in groups for group in getattr(its, "param_groups", ()))
 
 
 def check_ranks(
