@@ -118,6 +118,8 @@ _SHARED = (
     "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
 )  # fmt: skip
 
+_ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")  # what decides how DataLoader iterates
+
 
 def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
     """The arguments that make a DataLoader like this one.
@@ -137,6 +139,13 @@ def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
         raise ValueError(
             f"the loader's batches are cut by a {type(loader.batch_sampler).__name__}, which cannot change their size: "
             "build AdaptiveDataLoader from its dataset"
+        )
+    if own := [name for name in _ITERATION if getattr(type(loader), name) is not getattr(DataLoader, name)]:
+        raise TypeError(
+            f"loader= of type {type(loader).__name__}: this class has a {own[0]} of its own, by which it makes or "
+            "hands on batches. An AdaptiveDataLoader makes them as torch's DataLoader does, so what it adds would be "
+            "lost without a word: build AdaptiveDataLoader from its dataset, and do what it adds in the dataset, in "
+            "collate_fn= or in the loop (to go on in mid-epoch, AdaptiveDataLoader has its own state_dict())"
         )
     made = {name: getattr(loader, name) for name in _SHARED if hasattr(loader, name)}
     if not isinstance(loader.dataset, IterableDataset):
