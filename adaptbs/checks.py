@@ -57,6 +57,17 @@ def check_optimizer(optimizer: object, or_none: str = "") -> None:
         )
 
 
+def check_trains(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raise ValueError unless the optimizer has a parameter of the model."""
+    own = {id(p) for p in model.parameters()}
+    if own and not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            f"optimizer= and model=: the {type(optimizer).__name__} has none of the {type(model).__name__}'s "
+            "parameters, so its steps would not train it. Give the optimizer that was made from model.parameters(), "
+            "and make it again where the model has been copied or built anew since"
+        )
+
+
 def check_batches(loader: object) -> None:
     """Raise TypeError unless `loader` can be iterated."""
     if not hasattr(type(loader), "__iter__") and not hasattr(type(loader), "__getitem__"):

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from ..checks import check_batches, check_lr, check_model, check_optimizer, check_share, check_size
+from ..checks import (
+    check_batches,
+    check_lr,
+    check_model,
+    check_optimizer,
+    check_share,
+    check_size,
+    check_trains,
+)
 from ..decision import (
     Situation,
     critical_over_simple,
@@ -89,6 +97,7 @@ def bs_find(
     check_batches(loader)
     if optimizer is not None:
         check_optimizer(optimizer, ", or None for SGD")
+        check_trains(optimizer, model)
     if lr is not None:
         check_lr(lr)
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from ..checks import check_model, check_optimizer, check_size
+from ..checks import check_model, check_optimizer, check_size, check_trains
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
 
@@ -56,6 +56,21 @@ def check(
         raise TypeError(f"scheduler={scheduler!r}: it must be a torch.optim.lr_scheduler.LRScheduler")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
+    check_trains(optimizer, model)
+    if scheduler is not None and not _schedules(scheduler, optimizer):
+        raise ValueError(
+            f"scheduler= and optimizer=: the {type(scheduler).__name__} sets the learning rate of another optimizer. "
+            "Give the scheduler that was made from this one, or the optimizer that it was made from"
+        )
+
+
+def _schedules(scheduler: LRScheduler, optimizer: Optimizer) -> bool:
+    """True if the scheduler's learning rates are the optimizer's, also where one optimizer wraps the other."""
+    its = getattr(scheduler, "optimizer", optimizer)
+    if its is optimizer:
+        return True
+    groups = {id(group) for group in optimizer.param_groups}
+    return any(id(group) in groups for group in getattr(its, "param_groups", ()))
 
 
 def check_ranks(
@@ -103,6 +118,8 @@ _SHARED = (
     "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
 )  # fmt: skip
 
+_ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")  # what decides how DataLoader iterates
+
 
 def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
     """The arguments that make a DataLoader like this one.
@@ -122,6 +139,13 @@ def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
         raise ValueError(
             f"the loader's batches are cut by a {type(loader.batch_sampler).__name__}, which cannot change their size: "
             "build AdaptiveDataLoader from its dataset"
+        )
+    if own := [name for name in _ITERATION if getattr(type(loader), name) is not getattr(DataLoader, name)]:
+        raise TypeError(
+            f"loader= of type {type(loader).__name__}: this class has a {own[0]} of its own, by which it makes or "
+            "hands on batches. An AdaptiveDataLoader makes them as torch's DataLoader does, so what it adds would be "
+            "lost without a word: build AdaptiveDataLoader from its dataset, and do what it adds in the dataset, in "
+            "collate_fn= or in the loop (to go on in mid-epoch, AdaptiveDataLoader has its own state_dict())"
         )
     made = {name: getattr(loader, name) for name in _SHARED if hasattr(loader, name)}
     if not isinstance(loader.dataset, IterableDataset):

@@ -159,7 +159,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, their size changing on the way."""
-        return self._session.iterate(super().__iter__)
+        return self._session.iterate(self._fetch)
 
     def step(self, batch: Any, scaler: Any = None, before_step: Callable[[], None] | None = None) -> Tensor:
         """Train on a delivered batch: forward, backward, `optimizer.step()`, `zero_grad()`; its loss, detached.
@@ -179,7 +179,11 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
 
     def plain_batches(self) -> Iterator[Any]:
         """Batches of the size of now, that are neither counted nor measured: for looking at the data."""
-        return iter(super().__iter__())
+        return iter(self._fetch())
+
+    def _fetch(self) -> Iterator[Any]:
+        with self._session.source.opened():
+            return super().__iter__()
 
     def __len__(self) -> int:
         """Batches of an epoch at the size of now."""

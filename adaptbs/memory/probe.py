@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checks import check_batches, check_model, check_optimizer, check_size
+from ..checks import check_batches, check_model, check_optimizer, check_size, check_trains
 from ..model import (
     BatchLoss,
     batch_bytes,
@@ -91,6 +91,7 @@ def probe_memory(
     check_batches(loader)
     if optimizer is not None:
         check_optimizer(optimizer, ", or None for no step")
+        check_trains(optimizer, model)
     devices = {p.device for p in model.parameters()}
     memory = memory_of(devices)
     if memory is None:

@@ -12,10 +12,10 @@ from torch import Generator
 from torch.utils.data import IterableDataset
 
 from ..ranks import ALONE, Ranks
-from .batch_sampler import AdaptiveBatchSampler, EpochCut
+from .batch_sampler import EpochCut
 from .order import indices
+from .own import OwnBatchSampler, OwnStreamSampler
 from .ranks import SharedSampler
-from .stream import StreamSampler
 
 
 class EpochSource:
@@ -48,7 +48,7 @@ class EpochSource:
         self.ranks, self.order = ranks, indices(dataset, shuffle, sampler, generator)
         if ranks.world_size > 1:
             self.order = SharedSampler(self.order, ranks, pad=not drop_last)
-        cut = StreamSampler if self.streams else AdaptiveBatchSampler
+        cut = OwnStreamSampler if self.streams else OwnBatchSampler
         start = batch_size * ranks.world_size
         size = partial(int, start * batches_per_step)  # until `follow` says another
         self.batch_sampler = cut(self.order, size, start, drop_last, batches_per_step, ranks)
@@ -60,6 +60,10 @@ class EpochSource:
     def follow(self, size: Callable[[], int]) -> None:
         """Ask this for the size of the next optimizer step, samples, from here on."""
         self.batch_sampler.follow(size)
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Put around the beginning of the loader's own iteration over `batch_sampler`, which refuses any other."""
+        return self.batch_sampler.opened()
 
     def iterate(self, fetch: Callable[[], Iterator[Any]]) -> tuple[EpochCut, Iterator[Any]]:
         """Begin an epoch, or go on with one: the iteration, and its batches.
