@@ -4,7 +4,9 @@ import pytest
 import torch
 
 os.environ["MPLBACKEND"] = "Agg"  # (not imported for it: tests/gpu has to run where there is no matplotlib)
-torch.set_num_threads(1)  # tensors this small only wait for a second thread, and on a busy machine for long
+# Tensors this small only wait for a second thread, and on a busy machine for long: here, and in processes started here.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

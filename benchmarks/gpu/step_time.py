@@ -106,7 +106,7 @@ def step_time(device: torch.device, quick: bool) -> list[dict[str, Any]]:
             seconds = timed(step, batch(case, size, device), device)
             medians[size] = statistics.median(seconds)
             for value in seconds:
-                times.add(size, value)
+                times.add((size, value))
         fit = times.fit()
         rows.append({
             "model": case.name, "seconds": medians, "fit": repr(fit),

@@ -1,9 +1,8 @@
-"""What each process of tests/integration/test_ranks.py runs: `python -m ... program rank world folder`."""
+"""What each process of tests/integration/test_ranks.py runs."""
 
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -257,7 +256,3 @@ def main(programs: str, rank: int, world: int, out: str) -> None:
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # (gloo's threads now and then abort a process that has done all it had to)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,8 +1,6 @@
 """Several processes over gloo: the same run as one process on the same global batches."""
 
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,6 +10,7 @@ import torch
 
 from adaptbs.gradients.halves import GradientPool
 from adaptbs.noise_scale.window import MeasurementWindow
+from tests.integration.processes import Forked
 from tests.integration.rank_programs import (
     OVERFLOWS,
     X,
@@ -20,12 +19,12 @@ from tests.integration.rank_programs import (
     doubling,
     flat,
     loader_of,
+    main,
     network,
     optimizer_of,
     train,
 )
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT = 60  # seconds, after which processes are taken to hang
 TWO = "ddp,adamw,by hand,accumulated,real clock,scaled,ahead,checkpoint,wrong,memory"
 FOUR = "ddp,real clock"
@@ -35,17 +34,9 @@ FOUR = "ddp,real clock"
 def results(world: int) -> dict:
     """What each program saved, rank by rank; all of them run in the same processes, whose start takes longest."""
     out, programs = mkdtemp(), TWO if world == 2 else FOUR
-    command = [sys.executable, "-m", "tests.integration.rank_programs", programs]
-    started = [
-        subprocess.Popen([*command, str(rank), str(world), out], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for rank in range(world)
-    ]
-    try:
-        errors = [process.communicate(timeout=TIMEOUT)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * world, "\n".join(errors)
+    started = [Forked(Path(mkdtemp()), main, programs, rank, world, out) for rank in range(world)]
+    codes, _, errors = zip(*(rank.wait(TIMEOUT) for rank in started), strict=True)
+    assert codes == (0,) * world, "\n".join(errors)
     return {name: [torch.load(f"{out}/{name} {rank}.pt") for rank in range(world)] for name in programs.split(",")}
 
 

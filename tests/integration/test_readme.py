@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from tests.integration.fastai.learners import make_learner
+from tests.integration.processes import Forked, run_module, run_script
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -49,12 +48,12 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, tmp_path):
-    run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2") if example.stem == "ddp" else ()
-    done = subprocess.run(
-        [sys.executable, *run, example, "--samples", "3000"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert "History(" in done.stdout
+    program = (run_script, example)
+    if example.stem == "ddp":
+        program = (run_module, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(example))
+    code, out, err = Forked(tmp_path, *program, "--samples", "3000").wait(120)
+    assert code == 0, err
+    assert "History(" in out
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
 import signal
-from multiprocessing import forkserver
-from pathlib import Path
+from functools import cache
 
 import pytest
 import torch
 from torch.utils.data import IterableDataset, WeightedRandomSampler, get_worker_info
 
 from tests.integration import stoppable
+from tests.integration.processes import Forked
 from tests.integration.training import FORCED, Numbered, adaptive, doubling, loss_of, network
 
 
@@ -35,29 +33,19 @@ def same(ours, unbroken) -> None:
     assert all(torch.equal(weights[name], value) for name, value in unbroken[0].items())
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Forked from a server that has imported everything, or fifty of them would take minutes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.integration.stoppable"])
-    with pytest.MonkeyPatch.context() as patch:  # the server does not get our sys.path
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
-        forkserver.ensure_running()
-    return context
+@cache
+def never_stopped(workers: int):
+    return stoppable.train(None, workers)
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(0, 50), (2, 2)])
-def test_killed_over_and_over_it_ends_with_the_weights_of_the_run_that_was_not(processes, tmp_path, workers, kills):
-    unbroken = stoppable.train(None, workers)
+def test_killed_over_and_over_it_ends_with_the_weights_of_the_run_that_was_not(tmp_path, workers, kills):
+    unbroken = never_stopped(workers)
     assert max(map(len, unbroken[1])) > stoppable.START, "the batch should grow meanwhile"
     path, result = tmp_path / "state.pt", tmp_path / "result.pt"
 
     def started(doomed: int | None) -> int | None:
-        arguments = (path, result, workers, doomed)
-        process = processes.Process(target=stoppable.write_result, args=arguments)
-        process.start()
-        process.join(60)
-        return process.exitcode
+        return Forked(tmp_path, stoppable.write_result, path, result, workers, doomed).wait(60)[0]
 
     killed = 0
     for i in range(kills):
@@ -71,7 +59,7 @@ def test_killed_over_and_over_it_ends_with_the_weights_of_the_run_that_was_not(p
 @pytest.mark.parametrize("workers", [0, 2])
 def test_saved_after_each_batch_and_resumed_each_time(workers):
     """Also from inside a growth that is still in flight, which with workers is several batches long."""
-    unbroken = stoppable.train(None, workers)
+    unbroken = never_stopped(workers)
     sizes = [len(batch) for batch in unbroken[1]]
     changes = [i for i in range(1, len(sizes)) if sizes[i] != sizes[i - 1]]
     stops = sorted({j for i in [*changes[:2], len(sizes) - 2] for j in range(i - 4, i + 2)} | {0})
