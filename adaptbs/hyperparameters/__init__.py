@@ -1,4 +1,4 @@
-"""What follows the batch: the learning rate and its kin, and the schedules that they go by."""
+"""The learning rate and its kin at k times the base batch, and the one-cycle schedule."""
 
 from .learning_rate import LR_SCALINGS, lr_rule
 from .scaler import HyperparameterScaler

@@ -1,4 +1,4 @@
-"""What fits: a device's memory, trials of a size, the limit of a run, and going on after running out."""
+"""A device's memory: trials of a size, the limit of a run, and going on after memory has run out."""
 
 from .device import memory_of
 from .limit import MemoryLimit
