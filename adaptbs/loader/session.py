@@ -75,6 +75,8 @@ class LoaderSession:
                 live.misuse.stepped()
             if live._look_ahead is not None and live._look_ahead.ahead is None:
                 live._look_ahead.works()
+            if live.run.watches_step:
+                live.run.before_step()
             return live.run.controller.scales[live.run.tracker.current.cut_size]
 
         self.step_hook = StepHook(self._optimizer, scale, self._following)

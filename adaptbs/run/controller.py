@@ -153,11 +153,15 @@ class Controller:
 
     def measure_next_step(self) -> bool:
         """Toss the coin for the step that comes: whether to measure it, as often as `overhead` allows."""
-        return self._budget.duty.measure_next(self.progress_tracker.planned / self.batch_size)
+        return self._budget.duty.measure_next(self.progress_tracker.planned / self.batch_size, self._timer.waits)
 
     def measuring(self, num_samples: int) -> AbstractContextManager[None]:
         """Put around a measurement of so many samples, to charge its time to `overhead` instead of to the step."""
         return self._budget.clock.measuring(num_samples)
+
+    def measuring_step(self) -> None:
+        """The step under way is itself measured: what it takes longer than others is charged to `overhead`."""
+        self._budget.clock.measuring_step()
 
     def measured(self, made: Measurement | None) -> None:
         """Take in a measurement of the current batch; None where it could not be measured."""
@@ -227,7 +231,8 @@ class Controller:
             sizes = self.batch_size, decision.batch_size
             log.info("batch size %d -> %d (%s) at %.0f %%", *sizes, decision.reason, 100 * share)
         self._noise_scales.say(noise_scale, share)
-        if not callable(settings.target):  # nobody knows how sure a function of the user's needs to be
+        # Nobody knows how sure a function of the user's needs to be; and a decision without news says nothing.
+        if not callable(settings.target) and self._timer.new_measurements:
             self._budget.duty.decided(decision, self.batch_size, noise_scale)
         self.batch_size = decision.batch_size
         self._timer.decided(progress.effective_samples)

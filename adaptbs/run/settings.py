@@ -18,7 +18,7 @@ from ..types import LRRule, Target
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SOURCES = ("auto", "halves", "per_example")
+SOURCES = ("auto", "in_step", "halves")
 METRICS = ("plain", "adam")
 BUDGETS = ("progress", "epochs")
 
@@ -73,8 +73,9 @@ class Settings:
             nothing.
         step_time: (a, b): a step takes a + b B seconds. Given, no clock and no device is read, and a run can be
             repeated to the bit.
-        source: how to measure: by "halves" of a batch, or by "per_example" norms, which vary less but exist for some
-            layers only. "auto" takes those where they exist and pay.
+        source: how to measure. "in_step" measures in the training step itself, by hooks on the layers, which most
+            layers allow. "halves" measures two halves of a batch in a pass of its own, for which the loss has to be
+            known. "auto" measures in the step if the model allows it, and else by halves.
         metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.
         by_group: report the noise scale of each of the optimizer's parameter groups too.
 
@@ -92,7 +93,7 @@ class Settings:
     exceed_memory: bool = False
     decide_every: float = 0.05
     confidence: float = 0.9
-    overhead: float = 0.05
+    overhead: float = 0.02
     step_time: tuple[float, float] | None = None
     source: str = "auto"
     metric: str = "plain"
@@ -115,7 +116,7 @@ class Settings:
             )
         check_choice("source", self.source, SOURCES)
         check_choice("metric", self.metric, METRICS)
-        if self.source == "per_example" and (self.metric != "plain" or self.by_group):
+        if self.source == "in_step" and (self.metric != "plain" or self.by_group):
             raise ValueError("metric='adam' and by_group=True are measured by halves: leave source= at 'auto'")
         check_share("decide_every", self.decide_every)
         check_share("confidence", self.confidence)

@@ -53,7 +53,7 @@ class Faults:
     def __init__(self, place: str, n: int, monkeypatch) -> None:
         self.place, self.left, self.raised, self._at = place, n, 0, "training"
         self._sizes: set[int] = set()
-        monkeypatch.setattr(NoiseMeter, "measure", self._within("measurement", NoiseMeter.measure))
+        monkeypatch.setattr(NoiseMeter, "begin", self._within("measurement", NoiseMeter.begin))
         monkeypatch.setattr(trial, "_peak", self._within("probe", trial._peak))
 
     def _within(self, where: str, function):
