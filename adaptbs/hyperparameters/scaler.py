@@ -80,14 +80,18 @@ class HyperparameterScaler:
         raised = self._powers if "betas" in following else _NO_POWERS
         corrects = self._debiases and (raised != _NO_POWERS or bool(self._accumulated))
         corrected, new = _NO_POWERS, []
+        while corrects and len(self._accumulated) < len(groups):
+            self._accumulated.append(Accumulated())
         for i, group in enumerate(groups):
             if corrects:
-                accumulated = self._count(i, wait=False)
-                steps, *exponents = accumulated.prepare(*raised)
+                accumulated, parameters = self._accumulated[i], self._optimizer.param_groups[i]["params"]
+                is_new = not (accumulated.steps or accumulated.prepared)
+                accumulated.seen(steps_made(parameters, self._optimizer.state, wait=is_new), coming=raised)
                 beta1, beta2 = group["betas"] if "betas" in group else (group["mom"], group["sqr_mom"])
                 corrected = corrections(
-                    (float(beta1), float(beta2)), raised, steps, (exponents[0], exponents[1]), self._debiased
-                )
+                    (float(beta1), float(beta2)), raised, accumulated.steps + 1,
+                    (accumulated.first + raised[0], accumulated.second + raised[1]), self._debiased,
+                )  # fmt: skip
             by = factors(
                 self._traits, following, k=k, lr_factor=lr_factor, raised=raised, corrected=corrected,
                 decoupled=group.get("decoupled_weight_decay", self._traits.decoupled),
@@ -101,19 +105,9 @@ class HyperparameterScaler:
         Args:
             wait: wait for a device that holds the count; else the steps prepared are taken to have been made.
         """
-        if self._accumulated:
-            for i in range(len(self._optimizer.param_groups)):
-                self._count(i, wait=wait)
-
-    def _count(self, i: int, *, wait: bool) -> Accumulated:
-        """Take in the steps made on the i-th group, which may be new."""
-        is_new = i == len(self._accumulated)
-        if is_new:
-            self._accumulated.append(Accumulated())
-        accumulated = self._accumulated[i]
-        parameters = self._optimizer.param_groups[i]["params"]
-        accumulated.seen(steps_made(parameters, self._optimizer.state, wait=wait or is_new))
-        return accumulated
+        # A group added since the latest step is not counted before its first.
+        for group, accumulated in zip(self._optimizer.param_groups, self._accumulated, strict=False):
+            accumulated.seen(steps_made(group["params"], self._optimizer.state, wait=wait))
 
     def state_dict(self) -> list[list[float]]:
         """The accumulated sums, numbers only."""

@@ -123,7 +123,7 @@ class BatchTracker:
                 yield batch
                 if one_by_one:
                     if self.current.ends_step:
-                        self._end_step()
+                        self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
                 else:
                     iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
                     one_by_one = look_ahead.ahead == 0 and iteration.finished == iteration.fetched
@@ -139,6 +139,8 @@ class BatchTracker:
             self._end_epoch()
 
     def _begin(self, iteration: Iteration) -> None:
+        if self.current.ends_step:
+            self._step_samples = 0
         self.current = cut_size, num_samples, _, _ = iteration.next()
         self._iteration, progress = iteration, self._progress
         efficiency = 1.0 if progress.max_extra is None else self._sample_efficiencies[cut_size]
@@ -156,11 +158,7 @@ class BatchTracker:
 
     def _finish(self) -> None:
         if self.current.ends_step:
-            self._end_step()
-
-    def _end_step(self) -> None:
-        num_samples, self._step_samples = self._step_samples, 0
-        self._on_step_end(num_samples, self.current.cut_size, self.longest)
+            self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
 
     def _end_epoch(self) -> None:
         if self.under_way:  # also where it was broken off

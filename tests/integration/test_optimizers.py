@@ -79,7 +79,7 @@ class Trained:
     """A run, with what the hyperparameters were inside each step and outside of it."""
 
     def __init__(self, kind: str, way: str, grow: bool | None, clip: bool = False) -> None:
-        data, model = Numbered(500), smooth() if grow else network()
+        data, model = Numbered(500 if grow else 200), smooth() if grow else network()
         self.optimizer = make(kind, way, model)
         maximize = bool(WAYS[way].get("maximize"))
         fixed = {"overhead": 0, "max_batch_size": START}

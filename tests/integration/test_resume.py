@@ -14,6 +14,8 @@ from tests.integration import stoppable
 from tests.integration.processes import Forked
 from tests.integration.training import FORCED, Numbered, adaptive, doubling, loss_of, network
 
+FEW = 800  # samples of runs that are resumed many times
+
 
 def through_a_file(state):
     file = io.BytesIO()
@@ -59,12 +61,13 @@ def test_killed_over_and_over_it_ends_with_the_weights_of_the_run_that_was_not(t
 @pytest.mark.parametrize("workers", [0, 2])
 def test_saved_after_each_batch_and_resumed_each_time(workers):
     """Also from inside a growth that is still in flight, which with workers is several batches long."""
-    unbroken = never_stopped(workers)
+    unbroken = stoppable.train(None, workers, samples=FEW)
     sizes = [len(batch) for batch in unbroken[1]]
     changes = [i for i in range(1, len(sizes)) if sizes[i] != sizes[i - 1]]
+    assert sizes[changes[1]] > sizes[changes[0]] > stoppable.START, "the batch should grow twice meanwhile"
     stops = sorted({j for i in [*changes[:2], len(sizes) - 2] for j in range(i - 4, i + 2)} | {0})
     stops = stops[:: 4 if workers else 1]  # (workers take their time to start)
-    run = model, optimizer, scheduler, loader = stoppable.parts(workers, stoppable.EPOCHS)
+    run = model, optimizer, scheduler, loader = stoppable.parts(workers, stoppable.EPOCHS, samples=FEW)
     saved = []
     for _ in loader.epochs(stoppable.EPOCHS):
         for i, batch in enumerate(loader, len(saved)):
@@ -75,7 +78,7 @@ def test_saved_after_each_batch_and_resumed_each_time(workers):
             states = [*(part.state_dict() for part in run), torch.get_rng_state()]
             saved.append(through_a_file(states) if i in stops else None)
     for stop in stops:
-        again = stoppable.parts(workers, None, seed=99)  # (its length is known from the scheduler)
+        again = stoppable.parts(workers, None, seed=99, samples=FEW)  # (its length is known from the scheduler)
         for part, state in zip(again, saved[stop], strict=False):
             part.load_state_dict(state)
         torch.set_rng_state(saved[stop][-1])

@@ -29,7 +29,7 @@ def one_cycle(optimizer, data, batch_size: int = 16, drop_last: bool = False):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("measuring", [False, True], ids=["off", "measuring"])
 def test_a_batch_that_never_changes_leaves_training_as_it_was_to_the_bit(name, workers, measuring):
-    data = Numbered(500)
+    data = Numbered(200)
 
     def run(is_adaptive: bool):
         model = network()
@@ -53,7 +53,7 @@ def test_a_batch_that_never_changes_leaves_training_as_it_was_to_the_bit(name, w
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("n, start", [(1000, 16), (1001, 16), (998, 12)])
+@pytest.mark.parametrize("n, start", [(500, 16), (501, 16), (498, 12)])
 def test_growth_sees_each_sample_once_at_the_fixed_runs_learning_rate(n, start, workers, drop_last):
     data = Numbered(n)
     model = network()
