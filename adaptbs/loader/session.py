@@ -178,10 +178,11 @@ class LoaderSession:
                 "go on with as many processes, whose batches make the same optimizer steps"
             )
         self.run.check_state(state)
+        rest = self.source.read(state["source"])
         if self._epochs is None:
             self._epochs = state["epochs"]
         self._begun = True
         self.run.start(self._epochs)
         self.run.load_state_dict(state)
-        self.source.load_state_dict(state["source"])
+        self.source.go_on(state["source"], rest)
         self.driver.load_state_dict(state["schedule"])

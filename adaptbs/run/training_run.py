@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -25,7 +27,7 @@ from .tracker import BatchTracker, EpochEvents
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 5  # of what state_dict() holds
+VERSION = 6  # of what state_dict() holds
 
 
 class TrainingRun:
@@ -96,7 +98,8 @@ class TrainingRun:
         trial: MemoryTrial | None = None
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             measures = self._meter is not None
-            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: self._batch, measures=measures)
+            batch = partial(_batch_of, weakref.ref(self))
+            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, batch, measures=measures)
         limit = MemoryLimit(
             None if self._settings.step_time else memory, self._settings.exceed_memory,
             self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,
@@ -222,6 +225,12 @@ class TrainingRun:
             self._meter.load_state_dict(state["meter"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["hyperparameters"])
+
+
+def _batch_of(run: weakref.ref[TrainingRun]) -> Any:
+    """The latest batch. A strong reference would be a cycle, which keeps the model until a garbage collection."""
+    live = run()
+    return live._batch if live is not None else None
 
 
 def check_version(state: dict[str, Any]) -> None:
