@@ -98,7 +98,7 @@ class Deep(nn.Module):
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("trained", ["all", "end", "one"])
 def test_a_few_parameters_are_enough_to_see_it(trained, groups):
-    """While the loop holds the first batch they carry hooks; and the fifth batch is saved as the one that it works on."""
+    """They carry hooks while the loop holds the first batch. The batch counted is the one that it works on."""
     model = Deep(trained)
     parameters = list(model.parameters())
     third = -(-len(parameters) // groups)
