@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from benchmarks.cost.calls import PACKAGE
+
+
+@dataclass
+class Row:
+    """One cost.
+
+    Attributes:
+        what: names the cost.
+        by: names the size that it is measured against.
+        unit: of the figures.
+        figures: cost by size.
+    """
+
+    what: str
+    by: str
+    unit: str
+    figures: dict[int, float]
+
+    @property
+    def law(self) -> float:
+        """Power of the size, between the two largest; 0 where the cost stays."""
+        (small, before), (large, after) = sorted(self.figures.items())[-2:]
+        return math.log(max(after, 1) / max(before, 1)) / math.log(large / small)
 
 
 class Rows(Dataset[Any]):

@@ -12,12 +12,10 @@ from __future__ import annotations
 import argparse
 import gc
 import io
-import math
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,30 +25,8 @@ from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from adaptbs import AdaptiveDataLoader
 from benchmarks.common.machine import save
-from benchmarks.cost.counted import Placed, Rows, Stream, Unknown, calls, counting_bytes
-
-
-@dataclass
-class Row:
-    """One cost.
-
-    Attributes:
-        what: names the cost.
-        by: names the size that it is measured against.
-        unit: of the figures.
-        figures: cost by size.
-    """
-
-    what: str
-    by: str
-    unit: str
-    figures: dict[int, float]
-
-    @property
-    def law(self) -> float:
-        """Power of the size, between the two largest; 0 where the cost stays."""
-        (small, before), (large, after) = sorted(self.figures.items())[-2:]
-        return math.log(max(after, 1) / max(before, 1)) / math.log(large / small)
+from benchmarks.cost.collectives import STEPS, of_an_epoch
+from benchmarks.cost.counted import Placed, Row, Rows, Stream, Unknown, calls, counting_bytes
 
 
 def loader_of(data: Any, batch_size: int = 10, model: nn.Module | None = None, **how: Any) -> AdaptiveDataLoader:
@@ -214,26 +190,21 @@ def run_length(numbers: list[int]) -> Iterator[Row]:
     yield Row("kept by a run that measures nothing", "steps", "bytes", kept)
 
 
-def fastai_order(sizes: list[int]) -> Iterator[Row]:
-    """The order of a fastai epoch: what is kept beyond what stock fastai keeps."""
-    from fastai.data.load import DataLoader  # takes seconds, and only this part needs it
+def ranks(sizes: list[int]) -> Iterator[Row]:
+    """Several processes: what one of them exchanges with the others."""
+    for said, overhead in (("measured", 0.05), ("overhead=0", 0.0)):
+        counts = {n: of_an_epoch(n, overhead) for n in sizes}
+        epoch = f"exchanged in an epoch of {STEPS} steps, {said}"
+        yield Row(epoch, "ranks", "collectives", {n: made["calls"] for n, made in counts.items()})
+        yield Row(f"{epoch}, given by each", "ranks", "bytes", {n: made["bytes"] for n, made in counts.items()})
 
-    from adaptbs.fastai.batches import AdaptiveBatches
 
-    beyond = {}
-    for n in sizes:
-        controller = SimpleNamespace(epoch_samples=n, batch_size=10, start_batch_size=10)
-        run: Any = SimpleNamespace(controller=controller, deliver=lambda batches, queue: batches)
-        held = []
-        for ours in (False, True):
-            dl = DataLoader(Rows(n), bs=10, shuffle=True)
-            tracemalloc.start()
-            batches = iter(AdaptiveBatches(dl, run, lambda: None) if ours else dl)
-            list(islice(batches, 10))
-            held.append(tracemalloc.get_traced_memory()[0])
-            tracemalloc.stop()
-        beyond[n] = held[1] - held[0]
-    yield Row("kept of a fastai epoch's order, beyond stock", "samples", "bytes", beyond)
+def fastai(orders: list[int], fits: list[int]) -> Iterator[Row]:
+    """Rows that need fastai, whose import takes seconds."""
+    from benchmarks.cost import scale_fastai
+
+    yield from scale_fastai.order(orders)
+    yield from scale_fastai.fits(fits)
 
 
 def rows(*, full: bool = True, only: tuple[str, ...] = ()) -> list[Row]:
@@ -244,7 +215,8 @@ def rows(*, full: bool = True, only: tuple[str, ...] = ()) -> list[Row]:
         "parameters": lambda: parameters([10, 1_000, 5_000] if full else [10, 100]),
         "growth": lambda: growth([1, 10, 100, 1_000, 10_000, 100_000] if full else [1, 10, 100]),
         "loaders": lambda: loaders([10, 100, 1_000] if full else [10, 50]),
-        "fastai": lambda: fastai_order([1_000, 100_000, 1_000_000] if full else [1_000, 20_000]),
+        "fastai": lambda: fastai(*(([1_000, 1_000_000], [10, 100, 1_000]) if full else ([1_000, 20_000], [10, 20]))),
+        "ranks": lambda: ranks([2, 4, 8] if full else [2]),
         "run_length": lambda: run_length([1_000, 10_000, 100_000] if full else [500, 2_000]),
     }
     list(islice(loader_of(Rows(20)), 2))  # what the first loader of a process imports is not counted

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.cost import scale
+from benchmarks.cost.counted import Row
 
 # What may grow: named by the words that its rows have in common, and the largest power of the size.
 MAY_GROW = {
@@ -18,8 +19,8 @@ MAY_GROW = {
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, scale.Row]:
-    parts = ("states", "streams", "parameters", "growth", "loaders", "run_length")  # fastai's is in its unit tests
+def found() -> dict[str, Row]:
+    parts = ("states", "streams", "parameters", "growth", "loaders", "run_length")  # fastai and ranks take seconds
     return {f"{row.what} ({row.unit})": row for row in scale.rows(full=False, only=parts)}
 
 
