@@ -17,6 +17,11 @@ from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampl
 CHUNK = 4096  # indices that are Python numbers at a time
 SHOWN = 8  # first indices that tell one order from another
 
+DIFFERS = (
+    "the order of the samples, drawn again from the saved state, is another: go on with the torch, its default device, "
+    "the sampler and the data of the saved run"
+)
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -103,10 +108,12 @@ def draw(sampler: Any, recipe: dict[str, Any] | None = None, position: int = 0) 
     if kind is RandomSampler:
         if not sampler.replacement and sampler.num_samples <= len(sampler.data_source):
             return _permutation(sampler, made, recipe, position)
-        if sampler.generator is None:
+        if sampler.generator is None or recipe is not None:
             return _seeded(sampler, made, recipe, position)
     if kind in (SubsetRandomSampler, WeightedRandomSampler) and torch.get_default_device().type == "cpu":
         return _drawn_at_once(sampler, made, recipe, position)
+    if recipe is not None:
+        raise ValueError(DIFFERS)
     return Draw(iter(sampler))
 
 
@@ -144,10 +151,7 @@ def _first(indices: Sequence[Any], recipe: dict[str, Any] | None) -> int:
     """Checksum of an order's first indices. They are compared with the recipe's."""
     shown = zlib.crc32(repr(list(indices)).encode())
     if recipe is not None and recipe["first"] != shown:
-        raise ValueError(
-            "the order of the samples, drawn again from the saved state, is another: go on with the torch, the sampler "
-            "and the data of the saved run"
-        )
+        raise ValueError(DIFFERS)
     return shown
 
 

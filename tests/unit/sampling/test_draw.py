@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tracemalloc
 from itertools import islice
 
@@ -146,6 +147,39 @@ def test_an_order_that_comes_out_differently_is_refused():
     state = draw(seeded("weighted", True)[0]).state_dict(3)
     with pytest.raises(ValueError, match="drawn again from the saved state, is another"):
         redraw(WeightedRandomSampler(torch.arange(101.0, 0, -1), 101), state)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [*itertools.product(["random", "fewer", "more", "replacement"], repeat=2)]
+)
+@pytest.mark.parametrize(("own", "owns"), [*itertools.product([False, True], repeat=2)])
+def test_another_way_to_draw_gives_the_saved_order_or_is_refused(saved, own, loaded, owns):
+    """Where the sampler's options differ but neither its type nor its length."""
+    if (saved, own) in KEPT:
+        return
+    kinds = {
+        "random": lambda n, generator: RandomSampler(range(n), generator=generator),
+        "fewer": lambda n, generator: RandomSampler(range(2 * n), num_samples=n, generator=generator),
+        "more": lambda n, generator: RandomSampler(range(n // 2), num_samples=n, generator=generator),
+        "replacement": lambda n, generator: RandomSampler(range(n), True, generator=generator),
+    }
+    torch.manual_seed(1)
+    first = draw(kinds[saved](40, Generator().manual_seed(2) if own else None))
+    state = first.state_dict(5)
+    try:
+        again = list(redraw(kinds[loaded](40, Generator().manual_seed(3) if owns else None), state).indices)
+    except ValueError as error:
+        assert "is another" in str(error) and saved != loaded
+    else:
+        assert again == list(first.indices)[5:] and saved == loaded
+
+
+def test_on_a_default_device_that_draws_from_another_generator_the_indices_are_kept():
+    state = draw(seeded("weighted", True)[0]).state_dict(3)
+    with torch.device("meta"):
+        assert not draw(SubsetRandomSampler([])).can_be_saved
+        with pytest.raises(ValueError, match="its default device"):
+            redraw(seeded("weighted", True)[0], state)
 
 
 def test_indices_that_are_integers_are_written_as_one_tensor_and_others_as_they_are():
