@@ -197,16 +197,21 @@ def _seeded(sampler: RandomSampler, made: dict[str, Any], recipe: dict[str, Any]
 
 
 def _drawn_at_once(sampler: Any, made: dict[str, Any], recipe: dict[str, Any] | None, position: int) -> Draw:
-    """A single draw at the first index, from the sampler's generator or from torch's."""
-    generator: Generator = torch.default_generator if sampler.generator is None else sampler.generator
-    now = generator.get_state()
+    """A single draw at the first index, from the sampler's generator or from torch's. It is held as a tensor."""
     if recipe is None:
-        return _from(iter(sampler), made | {"start": now}, recipe, position)
-    generator.set_state(recipe["start"])
-    try:
-        return _from(iter(sampler), made | {"start": recipe["start"]}, recipe, position)
-    finally:
-        generator.set_state(now)
+        generator: Generator = torch.default_generator if sampler.generator is None else sampler.generator
+        start = generator.get_state()
+    else:
+        start = recipe["start"]
+        generator = _generator_at(start)
+    if isinstance(sampler, WeightedRandomSampler):
+        order = torch.multinomial(sampler.weights, sampler.num_samples, sampler.replacement, generator=generator)
+        first = _first(order[:SHOWN].tolist(), recipe)
+        return Draw(in_chunks(order, position), made | {"start": start, "first": first}, order)
+    order = torch.randperm(len(sampler.indices), generator=generator)
+    at = sampler.indices.__getitem__
+    first = _first([at(place) for place in order[:SHOWN].tolist()], recipe)
+    return Draw(map(at, in_chunks(order, position)), made | {"start": start, "first": first})
 
 
 def _from(indices: Iterator[Any], made: dict[str, Any], recipe: dict[str, Any] | None, position: int) -> Draw:

@@ -55,7 +55,7 @@ def through_a_file(state):
 
 
 @given(
-    kind=st.sampled_from(ORDERS), n=st.integers(16, 90), own=st.booleans(), ranks=st.sampled_from([1, 1, 3]),
+    kind=st.sampled_from(ORDERS), n=st.integers(32, 90), own=st.booleans(), ranks=st.sampled_from([1, 1, 3]),
     drop_last=st.booleans(), start=st.integers(1, 5), stops=st.lists(st.integers(0, 12), min_size=1, max_size=4),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
