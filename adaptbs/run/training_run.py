@@ -6,7 +6,6 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -98,8 +97,8 @@ class TrainingRun:
         trial: MemoryTrial | None = None
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             measures = self._meter is not None
-            batch = partial(_batch_of, weakref.ref(self))
-            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, batch, measures=measures)
+            this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
+            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=measures)
         limit = MemoryLimit(
             None if self._settings.step_time else memory, self._settings.exceed_memory,
             self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,
@@ -225,12 +224,6 @@ class TrainingRun:
             self._meter.load_state_dict(state["meter"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["hyperparameters"])
-
-
-def _batch_of(run: weakref.ref[TrainingRun]) -> Any:
-    """The latest batch. A strong reference would be a cycle, which keeps the model until a garbage collection."""
-    live = run()
-    return live._batch if live is not None else None
 
 
 def check_version(state: dict[str, Any]) -> None:

@@ -72,7 +72,8 @@ class StreamEpochCut(EpochCut):
         self.origin: dict[str, Any] = {"dataset": None, "batch": 0, "cut_size": 0}
         if rest is not None:
             self.origin = {name: rest.state[name] for name in self.origin}
-        self._came = 0  # number of batches that have arrived since the origin
+        self._came = 0  # number of batches that have arrived
+        self._came_before = 0  # those of them that came before the origin
         self._to_skip = rest.state["begun"] if rest is not None else 0
         self._latest_is_whole = False  # the latest batch held all samples that were requested
 
@@ -132,9 +133,9 @@ class StreamEpochCut(EpochCut):
         if self._dataset is not None and self._latest_is_whole and not self.delivered and not self.issued:
             now = copy.deepcopy(self._dataset.state_dict())
             self.origin = {"dataset": now, "batch": self._batch, "cut_size": self._cut_size}
-            self.asked, self._came, self._to_skip = [], 0, 0
-        asked = [list(run) for run in self.asked]
-        return {**self.origin, "asked": asked, "begun": self._came - len(self.delivered)}
+            self.asked, self._came_before = [], self._came
+        begun = self._came - self._came_before - len(self.delivered)
+        return {**self.origin, "asked": [list(run) for run in self.asked], "begun": begun}
 
 
 def _num_samples(batch: Any) -> int | None:
