@@ -18,6 +18,7 @@ from benchmarks.quality import tables as quality_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+GROWS = 0.1  # power of the size from which a cost is said to grow with it
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -144,9 +145,32 @@ def memory() -> str:
     return markdown(header, rows) + note + where(result, "python -m benchmarks.memory.search")
 
 
+def scale() -> str:
+    """Cost against size: the rows that grow, the worst first, and those that do not."""
+    result = load("scale")
+
+    def show(figure: float, unit: str) -> str:
+        if unit != "bytes" or figure < 1e4:
+            return f"{figure:,.0f} {unit}"
+        return f"{figure / 1e3:,.0f} kB" if figure < 1e6 else f"{figure / 1e6:,.0f} MB"
+
+    lines: dict[bool, list[list[str]]] = {True: [], False: []}
+    for row in result["rows"]:
+        sizes = sorted(map(int, row["figures"]))
+        figures = [show(row["figures"][str(size)], row["unit"]) for size in (sizes[0], sizes[-1])]
+        grows = row["law"] >= GROWS
+        by = f"{sizes[0]:,} and {sizes[-1]:,} {row['by']}"
+        lines[grows].append([row["what"], by, *figures, *([f"{row['law']:.1f}"] if grows else [])])
+    header = ["", "at", "cost", "cost at the larger"]
+    grown = markdown([*header, "power of the size"], lines[True])
+    return grown + "\n" + markdown(header, lines[False]) + where(result, "python -m benchmarks.cost.scale")
+
+
 TABLES = {
     "memory": memory,
-    "measuring": measuring, "measuring_memory": measuring_memory,
+    "scale": scale,
+    "measuring": measuring,
+    "measuring_memory": measuring_memory,
     "overhead": overhead,
     "demo": demo,
     "loader": loader,

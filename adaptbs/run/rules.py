@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,13 +25,21 @@ T = TypeVar("T")
 
 
 class ByCutSize(dict[int, T]):
-    """Values by cut size: computed when first asked for, and kept until cleared."""
+    """Values by cut size: computed when first asked for, and kept until cleared.
+
+    Args:
+        compute: a method of the object that keeps this one. It is referred to weakly: a cycle of the two would keep
+            model and data in memory until the next garbage collection.
+    """
 
     def __init__(self, compute: Callable[[int], T]) -> None:
-        self._compute = compute
+        self._compute = weakref.WeakMethod(compute)
 
     def __missing__(self, cut_size: int) -> T:
-        self[cut_size] = value = self._compute(cut_size)
+        compute = self._compute()
+        if compute is None:
+            raise RuntimeError("the run that these values belong to is gone")
+        self[cut_size] = value = compute(cut_size)
         return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -113,7 +114,8 @@ class TrainingRun:
         trial: MemoryTrial | None = None
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             measures = self._meter is not None
-            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: self._batch, measures=measures)
+            this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
+            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=measures)
         limit = MemoryLimit(
             None if self._settings.step_time else memory, self._settings.exceed_memory,
             self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,
