@@ -1,6 +1,7 @@
-"""The learning rate and its kin at k times the base batch, and the one-cycle schedule."""
+"""The learning rate and its kin at k times the base batch, BatchNorm's momentum, and the one-cycle schedule."""
 
 from .learning_rate import LR_SCALINGS, lr_rule
+from .running_statistics import RunningStatistics
 from .scaler import HyperparameterScaler
 from .schedules import one_cycle
 from .step_hook import StepHook
@@ -15,6 +16,7 @@ __all__ = [
     "RMSPROP",
     "HyperparameterScaler",
     "OptimizerTraits",
+    "RunningStatistics",
     "StepHook",
     "following",
     "lr_rule",

@@ -58,9 +58,9 @@ class Settings:
             `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch size for SGD), "linear", "sqrt",
             "gain", "none", or a function `(k, noise_scale) -> factor`.
-        transfer: the hyperparameters that follow the batch, out of "lr", "betas" (fastai: mom and sqr_mom), "eps" and
-            "weight_decay". None: all of them with `lr_scaling="auto"`, else "lr" only. docs/transfer.md says what each
-            becomes.
+        transfer: the hyperparameters that follow the batch, out of "lr", "betas" (all that averages over steps: beta1
+            and beta2, fastai's mom and sqr_mom, and BatchNorm's momentum), "eps" and "weight_decay". None: all of them
+            with `lr_scaling="auto"`, else "lr" only. docs/transfer.md says what each becomes.
         budget: "progress": the run ends when it has come as far as its epochs would have with a small batch, in fewer
             steps and rather more samples, so there may be more epochs, the last a short one. "epochs": it ends after
             its epochs. A plain loop over the loader has the epochs that it has.

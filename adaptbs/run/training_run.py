@@ -19,6 +19,7 @@ from ..timing import Clock
 from ..types import Scale
 from .controller import Controller
 from .look_ahead import LookAhead, NoLookAhead
+from .pass_size import FollowPassSize
 from .settings import Settings
 from .tracker import BatchTracker, EpochEvents
 
@@ -87,6 +88,8 @@ class TrainingRun:
             timed = settings.step_time is None
             self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, timed=timed)
         self._scaler: HyperparameterScaler | None = None
+        follows = "betas" in settings.following
+        self._on_cut_size = FollowPassSize(model, self.controller, micro_batch_size) if follows else None
         self._batch: Any = None  # the latest, to try larger ones by
 
     def start(self, epochs: int | None) -> None:
@@ -108,6 +111,7 @@ class TrainingRun:
             sample_efficiencies=self.controller.sample_efficiencies,
             on_step_end=self.controller.step_ended,
             on_schedule_moved=self._on_schedule_moved,
+            on_cut_size=self._on_cut_size,
         )
 
     def use_clock(self, clock: Clock) -> None:

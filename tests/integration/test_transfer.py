@@ -56,6 +56,8 @@ def test_a_run_at_four_times_the_base_batch_is_a_stock_run_with_the_hyperparamet
     def run(ours: bool) -> Any:
         model = network()
         optimizer = kind(model.parameters(), **(base if ours else {**base, **transferred}))
+        if not ours:
+            model[1].momentum = 1 - 0.9**4
         fixed = {"overhead": 0, "max_batch_size": 32, "base_batch_size": 8}
         loader = adaptive(data, model, optimizer, 32, **fixed) if ours else stock(data, 32)
         torch.manual_seed(1)

@@ -1,0 +1,37 @@
+"""Lets a model's running statistics follow the samples that go through it at once."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..hyperparameters import RunningStatistics
+from .controller import Controller
+
+
+class FollowPassSize:
+    """Sets the momentum of a model's running statistics by the size that batches are cut at; see `RunningStatistics`.
+
+    A pass holds k times the samples of the base batch, except where a batch goes through the model in micro-batches:
+    their size may stay as it is, and then so does the momentum.
+
+    It knows the controller and not the run, which would otherwise be part of a circle and outlive its loader.
+
+    Args:
+        model: the model that is trained.
+        controller: the controller of the run.
+        micro_batch_size: the most samples that go through the model at once; None where batches go through whole.
+    """
+
+    def __init__(self, model: nn.Module, controller: Controller, micro_batch_size: int | None) -> None:
+        self._statistics, self._controller = RunningStatistics(model), controller
+        base = controller.rules.base_batch_size
+        self._base = base if micro_batch_size is None else min(base, micro_batch_size * controller.batches_per_step)
+
+    def __call__(self, cut_size: int | None) -> None:
+        """Follow batches that were cut at this size, samples of an optimizer step; None: no batch is under way."""
+        if cut_size is None:
+            self._statistics.restore()
+        else:
+            controller = self._controller
+            largest = controller.memory.piece * controller.batches_per_step
+            self._statistics.follow(min(cut_size, largest) / self._base)
