@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,9 @@ def loader() -> str:
     return markdown(header, rows) + note + where(result, command)
 
 
-def optimizer_state() -> str:
+def optimizer_state(file: str = "optimizer_state", arguments: str = "") -> str:
     """What is done with optimizer and BatchNorm state as the batch grows."""
-    result = load("optimizer_state")
+    result = load(file)
 
     def show(compared: dict[str, Any] | None) -> str:
         if compared is None:
@@ -95,7 +96,7 @@ def optimizer_state() -> str:
     ]  # fmt: skip
     header = ["", "steps", "final loss", "final loss, to left alone", "training loss after doublings, to left alone"]
     note = f"\nMeans of {result['seeds']} seeds, paired; in brackets standard error, and deviation between seeds."
-    return markdown(header, rows) + note + where(result, "python -m benchmarks.quality.optimizer_state")
+    return markdown(header, rows) + note + where(result, f"python -m benchmarks.quality.optimizer_state{arguments}")
 
 
 def demo() -> str:
@@ -136,6 +137,7 @@ TABLES = {
     "demo": demo,
     "loader": loader,
     "optimizer_state": optimizer_state,
+    "optimizer_state_4_epochs": partial(optimizer_state, "optimizer_state_4_epochs", " --epochs 4"),
     **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
 }

@@ -8,6 +8,7 @@ r averages over as many samples as before.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ class RunningStatistics:
             return
         self._changed = [module for module in modules if _has_momentum(module)]
         for module in self._changed:
-            found = module.momentum
+            found: Any = module.momentum
             ours = 1 - (1 - found) ** k
             module.__dict__[_NAME] = found, ours
             module.momentum = ours

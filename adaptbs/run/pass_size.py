@@ -29,9 +29,9 @@ class FollowPassSize:
 
     def __call__(self, cut_size: int | None) -> None:
         """Follow batches that were cut at this size, samples of an optimizer step; None: no batch is under way."""
-        if cut_size is None:
+        controller = self._controller
+        if cut_size is None or controller.rules.holds:
             self._statistics.restore()
         else:
-            controller = self._controller
             largest = controller.memory.piece * controller.batches_per_step
             self._statistics.follow(min(cut_size, largest) / self._base)

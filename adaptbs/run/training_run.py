@@ -124,8 +124,15 @@ class TrainingRun:
             self._meter.choose_at_once()
 
     def follow(self, scaler: HyperparameterScaler) -> None:
-        """Keep what the optimizer's averages have accumulated in the state of the run."""
+        """Keep what the optimizer's averages have accumulated in the state of the run.
+
+        Where it is not known what the optimizer does, batch and hyperparameters are held, unless the user has said what
+        follows the batch.
+        """
         self._scaler = scaler
+        if not scaler.known and not self._settings.says_what_follows:
+            scaler.hold()
+            self.controller.rules.hold()
 
     @property
     def model_device(self) -> Any:
