@@ -36,7 +36,9 @@ NUMBERS = frozenset({
     "d", "d0", "d_max", "d_coef", "d_numerator", "growth_rate", "slice_p",  # Prodigy
 })  # fmt: skip
 # What a group has beside its settings: its weights, what schedulers remember in it, and its count of steps.
-NO_SETTINGS = frozenset({"params", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "step"})
+NO_SETTINGS = frozenset(
+    {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "step"}
+)
 # State as large as the weight that is no average: the largest value so far, Prodigy's own.
 BESIDE = frozenset({"max_exp_avg_sq", "s", "p0"})
 SCHEDULE_FREE = frozenset({"r", "weight_lr_power", "weight_sum", "lr_max"})
@@ -155,7 +157,7 @@ class Trial:
 
     def __init__(self, kind: type[Optimizer], defaults: Mapping[str, Any], group: Mapping[str, Any]) -> None:
         parameter = next(iter(group["params"]), None)
-        self._device = parameter.device if parameter is not None else "cpu"
+        self._device = parameter.device if parameter is not None and not parameter.is_meta else "cpu"
         self._make: Callable[..., Any] = kind
         own = {name: value for name, value in group.items() if name not in NO_SETTINGS}
         self._has_defaults = "lr" in defaults  # else each group has its own

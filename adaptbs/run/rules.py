@@ -70,6 +70,8 @@ class RunRules:
 
     def scale(self, cut_size: int, noise_scale: NoiseScale | None) -> Scale:
         """How the hyperparameters change for a batch that was cut at this size."""
+        if self.holds:
+            return Scale()
         k = cut_size / self.base_batch_size
         return Scale(k, self._lr_rule(k, noise_scale))
 

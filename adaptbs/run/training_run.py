@@ -132,7 +132,7 @@ class TrainingRun:
         self._scaler = scaler
         if not scaler.known and not self._settings.says_what_follows:
             scaler.hold()
-            self.controller.rules.hold()
+            self.controller.hold()
 
     @property
     def model_device(self) -> Any:

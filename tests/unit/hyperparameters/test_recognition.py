@@ -149,6 +149,12 @@ def test_schedulers_and_steps_that_have_been_made_hide_nothing():
     assert traits_of(optimizer) == fresh != UNKNOWN
 
 
+def test_named_parameters_and_a_model_without_memory_hide_nothing():
+    with torch.device("meta"):
+        model = nn.Linear(8, 4)
+    assert said(traits_of(OwnLion(model.named_parameters(), lr=1e-3))) == LION
+
+
 @pytest.mark.parametrize("name", ["OwnAdamW", "OwnLion", "NeedsClosure", "Draws"])
 def test_the_trial_leaves_no_trace(name):
     optimizer = made("tests.own_optimizers", name, lr=1e-3)
@@ -168,6 +174,28 @@ def test_torchs_own_are_looked_up_and_not_tried(monkeypatch):
     if hasattr(torch.optim, "Muon"):
         assert traits_of(torch.optim.Muon(weights())) == MUON
     assert said(LR_ONLY) == {"adaptive"}
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Hands its steps on, as trainers' wrappers do."""
+
+    def __init__(self, base: Any, **numbers: Any) -> None:
+        self.base, self.defaults, self.state, self.scaled = base, base.defaults, base.state, False
+        vars(self).update(numbers)
+
+    @property
+    def param_groups(self) -> Any:
+        return self.base.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.base.step(closure)
+
+
+def test_a_wrapper_is_what_it_wraps_unless_it_has_a_number_of_its_own():
+    inner = OwnLion(weights(), lr=1e-3)
+    assert traits_of(Wrapper(inner)) == traits_of(inner) != UNKNOWN
+    assert traits_of(Wrapper(torch.optim.AdamW(weights()))) == traits_of(torch.optim.AdamW(weights()))
+    assert traits_of(Wrapper(inner, k=5)) == UNKNOWN, "it may do something at every fifth step"
 
 
 def moved(optimizer: Any, k: float, steps: int) -> list[float]:
