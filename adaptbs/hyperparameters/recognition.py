@@ -168,8 +168,8 @@ class Trial:
 
     def run(self, steps: int, *, gradient: float = 1.0, weight_decay: float = 0.0, last: Any = None) -> Run:
         """Take so many steps from the same weight under the same gradient, the last at the hyperparameters `last`."""
-        generator = torch.Generator().manual_seed(0)
-        start = torch.rand(2, 8, 8, generator=generator)
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        start = torch.rand(2, 8, 8, generator=generator, device="cpu", dtype=torch.float32)  # whatever the defaults are
         parameter = nn.Parameter((1 + start[0]).to(self._device))
         # Of one sign, and never smaller than a weight decay in the gradient.
         parameter.grad = (gradient * (1 + start[1])).to(self._device)

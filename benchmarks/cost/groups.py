@@ -3,8 +3,8 @@
     python -m benchmarks.cost.groups
 
 An optimizer has made one step, and the batch is then four times the base batch, all hyperparameters following. Groups
-have learning rates of their own, as for discriminative learning rates. Functions entered in Python are counted, those of
-torch and fastai included; microseconds are the fastest of many, since the machine may have other work. Results go to
+have learning rates of their own, as for discriminative learning rates. Functions entered in Python are counted, those
+of torch and fastai included; microseconds are the fastest of many, since the machine may have other work. Results go to
 results/groups.json.
 """
 

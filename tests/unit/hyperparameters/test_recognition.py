@@ -155,6 +155,17 @@ def test_named_parameters_and_a_model_without_memory_hide_nothing():
     assert said(traits_of(OwnLion(model.named_parameters(), lr=1e-3))) == LION
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_users_default_type_and_device_hide_nothing(dtype):
+    optimizer, before = OwnLion(weights(), lr=1e-3), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            assert said(traits_of(optimizer)) == LION
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("name", ["OwnAdamW", "OwnLion", "NeedsClosure", "Draws"])
 def test_the_trial_leaves_no_trace(name):
     optimizer = made("tests.own_optimizers", name, lr=1e-3)
