@@ -55,7 +55,7 @@ def recognise(optimizer: Optimizer, group: Mapping[str, Any]) -> OptimizerTraits
     trial = Trial(type(optimizer), optimizer.defaults, group)
     numbers = {name for name, value in trial.settings.items() if value and _is_numeric(value)}
     if trial.settings.keys() >= SCHEDULE_FREE:
-        numbers -= SCHEDULE_FREE
+        numbers -= SCHEDULE_FREE | {"warmup_steps"}  # longer in samples where the batch grows in it, which is safe
     if numbers - HYPERPARAMETERS - NUMBERS:
         return UNKNOWN
     try:
@@ -99,7 +99,9 @@ def _schedule_free(trial: Trial, plain: Run) -> OptimizerTraits:
     """AdamWScheduleFree: beta1 is a share between two points and no decay, and its weights go by the square of lr."""
     if plain.state != {"z", "exp_avg_sq"} or trial.settings.get("silent_sgd_phase") is not None or plain.steps is None:
         return UNKNOWN
-    return replace(ADAM, first=False, debiases_first=False, decoupled=True)
+    # A step takes lr wd off one of the two points, and the weights follow it part of the way.
+    decoupled = trial.run(FEW, weight_decay=0.1).decayed(plain, 0.1) > TOLERANCE
+    return replace(ADAM, first=False, debiases_first=False, decoupled=decoupled)
 
 
 def _debiased(trial: Trial) -> OptimizerTraits:

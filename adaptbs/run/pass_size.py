@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from ..hyperparameters import RunningStatistics
@@ -24,8 +26,8 @@ class FollowPassSize:
 
     def __init__(self, model: nn.Module, controller: Controller, micro_batch_size: int | None) -> None:
         self._statistics, self._controller = RunningStatistics(model), controller
-        base = controller.rules.base_batch_size
-        self._base = base if micro_batch_size is None else min(base, micro_batch_size * controller.batches_per_step)
+        largest = math.inf if micro_batch_size is None else micro_batch_size * controller.batches_per_step
+        self._base = samples_at_once(controller.rules.base_batch_size, largest)
 
     def __call__(self, cut_size: int | None) -> None:
         """Follow batches that were cut at this size, samples of an optimizer step; None: no batch is under way."""
@@ -34,4 +36,9 @@ class FollowPassSize:
             self._statistics.restore()
         else:
             largest = controller.memory.piece * controller.batches_per_step
-            self._statistics.follow(min(cut_size, largest) / self._base)
+            self._statistics.follow(samples_at_once(cut_size, largest) / self._base)
+
+
+def samples_at_once(size: int, largest: float) -> float:
+    """Samples of each pass, where batches of `size` samples are cut into equal ones of at most `largest`."""
+    return size / max(1, math.ceil(size / largest))

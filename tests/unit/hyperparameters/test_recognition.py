@@ -31,6 +31,7 @@ KNOWN: list[tuple[Any, str, dict[str, Any], set[str]]] = [
     ("prodigyopt", "Prodigy", {}, NO_BIAS),
     ("prodigyopt", "Prodigy", {"decouple": False}, NO_BIAS - {"decoupled"}),
     ("schedulefree", "AdamWScheduleFree", {}, FREE),
+    ("schedulefree", "AdamWScheduleFree", {"warmup_steps": 50, "weight_decay": 0.1}, FREE),
     ("optimi", "AdamW", {}, NO_BIAS),
     ("optimi", "Adam", {}, NO_BIAS - {"decoupled"}),
     ("optimi", "StableAdamW", {}, NO_BIAS),
