@@ -92,7 +92,7 @@ def _recognised(trial: Trial) -> OptimizerTraits:
         traits = MUON
     else:
         return UNKNOWN
-    return replace(traits, decoupled=decoupled) if traits.known else UNKNOWN
+    return replace(traits, decoupled=decoupled, compiled=plain.tensor_lr) if traits.known else UNKNOWN
 
 
 def _schedule_free(trial: Trial, plain: Run) -> OptimizerTraits:
@@ -136,12 +136,14 @@ class Run:
         moved: what the last of them added to the weight.
         state: names of the state that is as large as the weight.
         steps: the optimizer's own count; None where it keeps none.
+        tensor_lr: True if the class has made a tensor of the learning rate.
     """
 
     weight: Tensor
     moved: Tensor
     state: frozenset[str]
     steps: int | None
+    tensor_lr: bool
 
     def decayed(self, plain: Run, weight_decay: float) -> float:
         """What the last step took off the weights, over lr wd w; `plain` has made the same steps without a decay."""
@@ -194,7 +196,8 @@ class Trial:
         names = (n for n, v in state.items() if isinstance(v, Tensor) and v.numel() == parameter.numel())
         count = state.get("step", optimizer.param_groups[0].get("step", optimizer.param_groups[0].get("k")))
         now = parameter.detach().clone()
-        return Run(now, now - before, frozenset(names), None if count is None else int(count))
+        tensor_lr = isinstance(optimizer.param_groups[0]["lr"], Tensor)
+        return Run(now, now - before, frozenset(names), None if count is None else int(count), tensor_lr)
 
     def _set(self, weight_decay: float) -> dict[str, Any]:
         chosen: dict[str, Any] = {"lr": LR, "weight_decay": weight_decay, "momentum": BETAS[0], "growth_rate": 1.0}

@@ -139,9 +139,12 @@ class HyperparameterScaler:
                         (traits.debiases_first, traits.debiases_second),
                     )  # fmt: skip
                 by = factors(
-                    traits, following, k=k, lr_factor=lr_factor, raised=raised, corrected=corrected,
+                    traits, following, k=k, lr_factor=lr_factor, raised=raised,
+                    corrected=_NO_POWERS if traits.compiled else corrected,
                     decoupled=group.get("decoupled_weight_decay", traits.decoupled),
                 )  # fmt: skip
+                if traits.compiled:  # the correction changes at every step, so it goes to what may change alone
+                    by = by._replace(lr=by.lr * corrected[0])
                 result = made[key] = by.lr, changed_group(group, by)
             by_lr, values = result
             found = {}

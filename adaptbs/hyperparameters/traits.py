@@ -18,6 +18,8 @@ class OptimizerTraits:
         debiases_first, debiases_second: True if that average is divided by 1 - beta^step.
         decoupled: True if the step multiplies the weights by 1 - lr wd. A group's own setting takes precedence.
         adaptive: True if the step is divided by the gradient's own size, as in Adam and not in SGD.
+        compiled: True if the class makes a tensor of its learning rate, as one does whose step is compiled (torchao's).
+            Every other number is then a constant of the code, and each new value is compiled anew.
         known: True if the traits were looked up or found out. Otherwise batch and hyperparameters are held, unless the
             user says what follows.
     """
@@ -29,6 +31,7 @@ class OptimizerTraits:
     debiases_second: bool = False
     decoupled: bool = False
     adaptive: bool = True
+    compiled: bool = False
     known: bool = True
 
     @property

@@ -1,4 +1,4 @@
-"""Optimizers of other packages in a real loop whose batch grows: they train, and outside of a step nothing has moved."""
+"""Optimizers of other packages in a loop whose batch grows: they train, and outside of a step nothing has moved."""
 
 from __future__ import annotations
 

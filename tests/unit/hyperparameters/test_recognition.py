@@ -272,6 +272,24 @@ def test_what_becomes_of_each_at_four_times_the_batch(package, name, becomes):
         assert optimizer.param_groups[0][key] == found[key]
 
 
+@pytest.mark.parametrize(("name", "weight_decay"), [("LayoutOfTensorLR", 0.1), ("LayoutOf8Bits", 0.1)])
+def test_where_the_step_is_compiled_only_the_learning_rate_changes_from_step_to_step(name, weight_decay):
+    """torchao compiles its step anew for each value of any other number."""
+    optimizer = made("tests.own_optimizers", name, lr=1e-3, weight_decay=weight_decay)
+    assert traits_of(optimizer).compiled == (name == "LayoutOfTensorLR")
+    k, grown = 1.0, []
+    StepHook(optimizer, lambda: Scale(k, k**0.5), HYPERPARAMETERS)
+    optimizer.register_step_pre_hook(lambda *_: grown.append(dict(optimizer.param_groups[0])) if k > 1 else None)
+    (weight,) = optimizer.param_groups[0]["params"]
+    for step in range(60):
+        k = 1.0 if step < 20 else 4.0
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert len({float(group["lr"]) for group in grown}) > 30
+    others = {(group["betas"], group["eps"], group["weight_decay"]) for group in grown}
+    assert (len(others) == 1) == (name == "LayoutOfTensorLR")
+
+
 def test_the_own_optimizers_are_what_their_names_say():
     """They stand for what people write, so they have to be right."""
     shared = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1}
