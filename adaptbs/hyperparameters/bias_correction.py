@@ -36,14 +36,15 @@ class Accumulated:
     power_second: float = 1.0
     prepared: bool = False
 
-    def seen(self, steps: int | None) -> None:
-        """Update to the number of steps that the optimizer has made.
+    def seen(self, steps: int | None, coming: tuple[float, float] | None = None) -> None:
+        """Update to the number of steps that the optimizer has made, and prepare the coming one.
 
         If the optimizer has made fewer steps than counted, because a GradScaler skipped some or because the optimizer
         was started anew, S is reduced in proportion.
 
         Args:
             steps: t, steps made. None if unknown; then every prepared step counts as made.
+            coming: the powers of the step that is about to be made; None if none is.
         """
         if steps is None:
             steps = self.steps + self.prepared
@@ -52,12 +53,9 @@ class Accumulated:
             self.second += (steps - self.steps) * self.power_second
         else:
             self.first, self.second = self.first * steps / self.steps, self.second * steps / self.steps
-        self.steps, self.prepared = steps, False
-
-    def prepare(self, first: float, second: float) -> tuple[int, float, float]:
-        """t and S of both betas, including the coming step, whose betas are raised to these powers."""
-        self.power_first, self.power_second, self.prepared = first, second, True
-        return self.steps + 1, self.first + first, self.second + second
+        self.steps, self.prepared = steps, coming is not None
+        if coming is not None:
+            self.power_first, self.power_second = coming
 
 
 def corrections(

@@ -111,12 +111,12 @@ class HyperparameterScaler:
         if corrects:
             if len(self._counts) != len(groups):
                 self._count_all(self._optimizer.param_groups, wait=False)
+                for _, leader in self._leaders:
+                    leader.seen(leader.steps, coming=raised)
             else:
                 state = self._optimizer.state
                 for i, leader in self._leaders:
-                    leader.seen(self._counts[i].read(state, groups[i], wait=False))
-            for _, leader in self._leaders:
-                leader.prepare(*raised)
+                    leader.seen(self._counts[i].read(state, groups[i], wait=False), coming=raised)
         if len(self._plan) != len(groups):
             self._look_at(groups)
         # By what a group has: the factor of its learning rate, and the new values of all others that change.
