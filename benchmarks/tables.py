@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,9 @@ def loader() -> str:
     return markdown(header, rows) + note + where(result, command)
 
 
-def optimizer_state() -> str:
+def optimizer_state(file: str = "optimizer_state", arguments: str = "") -> str:
     """What is done with optimizer and BatchNorm state as the batch grows."""
-    result = load("optimizer_state")
+    result = load(file)
 
     def show(compared: dict[str, Any] | None) -> str:
         if compared is None:
@@ -111,7 +112,24 @@ def optimizer_state() -> str:
     ]  # fmt: skip
     header = ["", "steps", "final loss", "final loss, to left alone", "training loss after doublings, to left alone"]
     note = f"\nMeans of {result['seeds']} seeds, paired; in brackets standard error, and deviation between seeds."
-    return markdown(header, rows) + note + where(result, "python -m benchmarks.quality.optimizer_state")
+    return markdown(header, rows) + note + where(result, f"python -m benchmarks.quality.optimizer_state{arguments}")
+
+
+def lion_betas() -> str:
+    """Lion with betas that follow the batch, against betas that stay."""
+    result = load("lion_betas")
+    rows = []
+    for row in result["rows"]:
+        change, se = row["loss"]["ratio"] - 1, row["loss"]["se"]
+        stays = row["choice"] == "betas stay"
+        rows.append([
+            f"{row['lr']:g}", row["choice"], f"{row['steps']:,.0f}", f"{row['loss_mean']:.3f}",
+            "-" if stays else f"{change:+.1%} (± {se:.1%})",
+            "-" if stays else f"{row['better']} of {result['seeds']}",
+        ])  # fmt: skip
+    header = ["learning rate", "", "steps", "final loss", "to betas that stay", "seeds better"]
+    note = f"\nMeans of {result['seeds']} seeds, paired; in brackets the standard error."
+    return markdown(header, rows) + note + where(result, "python -m benchmarks.quality.lion_betas")
 
 
 def demo() -> str:
@@ -174,7 +192,9 @@ TABLES = {
     "overhead": overhead,
     "demo": demo,
     "loader": loader,
+    "lion_betas": lion_betas,
     "optimizer_state": optimizer_state,
+    "optimizer_state_4_epochs": partial(optimizer_state, "optimizer_state_4_epochs", " --epochs 4"),
     **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
 }
