@@ -21,8 +21,10 @@ from ..ranks import Ranks
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from ..sampling import EpochSource
 from .arguments import check, check_ranks, made_with
+from .drive import drive
 from .ranks import RankMeter
-from .scheduler import SchedulerDriver, drive, run_epochs
+from .run_length import RunLength
+from .scheduler import SchedulerDriver
 from .session import LoaderSession
 
 if TYPE_CHECKING:
@@ -103,8 +105,10 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         settings.check_start(batch_size, batches.epoch_samples // ranks.world_size)
         start_samples = batch_size * ranks.world_size
         epoch_steps = -(-batches.epoch_samples // start_samples)
-        if epochs is None and scheduler is not None:
-            epochs = run_epochs(scheduler, epoch_steps, accumulation_steps)
+        length = RunLength(
+            epochs, scheduler, start=start_samples, epoch_samples=batches.epoch_samples, epoch_steps=epoch_steps,
+            accumulation_steps=accumulation_steps,
+        )  # fmt: skip
         driver = SchedulerDriver(start_samples, batches.epoch_samples, epoch_steps, given=scheduler is not None)
         loss = BatchLoss(loss_func, batch_loss, autocast) if settings.overhead or loss_func or batch_loss else None
         run = TrainingRun(
@@ -119,7 +123,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         meter: RankMeter | None = None
         if settings.overhead and loss is not None and ranks.connected:
             meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps)
-        self._session = LoaderSession(source, run, epochs, optimizer, settings.following, meter, driver, loss)
+        self._session = LoaderSession(source, run, length, optimizer, settings.following, meter, driver, loss)
         if source.streams:  # DataLoader takes no batch sampler then, but asks its own one in the same way.
             super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **others)
         else:
@@ -130,7 +134,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         # Last, so that an argument refused above has changed nothing of the user's.
         self._session.follow()
         if scheduler is not None:
-            drive(scheduler, driver.take_steps)
+            drive(scheduler, driver)
 
     @classmethod
     def from_loader(cls, loader: DataLoader[Any], **arguments: Any) -> AdaptiveDataLoader:

@@ -20,10 +20,13 @@ from ..types import Scale
 from .epoch import LoaderEpoch
 from .misuse import MisuseWarnings
 from .ranks import RankMeter
+from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
 
 log = logging.getLogger(__name__)
+
+LENGTH = "length of the run not known"  # reason to hold the batch
 
 
 class LoaderSession:
@@ -32,7 +35,7 @@ class LoaderSession:
     Args:
         source: the batches of every epoch.
         run: the training run that they belong to.
-        epochs: length of the run; None where it is not known.
+        length: length of the run, as far as it is known.
         optimizer: the optimizer that trains.
         following: the hyperparameters of it that follow the batch.
         meter: measures the steps of several ranks; None on one process.
@@ -44,7 +47,7 @@ class LoaderSession:
         self,
         source: EpochSource,
         run: TrainingRun,
-        epochs: int | None,
+        length: RunLength,
         optimizer: Optimizer,
         following: Collection[str],
         meter: RankMeter | None,
@@ -52,8 +55,10 @@ class LoaderSession:
         loss: BatchLoss | None,
     ) -> None:
         self.source, self.run, self.driver, self.meter = source, run, driver, meter
-        self._epochs, self._optimizer, self._following, self._loss = epochs, optimizer, following, loss
-        run.start(epochs)
+        self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
+        run.start(length.epochs)
+        if length.holds:
+            run.controller.hold(LENGTH)
         self._begun = False  # whether `epochs` has been called, or a state loaded
         self._look_ahead: DetectLookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
@@ -79,6 +84,13 @@ class LoaderSession:
 
         self.step_hook = StepHook(self._optimizer, scale, self._following)
         self.run.follow(self.step_hook.scaler)
+        settle = weakref.WeakMethod(self._settle_length)
+
+        def settle_length(batches_per_call: int | None) -> None:
+            if (live := settle()) is not None:
+                live(batches_per_call)
+
+        self.driver.on_call(settle_length)
         weakref.finalize(self, self.step_hook.remove)
 
     def close(self) -> None:
@@ -87,12 +99,13 @@ class LoaderSession:
 
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)
-        if self._epochs is None and not self.run.has_begun:
-            self._epochs = n
-            self.run.start(n)
-        if self._epochs != n:
-            said = "a run of unknown length has begun" if self._epochs is None else f"the run has {self._epochs} epochs"
+        known = self._length.epochs
+        if (known is None and self.run.has_begun) or not self._length.say(n):
+            said = "a run of unknown length has begun" if known is None else f"the run has {known:g} epochs"
             raise ValueError(f"epochs({n}): {said}: give epochs={n} to the loader, or a scheduler of that length")
+        if known != n:
+            self.run.controller.plan(n)
+        self.run.controller.release(LENGTH)
         progress = self.run.controller.progress_tracker
         if not self._begun:
             progress.set_epoch(0)  # a look at a batch before was no epoch of the run
@@ -129,7 +142,8 @@ class LoaderSession:
                 )
             return fetch()
         self._follow_the_model()
-        if self._epochs is None and not self._warned:
+        self._begin_epoch()
+        if self._length.epochs is None and not self._length.is_open and not self._warned:
             self._warned = True
             log.warning(
                 "the length of the run is not known: decisions are paced by the epoch. "
@@ -140,10 +154,25 @@ class LoaderSession:
         events = LoaderEpoch(cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter)
         return self.run.deliver(fetched, cut.queue, self._look_ahead, events, cut.is_new)
 
+    def _begin_epoch(self) -> None:
+        progress = self.run.controller.progress_tracker
+        if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(progress.epoch):
+            self.run.controller.plan(self._length.epochs)
+            self._warned = True
+
+    def _settle_length(self, batches_per_call: int | None) -> None:
+        """The scheduler's calls have shown what its steps count."""
+        controller = self.run.controller
+        if self._length.settle(batches_per_call):
+            controller.plan(self._length.epochs)
+            self._warned = self._warned or self._length.epochs is None
+        if not self._length.is_open:
+            controller.release(LENGTH)
+
     def _follow_the_model(self) -> None:
         """Begin anew where the model has been moved before the run has begun: times and memory are of its device."""
         if not self.run.has_begun and self.run.controller.device != self.run.model_device:
-            self.run.start(self._epochs)
+            self.run.start(self._length.epochs)
             if self._begun:
                 self._end_by_progress()
 
@@ -164,7 +193,7 @@ class LoaderSession:
     def state_dict(self) -> dict[str, Any]:
         return {
             **self.run.state_dict(),
-            "epochs": self._epochs,
+            "length": self._length.state_dict(),
             "world_size": self.source.ranks.world_size,
             "source": self.source.state_dict(self.run.tracker.under_way),
             "schedule": self.driver.state_dict(),
@@ -178,10 +207,11 @@ class LoaderSession:
                 "go on with as many processes, whose batches make the same optimizer steps"
             )
         self.run.check_state(state)
-        if self._epochs is None:
-            self._epochs = state["epochs"]
+        self._length.load_state_dict(state["length"])
+        if not self._length.holds:
+            self.run.controller.release(LENGTH)
         self._begun = True
-        self.run.start(self._epochs)
+        self.run.start(self._length.epochs)
         self.run.load_state_dict(state)
         self.source.load_state_dict(state["source"])
         self.driver.load_state_dict(state["schedule"])

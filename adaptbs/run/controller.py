@@ -16,7 +16,7 @@ from ..noise_scale import NoiseScaleTracker, student_t
 from ..ranks import ALONE, Ranks
 from ..report import History
 from ..timing import TRY, Clock, OverheadBudget, StepTime, Time
-from ..types import COUPLED, Measurement, NoiseScale, Scale
+from ..types import COUPLED, Decision, Measurement, NoiseScale, Scale
 from .rules import ByCutSize, RunRules
 from .settings import Settings
 
@@ -62,8 +62,9 @@ class Controller:
             batches_per_step=batches_per_step,
         )  # fmt: skip
         self._clock: Clock | None = None  # in place of the device's
+        self._holds: dict[str, None] = {}  # reasons to keep the batch as it is, in their order
 
-    def start(self, epochs: int | None, device: Device, memory: MemoryLimit) -> None:
+    def start(self, epochs: float | None, device: Device, memory: MemoryLimit) -> None:
         """Begin a run, and forget any earlier one.
 
         Args:
@@ -95,6 +96,21 @@ class Controller:
         self._clock = clock
         self._budget.use_clock(clock)
 
+    def plan(self, epochs: float | None) -> None:
+        """Let the run have so many epochs from here on; None: its length is not known."""
+        progress = self.progress_tracker
+        progress.plan(epochs)
+        self._timer.plan(self._settings.decide_every * progress.planned)
+        self._noise_scales.plan(progress.planned)
+
+    def hold(self, reason: str) -> None:
+        """Keep the batch as it is until `release`, for as long as something that it depends on is not clear."""
+        self._holds.setdefault(reason)
+
+    def release(self, reason: str) -> None:
+        """Hold the batch no longer for this reason."""
+        self._holds.pop(reason, None)
+
     def end_by_progress(self) -> None:
         """End the run when its progress is complete, if that is its budget and progress is measured."""
         if self._settings.budget == "progress" and self._settings.overhead and self.progress_tracker.epochs:
@@ -122,8 +138,8 @@ class Controller:
 
     @property
     def doubt(self) -> str | None:
-        """Why the latest estimate is not to be believed as a number, if so."""
-        return self._noise_scales.doubt(self.noise_scale)
+        """Why the batch is held, or why the latest estimate is not to be believed as a number, if so."""
+        return next(iter(self._holds), None) or self._noise_scales.doubt(self.noise_scale)
 
     def _scale(self, cut_size: int) -> Scale:
         return self.rules.scale(cut_size, self.noise_scale)
@@ -221,7 +237,10 @@ class Controller:
             batch_size=self.batch_size,
             step_time=self.step_time,
         )
-        decision = self._ranks.agree(decide(now, settings.target))
+        decision = decide(now, settings.target)
+        if self._holds:
+            decision = Decision(self.batch_size, next(iter(self._holds)))
+        decision = self._ranks.agree(decision)
         decision = self.memory.clip(decision, self.batch_size, longest)
         if decision.batch_size != self.batch_size:
             sizes = self.batch_size, decision.batch_size

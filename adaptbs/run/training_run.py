@@ -25,7 +25,7 @@ from .tracker import BatchTracker, EpochEvents
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 5  # of what state_dict() holds
+VERSION = 6  # of what state_dict() holds
 
 
 class TrainingRun:
@@ -89,7 +89,7 @@ class TrainingRun:
         self._scaler: HyperparameterScaler | None = None
         self._batch: Any = None  # the latest, to try larger ones by
 
-    def start(self, epochs: int | None) -> None:
+    def start(self, epochs: float | None) -> None:
         """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
         parameters = list(self.model.parameters())
         memory = memory_of({p.device for p in parameters}, self._ranks.world_size)
