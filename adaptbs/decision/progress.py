@@ -35,7 +35,8 @@ class Progress:
     """
 
     def __init__(self, epoch_samples: int, epochs: float | None) -> None:
-        self.epoch_samples, self.max_extra = epoch_samples, None
+        self.epoch_samples = epoch_samples
+        self.max_extra: float | None = None
         self.plan(epochs)
         self.samples = self.epoch = 0
         self.effective_samples, self.planless = 0.0, False

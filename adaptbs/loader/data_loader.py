@@ -190,8 +190,12 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             return super().__iter__()
 
     def __len__(self) -> int:
-        """Batches of an epoch at the size of now."""
-        return len(self._session.source.batch_sampler)
+        """Batches of this epoch: those delivered so far, and those left at the size of now.
+
+        So `i + 1 == len(loader)` holds at the last batch alone, and a sum over the epoch divided by `len(loader)` is
+        its mean, until the next epoch begins. Before the first epoch it is what a stock loader says.
+        """
+        return self._session.length
 
     @property
     def training_run(self) -> TrainingRun:

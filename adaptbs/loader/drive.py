@@ -19,7 +19,7 @@ PAST_ITS_END = (
 )
 
 
-def _unmade(kind: type) -> Any:
+def _unmade(kind: Any) -> Any:
     return kind.__new__(kind)
 
 

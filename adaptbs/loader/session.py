@@ -58,7 +58,7 @@ class LoaderSession:
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
         if length.holds:
-            run.controller.hold(LENGTH)
+            run.controller.holds.add(LENGTH)
         self._begun = False  # whether `epochs` has been called, or a state loaded
         self._look_ahead: DetectLookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
@@ -105,7 +105,7 @@ class LoaderSession:
             raise ValueError(f"epochs({n}): {said}: give epochs={n} to the loader, or a scheduler of that length")
         if known != n:
             self.run.controller.plan(n)
-        self.run.controller.release(LENGTH)
+        self.run.controller.holds.remove(LENGTH)
         progress = self.run.controller.progress_tracker
         if not self._begun:
             progress.set_epoch(0)  # a look at a batch before was no epoch of the run
@@ -127,6 +127,14 @@ class LoaderSession:
             yield epoch
             # One epoch, whatever the loop's body did with the loader.
             self.run.controller.progress_tracker.set_epoch(epoch + 1)
+
+    @property
+    def length(self) -> int:
+        """Batches of the epoch under way, or of the one before it begins; fewer where the run ends within it."""
+        cut, tracker = self.source.latest, self.run.tracker
+        if cut is not None and tracker.ends_here and self.run.controller.progress_tracker.complete:
+            return cut.count - len(cut.queue)
+        return self.source.length
 
     def iterate(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """An epoch's batches; `fetch` begins the DataLoader's own iteration."""
@@ -165,9 +173,9 @@ class LoaderSession:
         controller = self.run.controller
         if self._length.settle(batches_per_call):
             controller.plan(self._length.epochs)
-            self._warned = self._warned or self._length.epochs is None
+        self._warned = True  # the length is known, or it has been said why it is not
         if not self._length.is_open:
-            controller.release(LENGTH)
+            controller.holds.remove(LENGTH)
 
     def _follow_the_model(self) -> None:
         """Begin anew where the model has been moved before the run has begun: times and memory are of its device."""
@@ -209,7 +217,7 @@ class LoaderSession:
         self.run.check_state(state)
         self._length.load_state_dict(state["length"])
         if not self._length.holds:
-            self.run.controller.release(LENGTH)
+            self.run.controller.holds.remove(LENGTH)
         self._begun = True
         self.run.start(self._length.epochs)
         self.run.load_state_dict(state)

@@ -16,7 +16,8 @@ from ..noise_scale import NoiseScaleTracker, student_t
 from ..ranks import ALONE, Ranks
 from ..report import History
 from ..timing import TRY, Clock, OverheadBudget, StepTime, Time
-from ..types import COUPLED, Decision, Measurement, NoiseScale, Scale
+from ..types import COUPLED, Measurement, NoiseScale, Scale
+from .holds import Holds
 from .rules import ByCutSize, RunRules
 from .settings import Settings
 
@@ -62,7 +63,7 @@ class Controller:
             batches_per_step=batches_per_step,
         )  # fmt: skip
         self._clock: Clock | None = None  # in place of the device's
-        self._holds: dict[str, None] = {}  # reasons to keep the batch as it is, in their order
+        self.holds = Holds()
 
     def start(self, epochs: float | None, device: Device, memory: MemoryLimit) -> None:
         """Begin a run, and forget any earlier one.
@@ -103,14 +104,6 @@ class Controller:
         self._timer.plan(self._settings.decide_every * progress.planned)
         self._noise_scales.plan(progress.planned)
 
-    def hold(self, reason: str) -> None:
-        """Keep the batch as it is until `release`, for as long as something that it depends on is not clear."""
-        self._holds.setdefault(reason)
-
-    def release(self, reason: str) -> None:
-        """Hold the batch no longer for this reason."""
-        self._holds.pop(reason, None)
-
     def end_by_progress(self) -> None:
         """End the run when its progress is complete, if that is its budget and progress is measured."""
         if self._settings.budget == "progress" and self._settings.overhead and self.progress_tracker.epochs:
@@ -139,7 +132,7 @@ class Controller:
     @property
     def doubt(self) -> str | None:
         """Why the batch is held, or why the latest estimate is not to be believed as a number, if so."""
-        return next(iter(self._holds), None) or self._noise_scales.doubt(self.noise_scale)
+        return self.holds.reason or self._noise_scales.doubt(self.noise_scale)
 
     def _scale(self, cut_size: int) -> Scale:
         return self.rules.scale(cut_size, self.noise_scale)
@@ -237,10 +230,7 @@ class Controller:
             batch_size=self.batch_size,
             step_time=self.step_time,
         )
-        decision = decide(now, settings.target)
-        if self._holds:
-            decision = Decision(self.batch_size, next(iter(self._holds)))
-        decision = self._ranks.agree(decision)
+        decision = self._ranks.agree(self.holds.apply(decide(now, settings.target), self.batch_size))
         decision = self.memory.clip(decision, self.batch_size, longest)
         if decision.batch_size != self.batch_size:
             sizes = self.batch_size, decision.batch_size

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 
 from ..ranks import ALONE, Ranks
 from .batch_info import BatchInfo
+from .count import CountsBatches
 from .order import next_length
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         return -(-self.epoch_samples * self.batches_per_step // self.size())
 
 
-class EpochCut:
+class EpochCut(CountsBatches):
     """One epoch's indices, being cut into batches.
 
     Args:
@@ -133,10 +134,11 @@ class EpochCut:
         is_new: tells whether a fetched batch is to be delivered; None where all are.
     """
 
+    _sampler: AdaptiveBatchSampler
     is_new: Callable[[Any], bool] | None = None
 
     def __init__(self, sampler: AdaptiveBatchSampler, rest: dict[str, Any] | None = None) -> None:
-        self._sampler, self._rest = sampler, rest
+        self._sampler, self._rest, self.count = sampler, rest, 0
         self.issued: deque[BatchInfo] = deque()
         self._indices: Iterator[int] = iter(())
         self._ahead: list[int] = []  # indices read beyond the sampler's length and not cut
@@ -178,6 +180,7 @@ class EpochCut:
                 break
             self._cut += len(batch)
             self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
+            self.count += 1
             yield batch if alone else sampler.ranks.mine(batch)
         yield from self._beyond()
         sampler.compare_length(self._cut + len(self._ahead))
@@ -240,6 +243,7 @@ class EpochCut:
             self._cut += len(batch)
             self.is_beyond = self._cut > sampler.epoch_samples
             self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
+            self.count += 1
             yield sampler.ranks.mine(batch)
 
     def _length(self, shortest_tail: int) -> int:
@@ -276,6 +280,7 @@ class EpochCut:
         for cut_size, num_samples, ends_step in state["issued"]:
             batch = list(islice(self._indices, num_samples))
             self.issued.append(BatchInfo(cut_size, num_samples, ends_step, batch))
+            self.count += 1
             yield self._sampler.ranks.mine(batch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class EpochSource:
         order: yields the indices; a stand-in where the dataset has none.
         streams: whether the dataset is an IterableDataset.
         delivering: the iteration that has delivered last, of those under way.
+        latest: the same, also when it is over.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class EpochSource:
         self._generators = _different(generator, getattr(self.order, "generator", None))
         self._under_way: list[EpochCut] = []  # iterations, the one that delivered last at the end
         self.delivering: EpochCut | None = None
+        self.latest: EpochCut | None = None
         self._rest: dict[str, Any] | None = None  # of an epoch, for the next iteration to deliver
 
     def follow(self, size: Callable[[], int]) -> None:
@@ -72,10 +74,19 @@ class EpochSource:
             fetch: begins a DataLoader's own iteration over `batch_sampler`.
         """
         rest, self._rest = self._rest, None
+        self.latest = self.delivering
         # To go on draws nothing: the run that was not stopped drew its seed when the epoch began.
         with self.batch_sampler.going_on_from(rest), self._drawing_nothing() if rest is not None else nullcontext():
             fetched = fetch()
         return self.batch_sampler.latest, fetched
+
+    @property
+    def length(self) -> int:
+        """Batches of the epoch under way: those delivered and those left at the size of now.
+
+        Between two epochs it is that of the one that has ended, and of a whole epoch before the first.
+        """
+        return len(self.batch_sampler) if self.latest is None else self.latest.length
 
     def delivers(self, cut: EpochCut) -> None:
         """Take note of the iteration that delivers a batch, where it is not `delivering` already."""
@@ -83,13 +94,14 @@ class EpochSource:
             self.order.check_alike()
         self.ends(cut)
         self._under_way.append(cut)
-        self.delivering = cut
+        self.delivering = self.latest = cut
 
     def ends(self, cut: EpochCut) -> None:
         """Take note of the end of an iteration."""
         if cut in self._under_way:
             self._under_way.remove(cut)
         self.delivering = self._under_way[-1] if self._under_way else None
+        self.latest = self.delivering or self.latest
 
     def state_dict(self, under_way: bool) -> dict[str, Any]:
         """The rest of the epoch under way, if one is, and the generators' states.

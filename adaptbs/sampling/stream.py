@@ -35,7 +35,7 @@ class StreamEpochCut(EpochCut):
         super().__init__(sampler, rest)
         self.asked: list[BatchInfo] = []
         self.delivered: deque[BatchInfo] = deque()
-        self._came = 0  # number of batches that have arrived
+        self._came = self._samples = 0  # batches that have arrived, and the samples of those that were delivered
         self._to_skip = self._rest["begun"] if self._rest else 0
 
     def batches(self) -> Iterator[list[int]]:
@@ -67,7 +67,15 @@ class StreamEpochCut(EpochCut):
         if self._came <= self._to_skip:
             return False
         self.delivered.append(issued)
+        self._samples += issued.num_samples
         return True
+
+    @property
+    def length(self) -> int:
+        """Batches that have arrived, and those that the assumed length of the epoch leaves at the size of now."""
+        sampler = self._sampler
+        left = max(sampler.epoch_samples - self._samples, 0)
+        return self._came - min(self._came, self._to_skip) + -(-left * sampler.batches_per_step // sampler.size())
 
     def _answered(self, held: int | None) -> BatchInfo:
         """Take the request that a batch of `held` samples answers. `held` is None if its layout does not tell."""

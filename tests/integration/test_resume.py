@@ -193,7 +193,7 @@ def test_a_state_of_another_version_or_run_is_refused_and_changes_nothing():
 
     state = loader_of().state_dict()
     for loader, changed, words in (
-        (loader_of(), {"version": 0}, "of version 0, this adaptbs reads 5: finish the run"),
+        (loader_of(), {"version": 0}, "of version 0, this adaptbs reads 6: finish the run"),
         (loader_of(200), {}, "epoch_samples=100, this one 200"),
         (loader_of(accumulation_steps=2), {}, "start_batch_size=8, this one 16"),
     ):
