@@ -23,6 +23,7 @@ from ..sampling import EpochSource
 from .arguments import check, check_ranks, made_with
 from .drive import drive
 from .ranks import RankMeter
+from .rows import RowCheck
 from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .session import LoaderSession
@@ -123,7 +124,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         meter: RankMeter | None = None
         if settings.overhead and loss is not None and ranks.connected:
             meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps)
-        self._session = LoaderSession(source, run, length, optimizer, settings.following, meter, driver, loss)
+        rows = RowCheck(others.get("collate_fn"), dataset, run)
+        self._session = LoaderSession(source, run, length, optimizer, settings.following, meter, driver, loss, rows)
         if source.streams:  # DataLoader takes no batch sampler then, but asks its own one in the same way.
             super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **others)
         else:

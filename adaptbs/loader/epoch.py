@@ -10,6 +10,7 @@ from ..run import TrainingRun
 from ..sampling import EpochCut, EpochSource
 from .misuse import MisuseWarnings
 from .ranks import RankMeter, RankStep
+from .rows import RowCheck
 from .scheduler import SchedulerDriver
 
 WHILE_MEASURING = (
@@ -29,6 +30,7 @@ class LoaderEpoch:
         step_hook: sets the hyperparameters inside the optimizer's step.
         misuse: warns of what should follow the batch and does not.
         meter: measures the steps of several ranks; None on one process.
+        rows: checks that rows follow samples.
     """
 
     def __init__(
@@ -40,10 +42,12 @@ class LoaderEpoch:
         step_hook: StepHook,
         misuse: MisuseWarnings,
         meter: RankMeter | None,
+        rows: RowCheck,
     ) -> None:
         self._cut, self._source, self._run, self._driver = cut, source, run, driver
         self._step_hook, self._misuse, self._meter = step_hook, misuse, meter
         self._rank_step: RankStep | None = None
+        self._rows = rows
 
     def begin_epoch(self) -> None:
         self._step_hook.scaler.count_steps(wait=True)
@@ -55,6 +59,8 @@ class LoaderEpoch:
     def before_batch(self, batch: Any) -> None:
         if self._source.delivering is not self._cut:
             self._source.delivers(self._cut)
+        if self._rows.is_due:
+            self._rows.look(batch, self._run.tracker.latest_fetched, self._source.ranks.world_size)
         if self._step_hook.is_scaled:  # by a step that raised
             self._step_hook.restore()
         if self._run.tracker.ever_changed and self._misuse.watches:

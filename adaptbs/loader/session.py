@@ -20,6 +20,7 @@ from ..types import Scale
 from .epoch import LoaderEpoch
 from .misuse import MisuseWarnings
 from .ranks import RankMeter
+from .rows import RowCheck
 from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
@@ -41,6 +42,7 @@ class LoaderSession:
         meter: measures the steps of several ranks; None on one process.
         driver: drives the scheduler.
         loss: the loss of a batch; None where it was not given.
+        rows: checks that rows follow samples.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class LoaderSession:
         meter: RankMeter | None,
         driver: SchedulerDriver,
         loss: BatchLoss | None,
+        rows: RowCheck,
     ) -> None:
-        self.source, self.run, self.driver, self.meter = source, run, driver, meter
+        self.source, self.run, self.driver, self.meter, self._rows = source, run, driver, meter, rows
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
         if length.holds:
@@ -159,7 +162,7 @@ class LoaderSession:
             )
         cut, fetched = self.source.iterate(fetch)
         self._look_ahead = DetectLookAhead(p for group in self._optimizer.param_groups for p in group["params"])
-        events = LoaderEpoch(cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter)
+        events = LoaderEpoch(cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows)
         return self.run.deliver(fetched, cut.queue, self._look_ahead, events, cut.is_new)
 
     def _begin_epoch(self) -> None:

@@ -13,6 +13,7 @@ from .preserve import (
     preserved_loader,
     preserved_weights,
 )
+from .samples import collates_all, has_a_row_a_sample
 
 __all__ = [
     "BatchLoss",
@@ -21,7 +22,9 @@ __all__ = [
     "add_note",
     "batch_bytes",
     "batch_length",
+    "collates_all",
     "concat_batches",
+    "has_a_row_a_sample",
     "has_batch_norm",
     "preserved",
     "preserved_grads",
