@@ -12,6 +12,7 @@ from .misuse import MisuseWarnings
 from .ranks import RankMeter, RankStep
 from .rows import RowCheck
 from .scheduler import SchedulerDriver
+from .which_batch import WhichBatch
 
 WHILE_MEASURING = (
     "This happened while the noise scale of a batch was measured, before it was delivered. If the loss needs the batch "
@@ -31,6 +32,7 @@ class LoaderEpoch:
         misuse: warns of what should follow the batch and does not.
         meter: measures the steps of several ranks; None on one process.
         rows: checks that rows follow samples.
+        which_batch: notices a loop of which it is not known which batch its steps belong to.
     """
 
     def __init__(
@@ -43,16 +45,18 @@ class LoaderEpoch:
         misuse: MisuseWarnings,
         meter: RankMeter | None,
         rows: RowCheck,
+        which_batch: WhichBatch,
     ) -> None:
         self._cut, self._source, self._run, self._driver = cut, source, run, driver
         self._step_hook, self._misuse, self._meter = step_hook, misuse, meter
         self._rank_step: RankStep | None = None
-        self._rows = rows
+        self._rows, self._which_batch = rows, which_batch
 
     def begin_epoch(self) -> None:
         self._step_hook.scaler.count_steps(wait=True)
         self._misuse.begin_epoch()
         self._driver.begin_iteration()
+        self._which_batch.begin_iteration()
         if self._meter is not None:
             self._rank_step = RankStep(self._meter, self._run)
 
@@ -67,6 +71,9 @@ class LoaderEpoch:
             self._misuse.look()
         if self._cut.is_beyond or self._run.tracker.ends_here:
             self._doubt_the_plan()
+        # A pass through the model would meet the loop's own, if that is in another thread.
+        if not self._which_batch.trains_here:
+            return
         if self._rank_step is not None:
             self._rank_step.begin(batch)
         try:
@@ -88,5 +95,6 @@ class LoaderEpoch:
         if self._rank_step is not None:
             self._rank_step.end()
         self._driver.end_iteration()
+        self._which_batch.end_iteration()
         self._source.ends(self._cut)
         self._run.after_epoch()

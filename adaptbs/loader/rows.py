@@ -19,7 +19,7 @@ ROWS = "rows do not follow samples"  # reason to hold the batch
 HELD = (
     "the rows of a batch do not follow its samples: collate_fn= makes no more of two samples than of one, as where an "
     "item of the dataset is a whole batch. A larger batch would lose what is in the others, so the batch is held at "
-    "batch_size=%d. To let it grow, let the dataset return single samples, or let collate_fn= join all that it is given."
+    "batch_size=%d. To let it grow, let the dataset return single samples, or let collate_fn= join all it is given."
 )
 
 

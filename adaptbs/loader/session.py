@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.optim import Optimizer
 
 from ..checks import check_size
@@ -24,6 +26,7 @@ from .rows import RowCheck
 from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
+from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class LoaderSession:
         self._look_ahead: DetectLookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
+        self.which_batch = WhichBatch(run, source.ranks.world_size)
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step,
@@ -81,8 +85,14 @@ class LoaderSession:
                 return Scale()
             if not live.misuse.saw_a_step:
                 live.misuse.stepped()
-            if live._look_ahead is not None and live._look_ahead.ahead is None:
+            if live._look_ahead is not None and not live._look_ahead.settled:
                 live._look_ahead.works()
+            which = live.which_batch
+            elsewhere = not is_compiling() and get_ident() != which.thread  # a compiled step cannot ask
+            if elsewhere or not which.trains_here or not which.delivering:
+                which.step()
+            if which.is_lost:
+                return live.run.controller.scales[which.cut_size()]
             return live.run.controller.scales[live.run.tracker.current.cut_size]
 
         self.step_hook = StepHook(self._optimizer, scale, self._following)
@@ -95,10 +105,12 @@ class LoaderSession:
 
         self.driver.on_call(settle_length)
         weakref.finalize(self, self.step_hook.remove)
+        weakref.finalize(self, self.which_batch.close)
 
     def close(self) -> None:
         self._closed = True
         self.step_hook.remove()
+        self.which_batch.close()
 
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)
@@ -161,8 +173,13 @@ class LoaderSession:
                 "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
             )
         cut, fetched = self.source.iterate(fetch)
-        self._look_ahead = DetectLookAhead(p for group in self._optimizer.param_groups for p in group["params"])
-        events = LoaderEpoch(cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows)
+        parameters = (p for group in self._optimizer.param_groups for p in group["params"])
+        self._look_ahead = DetectLookAhead(parameters, self.which_batch.look_ahead)
+        self.which_batch.follow(self._look_ahead)
+        events = LoaderEpoch(
+            cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
+            self.which_batch,
+        )  # fmt: skip
         return self.run.deliver(fetched, cut.queue, self._look_ahead, events, cut.is_new)
 
     def _begin_epoch(self) -> None:
