@@ -200,6 +200,12 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         return self._session.length
 
     @property
+    def progress(self) -> float | None:
+        """Share of the run done, 0..1, the current batch included; None where its length is not known."""
+        self._session.misuse.progress_was_read()
+        return super().progress
+
+    @property
     def training_run(self) -> TrainingRun:
         """The run behind this loader, for tools that look inside or simulate."""
         return self._session.run

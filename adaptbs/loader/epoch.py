@@ -67,8 +67,8 @@ class LoaderEpoch:
             self._rows.look(batch, self._run.tracker.latest_fetched, self._source.ranks.world_size)
         if self._step_hook.is_scaled:  # by a step that raised
             self._step_hook.restore()
-        if self._run.tracker.ever_changed and self._misuse.watches:
-            self._misuse.look()
+        if self._misuse.watches:
+            self._misuse.look(self._run.tracker.ever_changed)
         if self._cut.is_beyond or self._run.tracker.ends_here:
             self._doubt_the_plan()
         # A pass through the model would meet the loop's own, if that is in another thread.

@@ -72,7 +72,7 @@ class LoaderSession:
         self.which_batch = WhichBatch(run, source.ranks.world_size)
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
-            batches_per_step=run.controller.batches_per_step,
+            batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
         )  # fmt: skip
 
     def follow(self) -> None:

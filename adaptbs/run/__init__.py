@@ -1,6 +1,7 @@
 """One training run, as every face shares it."""
 
 from .controller import Controller
+from .holds import Holds
 from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
@@ -9,6 +10,7 @@ from .training_run import TrainingRun, check_version
 __all__ = [
     "Controller",
     "DetectLookAhead",
+    "Holds",
     "LookAhead",
     "NoLookAhead",
     "RunReport",
