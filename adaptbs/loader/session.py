@@ -146,7 +146,7 @@ class LoaderSession:
     @property
     def length(self) -> int:
         """Batches of the epoch under way, or of the one before it begins; fewer where the run ends within it."""
-        cut, tracker = self.source.latest, self.run.tracker
+        cut, tracker = self.source.latest, self.run.tracker  # no cut: before the first epoch, or of plain batches
         if cut is not None and tracker.ends_here and self.run.controller.progress_tracker.complete:
             return cut.count - len(cut.queue)
         return self.source.length
@@ -163,6 +163,7 @@ class LoaderSession:
                     "that this is meant. To train, build another loader, and begin its iteration with gradients on.",
                     "the run is over" if self.run.is_over else "gradients are switched off",
                 )
+            self.source.begin_plain()
             return fetch()
         self._follow_the_model()
         self._begin_epoch()

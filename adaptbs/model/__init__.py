@@ -1,7 +1,7 @@
 """The user's model and batch: slice batches, compute the loss, and restore all state afterwards."""
 
 from .batch_loss import BatchLoss, summing
-from .batches import batch_bytes, batch_length, concat_batches, repeat_batch, slice_batch
+from .batches import batch_bytes, batch_length, concat_batches, describe_batch, repeat_batch, slice_batch
 from .devices import with_index
 from .modules import has_batch_norm, trainable, without_chance
 from .preserve import (
@@ -24,6 +24,7 @@ __all__ = [
     "batch_length",
     "collates_all",
     "concat_batches",
+    "describe_batch",
     "has_a_row_a_sample",
     "has_batch_norm",
     "preserved",

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch import device as Device
 from torch.nn.utils.rnn import PackedSequence
 
+SHOWN = 8  # entries of a list in a message
+
 
 def batch_length(batch: Any) -> int:
     """Number of samples, the first dimension of the first tensor. Raises TypeError if no tensor has a dimension."""
@@ -57,6 +59,18 @@ def repeat_batch(batch: Any, n: int) -> Any:
 def batch_bytes(batch: Any) -> int:
     """Memory of the batch's tensors, bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(batch))
+
+
+def describe_batch(batch: Any) -> str:
+    """The layout of a batch with the shapes of its tensors, such as `(float32 [16, 8], int64 [16])`."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe_batch(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, (list, tuple)):
+        shown = [describe_batch(item) for item in batch[:SHOWN]] + ["..."] * (len(batch) > SHOWN)
+        return f"({', '.join(shown)})"
+    return type(batch).__name__
 
 
 def to_device(batch: Any, device: Device) -> Any:

@@ -88,6 +88,10 @@ class EpochSource:
         """
         return len(self.batch_sampler) if self.latest is None else self.latest.length
 
+    def begin_plain(self) -> None:
+        """Take note of an iteration over batches of the size of now, which are not counted."""
+        self.latest = self.delivering
+
     def delivers(self, cut: EpochCut) -> None:
         """Take note of the iteration that delivers a batch, where it is not `delivering` already."""
         if cut not in self._under_way and isinstance(self.order, SharedSampler):

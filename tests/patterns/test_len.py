@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
@@ -95,6 +96,16 @@ def test_a_run_that_ends_by_its_progress_in_mid_epoch_ends_its_last_epoch_there(
                 found.append(batches)
         assert found == [batches] and len(loader) == batches
     assert loader.progress == 1
+
+
+def test_a_pass_without_gradients_has_the_length_of_its_own_batches():
+    """As an accuracy on the training data, between two epochs."""
+    _, _, loader = made(1000)
+    for _ in range(2):
+        last_ones(loader)
+        with torch.no_grad():
+            batches = sum(1 for _ in loader)
+            assert len(loader) == batches == -(-1000 // loader.batch_size)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
