@@ -65,11 +65,14 @@ class ExplicitEpochs:
     number lags behind. It is moved on by what the fixed run would have counted more: by `unit` for each batch. The
     unit is what the number grows by from one batch to the next. A number that already follows the samples, or that
     counts epochs, is left alone.
+
+    Attributes:
+        unit: what one batch adds to the number; None while it is not known.
     """
 
     def __init__(self) -> None:
         self._said: float | None = None
-        self._unit: float | None = None  # what one batch adds to the number
+        self.unit: float | None = None
         self._lead = 0.0  # what is added to the number
         self._iteration = 0  # that it was said in last
         self._passed = self._batches = 0  # since it was said last: batches of the fixed run, and batches delivered
@@ -92,13 +95,13 @@ class ExplicitEpochs:
         self._passed = self._batches = 0
         if before is not None and batches:
             grown_by = said - before
-            if self._unit is None and not begins and grown_by > 0:
-                self._unit = grown_by / batches
-            if self._unit is not None:
-                if math.isclose(grown_by, self._unit * batches, rel_tol=CLOSE):
-                    self._lead += self._unit * (passed - batches)
-                elif begins and not math.isclose(grown_by, self._unit * passed, rel_tol=CLOSE):
-                    self._lead = self._unit * ahead  # it counts within each epoch
+            if self.unit is None and not begins and grown_by > 0:
+                self.unit = grown_by / batches
+            if self.unit is not None:
+                if math.isclose(grown_by, self.unit * batches, rel_tol=CLOSE):
+                    self._lead += self.unit * (passed - batches)
+                elif begins and not math.isclose(grown_by, self.unit * passed, rel_tol=CLOSE):
+                    self._lead = self.unit * ahead  # it counts within each epoch
         place = said + self._lead
         return int(place + CLOSE) if isinstance(said, int) else place
 

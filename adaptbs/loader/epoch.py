@@ -68,7 +68,8 @@ class LoaderEpoch:
         if self._step_hook.is_scaled:  # by a step that raised
             self._step_hook.restore()
         if self._misuse.watches:
-            self._misuse.look(self._run.tracker.ever_changed)
+            waits = not self._misuse.saw_a_step
+            self._misuse.look(waits and (self._run.tracker.ever_changed or self._which_batch.has_trained))
         if self._cut.is_beyond or self._run.tracker.ends_here:
             self._doubt_the_plan()
         # A pass through the model would meet the loop's own, if that is in another thread.

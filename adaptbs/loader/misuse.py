@@ -14,7 +14,8 @@ STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer t
 PATIENCE = 16  # optimizer steps' worth of batches; a GradScaler may leave the first steps out
 BY_RULE = 3  # changes of the learning rate by hand that are no accident, each within PATIENCE of the one before
 
-RATE = "learning rate does not follow the samples"  # reason to hold the batch
+RATE = "learning rate does not follow the samples"  # reasons to hold the batch
+STEP = "optimizer is not stepped"
 
 SCHEDULER = (
     "a scheduler is stepped from batch to batch that the loader was not given: as batches grow there are fewer of "
@@ -27,9 +28,9 @@ BY_HAND = (
     "it is set so. Compute it from loader.progress, which is 0..1 over the run, or give a scheduler as scheduler=."
 )
 NO_STEP = (
-    "batches of another size are delivered, but step() of the %s that the loader was given is never called, so no "
-    "hyperparameter follows them: give optimizer= the one whose step() is called (SAM's base_optimizer, say), or "
-    "transfer=() if that is meant."
+    "step() of the %s that the loader was given is never called, so no hyperparameter would follow a larger batch, and "
+    "the batch is held: give optimizer= the one whose step() is called (SAM's base_optimizer, say), or transfer=() if "
+    "that is meant."
 )
 
 
@@ -44,7 +45,7 @@ class MisuseWarnings:
         holds: reasons to hold the batch.
 
     Attributes:
-        saw_a_step: whether the optimizer has taken a step, or is not waited for any more.
+        saw_a_step: whether the optimizer has taken a step, or need not.
         watches: whether there is anything left to warn of.
     """
 
@@ -63,6 +64,7 @@ class MisuseWarnings:
         """Take note of a step of the optimizer."""
         self.saw_a_step = True
         self.watches = self._rate_is_free
+        self._holds.remove(STEP)
 
     def progress_was_read(self) -> None:
         """Take note that the loop asks for the progress: a rate that it sets is taken to follow that."""
@@ -75,11 +77,11 @@ class MisuseWarnings:
         """Take note of an iteration that begins: what a loop does between two of them is its own affair."""
         self._lr = self._optimizer.param_groups[0]["lr"]
 
-    def look(self, size_has_changed: bool) -> None:
+    def look(self, step_is_due: bool) -> None:
         """Look at what the loop has done since the latest batch.
 
         Args:
-            size_has_changed: True if a batch of another size than the first has been delivered.
+            step_is_due: True if the loop has trained, or a batch of another size than the first has been delivered.
         """
         lr = self._optimizer.param_groups[0]["lr"]
         # A scheduler sets a new number at each step, even an equal one; where it fills a tensor that is not seen.
@@ -88,10 +90,11 @@ class MisuseWarnings:
         elif self._changes:
             self._rate_stayed()
         self._lr = lr
-        if size_has_changed and not self.saw_a_step:
+        if step_is_due and not self.saw_a_step and self._patience:
             self._patience -= 1
             if not self._patience:
-                self.stepped()
+                self.watches = self._rate_is_free
+                self._holds.add(STEP)
                 log.warning(NO_STEP, type(self._optimizer).__name__)
 
     def _rate_changed(self) -> None:

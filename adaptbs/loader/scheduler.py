@@ -57,6 +57,7 @@ class SchedulerDriver:
         self.grown = False
         self._cadence = Cadence()
         self._explicit: dict[str, ExplicitEpochs] = {}
+        self._told = False  # what explicit epochs count
 
     def on_call(self, listener: Callable[[int | None], None]) -> None:
         """From here on tell the listener what calls count, as they show it.
@@ -153,7 +154,25 @@ class SchedulerDriver:
             other.moved(passed, batches)
         if passed != batches:
             self.grown = True
-        return self._explicit[name].place(said, self._iteration, self._epoch_passed - self._epoch_batches)
+        explicit = self._explicit[name]
+        place = explicit.place(said, self._iteration, self._epoch_passed - self._epoch_batches)
+        if not self._told and name == "step" and self._on_call is not None:
+            self._tell(explicit.unit)
+        return place
+
+    def _tell(self, unit: float | None) -> None:
+        """Say what explicit epochs count, once they have shown it.
+
+        Args:
+            unit: what one batch adds to the number; None while that is not known.
+        """
+        outside = self._at > 0 and not self._iterations
+        self._told = unit is not None or outside
+        if not self._told or self._on_call is None:
+            return
+        batches = self._epoch_steps if unit is None else round(1 / unit)
+        by_the_epoch = abs(batches - self._epoch_steps) <= 1  # the loop may count its epoch's last batch or not
+        self._on_call(None if by_the_epoch else max(batches, 1))
 
     def state_dict(self) -> dict[str, Any]:
         return {

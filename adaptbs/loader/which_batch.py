@@ -85,6 +85,11 @@ class WhichBatch:
         """Take note of how the loop takes the batches of the next iteration."""
         self._look_ahead = look_ahead
 
+    @property
+    def has_trained(self) -> bool:
+        """True once a backward pass or a step has been made in the latest iteration."""
+        return self._look_ahead.settled
+
     def begin_iteration(self) -> None:
         """Take note that an iteration begins, in this thread."""
         self._iterations += 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptbs.loader.misuse import RATE
+from adaptbs.loader.misuse import RATE, STEP
 from adaptbs.loader.rows import ROWS
 from adaptbs.loader.session import LENGTH
 from adaptbs.loader.which_batch import WHICH_BATCH
@@ -14,6 +14,6 @@ from adaptbs.loader.which_batch import WHICH_BATCH
 PAGE = Path(__file__).parents[2] / "docs" / "your_loop.md"
 
 
-@pytest.mark.parametrize("reason", [RATE, ROWS, LENGTH, WHICH_BATCH])
+@pytest.mark.parametrize("reason", [RATE, STEP, ROWS, LENGTH, WHICH_BATCH])
 def test_a_reason_to_hold_is_told(reason):
     assert f"| `{reason}` |" in PAGE.read_text(encoding="utf-8")

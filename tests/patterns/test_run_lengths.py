@@ -136,6 +136,30 @@ def test_epochs_of_the_loader_that_fit_no_reading_are_refused():
         run.loader.epochs(4)
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+@pytest.mark.parametrize(
+    ("total", "number"),
+    [
+        (2 * STEPS, lambda epoch, i, updates: updates),
+        (2, lambda epoch, i, updates: epoch + i / STEPS),
+        (2 * 100, lambda epoch, i, updates: 100 * (epoch + i / STEPS)),
+    ],
+    ids=["updates", "epochs", "hundredths"],
+)
+def test_explicit_epochs_settle_it_too(total, number, caplog):
+    run = Run(cosine, total)
+    updates = 0
+    for epoch in range(2):
+        for i, _ in enumerate(run.loader):
+            run.optimizer.step()
+            run.scheduler.step(number(epoch, i, updates))
+            updates += 1
+        if total != 200:
+            assert run.loader.progress == pytest.approx((epoch + 1) / 2)
+    assert run.loader.batch_size > BATCH and len(caplog.records) == (total == 200)
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-4)
+
+
 def test_what_the_calls_have_settled_is_saved(caplog):
     run = Run(one_cycle, 40)
     run.epoch(samples=320)

@@ -244,6 +244,27 @@ def test_steps_before_the_first_batch_are_no_doubt(caplog):
     assert run.loader.batch_size > BATCH and not caplog.text
 
 
+class Sharp(SGD):
+    """As SAM is often written: another optimizer takes the step."""
+
+    def __init__(self, parameters, lr) -> None:
+        super().__init__(parameters, lr)
+        self.base_optimizer = SGD(self.param_groups, lr)
+
+
+def test_an_optimizer_that_is_never_stepped_holds_the_batch_before_it_grows(caplog):
+    model = network()
+    optimizer = Sharp(model.parameters(), 0.01)
+    target = lambda noise, size, progress: BATCH if progress < 0.3 else 64  # noqa: E731
+    loader = adaptive(Numbered(N), model, optimizer, BATCH, **{**FORCED, "target": target})
+    for _ in range(2):
+        for batch in loader:
+            loss_of(model, batch).backward()
+            optimizer.base_optimizer.step()
+    assert loader.batch_size == BATCH
+    assert caplog.text.count("is never called") == 1 and len(caplog.records) == 1
+
+
 def test_a_closure_is_of_the_batch_that_was_delivered(caplog):
     run = Run()
     for _ in range(2):

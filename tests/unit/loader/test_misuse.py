@@ -3,7 +3,7 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
-from adaptbs.loader.misuse import PATIENCE, RATE, MisuseWarnings
+from adaptbs.loader.misuse import PATIENCE, RATE, STEP, MisuseWarnings
 from adaptbs.run import Holds
 
 
@@ -80,6 +80,9 @@ def test_of_an_optimizer_that_never_steps(caplog, batches_per_step):
     for _ in range(100):
         advice.look(True)
     assert caplog.text.count("step() of the SGD that the loader was given is never called") == 1
+    assert advice._holds.reason == STEP
+    advice.stepped()
+    assert advice._holds.reason is None
 
 
 @pytest.mark.parametrize("steps", [True, False])
