@@ -36,12 +36,12 @@ class Total(NamedTuple):
     Attributes:
         steps: how many.
         name: the argument that says so.
-        binding: True if it refuses to be stepped any further.
+        of_the_run: True if they are those of a whole run; else they may be those of a cycle.
     """
 
     steps: int
     name: str
-    binding: bool
+    of_the_run: bool
 
     def __str__(self) -> str:
         return f"{self.name}={self.steps}"
@@ -51,7 +51,7 @@ def total_of(scheduler: Any) -> Total | None:
     """The steps that a scheduler says that it has; None where it does not tell."""
     if isinstance(scheduler, ChainedScheduler):
         known = [total for total in map(total_of, scheduler._schedulers) if total is not None]
-        return min(known, key=lambda total: (not total.binding, -total.steps), default=None)
+        return min(known, key=lambda total: (not total.of_the_run, -total.steps), default=None)
     if isinstance(scheduler, SequentialLR):
         last = total_of(scheduler._schedulers[-1])
         return last and last._replace(steps=last.steps + scheduler._milestones[-1])
@@ -63,7 +63,7 @@ def total_of(scheduler: Any) -> Total | None:
         for function in scheduler.lr_lambdas:
             steps = function.keywords.get("num_training_steps") if isinstance(function, functools.partial) else None
             if isinstance(steps, int) and steps >= 1:
-                return Total(steps, "num_training_steps", False)
+                return Total(steps, "num_training_steps", True)
     return None
 
 
@@ -139,11 +139,12 @@ class RunLength:
         """True if the batch is held until it is settled: read the other way, the run would be much longer."""
         return self.is_open and self._total is not None and self.epochs != self._total.steps
 
-    def settle(self, batches_per_call: int | None) -> bool:
+    def settle(self, batches_per_call: float | None) -> bool:
         """Take note of what the scheduler's calls count. Return True if that changes the length.
 
         Args:
-            batches_per_call: batches of the fixed run that a call stands for; None: it is made once an epoch.
+            batches_per_call: batches of the fixed run that a call stands for, below 1 where there are several a batch;
+                None: it is made once an epoch.
         """
         total, before = self._total, self.epochs
         if total is None:
@@ -154,19 +155,20 @@ class RunLength:
                 self._say(STEPPED_BY_THE_EPOCH, total, total.steps)
             self.epochs = total.steps
         else:
-            self.epochs = self._by_batches(total, max(batches_per_call, 1))
+            self.epochs = self._by_batches(total, batches_per_call)
         self.is_open = False
         return self.epochs != before
 
-    def _by_batches(self, total: Total, batches: int) -> float | None:
+    def _by_batches(self, total: Total, batches: float) -> float | None:
         """Epochs of a run whose scheduler is called after each so many batches."""
-        whole = whole_epochs(total.steps, self._epoch_steps, batches)
+        calls, per_call = (total.steps, round(batches)) if batches >= 1 else (round(total.steps * batches), 1)
+        whole = whole_epochs(calls, self._epoch_steps, per_call)
         if whole is not None:
             return whole
-        if not total.binding:
+        if not total.of_the_run:
             self._say(SHORTER_THAN_ITS_CYCLE, total)
             return None
-        epochs, rest = divmod(total.steps * batches, self._epoch_steps)
+        epochs, rest = divmod(calls * per_call, self._epoch_steps)
         return epochs + rest * self._start / self._epoch_samples
 
     def say(self, epochs: int) -> bool:
@@ -181,21 +183,22 @@ class RunLength:
         if not self.is_open or self._total is None:
             return False
         readings = [self._total.steps, whole_epochs(self._total.steps, self._epoch_steps, self._per_step)]
-        if self._total.binding:
+        if self._total.of_the_run:
             readings.append(math.ceil(self._total.steps * self._per_step / self._epoch_steps))
         return epochs in readings
 
-    def begin_epoch(self, number: int) -> bool:
+    def begin_epoch(self, samples: int) -> bool:
         """Take note that an epoch begins. Return True if that changes the length.
 
         Args:
-            number: epochs that have been made.
+            samples: of the run so far.
         """
         if self._total is None or self.epochs is None:
             return False
-        if self.holds and number:
-            self._say(NEVER_STEPPED, self._total)
-        if not self.is_open and number >= self.epochs:
+        if self.is_open:
+            if self.holds and samples >= self._epoch_samples:
+                self._say(NEVER_STEPPED, self._total)
+        elif samples >= round(self.epochs * self._epoch_samples):
             self._say(GOES_ON, f"{self.epochs:g}", self._total)
             self.epochs = self._total = None
             return True

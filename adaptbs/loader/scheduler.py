@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +43,7 @@ class SchedulerDriver:
     ) -> None:
         self.given = given
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
-        self._on_call: Callable[[int | None], None] | None = None
+        self._on_call: Callable[[float | None], None] | None = None
         self._by_progress = False
         self._at, self._fixed = 0.0, 0  # the schedule's position, samples of the plan; the fixed run's batches there
         self._epochs = 0  # steps made by calls outside an iteration
@@ -59,7 +58,7 @@ class SchedulerDriver:
         self._explicit: dict[str, ExplicitEpochs] = {}
         self._told = False  # what explicit epochs count
 
-    def on_call(self, listener: Callable[[int | None], None]) -> None:
+    def on_call(self, listener: Callable[[float | None], None]) -> None:
         """From here on tell the listener what calls count, as they show it.
 
         Args:
@@ -110,7 +109,7 @@ class SchedulerDriver:
         if passed != batches:
             self.grown = True
         if not cadence.known:
-            self._look(passed, batches)
+            self._look(batches)
         if not self.grown:
             return 1
         self._owed += passed / cadence.gap if cadence.known else cadence.ratio(passed, batches)
@@ -118,15 +117,17 @@ class SchedulerDriver:
         self._owed -= steps
         return steps
 
-    def _look(self, passed: int, batches: int) -> None:
+    def _look(self, batches: int) -> None:
         """Learn from a call what calls count."""
         cadence = self._cadence
-        if not cadence.calls and passed == self._epoch_steps:  # the loop calls at the last batch of each epoch
-            cadence.learn(passed)
+        if not cadence.calls:  # what was delivered in iterations before, as to peek, has nothing to do with it
+            batches = self._epoch_batches
+        if not cadence.calls and self._epoch_passed == self._epoch_steps:
+            cadence.learn(self._epoch_steps)  # the loop calls at the last batch of each epoch
         else:
             cadence.look(batches)
         if self._on_call is not None and (cadence.known or cadence.calls == 1):
-            self._on_call(None if cadence.gap == self._epoch_steps else math.ceil(cadence.gap))
+            self._on_call(None if cadence.gap == self._epoch_steps else cadence.gap)
 
     def _epochs_passed(self) -> int:
         """Steps of a call outside an iteration."""

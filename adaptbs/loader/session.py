@@ -99,7 +99,7 @@ class LoaderSession:
         self.run.follow(self.step_hook.scaler)
         settle = weakref.WeakMethod(self._settle_length)
 
-        def settle_length(batches_per_call: int | None) -> None:
+        def settle_length(batches_per_call: float | None) -> None:
             if (live := settle()) is not None:
                 live(batches_per_call)
 
@@ -185,11 +185,11 @@ class LoaderSession:
 
     def _begin_epoch(self) -> None:
         progress = self.run.controller.progress_tracker
-        if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(progress.epoch):
+        if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(progress.samples):
             self.run.controller.plan(self._length.epochs)
             self._warned = True
 
-    def _settle_length(self, batches_per_call: int | None) -> None:
+    def _settle_length(self, batches_per_call: float | None) -> None:
         """The scheduler's calls have shown what its steps count."""
         controller = self.run.controller
         if self._length.settle(batches_per_call):

@@ -55,11 +55,12 @@ class Run:
             self.scheduler.step()
 
 
+@pytest.mark.parametrize("make", [one_cycle, partial])
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("total", [20, 40, STEPS - 1, STEPS + 7, 2 * STEPS + 20])
-def test_a_run_of_so_many_batches_of_one_cycle(total, every, caplog):
+def test_a_run_of_so_many_batches(make, total, every, caplog):
     """Also one that is shorter than an epoch, and the batch that crosses its end."""
-    run = Run(one_cycle, total)
+    run = Run(make, total)
     while run.seen < total * every * BATCH:
         run.epoch(every, samples=total * every * BATCH)
     assert run.loader.progress == pytest.approx(1, abs=1e-6)
@@ -121,6 +122,38 @@ def test_a_run_that_goes_on_after_its_schedule_is_one_of_unknown_length(caplog):
     run.epoch()
     assert run.scheduler.last_epoch == 3 * STEPS
     assert caplog.text.count("goes on after") == 1 and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_several_calls_a_batch(times, caplog):
+    run = Run(one_cycle, 3 * times * STEPS)
+    for epoch in range(3):
+        for _ in run.loader:
+            for _ in range(times):
+                run.optimizer.step()
+                run.scheduler.step()
+        assert run.loader.progress == pytest.approx((epoch + 1) / 3)
+    assert run.scheduler.last_epoch == 3 * times * STEPS and not caplog.text
+
+
+def test_looks_into_the_loader_before_the_run_are_no_epochs_without_a_call(caplog):
+    run = Run(cosine, 3 * STEPS)
+    for _ in range(5):
+        next(iter(run.loader))
+    run.epoch()
+    assert not caplog.text and run.loader.batch_size > BATCH
+
+
+def test_epochs_of_a_number_of_batches_take_more_samples_than_planned(caplog):
+    """As with a limit of batches an epoch: nothing raises, and it is said."""
+    run = Run(one_cycle, 60)
+    for _ in range(3):
+        for batch, _ in zip(run.loader, range(20), strict=False):
+            loss_of(run.model, batch).backward()
+            run.optimizer.step()
+            run.scheduler.step()
+    assert run.scheduler.last_epoch == 60
+    assert "come to its end" in caplog.text
 
 
 @pytest.mark.parametrize(("total", "n"), [(3 * STEPS, 3), (4, 4), (2 * STEPS + 5, 3), (STEPS // 2, 1)])

@@ -31,7 +31,7 @@ def rate(step, num_training_steps):
         (lambda o: cosine(o, 30), Total(30, "T_max", False)),
         (
             lambda o: schedulers.LambdaLR(o, functools.partial(rate, num_training_steps=30)),
-            Total(30, "num_training_steps", False),
+            Total(30, "num_training_steps", True),
         ),
         (
             lambda o: schedulers.SequentialLR(o, [schedulers.LinearLR(o), cosine(o, 25)], milestones=[5]),
@@ -80,6 +80,13 @@ def test_the_calls_settle_which_reading_it_is(make, total, likely, batch, two, e
     length.settle(calls)
     assert length.epochs == pytest.approx(expected) if expected else length.epochs is None
     assert not length.is_open and not length.holds
+
+
+def test_several_calls_a_batch():
+    length = RunLength(None, one_cycle(optimizer(), 60), start=4, epoch_samples=40, epoch_steps=10)
+    assert length.settle(0.5) and length.epochs == 3
+    length = RunLength(None, one_cycle(optimizer(), 50), start=4, epoch_samples=40, epoch_steps=10)
+    assert length.settle(0.5) and length.epochs == 2.5
 
 
 def test_epochs_that_the_user_gives_are_not_settled():
