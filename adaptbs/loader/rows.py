@@ -22,6 +22,12 @@ HELD = (
     "batch_size=%d. To let it grow, let the dataset return single samples, or let collate_fn= join all it is given."
 )
 
+NOT_KNOWN = (
+    "a batch of %d samples has not as many rows, and there is no way to try what collate_fn= makes of more samples. A "
+    "larger batch might lose some, so the batch is held at batch_size=%d. To let it grow, let collate_fn= make a row "
+    "of each sample."
+)
+
 
 class RowCheck:
     """Looks at the first batch, and where that does not tell at what `collate_fn` makes of one of its samples twice.
@@ -51,21 +57,28 @@ class RowCheck:
             ranks: how many there are.
         """
         self.is_due = False
-        samples = info.num_samples // ranks
+        samples, size = info.num_samples // ranks, self._run.controller.batch_size
         row_a_sample = has_a_row_a_sample(batch, samples)
-        if (row_a_sample and samples > 1) or self._follow(info, row_a_sample):
+        if row_a_sample and samples > 1:
+            return
+        follows = self._tried(info)
+        if follows or (follows is None and row_a_sample):
             return
         self._run.controller.holds.add(ROWS)
-        log.warning(HELD, self._run.controller.batch_size // self._run.controller.batches_per_step)
+        size //= self._run.controller.batches_per_step
+        if follows is None:
+            log.warning(NOT_KNOWN, samples, size)
+        else:
+            log.warning(HELD, size)
 
-    def _follow(self, info: BatchInfo, row_a_sample: bool) -> bool:
-        """False if it is known that the rows do not follow the samples, or if there is no way to know."""
+    def _tried(self, info: BatchInfo) -> bool | None:
+        """True if `collate_fn` makes more of two samples than of one. None where that cannot be tried."""
         if isinstance(self._dataset, IterableDataset) or not info.indices or self._collate is None:
-            return row_a_sample
+            return None
         try:
             with preserved(self._run.model):
                 found = collates_all(self._collate, self._dataset[info.indices[0]])
-        except Exception as error:  # the user's own code, which may take a list of other lengths only
+        except Exception as error:  # the user's own code, which may refuse a sample that comes twice
             log.info("collate_fn= does not take a sample twice, so whether rows follow samples is not known: %s", error)
-            return row_a_sample
-        return found is not False
+            return None
+        return found is not False  # a layout of which nothing is known is taken to be right

@@ -175,4 +175,17 @@ def test_a_stream_of_batches_is_held(caplog):
     )  # fmt: skip
     for _ in loader:
         pass
-    assert loader.batch_size == 1 and caplog.text.count("do not follow its samples") == 1
+    assert loader.batch_size == 1 and caplog.text.count("there is no way to try") == 1
+
+
+def test_rows_of_another_number_that_cannot_be_tried_hold_it(caplog):
+    def collate(items):
+        if len(items) == 2 and torch.equal(items[0], items[1]):
+            raise ValueError("one sample twice")
+        return torch.stack([item for item in items for _ in range(2)])
+
+    _, loader = made(row, collate, 16)
+    for _ in loader:
+        pass
+    assert loader.batch_size == 16
+    assert caplog.text.count("there is no way to try") == 1 and len(caplog.records) == 1
