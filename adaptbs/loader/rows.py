@@ -8,9 +8,10 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, default_collate
 
-from ..model import collates_all, has_a_row_a_sample, preserved
+from ..model import collates_all, has_a_row_a_sample, preserved, takes_one_apart
 from ..run import TrainingRun
 from ..sampling import BatchInfo
+from .latest_input import LatestInput
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,18 @@ NOT_KNOWN = (
     "of each sample."
 )
 
+TAKEN_APART = (
+    "the model was called on the only sample of a batch of one, without the dimension of the samples, as by x[0] in a "
+    "loop where an item of the dataset is a whole batch. The other samples of a larger batch would be lost, so the "
+    "batch is held at batch_size=1. To let it grow, let the dataset return single samples; or begin with batch_size=2, "
+    "if the loop joins all samples of a batch, as by x.flatten(0, 1)."
+)
+
 
 class RowCheck:
     """Looks at the first batch, and where that does not tell at what `collate_fn` makes of one of its samples twice.
+
+    Of a batch of one sample, the next batch tells what the model has been called on.
 
     torch's own collation makes a row of each sample. So does any other if the batch has as many rows as samples, and
     more than one. Else a sample is fetched once more, with all random states put back.
@@ -41,12 +51,16 @@ class RowCheck:
         run: the training run, whose batch is held if the rows do not follow.
 
     Attributes:
-        is_due: True until a batch has been looked at.
+        is_due: True until it is known.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any] | None, dataset: Any, run: TrainingRun) -> None:
         self._collate, self._dataset, self._run = collate, dataset, run
-        self.is_due = collate is not None and collate is not default_collate
+        self._own = collate is not None and collate is not default_collate
+        self._first: Any = None  # batch, of one sample
+        self._called = LatestInput()
+        self._handle: Any = None
+        self.is_due = self._own or run.controller.start_batch_size == run.controller.batches_per_step
 
     def look(self, batch: Any, info: BatchInfo, ranks: int) -> None:
         """Look at a batch.
@@ -57,6 +71,32 @@ class RowCheck:
             ranks: how many there are.
         """
         self.is_due = False
+        if self._handle is not None:
+            if self._called.shapes:
+                self._look_at_the_call()
+            else:  # the loop has fetched ahead
+                self.is_due = True
+        elif self._own:
+            self._look_at_the_rows(batch, info, ranks)
+        if info.num_samples == ranks and self._first is None and self._run.controller.holds.reason != ROWS:
+            self._first, self.is_due = batch, True
+            self._handle = self._run.model.register_forward_pre_hook(self._called, with_kwargs=True)
+
+    def _look_at_the_call(self) -> None:
+        """Look at what the model has been called on since the first batch, which is of one sample."""
+        self.close()
+        if takes_one_apart(self._first, self._called.shapes):
+            self._run.controller.holds.add(ROWS)
+            log.warning(TAKEN_APART)
+        self._first = ()  # keep no batch
+
+    def close(self) -> None:
+        """Watch the model no longer."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
+
+    def _look_at_the_rows(self, batch: Any, info: BatchInfo, ranks: int) -> None:
         samples, size = info.num_samples // ranks, self._run.controller.batch_size
         row_a_sample = has_a_row_a_sample(batch, samples)
         if row_a_sample and samples > 1:

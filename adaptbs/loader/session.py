@@ -106,11 +106,13 @@ class LoaderSession:
         self.driver.on_call(settle_length)
         weakref.finalize(self, self.step_hook.remove)
         weakref.finalize(self, self.which_batch.close)
+        weakref.finalize(self, self._rows.close)
 
     def close(self) -> None:
         self._closed = True
         self.step_hook.remove()
         self.which_batch.close()
+        self._rows.close()
 
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)

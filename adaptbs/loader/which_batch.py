@@ -6,11 +6,10 @@ import logging
 from threading import get_ident
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from ..run import LookAhead, NoLookAhead, TrainingRun
+from .latest_input import LatestInput
 
 log = logging.getLogger(__name__)
 
@@ -33,22 +32,6 @@ NO_DELIVERY = (
     "list(loader) or a loop over other data. Which batch a step belongs to is not known, so the batch is held. Begin "
     "an iteration for every pass, as in `while True: for batch in loader: ...`."
 )
-
-
-class RowsOfCall:
-    """A forward hook that remembers the rows of the input in training. It holds nothing else, so models can be copied.
-
-    Attributes:
-        rows: length of the first tensor that the model was called on last; None where there was none.
-    """
-
-    rows: int | None = None
-
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if model.training and torch.is_grad_enabled():
-            tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim())
-            first = next(tensors, None)
-            self.rows = None if first is None else first.shape[0]
 
 
 class WhichBatch:
@@ -76,7 +59,7 @@ class WhichBatch:
         self._steps_after = 0  # the end of the latest iteration
         self._iterations = 0
         self._look_ahead: LookAhead = NoLookAhead()
-        self._called = RowsOfCall()
+        self._called = LatestInput()
         self._handle: Any = None
         self._warned = False
         self._lost_by: str | None = None  # the warning that fits
@@ -129,9 +112,9 @@ class WhichBatch:
 
     def cut_size(self) -> int:
         """The size that the batch of this step was cut at, as far as the model's input tells, samples."""
-        tracker, rows = self._run.tracker, self._called.rows
+        tracker, shapes = self._run.tracker, self._called.shapes
         current = tracker.current.cut_size
-        return current if rows is None else tracker.cut_sizes.get(rows * self._ranks, current)
+        return tracker.cut_sizes.get(shapes[0][0] * self._ranks, current) if shapes else current
 
     def _lose(self, warning: str, *values: object) -> None:
         self._run.controller.holds.add(WHICH_BATCH)

@@ -13,7 +13,7 @@ from .preserve import (
     preserved_loader,
     preserved_weights,
 )
-from .samples import collates_all, has_a_row_a_sample
+from .samples import collates_all, has_a_row_a_sample, takes_one_apart
 
 __all__ = [
     "BatchLoss",
@@ -34,6 +34,7 @@ __all__ = [
     "repeat_batch",
     "slice_batch",
     "summing",
+    "takes_one_apart",
     "trainable",
     "with_index",
     "without_chance",

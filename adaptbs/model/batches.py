@@ -78,6 +78,11 @@ def to_device(batch: Any, device: Device) -> Any:
     return _map(lambda t: t.to(device, non_blocking=True), batch, lambda item: isinstance(item, Tensor))
 
 
+def tensors_of(batch: Any) -> list[Tensor]:
+    """All tensors of a batch; none where its layout is not known."""
+    return [] if isinstance(batch, PackedSequence) else _tensors(batch)
+
+
 def _tensors(batch: Any) -> list[Tensor]:
     if isinstance(batch, PackedSequence):
         raise TypeError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .batches import batch_length
+from .batches import batch_length, tensors_of
 
 
 def has_a_row_a_sample(batch: Any, samples: int) -> bool:
@@ -19,6 +19,21 @@ def has_a_row_a_sample(batch: Any, samples: int) -> bool:
         return batch_length(batch) == samples
     except TypeError:
         return False
+
+
+def takes_one_apart(batch: Any, inputs: tuple[Any, ...]) -> bool:
+    """True if a model was called on what a batch of one sample holds, without the dimension of the samples.
+
+    As where a loop takes `x[0]` of a batch whose only sample is a whole batch, so that the others of a larger one would
+    be lost. A loop that joins them, as by `x.flatten(0, 1)`, looks the same at that size.
+
+    Args:
+        batch: of one sample.
+        inputs: shapes of the tensors that the model was called on.
+    """
+    whole = {tuple(tensor.shape) for tensor in tensors_of(batch)}
+    inner = {shape[1:] for shape in whole if shape}
+    return bool(inputs) and inputs[0] in inner - whole
 
 
 def collates_all(collate: Callable[[list[Any]], Any], sample: Any) -> bool | None:

@@ -189,3 +189,65 @@ def test_rows_of_another_number_that_cannot_be_tried_hold_it(caplog):
         pass
     assert loader.batch_size == 16
     assert caplog.text.count("there is no way to try") == 1 and len(caplog.records) == 1
+
+
+def take_apart(batch):
+    return [part[0] for part in batch]
+
+
+def flatten(batch):
+    return [part.flatten(0, 1) for part in batch]
+
+
+def squeeze(batch):
+    return [part.squeeze(0) for part in batch]
+
+
+def as_it_is(batch):
+    return batch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("way", "make", "start", "grows"),
+    [
+        (take_apart, batch_of_4, 1, False),
+        (squeeze, batch_of_4, 1, False),
+        (flatten, batch_of_4, 1, False),
+        (flatten, batch_of_4, 2, True),
+        (as_it_is, lambda i: (row(i), torch.zeros(1)), 1, True),
+    ],
+)
+def test_what_the_loop_takes_of_a_batch_of_one(way, make, start, grows, workers, caplog):
+    """Its only sample, which is a batch; or all rows of its samples, which looks the same."""
+    model = torch.nn.Linear(8, 1)
+    optimizer = SGD(model.parameters(), 0.0)
+    loader = adaptive(
+        Items(make), model, optimizer, start, num_workers=workers, epochs=1, overhead=0, max_batch_size=32,
+        target=lambda noise, size, progress: start if progress < 0.1 else 8,
+    )  # fmt: skip
+    rows = 0
+    for batch in loader:
+        x, y = way(batch)
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        rows += x.shape[0]
+    assert rows == len(make(0)[0]) * N if make is batch_of_4 else rows == N
+    assert (loader.batch_size > start) == grows
+    assert caplog.text.count("x[0]") == len(caplog.records) == (not grows)
+    assert not model._forward_pre_hooks
+
+
+def test_a_loop_that_fetches_one_ahead_takes_it_apart_later(caplog):
+    model = torch.nn.Linear(8, 1)
+    optimizer = SGD(model.parameters(), 0.0)
+    loader = adaptive(Items(batch_of_4), model, optimizer, 1, epochs=1, target=doubling(9), **FORCED)
+    batches = iter(loader)
+    this, rows = next(batches), 0
+    while this is not None:
+        following = next(batches, None)
+        x, y = take_apart(this)
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        rows, this = rows + len(x), following
+    assert rows == 4 * N and loader.batch_size == 1 and len(caplog.records) == 1
