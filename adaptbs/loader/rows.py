@@ -57,6 +57,7 @@ class RowCheck:
     def __init__(self, collate: Callable[[list[Any]], Any] | None, dataset: Any, run: TrainingRun) -> None:
         self._collate, self._dataset, self._run = collate, dataset, run
         self._own = collate is not None and collate is not default_collate
+        self._held = False
         self._first: Any = None  # batch, of one sample
         self._called = LatestInput()
         self._handle: Any = None
@@ -78,7 +79,7 @@ class RowCheck:
                 self.is_due = True
         elif self._own:
             self._look_at_the_rows(batch, info, ranks)
-        if info.num_samples == ranks and self._first is None and self._run.controller.holds.reason != ROWS:
+        if info.num_samples == ranks and self._first is None and not self._held:
             self._first, self.is_due = batch, True
             self._handle = self._run.model.register_forward_pre_hook(self._called, with_kwargs=True)
 
@@ -86,8 +87,7 @@ class RowCheck:
         """Look at what the model has been called on since the first batch, which is of one sample."""
         self.close()
         if takes_one_apart(self._first, self._called.shapes):
-            self._run.controller.holds.add(ROWS)
-            log.warning(TAKEN_APART)
+            self._hold(TAKEN_APART)
         self._first = ()  # keep no batch
 
     def close(self) -> None:
@@ -104,12 +104,16 @@ class RowCheck:
         follows = self._tried(info)
         if follows or (follows is None and row_a_sample):
             return
-        self._run.controller.holds.add(ROWS)
         size //= self._run.controller.batches_per_step
         if follows is None:
-            log.warning(NOT_KNOWN, samples, size)
+            self._hold(NOT_KNOWN, samples, size)
         else:
-            log.warning(HELD, size)
+            self._hold(HELD, size)
+
+    def _hold(self, warning: str, *values: int) -> None:
+        self._held = True
+        self._run.controller.holds.add(ROWS)
+        log.warning(warning, *values)
 
     def _tried(self, info: BatchInfo) -> bool | None:
         """True if `collate_fn` makes more of two samples than of one. None where that cannot be tried."""
