@@ -33,13 +33,14 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         start: samples of a batch that the run began with, over all ranks. It fixes what an epoch is: with `drop_last`,
             as many samples as a stock sampler of that size delivers; and how short the last batch may be.
         drop_last: as in DataLoader.
-        parts: batches of an optimizer step, on each rank.
+        batches_per_step: batches of an optimizer step, on each rank.
         ranks: the ranks that each yield their share of every batch.
-        rows: whole multiples of which batches are cut in, samples.
-        apart: how many samples at an epoch's end are cut on their own, being of another kind.
+        row_multiple: whole multiples of which batches are cut in, samples.
+        tail_rows: how many samples at an epoch's end are cut on their own, being of another kind.
 
     Attributes:
         first: `start`.
+        least: samples that make another batch at an epoch's end.
         issued: the queue of the latest iteration.
     """
 
@@ -56,7 +57,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     ) -> None:
         self.sampler, self.drop_last, self.batches_per_step, self.ranks = sampler, drop_last, batches_per_step, ranks
         self.row_multiple, self.tail_rows = row_multiple, tail_rows
-        self.size, self.first = size, start
+        self.size, self.first, self.least = size, start, start if drop_last else 1
         self._rest: Rest | None = None  # of an epoch, for iterations that begin now to go on from
         self._warned = False  # of a wrong length
         self.issued: deque[BatchInfo] = deque()
@@ -110,11 +111,6 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
             "is paced by len()%s. Give the sampler a __len__ that says how many indices it yields.",
             samples, length, ", and ends after its epochs, not by its progress" if samples > length else "",
         )  # fmt: skip
-
-    @property
-    def least(self) -> int:
-        """The samples that make another batch at an epoch's end."""
-        return self.first if self.drop_last else 1
 
     def _new_cut(self) -> EpochCut:
         return EpochCut(self, self._rest)
@@ -247,7 +243,7 @@ class EpochCut(CountsBatches):
     def _issue(self, info: BatchInfo) -> list[int]:
         self.issued.append(info)
         self.count += 1
-        return self._sampler.ranks.mine(info.indices)
+        return self._sampler.ranks.mine(list(info.indices))
 
     def _length(self, shortest_tail: int) -> int:
         """Samples of the next batch, over all ranks."""

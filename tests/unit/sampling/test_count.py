@@ -16,8 +16,9 @@ def test_it_is_what_comes_of_it(n, size, per_step, drop_last):
     step = size * per_step
     current = [4 * per_step]
     sampler = AdaptiveBatchSampler(range(n), lambda: current[0], 4, drop_last, per_step, ALONE)
-    batches = iter(sampler)
-    cut, delivered = sampler.latest, 0
+    with sampler.going_on_from(None) as begun:
+        batches = iter(sampler)
+    cut, delivered = begun[-1], 0
     for _ in range(3 * per_step):
         if next(batches, None) is not None:
             delivered += 1
