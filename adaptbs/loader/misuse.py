@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -97,6 +98,13 @@ class MisuseWarnings:
                 self._holds.add(STEP)
                 log.warning(NO_STEP, type(self._optimizer).__name__)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _REMEMBERED}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in _REMEMBERED:
+            setattr(self, name, state[name])
+
     def _rate_changed(self) -> None:
         self._changes, self._since_change = self._changes + 1, 0
         by_scheduler = getattr(self._optimizer.step, STEPPED, False)
@@ -114,3 +122,6 @@ class MisuseWarnings:
         if self._since_change >= self._calm:
             self._changes, self._held = 0, False
             self._holds.remove(RATE)
+
+
+_REMEMBERED = ("saw_a_step", "watches", "_patience", "_rate_is_free", "_changes", "_since_change", "_held", "_warned")

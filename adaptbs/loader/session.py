@@ -249,6 +249,7 @@ class LoaderSession:
             "world_size": self.source.ranks.world_size,
             "source": self.source.state_dict(self.run.tracker.under_way),
             "schedule": self.driver.state_dict(),
+            "misuse": self.misuse.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -261,10 +262,11 @@ class LoaderSession:
         self.run.check_state(state)
         rest = self.source.read(state["source"])
         self._length.load_state_dict(state["length"])
-        if not self._length.holds:
-            self.run.controller.holds.remove(LENGTH)
         self._begun = True
         self.run.start(self._length.epochs)
         self.run.load_state_dict(state)
+        if not self._length.holds:
+            self.run.controller.holds.remove(LENGTH)
         self.source.go_on(state["source"], rest)
         self.driver.load_state_dict(state["schedule"])
+        self.misuse.load_state_dict(state["misuse"])

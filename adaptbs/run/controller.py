@@ -293,6 +293,6 @@ class Controller:
         """All that has a state of its own, by its name in the state."""
         return {
             "progress": self.progress_tracker, "memory": self.memory, "budget": self._budget,
-            "noise_scales": self._noise_scales, "timer": self._timer, "history": self.history,
+            "noise_scales": self._noise_scales, "timer": self._timer, "history": self.history, "holds": self.holds,
         }  # fmt: skip
 

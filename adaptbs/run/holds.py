@@ -27,6 +27,14 @@ class Holds:
         """The oldest reason; None where the batch is not held."""
         return next(iter(self._reasons), None)
 
+    def state_dict(self) -> list[str]:
+        return list(self._reasons)
+
+    def load_state_dict(self, state: list[str]) -> None:
+        """Hold for the reasons of the saved run, too. A face removes those that it sees to be settled."""
+        for reason in state:
+            self.add(reason)
+
     def apply(self, decision: Decision, batch_size: int) -> Decision:
         """The decision, or that to keep `batch_size`, samples."""
         return Decision(batch_size, self.reason) if self.reason is not None else decision
