@@ -27,6 +27,7 @@ from tests.helpers.allocator import CachingAllocator
 from tests.helpers.waits import Waits, tensors_in
 
 LAUNCH = 1e-5  # seconds of the host for a kernel
+KERNEL = 2e-6  # seconds of the device for an operation on its tensors
 READS = (torch.Tensor.tolist, torch.Tensor.numpy)  # which torch does on a CPU without any operation
 GiB = 1 << 30
 
@@ -68,6 +69,7 @@ class FakeCuda:
         devices: how many there are.
         integrated: True where device and host share their memory.
         expandable: True for expandable segments.
+        kernels: True to queue a kernel for each operation on the device's tensors. Otherwise only `queue` takes time.
 
     Attributes:
         now: seconds of the host's virtual clock.
@@ -78,10 +80,16 @@ class FakeCuda:
     """
 
     def __init__(
-        self, total: int = 8 * GiB, devices: int = 1, *, integrated: bool = False, expandable: bool = False
+        self,
+        total: int = 8 * GiB,
+        devices: int = 1,
+        *,
+        integrated: bool = False,
+        expandable: bool = False,
+        kernels: bool = True,
     ) -> None:
         self.now, self.to_host, self.events = 0.0, 0, 0
-        self.integrated, self.index = integrated, 0
+        self.integrated, self.kernels, self.index = integrated, kernels, 0
         self.allocators = [CachingAllocator(total, expandable=expandable) for _ in range(devices)]
         self.waits = Waits(self.holds)
         self._streams = [Stream() for _ in range(devices)]
@@ -244,6 +252,8 @@ class _Made(TorchDispatchMode):
         inputs = tensors_in(args, kwargs)
         held = [t for t in inputs if self._cuda.holds(t)]
         out = func(*args, **kwargs)
+        if held and self._cuda.kernels:
+            self._cuda.queue(KERNEL)
         to_host = func.__name__.startswith("_to_copy") and torch.device(kwargs.get("device") or "cuda").type == "cpu"
         if held and to_host:
             self._cuda.to_host += held[0].numel() * held[0].element_size()

@@ -150,7 +150,7 @@ class QueuedSteps:
     ],
 )
 def test_steps_are_timed_as_they_are_queued_in_training(of_a_sample, optimizer):
-    with FakeCuda() as cuda:
+    with FakeCuda(kernels=False) as cuda:
         model = cuda.place(nn.Linear(1, 1))
         steps = QueuedSteps(cuda, [2.0] * 120, of_a_sample, optimizer)
         block = [torch.ones(8, 1) for _ in range(4)]
