@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -239,9 +239,10 @@ class DeviceClock:
         for (batch_size, _, _, inside), seconds in zip(steps, whole, strict=True):
             if inside:
                 measured = self._watch.all_seconds(inside)
-                timings.measurements += [AFTERMATH * each for each in measured]
+                timings.measurements.extend(AFTERMATH * each for each in measured)
                 seconds -= sum(measured)
             timings.steps.append((batch_size, seconds))
         decided = [span for span in self._decisions if reached(span[1])]
         self._decisions = [span for span in self._decisions if not reached(span[1])]
-        timings.deciding += sum(self._watch.all_seconds(decided))
+        deciding = timings.deciding + sum(self._watch.all_seconds(decided))
+        self._timings = replace(timings, deciding=deciding)
