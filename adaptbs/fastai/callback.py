@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastai.callback.core import CancelFitException
 from fastai.learner import Learner, Recorder
 
+from ..checks import check_model
 from ..decision import ROUNDING
 from ..gradients import Unsupported
 from ..model import BatchLoss
@@ -111,6 +112,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             return
         learn, dl, model = self.learn, self.dls.train, self.learn.model
         check(dl)
+        check_model(model)
         check_alone(learn, AdaptiveBatchSize)
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
