@@ -3,7 +3,8 @@ import torch
 
 from adaptbs.memory.limit import MemoryLimit
 from adaptbs.memory.pieces import run_in_pieces
-from adaptbs.memory.recovery import is_out_of_memory, take_step
+from adaptbs.memory.recovery import SafeStep, is_out_of_memory
+from tests.helpers.cuda import FakeCuda
 from tests.helpers.out_of_memory import OTHER_WORDINGS, WORDINGS
 from tests.simulated_device import SimulatedMemory
 
@@ -122,15 +123,29 @@ def stepped_once() -> torch.Tensor:
 @pytest.mark.parametrize("new", [True, False])
 def test_a_step_is_taken_again(fail_at, new):
     w, optimizer, step, _ = stepping(fail_at)
-    cap = MemoryLimit(SimulatedMemory(1))
+    cap = MemoryLimit(SimulatedMemory(1) if new else None)  # where memory is not read, no copy is kept
+    take_step = SafeStep(optimizer, lambda: [w])
     if fail_at == "half-way" and not new:
         with pytest.raises(torch.OutOfMemoryError):
-            take_step(step, optimizer, [w], cap, new=False)
+            take_step(step, cap)
         return
-    take_step(step, optimizer, [w], cap, new=new)
+    take_step(step, cap)
     assert torch.equal(w.detach(), stepped_once())
     assert optimizer.state[w]["step"] == 1
-    assert cap.memory.released == 1
+    assert cap.memory is None or cap.memory.released == 1
+
+
+@pytest.mark.parametrize("fail_at", ["before", "half-way"])
+def test_a_later_step_is_taken_again_if_it_had_changed_nothing(fail_at):
+    w, optimizer, step, _ = stepping(fail_at)
+    cap, take_step = MemoryLimit(SimulatedMemory(1)), SafeStep(optimizer, lambda: [w])
+    take_step(optimizer.step, cap)
+    if fail_at == "half-way":
+        with pytest.raises(torch.OutOfMemoryError):
+            take_step(step, cap)
+        return
+    take_step(step, cap)
+    assert optimizer.state[w]["step"] == 2 and cap.memory.released == 1
 
 
 def test_a_step_that_runs_out_again_is_an_error():
@@ -140,4 +155,77 @@ def test_a_step_that_runs_out_again_is_an_error():
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(torch.OutOfMemoryError):
-        take_step(step, optimizer, [w], MemoryLimit(), new=False)
+        SafeStep(optimizer, lambda: [w])(step, MemoryLimit())
+
+
+def test_the_first_step_alone_is_copied_to_the_host():
+    with FakeCuda() as cuda:
+        model = cuda.place(torch.nn.Linear(64, 64))
+        weights = sum(4 * p.numel() for p in model.parameters())
+        optimizer, cap = torch.optim.AdamW(model.parameters(), foreach=False), MemoryLimit(SimulatedMemory(1))
+        take_step = SafeStep(optimizer, model.parameters)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        take_step(lambda: None, cap)  # a GradScaler skips it
+        take_step(optimizer.step, cap)
+        for size in (8, 16, 32):
+            cap.ran(size)
+            take_step(optimizer.step, cap)
+        assert cuda.to_host == 2 * weights
+
+
+class CountsLookUps(torch.optim.AdamW):
+    """Counts how often the state of a parameter is looked up."""
+
+    looked_up = 0
+
+    def watch(self) -> "CountsLookUps":
+        class State(dict):
+            def get(state, *args):
+                self.looked_up += 1
+                return super().get(*args)
+
+        self.state = State(self.state)
+        return self
+
+
+def test_a_step_does_not_look_up_what_it_changes_again():
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(50)]
+    for w in weights:
+        w.grad = torch.ones(3)
+    optimizer = CountsLookUps(weights, 0.1, foreach=False)
+    take_step, cap = SafeStep(optimizer, lambda: weights), MemoryLimit()
+    take_step(optimizer.step, cap)
+    optimizer.watch()
+    take_step(optimizer.step, cap)
+    before = optimizer.looked_up
+    for _ in range(10):
+        take_step(optimizer.step, cap)
+    assert optimizer.looked_up == before
+
+
+@pytest.mark.parametrize("change", ["load_state_dict", "add_param_group"])
+def test_state_that_is_replaced_is_looked_up(change):
+    w, late = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    w.grad = late.grad = torch.ones(3)
+    optimizer, weights = torch.optim.AdamW([w], 0.1, foreach=False), [w]
+    take_step, cap = SafeStep(optimizer, lambda: weights), MemoryLimit()
+    take_step(optimizer.step, cap)
+    take_step(optimizer.step, cap)
+    if change == "load_state_dict":
+        optimizer.load_state_dict(optimizer.state_dict())
+        changed = optimizer.state[w]["exp_avg"]
+    else:
+        optimizer.add_param_group({"params": [late]})
+        weights.append(late)
+        take_step(optimizer.step, cap)
+        changed = optimizer.state[late]["exp_avg"]
+
+    def half_way():
+        changed.add_(1)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        take_step(half_way, cap)
+    if hasattr(caught.value, "__notes__"):
+        assert "cannot undo that" in caught.value.__notes__[0]
