@@ -109,7 +109,7 @@ class MemoryLimit:
             return most
         if self.memory is None or not self.largest_run:
             return self._set_piece(most, wanted)
-        if self._attempt is None or self.memory.careful:
+        if self._attempt is None or not self.memory.sees_trials:
             return self._set_piece(min(self._surely_fits(), most), wanted)
         aim = int(min(wanted, most))
         if aim > max(self.largest_run, self._tried):
@@ -127,7 +127,7 @@ class MemoryLimit:
         assert self.memory is not None and self._readings is not None
         here = self._by_statistics()
         most = max(affordable(here), self.largest_run)
-        if self.memory.careful:  # of a whole process, which no loop resets
+        if not self.memory.sees_trials:  # the peak of a whole process, which no loop resets
             return most
         known = not self._readings.were_reset
         self._readings.add(here)
@@ -147,16 +147,16 @@ class MemoryLimit:
     def _try_up_to(self, aim: int) -> None:
         """Find the largest size up to `aim` that fits, by as few trials as that takes."""
         assert self.memory is not None
-        limit, before = self.memory.limit(), set(self._trials)
+        limit, careful, before = self.memory.limit(), self.memory.careful, set(self._trials)
         known = [replace(trial, limit=limit) for trial in self._trials.values()]
         if not any(trial.fits for trial in known):
-            first = aim if affordable(self._by_statistics()) >= aim else self.largest_run
+            first = aim if not careful and affordable(self._by_statistics()) >= aim else self.largest_run
             known.append(self._try(first))
             if not known[-1].fits and first == aim:
                 known.append(self._try(self.largest_run))
         if any(trial.fits for trial in known):
             left = max(1 + FURTHER - self._failures, 1)
-            known = search(self._try, aim, aim, known=known, most_failures=left)
+            known = search(self._try, aim, aim, known=known, careful=careful, most_failures=left)
         self._tried = max(largest_fitting(known) or 0, self._tried)
         log.info("batches of %s were tried: %d fits", sorted(self._trials.keys() - before), self._tried)
 

@@ -72,6 +72,15 @@ def test_a_loop_may_reset_the_peak_statistics(resets, expandable, tried):
 
 
 @pytest.mark.parametrize("resets", RESETS)
+def test_an_integrated_gpu_never_runs_out(resets, tried):
+    with FakeCuda(TOTAL, integrated=True) as cuda:
+        _, sizes = train(cuda, RESETS[resets])
+        assert 0.8 * 0.9 * TOTAL <= FIXED + max(sizes) * PER_SAMPLE <= 0.9 * TOTAL
+        assert (cuda.memory.ooms, cuda.memory.retries) == (0, 0)
+    assert max(Counter(tried).values()) == 1
+
+
+@pytest.mark.parametrize("resets", RESETS)
 def test_what_was_not_tried_is_not_run(resets, tried):
     with FakeCuda(100 * TOTAL) as cuda:
         _, sizes = train(cuda, RESETS[resets], wish=512)
