@@ -274,6 +274,8 @@ class _Moves(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.device and args and isinstance(args[0], int):
+            return torch.device("cuda", args[0])
         if func in READS and self._cuda.holds(args[0]):
             self._cuda.waits.note(func.__name__)
         if func is torch.Tensor.cuda:
@@ -287,7 +289,7 @@ class _Moves(TorchFunctionMode):
         if func is torch.Tensor.to and _target(args[1:], kwargs) == "cuda":
             return self._to_device(args[0], kwargs.get("non_blocking", False), kwargs.get("dtype"))
         device = kwargs.get("device")
-        if device is not None and torch.device(device).type == "cuda":
+        if device is not None and torch.device(device).type == "cuda" and func is not torch._C._nn._parse_to:
             made = func(*args, **{**kwargs, "device": "cpu"})
             return self._cuda.tensor(made, self._cuda._index(device))
         return func(*args, **kwargs)

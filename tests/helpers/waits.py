@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+ELSEWHERE = "outside of adaptbs"
 READS = ("_local_scalar_dense", "nonzero", "_unique", "masked_select", "is_nonzero", "equal")  # need the values
 
 
@@ -56,7 +57,7 @@ class Waits(TorchDispatchMode):
             f for f in traceback.extract_stack() if "/adaptbs/" in f.filename and "site-packages" not in f.filename
         ]
         line = lines[-1] if lines else None
-        self.found.append((said, f"{line.filename}:{line.lineno} {line.line}" if line else "outside of adaptbs"))
+        self.found.append((said, f"{line.filename}:{line.lineno} {line.line}" if line else ELSEWHERE))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
