@@ -76,6 +76,7 @@ class FakeCuda:
         allocators: the memory of each device.
         waits: counts where the host waits, with `waits.found`; synchronisations count too.
         to_host: bytes copied from the device to the host.
+        leaving: True while a tensor is copied to the host.
         events: timing events made so far.
     """
 
@@ -91,7 +92,7 @@ class FakeCuda:
         self.now, self.to_host, self.events = 0.0, 0, 0
         self.integrated, self.kernels, self.index = integrated, kernels, 0
         self.allocators = [CachingAllocator(total, expandable=expandable) for _ in range(devices)]
-        self.waits = Waits(self.holds)
+        self.waits, self.leaving = Waits(self.holds, copies=False), False
         self._streams = [Stream() for _ in range(devices)]
         self._current = dict(enumerate(self._streams))
         self._random = [torch.Generator().manual_seed(i) for i in range(devices)]
@@ -254,10 +255,7 @@ class _Made(TorchDispatchMode):
         out = func(*args, **kwargs)
         if held and self._cuda.kernels:
             self._cuda.queue(KERNEL)
-        to_host = func.__name__.startswith("_to_copy") and torch.device(kwargs.get("device") or "cuda").type == "cpu"
-        if held and to_host:
-            self._cuda.to_host += held[0].numel() * held[0].element_size()
-        elif held and not func.__name__.startswith("copy_"):
+        if held and not self._cuda.leaving and not func.__name__.startswith("copy_"):
             index = max(t.__dict__.get("_index", 0) for t in held)
             for made in tensors_in(out):
                 if all(made is not t for t in inputs):
@@ -283,9 +281,7 @@ class _Moves(TorchFunctionMode):
         if func is torch.Tensor.cpu or (func is torch.Tensor.to and _target(args[1:], kwargs) == "cpu"):
             if not self._cuda.holds(args[0]):
                 return func(*args, **kwargs)
-            return torch.ops.aten._to_copy(
-                args[0], dtype=kwargs.get("dtype"), device="cpu", non_blocking=kwargs.get("non_blocking", False)
-            )
+            return self._to_host(args[0], kwargs.get("non_blocking", False), kwargs.get("dtype"))
         if func is torch.Tensor.to and _target(args[1:], kwargs) == "cuda":
             return self._to_device(args[0], kwargs.get("non_blocking", False), kwargs.get("dtype"))
         device = kwargs.get("device")
@@ -293,6 +289,16 @@ class _Moves(TorchFunctionMode):
             made = func(*args, **{**kwargs, "device": "cpu"})
             return self._cuda.tensor(made, self._cuda._index(device))
         return func(*args, **kwargs)
+
+    def _to_host(self, tensor: Tensor, non_blocking: bool, dtype: Any) -> Tensor:
+        if not non_blocking:
+            self._cuda.waits.note(f"a copy of {tuple(tensor.shape)} to the host")
+        self._cuda.to_host += tensor.numel() * tensor.element_size()
+        self._cuda.leaving = True
+        try:
+            return torch.ops.aten._to_copy(tensor, dtype=dtype)
+        finally:
+            self._cuda.leaving = False
 
     def _to_device(self, tensor: Tensor, non_blocking: bool, dtype: Any = None) -> Tensor:
         if self._cuda.holds(tensor):

@@ -33,13 +33,15 @@ class Waits(TorchDispatchMode):
 
     Args:
         on_device: True for a tensor that stands for one of the device's.
+        copies: True to count copies from one device to the other here. `FakeCuda` counts them where they are asked for.
 
     Attributes:
         found: what was waited for, and the line of adaptbs that asked for it.
     """
 
-    def __init__(self, on_device: Callable[[Tensor], bool] = on_meta) -> None:
+    def __init__(self, on_device: Callable[[Tensor], bool] = on_meta, *, copies: bool = True) -> None:
         super().__init__()
+        self._copies = copies
         self.found: list[tuple[str, str]] = []
         self._on_device, self._factories = on_device, _Factories(self)
 
@@ -63,7 +65,7 @@ class Waits(TorchDispatchMode):
         kwargs = kwargs or {}
         name, of = func.__name__, self._on_device
         tensors = tensors_in(args, kwargs)
-        if name.startswith("_to_copy"):
+        if name.startswith("_to_copy") and self._copies:
             to_device = torch.device(kwargs.get("device") or args[0].device).type != "cpu"
             if of(args[0]) != to_device and not kwargs.get("non_blocking"):
                 self.note(f"a copy of {tuple(args[0].shape)} {'to the device' if to_device else 'to the host'}")

@@ -42,19 +42,25 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 def waits_outside_of_readings(cuda: FakeCuda, monkeypatch) -> list[tuple[str, str]]:
-    """What is waited for from the second reading on, other than in a reading."""
+    """What is waited for from the second reading on, other than in a reading or a decision."""
     outside: list[tuple[str, str]] = []
-    seen = {"readings": 0, "from": 0}
-    take_in = Controller._take_in
+    seen = {"readings": 0, "from": 0, "depth": 0}
 
-    def reading(self, **arguments):
-        seen["readings"] += 1
-        if seen["readings"] > 2:  # the first measurements look at what kind of loss this is
-            outside.extend(cuda.waits.found[seen["from"] :])
-        take_in(self, **arguments)
-        seen["from"] = len(cuda.waits.found)
+    def watched(method):
+        def reading(self, *args, **arguments):
+            seen["readings"] += 1
+            if seen["readings"] > 3 and not seen["depth"]:  # the first measurements look at what kind of loss this is
+                outside.extend(cuda.waits.found[seen["from"] :])
+            seen["depth"] += 1
+            result = method(self, *args, **arguments)
+            seen["depth"] -= 1
+            seen["from"] = len(cuda.waits.found)
+            return result
 
-    monkeypatch.setattr(Controller, "_take_in", reading)
+        return reading
+
+    for name in ("_take_in", "_decide"):
+        monkeypatch.setattr(Controller, name, watched(getattr(Controller, name)))
     return outside
 
 
@@ -87,6 +93,28 @@ def test_a_loop_is_not_held_up(source, optimizer, by_step, monkeypatch):
             made.zero_grad()
         events = loader.history.to_dict()["event"]
     assert events.count("measurement") >= 8 and events.count("decision") >= 4
+    assert outside == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"metric": "adam"}, {"by_group": True}, {"accumulation_steps": 2}, {"exceed_memory": True}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_nor_by_what_is_asked_for_besides(arguments, monkeypatch):
+    with FakeCuda() as cuda:
+        outside = waits_outside_of_readings(cuda, monkeypatch)
+        model = cuda.place(nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1)))
+        optimizer = AdamW(model.parameters(), 1e-3)
+        data = TensorDataset(torch.randn(1600, 8), torch.randn(1600, 1))
+        loader = AdaptiveDataLoader(
+            data, 16, shuffle=True, model=model, optimizer=optimizer, loss_func=nn.MSELoss(), epochs=1, overhead=0.3,
+            max_batch_size=16, decide_every=0.2, budget="epochs", **arguments,
+        )  # fmt: skip
+        for batch in loader:
+            cuda.queue(5e-3)
+            loader.step(tuple(t.to("cuda", non_blocking=True) for t in batch))
+    assert loader.history.to_dict()["event"].count("measurement") >= 8
     assert outside == []
 
 
