@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Integral, Real
 
 from torch import Tensor, nn
@@ -34,10 +35,23 @@ def check_share(name: str, value: object, *, or_zero: bool = False) -> None:
         raise ValueError(f"{name}={value!r}: it must lie between 0 and 1" + (" (0: off)" if or_zero else ""))
 
 
+# Where torch keeps what splits parameters over ranks. These modules are looked at only if they have been imported.
+SHARDING = (("torch.distributed.tensor", "DTensor"), ("torch.distributed.fsdp", "FullyShardedDataParallel"))
+
+
 def check_model(model: object) -> None:
-    """Raise TypeError unless `model` is a torch module."""
+    """Raise TypeError unless `model` is a torch module whose parameters lie whole on each rank."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={_shown(model)}: it must be a torch.nn.Module. Give the module that is trained.")
+    kinds = [getattr(sys.modules[place], name) for place, name in SHARDING if place in sys.modules]
+    for kind in kinds:
+        if any(isinstance(part, kind) for part in (*model.modules(), *model.parameters())):
+            raise TypeError(
+                f"model= of type {type(model).__name__}: its parameters must lie whole on each rank, and they are "
+                f"split ({kind.__name__}, as by fully_shard, FullyShardedDataParallel or tensor parallelism). "
+                "Gradients in shards cannot be measured yet. Wrap it in torch.nn.parallel.DistributedDataParallel "
+                "instead, or train with torch's own DataLoader"
+            )
 
 
 def check_optimizer(optimizer: object, or_none: str = "") -> None:

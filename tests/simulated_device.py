@@ -119,7 +119,7 @@ def random_device(seed: int, *, jumps: bool = False, taken: bool = False) -> tup
 class SimulatedMemory:
     """The `DeviceMemory` of a device that models on the CPU are made to believe they train on."""
 
-    careful = False
+    careful, sees_trials = False, True
 
     def __init__(self, capacity: float) -> None:
         self.capacity, self.released = int(capacity), 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastai.callback.core import CancelFitException
 from fastai.learner import Learner, Recorder
 
+from ..checks import check_model
 from ..decision import ROUNDING
 from ..model import BatchLoss
 from ..run import RunReport, Settings, TrainingRun, check_version, shows_shared_arguments
@@ -107,6 +108,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             return
         learn, dl, model = self.learn, self.dls.train, self.learn.model
         check(dl)
+        check_model(model)
         check_alone(learn, AdaptiveBatchSize)
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")

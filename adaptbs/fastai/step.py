@@ -12,7 +12,7 @@ from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.learner import Learner
 from torch import Tensor
 
-from ..memory import cut_in_pieces, run_in_pieces, shares, take_step
+from ..memory import SafeStep, cut_in_pieces, run_in_pieces, shares
 from ..model import Snapshot, batch_length, has_batch_norm, preserved, summing, trainable
 from ..run import Controller
 from .learner import carried, carrying, prediction
@@ -33,6 +33,7 @@ class FastaiStep:
 
     def __init__(self, learn: Any, controller: Controller) -> None:
         self._learn, self._controller = learn, controller
+        self._safe_step = SafeStep(getattr(learn.opt, "opt", learn.opt), lambda: learn.model.parameters())
         self._mixed: Any = None  # the Learner's MixedPrecision callback, if it has one
         self._left_autocast = False  # True once the callback's context has been left in this batch
 
@@ -43,7 +44,7 @@ class FastaiStep:
         if ours:
             # Looked up once an epoch, because at every step that would take as long as the step of a small model.
             model = self._learn.model
-            self._before, self._parameters = Snapshot(model), list(model.parameters())
+            self._before = Snapshot(model)
             self._least = 2 if has_batch_norm(model) else 1
             self._mixed = getattr(self._learn, "mixed_precision", None)
             self._learn.__dict__[NAME] = self
@@ -60,8 +61,8 @@ class FastaiStep:
             return
         xb, yb, _ = whole = learn.xb, learn.yb, carried(learn)
         samples = batch_length(xb)
-        new, before = samples > memory.largest_run, self._before
-        before.take(all_random=new)
+        before = self._before
+        before.take(all_random=samples > memory.largest_run)
 
         def undo() -> None:
             learn.xb, learn.yb = xb, yb
@@ -73,8 +74,7 @@ class FastaiStep:
         _, fits = run_in_pieces(partial(self._backward, whole), samples, memory, undo=undo, least=self._least)
         if fits is not None:
             self._controller.ran_out_of_memory(fits)
-        step = partial(take_step, learn._step, getattr(learn.opt, "opt", learn.opt), self._parameters, memory, new=new)
-        learn._with_events(step, "step", CancelStepException)
+        learn._with_events(partial(self._safe_step, learn._step, memory), "step", CancelStepException)
         learn.opt.zero_grad()
 
     def _backward(self, whole: tuple[Any, Any, Any], pieces: int) -> None:

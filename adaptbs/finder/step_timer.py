@@ -22,6 +22,9 @@ LARGER = (2, 4)  # multiples of the batch
 SMALLEST = 2  # samples, because BatchNorm refuses a batch of one
 LONG = 1.0  # seconds of a step from which on no larger batch is tried
 BUDGET = 1.0  # seconds for all timed steps; short steps vary more, and are repeated as often as fits
+# Steps timed together where a device queues work. Timed alone, each would wait for an empty queue to be filled again.
+QUEUED = 8
+ROUNDS = 3  # fewest rounds through the sizes
 
 
 def measure_step_time(
@@ -56,26 +59,34 @@ def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) ->
 
 
 def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]) -> Time | None:
-    watch, times = Stopwatch(next(model.parameters()).device), StepTimes()
+    device = next(model.parameters()).device
+    watch, times, together = Stopwatch(device), StepTimes(), QUEUED if device.type == "cuda" else 1
     size = batch_length(block[0])
     alike = [batch for batch in block if batch_length(batch) == size]
 
-    def seconds(batch: Any) -> float:
+    def seconds(batch: Any, steps: int = 1) -> float:
+        if steps > 1:
+            train_step(model, loss, optimizer, batch)  # fills the queue, and is not timed
         begin = watch.mark()
-        train_step(model, loss, optimizer, batch)
+        for _ in range(steps):
+            train_step(model, loss, optimizer, batch)
         end = watch.mark()
         watch.wait()
-        return watch.seconds(begin, end)
+        return watch.seconds(begin, end) / steps
 
-    for _ in range(WARM_UP):  # `StepTimes` leaves these out
-        took = seconds(block[0])
-        times.add((size, took))
+    def try_one(batch: Any) -> float:
+        took = seconds(batch)
+        times.add((batch_length(batch), took))  # `StepTimes` leaves the first steps out
+        return took
+
+    for _ in range(WARM_UP):
+        took = try_one(block[0])
     chosen, round_takes = {size: block[0]}, took
     for factor in LARGER:
         if len(alike) < factor or took >= LONG:
             break
         larger = concat_batches(alike[:factor])
-        tried = _attempt(lambda larger=larger: seconds(larger))  # type: ignore[misc]
+        tried = _attempt(lambda larger=larger: try_one(larger))  # type: ignore[misc]
         if tried is None:
             optimizer.zero_grad()
             break
@@ -83,11 +94,12 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
         round_takes += took
     if size // 2 >= SMALLEST:
         smaller = slice_batch(block[0], 0, size // 2)
-        if _attempt(lambda: seconds(smaller)) is not None:
+        if _attempt(lambda: try_one(smaller)) is not None:
             chosen[size // 2] = smaller
-    for _ in range(max(ENOUGH, min(KEEP, int(BUDGET / round_takes)))):
+    affordable = min(KEEP // together, int(BUDGET / (round_takes * together)))
+    for _ in range(max(ROUNDS, -(-ENOUGH // together), affordable)):
         for length, batch in chosen.items():
-            times.add((length, seconds(batch)))
+            times.add(*[(length, seconds(batch, together))] * together)
     return times.fit()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..gradients import shows_a_sum
-from ..memory import cut_in_pieces, run_in_pieces, shares, take_step
+from ..memory import SafeStep, cut_in_pieces, run_in_pieces, shares
 from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm, slice_batch, trainable
 from ..run import TrainingRun
 
@@ -29,6 +29,7 @@ class LoaderStep:
 
     def __init__(self, run: TrainingRun, optimizer: Optimizer, loss: BatchLoss) -> None:
         self._run, self._model, self._optimizer, self._loss = run, run.model, optimizer, loss
+        self._safe_step = SafeStep(optimizer, self._model.parameters)
         self._before: Snapshot | None = None
         self._sums: bool | None = None  # whether the loss adds up over a batch; None until that was asked
 
@@ -48,7 +49,7 @@ class LoaderStep:
                     scaler.unscale_(self._optimizer)
                 before_step()
             step = partial(scaler.step, self._optimizer) if scaler is not None else self._optimizer.step
-            take_step(step, self._optimizer, list(self._model.parameters()), memory, new=new)
+            self._safe_step(step, memory)
             if scaler is not None:
                 scaler.update()
             self._optimizer.zero_grad()

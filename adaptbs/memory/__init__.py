@@ -4,13 +4,14 @@ from .device import memory_of
 from .limit import MemoryLimit
 from .pieces import cut_in_pieces, run_in_pieces, shares
 from .probe import MemoryProbe, probe_batches, probe_memory
-from .recovery import is_out_of_memory, take_step
+from .recovery import SafeStep, is_out_of_memory
 from .trial import MemoryTrial
 
 __all__ = [
     "MemoryLimit",
     "MemoryProbe",
     "MemoryTrial",
+    "SafeStep",
     "cut_in_pieces",
     "is_out_of_memory",
     "memory_of",
@@ -18,5 +19,4 @@ __all__ = [
     "probe_memory",
     "run_in_pieces",
     "shares",
-    "take_step",
 ]

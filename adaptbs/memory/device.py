@@ -45,9 +45,13 @@ class DeviceMemory(Protocol):
 
     Attributes:
         careful: True if running out of memory ends the process, so that only sizes that surely fit may be tried.
+        sees_trials: True if `watched()` sees the peak of its own context, so that a trial tells what a size needs.
     """
 
-    careful: bool
+    sees_trials: bool
+
+    @property
+    def careful(self) -> bool: ...
 
     def limit(self) -> int:
         """The most bytes that may be in use at once, by the memory that is free now."""
@@ -71,12 +75,20 @@ class DeviceMemory(Protocol):
 
 
 class CudaMemory:
-    """A CUDA device, as PyTorch's caching allocator uses it."""
+    """A CUDA device, as PyTorch's caching allocator uses it.
 
-    careful = False
+    An integrated GPU shares its memory with the host. There the system may end a process before an allocation fails, so
+    it counts as careful.
+    """
+
+    sees_trials = True
 
     def __init__(self, device: Device) -> None:
         self._device = with_index(device)
+
+    @property
+    def careful(self) -> bool:
+        return bool(getattr(torch.cuda.get_device_properties(self._device), "is_integrated", False))
 
     def limit(self) -> int:
         free, total = torch.cuda.mem_get_info(self._device)
@@ -139,6 +151,7 @@ class HostMemory:
     """
 
     careful = True
+    sees_trials = False
 
     def __init__(self, sharers: int = 1) -> None:
         self._sharers = sharers
@@ -170,10 +183,14 @@ class SeveralDevices:
     All byte counts are scaled as if every device had the limit of the smallest one.
     """
 
-    careful = False
+    sees_trials = True
 
     def __init__(self, devices: Sequence[DeviceMemory]) -> None:
         self._devices = devices
+
+    @property
+    def careful(self) -> bool:
+        return any(device.careful for device in self._devices)
 
     def limit(self) -> int:
         return min(device.limit() for device in self._devices)

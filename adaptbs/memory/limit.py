@@ -11,12 +11,13 @@ from typing import Any
 from ..ranks import ALONE, Ranks
 from ..types import Decision
 from .device import DeviceMemory
+from .readings import PeakReadings
 from .search import Trial, affordable, largest_fitting, search
 
 log = logging.getLogger(__name__)
 
-CLEAR = 2  # a size that would surely fit this many times over needs no trial
 FURTHER = 3  # times that memory may run out after the first, while the largest size that it holds is searched for
+FACTOR = 2  # growth at once where no size can be tried, so that the next peak shows whether this one was believable
 LIKED, FROM = 8, 16  # from 16 samples on, devices compute multiples of 8 in less time
 
 
@@ -25,8 +26,10 @@ class MemoryLimit:
 
     All sizes are samples of one pass through the model, on one rank.
 
-    The batch may grow where the larger one surely fits: from B to B' adds at most (B'/B - 1) times the bytes that B
-    took. Where that is not certain, the size is tried first, if `attempt` is given.
+    Each size is tried once before the batch grows to it, if `attempt` is given. The device's statistics only say which
+    size to try first: the user's loop may reset them, and an earlier run may have left its peak in them. Where no size
+    can be tried, the batch grows where the larger one surely fits: from B to B' adds at most (B'/B - 1) times the bytes
+    that B took. On a GPU it then doubles at most, and stays where the readings show that the loop resets the peak.
 
     Once memory has run out, the gap between the largest size that ran and the smallest that failed is halved. After
     FURTHER more failures the search ends, and the largest size that ran is the limit.
@@ -65,7 +68,8 @@ class MemoryLimit:
         self.piece: float = micro_batch_size if micro_batch_size is not None else math.inf
         self._tried = 0  # the largest size that a trial has found to fit
         self._failures = 0  # batches and trials that memory ran out in
-        self._now: Trial | None = None  # the latest trial of the size of now
+        self._readings = PeakReadings(memory.peak()) if memory is not None else None
+        self._trials: dict[int, Trial] = {}  # by their size, samples
 
     def expect_pieces(self, there_are: bool = True) -> None:
         """Take note that somebody runs batches in pieces where memory runs out, and reports the sizes that fitted."""
@@ -105,29 +109,64 @@ class MemoryLimit:
             return most
         if self.memory is None or not self.largest_run:
             return self._set_piece(most, wanted)
-        here = Trial(self.largest_run, self.memory.peak(), self.memory.limit(), self.memory.in_use())
-        if self._attempt is None or self.memory.careful:
-            return self._set_piece(min(max(affordable(here), self.largest_run), most), wanted)
-        clearly = max(affordable(here) / CLEAR, self.largest_run, self._tried)
+        if self._attempt is None or not self.memory.sees_trials:
+            return self._set_piece(min(self._surely_fits(), most), wanted)
         aim = int(min(wanted, most))
-        if aim <= clearly:
-            return self._set_piece(aim, wanted)
-        try:
-            known = here if affordable(here) >= aim else self._try_now(here)
+        if aim > max(self.largest_run, self._tried):
+            try:
+                self._try_up_to(aim)
+            except Exception as error:  # not of memory, so training itself may well go on
+                log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", error)
+                self._attempt = None
+                return self._set_piece(min(self._surely_fits(), most), wanted)
+            aim = min(max(self._tried, self.largest_run), aim)
+        return self._set_piece(aim, wanted)
+
+    def _surely_fits(self) -> float:
+        """The largest size that surely fits, by the device's statistics and the largest size that ran."""
+        assert self.memory is not None and self._readings is not None
+        here = self._by_statistics()
+        most = max(affordable(here), self.largest_run)
+        if not self.memory.sees_trials:  # the peak of a whole process, which no loop resets
+            return most
+        known = not self._readings.were_reset
+        self._readings.add(here)
+        if not self._readings.were_reset:
+            return min(most, FACTOR * self.largest_run)
+        if known:
+            log.warning(
+                "the peak of the device's memory does not rise with the batch, as where the loop resets it, and no "
+                "size can be tried, so the batch stays: leave out torch.cuda.reset_peak_memory_stats()"
+            )
+        return self.largest_run
+
+    def _by_statistics(self) -> Trial:
+        assert self.memory is not None
+        return Trial(self.largest_run, self.memory.peak(), self.memory.limit(), self.memory.in_use())
+
+    def _try_up_to(self, aim: int) -> None:
+        """Find the largest size up to `aim` that fits, by as few trials as that takes."""
+        assert self.memory is not None
+        limit, careful, before = self.memory.limit(), self.memory.careful, set(self._trials)
+        known = [replace(trial, limit=limit) for trial in self._trials.values()]
+        if not any(trial.fits for trial in known):
+            first = aim if not careful and affordable(self._by_statistics()) >= aim else self.largest_run
+            known.append(self._try(first))
+            if not known[-1].fits and first == aim:
+                known.append(self._try(self.largest_run))
+        if any(trial.fits for trial in known):
             left = max(1 + FURTHER - self._failures, 1)
-            trials = search(self._attempt, aim, aim, known=[known], most_failures=left) if known.fits else [known]
-        except Exception as error:  # not of memory, so training itself may well go on
-            log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", error)
-            self._attempt = None
-            return self._set_piece(min(max(affordable(here), self.largest_run), most), wanted)
-        self._tried = max(largest_fitting(trials) or 0, self._tried)
-        for trial in trials[1:]:
-            if trial.peak is None:
-                self.fails(trial.batch_size)
-            elif trial.batch_size == self._tried:
-                self._now = trial
-        log.info("batches of %s were tried: %d fits", [trial.batch_size for trial in trials[1:]], self._tried)
-        return self._set_piece(max(self._tried, self.largest_run), wanted)
+            known = search(self._try, aim, aim, known=known, careful=careful, most_failures=left)
+        self._tried = max(largest_fitting(known) or 0, self._tried)
+        log.info("batches of %s were tried: %d fits", sorted(self._trials.keys() - before), self._tried)
+
+    def _try(self, size: int) -> Trial:
+        assert self._attempt is not None
+        trial = self._attempt(size)
+        if trial.peak is None and size != self.largest_run:  # that one runs, if a trial of it does not
+            self.fails(size)
+        self._trials[size] = trial
+        return trial
 
     @property
     def _most(self) -> float:
@@ -136,15 +175,6 @@ class MemoryLimit:
             return math.inf
         held = max(self.largest_run, self._tried)
         return held if self._failures > FURTHER else halfway(held, self.smallest_failed)
-
-    def _try_now(self, here: Trial) -> Trial:
-        """A trial of the present size, whose peak so far may be that of something else, as of an earlier run."""
-        assert self._attempt is not None
-        if self._now is None or self._now.batch_size != self.largest_run:
-            self._now = self._attempt(self.largest_run)
-        if self._now.peak is None or here.peak is None or self._now.peak >= here.peak:
-            return here
-        return replace(here, peak=self._now.peak)
 
     def _set_piece(self, largest: float, wanted: int) -> float:
         known = self.smallest_failed is not None or largest < wanted
@@ -169,6 +199,7 @@ class MemoryLimit:
         # Memory has become less since a size ran that is as large as one that fails now: how much less is not known.
         self.largest_run = self.largest_run if self.largest_run < size else 0
         self._tried = self._tried if self._tried < size else 0
+        self._trials = {tried: trial for tried, trial in self._trials.items() if tried < size}
 
     def fall_back(self, size: int) -> int:
         """Run no more than the largest size that ran in one go from here on, because larger pieces have failed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +43,7 @@ PHRASES = (
     "cusolver_status_alloc_failed",
     "cusparse_status_alloc_failed",
 )
+SKIPPED = 16  # steps that a GradScaler may skip at first: from 2**16 on its scale has then come down to 1
 BY_NUMBER = re.compile(r"cuda driver error: 2\b")  # CUDA's driver, by the number of its status
 
 
@@ -56,44 +57,75 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(phrase in said for phrase in PHRASES) or BY_NUMBER.search(said) is not None
 
 
-def take_step(
-    step: Callable[[], T], optimizer: Any, parameters: Sequence[Tensor], limit: MemoryLimit, *, new: bool
-) -> T:
-    """Take an optimizer's step, and take it again if memory ran out in it.
+class SafeStep:
+    """Takes an optimizer's steps, and takes one again if memory ran out in it.
 
-    The step can only be taken again if it had changed nothing yet, or if a copy of all that it changes was kept.
+    A step can only be taken again if it had changed nothing yet, or if a copy of all that it changes was kept. The
+    first step needs the most memory beyond what lies there: it creates the optimizer's state. What a step needs does
+    not grow with the batch. So before the first one everything that it changes is copied to the host's memory, and
+    never again. No copy is kept if the device's memory cannot be read or if running out ends the process.
 
     Args:
-        step: takes the step.
         optimizer: an object with `state`, torch's or fastai's.
-        parameters: the parameters that the step changes.
-        limit: the memory limit of the run.
-        new: True if memory has not held such a step before. Then a copy of all that the step changes is kept in the
-            host's memory. No copy is kept if the device's memory cannot be read or if running out ends the process.
-
-    Returns:
-        The result of `step`.
-
-    Raises:
-        Exception: the error of the step, if memory did not run out, or if the step cannot be taken again.
+        parameters: returns the parameters that the step changes.
     """
-    copies = new and limit.memory is not None and not limit.memory.careful
-    values = WeightSnapshot(parameters, optimizer) if copies else None
-    before, said = _versions(parameters, optimizer), None
-    try:
+
+    def __init__(self, optimizer: Any, parameters: Callable[[], Iterable[Tensor]]) -> None:
+        self._optimizer, self._parameters = optimizer, parameters
+        self._left = SKIPPED  # steps that may still turn out to be the first
+        self._tensors: list[Tensor] = []  # all that a step changes
+        self._seen: Any = None  # the optimizer's state of one parameter when they were looked up
+        self._sizes = (-1, -1)  # of that state, and of the state of all parameters
+
+    def __call__(self, step: Callable[[], T], limit: MemoryLimit) -> T:
+        """Take the step.
+
+        Args:
+            step: takes it.
+            limit: the memory limit of the run.
+
+        Returns:
+            The result of `step`.
+
+        Raises:
+            Exception: the error of the step, if memory did not run out, or if the step cannot be taken again.
+        """
+        copies = self._left > 0 and limit.memory is not None and not limit.memory.careful
+        values = WeightSnapshot(self._parameters(), self._optimizer) if copies else None
+        before, said = self._versions(), None
+        try:
+            return step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if values is None and self._versions() != before:
+                add_note(error, HALF_WAY)
+                raise
+            said = str(error)
+        finally:
+            if self._left:
+                # A GradScaler skips steps until its scale has come down. The first one is still to come then.
+                self._left = self._left - 1 if self._versions() == before else 0
+        if values is not None:
+            values.restore()
+        limit.release()
+        log.warning("memory ran out in the optimizer's step, so the step is taken again: %s", said)
         return step()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        if values is None and _versions(parameters, optimizer) != before:
-            add_note(error, HALF_WAY)
-            raise
-        said = str(error)
-    if values is not None:
-        values.restore()
-    limit.release()
-    log.warning("memory ran out in the optimizer's step, so the step is taken again: %s", said)
-    return step()
+
+    def _versions(self) -> list[int]:
+        """The in-place version counters of all tensors that a step changes.
+
+        The tensors are looked up again only where the state has another layout, as after the first step or after
+        `load_state_dict`, since with many parameters that takes as long as many operations.
+        """
+        state = getattr(self._optimizer, "state", {})
+        first: Any = next(iter(state.values()), None)
+        sizes = (len(first or ()), len(state))
+        if first is not self._seen or sizes != self._sizes:
+            parameters = list(self._parameters())
+            kept = [value for p in parameters for value in state.get(p, {}).values() if isinstance(value, Tensor)]
+            self._tensors, self._seen, self._sizes = [*parameters, *kept], first, sizes
+        return [tensor._version for tensor in self._tensors]
 
 
 HALF_WAY = (
@@ -101,10 +133,3 @@ HALF_WAY = (
     "from a checkpoint, with a smaller max_batch_size or an optimizer that needs less memory at once (fused=True or "
     "foreach=False)."
 )
-
-
-def _versions(parameters: Sequence[Tensor], optimizer: Any) -> list[int]:
-    """The in-place version counters of all tensors that a step changes."""
-    state = getattr(optimizer, "state", {})
-    kept = [value for p in parameters for value in state.get(p, {}).values() if isinstance(value, Tensor)]
-    return [tensor._version for tensor in (*parameters, *kept)]

@@ -20,8 +20,13 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def cuda_devices(model: nn.Module) -> list[int]:
-    """Indices of the CUDA devices that hold the model's parameters."""
-    return sorted({p.get_device() for p in model.parameters() if p.device.type == "cuda"})
+    """Indices of the CUDA devices that a forward pass of the model computes on.
+
+    These are the devices of its parameters, and those that `DataParallel` copies it to, which draw random numbers too.
+    """
+    parallel = [m for m in model.modules() if isinstance(m, nn.DataParallel)]
+    replicas = {int(index) for m in parallel for index in getattr(m, "device_ids", None) or ()}
+    return sorted({p.get_device() for p in model.parameters() if p.device.type == "cuda"} | replicas)
 
 
 # Layers that couple samples or add randomness in training. In evaluation mode they still compute the same kind of loss.

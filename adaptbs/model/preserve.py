@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .buffers import BufferCopies
 from .modules import cuda_devices
 
 
@@ -27,8 +28,9 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._look_up()
+        self._buffers = BufferCopies(model)
+        self._devices = cuda_devices(model)
+        self._stateful = [m for m in model.modules() if callable(getattr(m, "reset", None))]
         self.take()
 
     def take(self, all_random: bool = True) -> None:
@@ -37,9 +39,7 @@ class Snapshot:
         Args:
             all_random: copy NumPy's and Python's random states too, which takes longer than everything else.
         """
-        if any(now.get(name) is not buffer for now, found in self._buffers for name, buffer in found.items()):
-            self._look_up()
-        self._values = [torch.cat(flat or [b.reshape(-1) for b in buffers]) for buffers, flat in self._alike]
+        self._buffers.take()
         self._kept = [(m, {k: v for k, v in vars(m).items() if not k.startswith("_")}) for m in self._stateful]
         self._torch = torch.get_rng_state()
         self._others = (random.getstate(), np.random.get_state()) if all_random else None
@@ -47,15 +47,7 @@ class Snapshot:
 
     def restore(self) -> None:
         """Restore the copied state. Parameters keep their current values."""
-        with torch.no_grad():
-            for (buffers, _), values in zip(self._alike, self._values, strict=True):
-                saved = torch.split(values, [b.numel() for b in buffers])
-                for buffer, value in zip(buffers, saved, strict=True):
-                    # Autograd does not count a change of `.data`. A graph whose backward pass is still to come may hold
-                    # this buffer.
-                    buffer.data.copy_(value.view(buffer.shape))
-        for now, found in self._buffers:
-            _restore(now, found)
+        self._buffers.restore()
         for module, attributes in self._kept:
             vars(module).update(attributes)
         torch.set_rng_state(self._torch)
@@ -64,24 +56,6 @@ class Snapshot:
             np.random.set_state(self._others[1])
         for device, state in self._cuda:
             torch.cuda.set_rng_state(state, device)
-
-    def _look_up(self) -> None:
-        """Find the buffers and group them by device and type.
-
-        Each group is copied at once. One copy for each of a network's many small buffers takes long on a GPU.
-        """
-        self._buffers = [(m._buffers, dict(m._buffers)) for m in self._model.modules() if m._buffers]
-        alike: dict[Any, list[Tensor]] = {}
-        for buffer in {id(b): b for _, found in self._buffers for b in found.values() if b is not None}.values():
-            if _writable(buffer):
-                alike.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        # A contiguous buffer can be flattened to a view, which is made once here rather than in every copy.
-        self._alike = [
-            (found, [b.detach().view(-1) for b in found] if all(b.is_contiguous() for b in found) else None)
-            for found in alike.values()
-        ]
-        self._devices = cuda_devices(self._model)
-        self._stateful = [m for m in self._model.modules() if callable(getattr(m, "reset", None))]
 
 
 @contextmanager
@@ -188,20 +162,6 @@ class WeightSnapshot:
         for group, found in self._groups:
             group.clear()
             group.update(found)
-
-
-def _restore(buffers: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> None:
-    """Remove buffers that a forward pass added, and put back those that it removed or replaced."""
-    for name in buffers.keys() - found.keys():
-        del buffers[name]
-    for name, buffer in found.items():
-        if name not in buffers or buffers[name] is not buffer:
-            buffers[name] = buffer
-
-
-def _writable(buffer: Tensor) -> bool:
-    """True if each entry has memory of its own. An expanded tensor cannot be written in place."""
-    return not any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def _nothing_compiled() -> AbstractContextManager[Any]:

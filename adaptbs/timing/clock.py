@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PER_STEP = 5e-5  # seconds allowed for adaptbs's own work on the host per step, measured or not (docs/measuring.md)
 AFTERMATH = 1.1  # charge for a measurement over its seconds: an allowance for caches that have to be filled again
+READ_EVERY = 1000  # steps after which times are read at the latest, since CUDA keeps an event for each that is not
 # Cost of a measurement in steps where no clock is read (docs/measuring.md): in a pass of its own, and in the step.
 MEASURING = 1.0
 MEASURING_IN_STEP = 0.5
@@ -100,7 +102,7 @@ class GivenClock:
 
 
 class AgreedClock:
-    """Wraps a clock so that every rank reads rank 0's timings. Ranks have to read alike in order to decide alike."""
+    """Wraps a clock so that every rank reads rank 0's times. Ranks have to read alike in order to decide alike."""
 
     def __init__(self, clock: Clock, ranks: Ranks) -> None:
         self._clock, self._ranks, self.per_step = clock, ranks, clock.per_step
@@ -108,8 +110,9 @@ class AgreedClock:
         self.measuring_step = clock.measuring_step
 
     def read(self) -> Timings:
-        """Return rank 0's timings. Collective: every rank has to call it."""
-        return self._ranks.agree(self._clock.read())
+        """Return rank 0's timings and take over its `per_step`. Collective: every rank has to call it."""
+        timings, self.per_step = self._ranks.agree((self._clock.read(), self._clock.per_step))
+        return timings
 
 
 class NoClock:
@@ -140,13 +143,25 @@ class Stopwatch:
     """Marks moments now and reads them later.
 
     On CUDA the moments are events, because the host's clock would only time how fast work is queued.
+
+    Args:
+        device: the device that works, or a function that tells it at the first mark. Until then a model may be moved.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._cuda = with_index(device) if device.type == "cuda" else None
+    def __init__(self, device: Device | Callable[[], Device]) -> None:
+        self._cuda: Device | None = None
 
         #: Returns the moment at which the device will have finished all work queued so far.
-        self.mark: Callable[[], Moment] = time.perf_counter if self._cuda is None else self._record
+        self.mark: Callable[[], Moment] = partial(self._first_mark, device) if callable(device) else self._begin(device)
+
+    def _begin(self, device: Device) -> Callable[[], Moment]:
+        """Bind the watch to a device; how a moment is marked there."""
+        self._cuda = with_index(device) if device.type == "cuda" else None
+        return time.perf_counter if self._cuda is None else self._record
+
+    def _first_mark(self, device: Callable[[], Device]) -> Moment:
+        self.mark = self._begin(device())
+        return self.mark()
 
     def _record(self) -> Moment:
         event: Moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -174,12 +189,18 @@ class Stopwatch:
 
 
 class DeviceClock:
-    """Marks the end of each step and reads the times later, so that no step waits for the device."""
+    """Marks the end of each step and reads the times later, so that no step waits for the device.
+
+    While a GPU is still busy with earlier steps, adaptbs's own work on the host costs no time. Where the GPU waits for
+    the host, it delays each step. So `per_step` is `PER_STEP` times the share of the latest steps at whose end the GPU
+    had already come to their begin. A CPU always has.
+    """
 
     def __init__(self, device: Device) -> None:
         self._watch = Stopwatch(device)
-        # Where a GPU computes, the host does this work while the GPU is busy, so it costs no time.
-        self.per_step = PER_STEP if device.type != "cuda" else 0.0
+        self.per_step = PER_STEP
+        self._timings = Timings()  # read from the watch, but not yet by the caller
+        self._marked = self._delayed = 0  # steps since the last read, and those at whose end the device was not behind
         self._last: Moment | None = None
         self._inside: list[tuple[Moment, Moment]] = []
         self._measures = False  # whether the step under way is itself measured
@@ -192,7 +213,10 @@ class DeviceClock:
     def step(self, batch_size: int) -> None:
         now = self._watch.mark()
         if self._last is not None:
+            self._marked, self._delayed = self._marked + 1, self._delayed + self._watch.reached(self._last)
             self._steps.append((batch_size, self._last, now, self._inside, self._measures))
+            if len(self._steps) >= READ_EVERY:
+                self._take_in()
         self._last, self._inside, self._measures = now, [], False
 
     def measuring_step(self) -> None:
@@ -220,16 +244,26 @@ class DeviceClock:
     def read(self) -> Timings:
         if self._steps or self._decisions:
             self._watch.wait()
-        steps: list[tuple[int, float]] = []
-        measured_steps: list[tuple[int, float]] = []
-        measurements: list[float] = []
-        whole = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in self._steps])
-        for (batch_size, _, _, inside, measures), seconds in zip(self._steps, whole, strict=True):
+        self._take_in()
+        if self._marked:
+            self.per_step = PER_STEP * self._delayed / self._marked
+            self._marked = self._delayed = 0
+        timings, self._timings = self._timings, Timings()
+        return timings
+
+    def _take_in(self) -> None:
+        """Read the times of all steps that the device has finished. Does not wait for the others."""
+        reached, timings = self._watch.reached, self._timings
+        done = next((i for i, (_, _, end, *_) in enumerate(self._steps) if not reached(end)), len(self._steps))
+        steps, self._steps = self._steps[:done], self._steps[done:]
+        whole = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in steps])
+        for (batch_size, _, _, inside, measures), seconds in zip(steps, whole, strict=True):
             if inside:
                 measured = self._watch.all_seconds(inside)
-                measurements += [AFTERMATH * each for each in measured]
+                timings.measurements.extend(AFTERMATH * each for each in measured)
                 seconds -= sum(measured)
-            (measured_steps if measures else steps).append((batch_size, seconds))
-        deciding = sum(self._watch.all_seconds(self._decisions))
-        self._steps, self._decisions = [], []
-        return Timings(steps, measurements, measured_steps, deciding)
+            (timings.measured_steps if measures else timings.steps).append((batch_size, seconds))
+        decided = [span for span in self._decisions if reached(span[1])]
+        self._decisions = [span for span in self._decisions if not reached(span[1])]
+        deciding = timings.deciding + sum(self._watch.all_seconds(decided))
+        self._timings = replace(timings, deciding=deciding)

@@ -54,13 +54,18 @@ class StepTimes:
         self._skip = WARM_UP
 
     def add(self, *steps: tuple[int, float]) -> None:
-        """Record steps: batch size and seconds of each. The first `WARM_UP` steps of a run are left out."""
-        skipped = min(self._skip, len(steps))
-        self._skip -= skipped
-        for batch_size, seconds in steps[skipped:]:
+        """Record steps: batch size and seconds of each.
+
+        The first `WARM_UP` steps of a run are left out. So is the first step of each size, in which kernels are chosen
+        (`torch.backends.cudnn.benchmark`), compiled or loaded for it.
+        """
+        for batch_size, seconds in steps:
+            left_out = self._skip > 0 or batch_size not in self._seconds
+            self._skip = max(self._skip - 1, 0)
             kept = self._seconds[batch_size]
-            kept.append(seconds)
-            del kept[:-KEEP]
+            if not left_out:
+                kept.append(seconds)
+                del kept[:-KEEP]
 
     def median(self, batch_size: int) -> float | None:
         """Median seconds of a step of exactly this size. None if none was made."""
@@ -71,8 +76,8 @@ class StepTimes:
         """t(B) as a line, or as a table if the steps lie on no line. None until two sizes were run often enough.
 
         The line is fitted by least squares to the median of each size, with relative errors and with a and b not
-        negative. A size run fewer than `ENOUGH` times is left out. It may be the short last batch of an epoch, a
-        hiccup, or the steps on which kernels are chosen or compiled. If there are three sizes or more and a median is
+        negative. A size run fewer than `ENOUGH` times is left out. It may be the short last batch of an epoch, or a
+        hiccup. If there are three sizes or more and a median is
         off the line by more than `BENT`, the medians themselves become the table.
         """
         sizes = sorted(size for size, kept in self._seconds.items() if len(kept) >= ENOUGH)

@@ -1,11 +1,12 @@
-"""All that only a GPU can show, in one command: tests, memory, time, and the demo. Under eight minutes.
+"""All that only a GPU can show, in one command.
 
-    python -m benchmarks.gpu [--only PART ...] [--out FILE]
+    python -m benchmarks.gpu [--only PART ...] [--again PART ...] [--out FILE]
     python -m benchmarks.gpu --device cpu --quick --out FILE     to try the program itself; it measures nothing then
 
-Writes results/gpu.json after each part, so that a run that is cut off keeps what it has. A part that fails is recorded
-with its error, and does not stop the others. Needs torch and pytest, and takes adaptbs from the checkout that it is
-started in; the demo also needs fastai and its data, else it is left out, which is recorded.
+Parts take at most eight minutes each and come in the order of what they are worth. Results are written after each cell
+of a part, to benchmarks/results/gpu.json or to FILE. The same command, given again, goes on where it ended: with cells
+that there was no time for, and with those that failed. A part runs in a process of its own, so that none can stop the
+others. Needs torch, numpy and pytest, no network, and adaptbs as it is in this checkout.
 """
 
 from __future__ import annotations
@@ -16,28 +17,31 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable
-from datetime import datetime, timezone
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common.machine import RESULTS, machine
-from benchmarks.gpu import memory, step_time
+from benchmarks.common.machine import RESULTS
+from benchmarks.gpu import stand_in
+from benchmarks.gpu.cells import LIMIT, Book, Cell, LeftOut, Part, Setup, failed, run_part
+
+stand_in.for_scipy()
+
+from benchmarks.gpu import identity, memory, near_limit, quality, step_time  # noqa: E402  needs the stand-in
 
 ROOT = Path(__file__).parents[2]
-LONGEST = 150  # seconds that a program of its own may take
+SPARE = 120  # seconds by which a cell may exceed a part's limit
 
 
-class LeftOut(Exception):
-    """Why a part was not run."""
-
-
-def tests(device: torch.device, quick: bool) -> dict[str, Any]:
+def tests(setup: Setup) -> Iterator[Cell]:
     """pytest -m cuda."""
+    yield Cell("pytest -m cuda", pytest_cuda)
+
+
+def pytest_cuda() -> dict[str, Any]:
     done = program("-m", "pytest", "-q", "-m", "cuda", "tests/gpu", "-p", "no:cacheprovider")
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -45,8 +49,12 @@ def tests(device: torch.device, quick: bool) -> dict[str, Any]:
     return {"summary": lines[-1], "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))]}
 
 
-def demo(device: torch.device, quick: bool) -> dict[str, Any]:
-    """The demo's two runs."""
+def demo(setup: Setup) -> Iterator[Cell]:
+    """The demo's two runs: the article's case."""
+    yield Cell("flights", partial(demo_runs, setup.quick))
+
+
+def demo_runs(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         done = program("-m", "adaptbs", "demo", "--out", folder, *(["--quick"] if quick else []))
         if "the demo needs" in done.stderr or "The demo needs" in done.stderr:
@@ -57,64 +65,94 @@ def demo(device: torch.device, quick: bool) -> dict[str, Any]:
     return found
 
 
-def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+def program(*arguments: str, timeout: float = LIMIT) -> subprocess.CompletedProcess[str]:
     """Run Python in the repository's root."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
-        timeout=LONGEST,
+        timeout=timeout,
     )  # fmt: skip
 
 
-Work = Callable[[torch.device, bool], Any]
-PARTS: dict[str, Work] = {
+PARTS: dict[str, Part] = {
     "tests": tests,
+    "quality_host_bound": quality.time_to_quality("host-bound MLP"),
+    "quality_resnet50": quality.time_to_quality("ResNet-50"),
+    "quality_gpt2": quality.time_to_quality("GPT-2 small"),
+    "overhead": step_time.overhead,
+    "near_limit": near_limit.near_limit,
     "probe": memory.probe,
+    "wordings": near_limit.wordings,
+    "bit_identity": identity.bit_identity,
+    "measuring": step_time.measuring,
+    "step_time": step_time.step_time,
+    "modes": quality.modes,
     "out_of_memory": memory.out_of_memory,
     "larger_than_memory": memory.larger_than_memory,
-    "overhead": step_time.overhead,
-    "step_time": step_time.step_time,
+    "loader_bound": step_time.loader_bound,
     "demo": demo,
 }
-
-
-def attempt(work: Work, device: torch.device, quick: bool) -> dict[str, Any]:
-    """What came of a part, and how long it took."""
-    begin = time.perf_counter()
-    try:
-        came: dict[str, Any] = {"result": work(device, quick)}
-    except LeftOut as reason:
-        came = {"left_out": str(reason)}
-    except Exception as error:  # (recorded; the other parts are to be run all the same)
-        came = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    return {**came, "seconds": time.perf_counter() - begin}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="small models and few steps")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--again", nargs="+", choices=PARTS, default=[], metavar="PART", help="forget their results")
     parser.add_argument("--out", type=Path, help="file to write; results/gpu.json if left out")
+    parser.add_argument("--here", action="store_true", help="run the parts in this process")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: --device cpu --quick --out FILE tries the program without one")
     if args.device == "cpu" and args.out is None:
         parser.error("--device cpu measures nothing that is a result: name a file with --out")
-    out, device, found = args.out or RESULTS / "gpu.json", torch.device(args.device), {}
+    out = (args.out or RESULTS / "gpu.json").absolute()
+    device = torch.device("cuda", torch.cuda.current_device()) if args.device == "cuda" else torch.device("cpu")
+    if args.quick and device.type == "cpu":
+        torch.set_num_threads(1)  # tensors this small only wait for a second thread
+    setup = Setup(device, args.quick)
+    book = Book(out, setup)
+    for name in args.again:
+        book.forget(name)
+    book.write()
     for name in args.only:
-        found[name] = attempt(PARTS[name], device, args.quick)
-        print(name, json.dumps(found[name])[:400], flush=True)
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        said = {"device": args.device, "quick": args.quick, "memory": "real" if args.device == "cuda" else "simulated"}
-        out.write_text(json.dumps({**said, "parts": found, "machine": machine(), "date": now}, indent=2) + "\n")
-    return int(any(map(failed, found.values())))
+        if args.here:
+            run_part(name, PARTS[name], setup, book)
+        elif not book.part(name)["complete"]:
+            in_a_process_of_its_own(name, args, out)
+            book = Book(out, setup)
+    return report(book, args.only)
 
 
-def failed(came: dict[str, Any]) -> bool:
-    """Whether a part did, or one of its tests."""
-    result = came.get("result")
-    return "error" in came or (isinstance(result, dict) and bool(result.get("failed")))
+def in_a_process_of_its_own(name: str, args: argparse.Namespace, out: Path) -> None:
+    command = [
+        sys.executable, "-m", "benchmarks.gpu", "--here", "--only", name, "--device", args.device, "--out", str(out),
+    ]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    try:
+        subprocess.run(
+            [*command, *(["--quick"] if args.quick else [])], cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
+            timeout=LIMIT + SPARE, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        print(f"{name} | stopped after {LIMIT + SPARE} s", flush=True)
+
+
+def report(book: Book, names: list[str]) -> int:
+    """Say what is left to do; 1 if something has failed."""
+    wrong = False
+    for name in names:
+        part = book.part(name)
+        bad = [cell for cell, came in part["cells"].items() if failed(came)]
+        for rule, row in quality.compared(part["cells"]).items() if name.startswith("quality") else ():
+            print(f"{name} | {rule} | {row}")
+        if not part["complete"]:
+            print(f"{name} is not complete: give the same command again")
+        if bad:
+            print(f"{name}: failed: {', '.join(bad)}")
+        wrong |= bool(bad) or not part["complete"]
+    return int(wrong)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Parts of the GPU benchmark: what fits in memory, and what happens where it does not.
 
 On a CUDA device the process is allowed only a share of the memory, so that it is full soon. On a CPU, which is for
-trying this program, memory is simulated (tests/simulated_device.py) and results say so.
+trying this program, memory is simulated (tests/simulated_device.py, tests/helpers/cuda.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from adaptbs import AdaptiveDataLoader, probe_memory
 from adaptbs.memory import probe as probing
 from adaptbs.model.batch_loss import BatchLoss
+from benchmarks.gpu.cells import Cell, Setup
 from benchmarks.gpu.models import PRECISIONS, Case, autocast, batch_loss, cases
 from tests.simulated_device import OnDevice, SimulatedMemory
 
@@ -56,13 +58,11 @@ def give_back() -> None:
     torch.cuda.empty_cache()
 
 
-def probe(device: torch.device, quick: bool) -> list[dict[str, Any]]:
+def probe(setup: Setup) -> Iterator[Cell]:
     """The largest batch by `probe_memory` and by bisection down to one sample, of each model and precision."""
-    rows = []
-    for case in cases(quick).values():
+    for case in cases(setup.quick).values():
         for precision in PRECISIONS:
-            rows.append({"model": case.name, "precision": precision, **probe_one(case, precision, device)})
-    return rows
+            yield Cell(f"{case.name}, {precision}", partial(probe_one, case, precision, setup.device))
 
 
 def probe_one(case: Case, precision: str, device: torch.device) -> dict[str, Any]:
@@ -102,45 +102,48 @@ def bisected(model: nn.Module, loss: BatchLoss, batch: Any, optimizer: Any) -> t
     return low, tried
 
 
-def out_of_memory(device: torch.device, quick: bool) -> list[dict[str, Any]]:
+def out_of_memory(setup: Setup) -> Iterator[Cell]:
     """Training whose batches do not fit, run in pieces, against the same where they do: how far apart weights end."""
-    rows = []
-    for case in (case for case in cases(quick).values() if "BatchNorm" not in case.name):
-        weights, events = [], 0
-        for short in (False, True):
-            model = case.model(device)
-            for module in model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
-            batch = 2 * bound(case, device, quick)
-            data = case.data(6 * batch)
-            seen, events, _ = train(model, data, batch, device, short, lambda _, size, __: size, exceed_memory=True)
-            weights.append(torch.cat([p.detach().double().cpu().flatten() for p in model.parameters()]))
-        apart = ((weights[0] - weights[1]).norm() / weights[0].norm()).item()
-        rows.append({"model": case.name, "batch_size": batch, "ran_out": events, "once_each": seen, "apart": apart})
-    return rows
+    for case in cases(setup.quick).values():
+        if "BatchNorm" not in case.name:
+            yield Cell(case.name, partial(out_of_memory_of, case, setup))
 
 
-def bound(case: Case, device: torch.device, quick: bool) -> int:
+def out_of_memory_of(case: Case, setup: Setup) -> dict[str, Any]:
+    weights, events = [], 0
+    batch = 2 * bound(case, setup)  # once, since a second search may end a sample beside the first
+    for short in (False, True):
+        model = case.model(setup.device)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        hold = lambda _, size, __: size  # noqa: E731
+        seen, events, _ = train(model, case.data(6 * batch), batch, setup.device, short, hold, exceed_memory=True)
+        weights.append(torch.cat([p.detach().double().cpu().flatten() for p in model.parameters()]))
+    apart = ((weights[0] - weights[1]).norm() / weights[0].norm()).item()
+    return {"batch_size": batch, "ran_out": events, "once_each": seen, "apart": apart}
+
+
+def bound(case: Case, setup: Setup) -> int:
     """About the largest batch that fits."""
-    return int(probe_one(case, "fp32", device)["found"])
+    return int(probe_one(case, "fp32", setup.device)["found"])
 
 
-def larger_than_memory(device: torch.device, quick: bool) -> list[dict[str, Any]]:
+def larger_than_memory(setup: Setup) -> Iterator[Cell]:
     """A text and an image model whose target is larger than memory, trained to the end."""
-    rows = []
     for name in ("transformer", "CNN with BatchNorm"):
-        case = cases(quick)[name]
-        fits = bound(case, device, quick)
-        model = case.model(device)
-        target = lambda *_: HUGE  # noqa: E731
-        data = case.data(20 * fits)
-        seen, events, history = train(model, data, max(fits // 16, 2), device, True, target, max_batch_size=10 * fits)
-        rows.append({
-            "model": name, "fits": fits, "largest_run": max(history["batch_size"]), "ran_out": events,
-            "once_each": seen, "reasons": sorted({str(reason) for reason in history["reason"]}),
-        })  # fmt: skip
-    return rows
+        yield Cell(name, partial(larger_than_memory_of, cases(setup.quick)[name], setup))
+
+
+def larger_than_memory_of(case: Case, setup: Setup) -> dict[str, Any]:
+    fits, model = bound(case, setup), case.model(setup.device)
+    target = lambda *_: HUGE  # noqa: E731
+    data = case.data(20 * fits)
+    seen, events, history = train(model, data, max(fits // 16, 2), setup.device, True, target, max_batch_size=10 * fits)
+    return {
+        "fits": fits, "largest_run": max(history["batch_size"]), "ran_out": events, "once_each": seen,
+        "reasons": sorted({str(reason) for reason in history["reason"]}),
+    }  # fmt: skip
 
 
 def train(

@@ -69,9 +69,9 @@ class Residual(nn.Module):
 class Text(nn.Module):
     """Transformer blocks over word embeddings, averaged."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, length: int) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(WORDS, width), nn.Parameter(torch.zeros(LENGTH, width))
+        self.words, self.places = nn.Embedding(WORDS, width), nn.Parameter(torch.zeros(length, width))
         block = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True)
         self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
         self.head = nn.Linear(width, CLASSES)
@@ -82,7 +82,7 @@ class Text(nn.Module):
 
 def cases(quick: bool) -> dict[str, Case]:
     """By name; with `quick` a tenth as wide, for a CPU."""
-    width = 16 if quick else 256
+    width, length, pixels = (16, 8, 8) if quick else (256, LENGTH, PIXELS)
 
     def mlp() -> nn.Module:
         layers = [layer for _ in range(3) for layer in (nn.Linear(8 * width, 8 * width), nn.ReLU())]
@@ -96,8 +96,8 @@ def cases(quick: bool) -> dict[str, Case]:
 
     found = (
         Case("MLP", mlp, lambda n: torch.randn(n, 512)),
-        Case("CNN with BatchNorm", cnn, lambda n: torch.randn(n, 3, PIXELS, PIXELS)),
-        Case("transformer", lambda: Text(width), lambda n: torch.randint(WORDS, (n, LENGTH))),
+        Case("CNN with BatchNorm", cnn, lambda n: torch.randn(n, 3, pixels, pixels)),
+        Case("transformer", lambda: Text(width, length), lambda n: torch.randint(WORDS, (n, length))),
     )
     return {case.name: case for case in found}
 

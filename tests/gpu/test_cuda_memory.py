@@ -162,3 +162,18 @@ def test_growth_ends_where_memory_does(allowed):
     assert (seen == 1).all() and "out of memory" not in events(loader)
     assert "memory" in loader.history.decisions()["reason"]
     assert loader.batch_size > 1024
+
+
+def test_a_loop_that_resets_the_peak_is_not_grown_into_an_error(allowed):
+    model, rows = network(), data(60_000)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    loader = AdaptiveDataLoader(
+        rows, 256, shuffle=True, model=model, optimizer=optimizer, batch_loss=on_device, epochs=1, budget="epochs",
+        target=lambda *_: 1 << 20, max_batch_size=1 << 20, overhead=0.05,
+    )  # fmt: skip
+    for batch in loader:
+        on_device(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
+    assert loader.batch_size > 1024

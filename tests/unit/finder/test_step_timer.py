@@ -6,6 +6,7 @@ from adaptbs.finder import step_timer
 from adaptbs.finder.step_timer import measure_step_time
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.timing.step_time import ENOUGH, WARM_UP, StepTime
+from tests.helpers.cuda import LAUNCH, FakeCuda
 
 
 class Watch:
@@ -113,3 +114,46 @@ def test_the_real_clock():
     assert took is not None
     assert 0 < took(256) < 1
     assert took(1024) >= took(128)
+
+
+class QueuedSteps:
+    """Training steps as kernels: of each its microseconds on the device, for a sample and in any case."""
+
+    def __init__(self, cuda: FakeCuda, fixed: list[float], of_a_sample: float, optimizer: list[float]) -> None:
+        self.cuda, self.fixed, self.of_a_sample, self.of_optimizer = cuda, fixed, of_a_sample, optimizer
+        self.state: dict = {}
+
+    def loss(self, model, x):
+        for kernel in self.fixed:
+            self.cuda.queue(1e-6 * kernel * (1 + self.of_a_sample * len(x)))
+        return model(x).mean()
+
+    def zero_grad(self) -> None:
+        return None
+
+    def step(self) -> None:
+        for kernel in self.of_optimizer:
+            self.cuda.queue(1e-6 * kernel)
+
+    def in_training(self, samples: int) -> float:
+        """Seconds of a step among many that no one waits for."""
+        kernels = [1e-6 * kernel * (1 + self.of_a_sample * samples) for kernel in self.fixed]
+        return max(LAUNCH * len(self.fixed + self.of_optimizer), sum(kernels) + 1e-6 * sum(self.of_optimizer))
+
+
+@pytest.mark.parametrize(
+    ("of_a_sample", "optimizer"),
+    [
+        (0.01, [3.0] * 30),  # the host launches kernels more slowly than the device runs them
+        (0.01, [900.0]),  # while a large kernel runs, the next step is launched
+        (2.0, [3.0] * 30),  # the device is busy all the time
+    ],
+)
+def test_steps_are_timed_as_they_are_queued_in_training(of_a_sample, optimizer):
+    with FakeCuda(kernels=False) as cuda:
+        model = cuda.place(nn.Linear(1, 1))
+        steps = QueuedSteps(cuda, [2.0] * 120, of_a_sample, optimizer)
+        block = [torch.ones(8, 1) for _ in range(4)]
+        took = measure_step_time(model, BatchLoss(batch_loss=steps.loss), lambda: steps, block)
+    for samples in (4, 8, 16, 32):
+        assert took(samples) == pytest.approx(steps.in_training(samples), rel=0.06)

@@ -3,7 +3,9 @@ import torch
 
 from adaptbs.memory.limit import MemoryLimit
 from adaptbs.memory.pieces import run_in_pieces
-from adaptbs.memory.recovery import is_out_of_memory, take_step
+from adaptbs.memory.recovery import SafeStep, is_out_of_memory
+from tests.helpers.cuda import FakeCuda
+from tests.helpers.out_of_memory import OTHER_WORDINGS, WORDINGS
 from tests.simulated_device import SimulatedMemory
 
 FORMS = [
@@ -35,69 +37,6 @@ def test_every_form_is_known(error):
 @pytest.mark.parametrize("error", OTHERS, ids=repr)
 def test_nothing_else_is_taken_for_it(error):
     assert not is_out_of_memory(error)
-
-
-WORDINGS = {  # by where they come from
-    "PyTorch, CUDA's allocator before it had a class": "CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0)",
-    "PyTorch, CUDA runtime": "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
-    "PyTorch, CUDA driver by number": "CUDA driver error: 2",
-    "CUDA driver by name": "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
-    "CUDA driver by name alone": "cuMemCreate failed: CUDA_ERROR_OUT_OF_MEMORY",
-    "CUDA runtime by name": "cudaMallocAsync returned cudaErrorMemoryAllocation",
-    "PyTorch, HIP's allocator": "HIP out of memory. Tried to allocate 2.00 GiB.",
-    "PyTorch, HIP runtime": "HIP error: out of memory",
-    "HIP runtime by name": "HIP error: hipErrorOutOfMemory",
-    "PyTorch, XPU's allocator": "XPU out of memory. Tried to allocate 34.00 MiB.",
-    "XPU's unified runtime": "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
-    "PyTorch, MPS's allocator": "MPS backend out of memory (MPS allocated: 5.00 GB, max allowed: 9.07 GB)",
-    "PyTorch, MPS, one tensor": "Invalid buffer size: 14.19 GB",
-    "PyTorch, host on Linux": "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate "
-    "memory: you tried to allocate 64 bytes. Error code 12 (Cannot allocate memory)",
-    "PyTorch, host on Windows": "[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: not enough memory: you "
-    "tried to allocate 64 bytes.",
-    "PyTorch, cuDNN's engines in benchmark mode": "FIND was unable to find an engine to execute this computation",
-    "PyTorch, cuDNN's engines": "GET was unable to find an engine to execute this computation",
-    "PyTorch, quantized cuDNN": "Unable to find an engine to execute this computation",
-    "PyTorch, cuDNN's algorithms before 2.0": "Unable to find a valid cuDNN algorithm to run convolution",
-    "cuDNN before 9": "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-    "cuDNN 9, device": "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-    "cuDNN 9, host": "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
-    "cuDNN's handle": "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
-    "MIOpen": "miopenStatusAllocFailed",
-    "cuBLAS's handle": "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
-    "cuBLAS's workspace": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasLtMatmul(...)`",
-    "hipBLAS": "CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`",
-    "rocBLAS": "rocblas_status_memory_error",
-    "cuFFT": "cuFFT error: CUFFT_ALLOC_FAILED",
-    "cuSOLVER": "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
-    "cuSPARSE": "CUDA error: CUSPARSE_STATUS_ALLOC_FAILED when calling `cusparseCreate(handle)`",
-    "NCCL": "NCCL error: unhandled cuda error. Last error:\nCuda failure 2 'out of memory'",
-    "NCCL before 2.18": "NCCL error: unhandled cuda error. Last error:\nCuda failure 'out of memory'",
-    "NCCL's buffers": "ncclUnhandledCudaError: Call to CUDA function failed.\nFailed to CUDA calloc 6291456 bytes",
-    "NCCL's buffers, asynchronously": "Last error:\nFailed to CUDA calloc async 2432 bytes",
-    "Triton": "Triton Error [CUDA]: out of memory",
-    "Triton on HIP": "Triton Error [HIP]:  Code: 2, Message: out of memory",
-}
-OTHER_WORDINGS = {
-    "CUDA, an illegal access": RuntimeError("CUDA error: an illegal memory access was encountered"),
-    "CUDA, another number": RuntimeError("CUDA driver error: 700"),
-    "CUDA, a number that begins alike": RuntimeError("CUDA driver error: 209"),
-    "CUDA, no device": RuntimeError("CUDA error: no kernel image is available for execution on the device"),
-    "CUDA, a failed launch": RuntimeError("CUDA error: too many resources requested for launch"),
-    "HIP, an illegal access": RuntimeError("HIP error: an illegal memory access was encountered"),
-    "cuDNN, execution": RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-    "cuDNN, arguments": RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"),
-    "cuDNN, a graph": RuntimeError("cuDNN Frontend error: [cudnn_frontend] No execution plans support the graph."),
-    "cuBLAS, arguments": RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm(...)`"),
-    "NCCL, a lost rank": RuntimeError("NCCL error: remote process exited or there was a network error"),
-    "Triton, a kernel too large": RuntimeError("out of resource: shared memory, Required: 131072"),
-    "a shape": RuntimeError("The size of tensor a (16) must match the size of tensor b (8)"),
-    "a view": RuntimeError("shape '[4, 2]' is invalid for input of size 6"),
-    "an index": IndexError("index out of range in self"),
-    "a user's ValueError": ValueError("the cache is out of memory: give a smaller one"),
-    "a user's KeyError": KeyError("CUDA out of memory"),
-    "a user's OSError": OSError("[Errno 12] Cannot allocate memory"),
-}
 
 
 @pytest.mark.parametrize("source", WORDINGS)
@@ -184,15 +123,29 @@ def stepped_once() -> torch.Tensor:
 @pytest.mark.parametrize("new", [True, False])
 def test_a_step_is_taken_again(fail_at, new):
     w, optimizer, step, _ = stepping(fail_at)
-    cap = MemoryLimit(SimulatedMemory(1))
+    cap = MemoryLimit(SimulatedMemory(1) if new else None)  # where memory is not read, no copy is kept
+    take_step = SafeStep(optimizer, lambda: [w])
     if fail_at == "half-way" and not new:
         with pytest.raises(torch.OutOfMemoryError):
-            take_step(step, optimizer, [w], cap, new=False)
+            take_step(step, cap)
         return
-    take_step(step, optimizer, [w], cap, new=new)
+    take_step(step, cap)
     assert torch.equal(w.detach(), stepped_once())
     assert optimizer.state[w]["step"] == 1
-    assert cap.memory.released == 1
+    assert cap.memory is None or cap.memory.released == 1
+
+
+@pytest.mark.parametrize("fail_at", ["before", "half-way"])
+def test_a_later_step_is_taken_again_if_it_had_changed_nothing(fail_at):
+    w, optimizer, step, _ = stepping(fail_at)
+    cap, take_step = MemoryLimit(SimulatedMemory(1)), SafeStep(optimizer, lambda: [w])
+    take_step(optimizer.step, cap)
+    if fail_at == "half-way":
+        with pytest.raises(torch.OutOfMemoryError):
+            take_step(step, cap)
+        return
+    take_step(step, cap)
+    assert optimizer.state[w]["step"] == 2 and cap.memory.released == 1
 
 
 def test_a_step_that_runs_out_again_is_an_error():
@@ -202,4 +155,77 @@ def test_a_step_that_runs_out_again_is_an_error():
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(torch.OutOfMemoryError):
-        take_step(step, optimizer, [w], MemoryLimit(), new=False)
+        SafeStep(optimizer, lambda: [w])(step, MemoryLimit())
+
+
+def test_the_first_step_alone_is_copied_to_the_host():
+    with FakeCuda() as cuda:
+        model = cuda.place(torch.nn.Linear(64, 64))
+        weights = sum(4 * p.numel() for p in model.parameters())
+        optimizer, cap = torch.optim.AdamW(model.parameters(), foreach=False), MemoryLimit(SimulatedMemory(1))
+        take_step = SafeStep(optimizer, model.parameters)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        take_step(lambda: None, cap)  # a GradScaler skips it
+        take_step(optimizer.step, cap)
+        for size in (8, 16, 32):
+            cap.ran(size)
+            take_step(optimizer.step, cap)
+        assert cuda.to_host == 2 * weights
+
+
+class CountsLookUps(torch.optim.AdamW):
+    """Counts how often the state of a parameter is looked up."""
+
+    looked_up = 0
+
+    def watch(self) -> "CountsLookUps":
+        class State(dict):
+            def get(state, *args):
+                self.looked_up += 1
+                return super().get(*args)
+
+        self.state = State(self.state)
+        return self
+
+
+def test_a_step_does_not_look_up_what_it_changes_again():
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(50)]
+    for w in weights:
+        w.grad = torch.ones(3)
+    optimizer = CountsLookUps(weights, 0.1, foreach=False)
+    take_step, cap = SafeStep(optimizer, lambda: weights), MemoryLimit()
+    take_step(optimizer.step, cap)
+    optimizer.watch()
+    take_step(optimizer.step, cap)
+    before = optimizer.looked_up
+    for _ in range(10):
+        take_step(optimizer.step, cap)
+    assert optimizer.looked_up == before
+
+
+@pytest.mark.parametrize("change", ["load_state_dict", "add_param_group"])
+def test_state_that_is_replaced_is_looked_up(change):
+    w, late = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    w.grad = late.grad = torch.ones(3)
+    optimizer, weights = torch.optim.AdamW([w], 0.1, foreach=False), [w]
+    take_step, cap = SafeStep(optimizer, lambda: weights), MemoryLimit()
+    take_step(optimizer.step, cap)
+    take_step(optimizer.step, cap)
+    if change == "load_state_dict":
+        optimizer.load_state_dict(optimizer.state_dict())
+        changed = optimizer.state[w]["exp_avg"]
+    else:
+        optimizer.add_param_group({"params": [late]})
+        weights.append(late)
+        take_step(optimizer.step, cap)
+        changed = optimizer.state[late]["exp_avg"]
+
+    def half_way():
+        changed.add_(1)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        take_step(half_way, cap)
+    if hasattr(caught.value, "__notes__"):
+        assert "cannot undo that" in caught.value.__notes__[0]

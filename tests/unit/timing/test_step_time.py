@@ -4,9 +4,10 @@ from adaptbs.timing.step_time import ENOUGH, KEEP, WARM_UP, StepTime, StepTimes
 
 
 def timed(*steps: tuple[int, float], each: int = 1) -> StepTimes:
-    """Step times of a run that is warm already."""
+    """Step times of a run that is warm already, as are its sizes."""
     times = StepTimes()
-    for size, seconds in [(1, 99.0)] * WARM_UP + list(steps) * each:
+    firsts = [(size, 99.0) for size in dict(steps)]
+    for size, seconds in [(1, 99.0)] * WARM_UP + firsts + list(steps) * each:
         times.add((size, seconds))
     return times
 
@@ -17,6 +18,25 @@ def test_a_step_costs_a_fixed_time_and_a_time_per_sample():
 
 def test_the_first_steps_are_left_out():
     assert timed().median(1) is None
+
+
+def test_the_first_step_of_a_size_is_left_out():
+    times = StepTimes()
+    times.add(*[(8, 99.0)] * WARM_UP, (8, 1.0), (16, 99.0))
+    assert (times.median(8), times.median(16)) == (1.0, None)
+    times.add((16, 2.0))
+    resumed = StepTimes()
+    resumed.load_state_dict(times.state_dict())
+    resumed.add((16, 2.2), (32, 99.0))
+    assert (resumed.median(16), resumed.median(32)) == (2.1, None)
+
+
+def test_a_size_of_which_little_is_known_is_not_given_by_its_tuning():
+    """With cudnn.benchmark the first step at a size takes as long as many others."""
+    times = StepTimes()
+    times.add(*[(8, 1.0)] * (WARM_UP + ENOUGH), (16, 40.0), *[(16, 1.5)] * ENOUGH)
+    fitted = times.fit()
+    assert times.median(16) == 1.5 and (fitted(8), fitted(16)) == pytest.approx((1.0, 1.5))
 
 
 def test_the_median_ignores_a_hiccup():
