@@ -116,7 +116,8 @@ class NoiseMeter:
 
         Returns:
             None if there is nothing to tell: no backward pass has been seen yet, or the step had begun before, in which
-            cases the next step is watched; or the layers' tensors did not show where the examples are.
+            cases the next step is watched; or the layers' tensors did not show where the examples are; or the step has
+            a single example.
 
         Raises:
             Unsupported: if the model cannot be measured in its step and its loss is not known.
@@ -139,6 +140,9 @@ class NoiseMeter:
                 self._change(Unsupported(NOT_CALLED))
             return None
         self._missed = 0
+        if norms.large_size < 2:
+            found.disarm()
+            return None  # one example shows no noise
         if not found.begins_clean and not self._begun_before:
             self._begun_before = True  # maybe in the middle of a step, or gradients are set to 0 instead of None
             found.arm(*sizes)

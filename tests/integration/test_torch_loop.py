@@ -275,6 +275,19 @@ def test_a_model_whose_layers_allow_it_is_measured_in_its_step_and_the_history_s
     assert not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize(("n", "start"), [(33, 16), (20, 1)], ids=["an epoch's last batch", "every batch"])
+def test_a_batch_of_one_sample_is_trained_on_and_not_measured(n, start):
+    data, model = Numbered(n), layer_normed()
+    optimizer = SGD(model.parameters(), 0.01)
+    loader = adaptive(data, model, optimizer, start, overhead=0.9, step_time=(1.0, 0.0), max_batch_size=start)
+    loader.training_run.controller.measure_next_step = lambda: True
+    run = train(model, optimizer, loader, EPOCHS)
+    assert run.sizes == EPOCHS * [len(i) for i in torch.arange(n).split(start)]
+    measured = [record for record in loader.history.records if record["event"] == "measurement"]
+    assert len(measured) == (0 if start == 1 else 2 * EPOCHS)
+    assert loader.batch_size == start
+
+
 def test_the_noise_scale_of_each_group_and_in_adams_metric_beside_the_plain_one():
     data, model = Numbered(1600), layer_normed()
     groups = [{"params": list(model[:2].parameters())}, {"params": list(model[2:].parameters())}]
