@@ -4,8 +4,8 @@
 
 Without adaptbs: `loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, collate_fn=pad)`.
 
-Bags are padded, not joined with offsets: a step is measured example by example, so the first dimension of what goes into
-a layer has to count examples.
+Bags are padded, not joined with offsets: a step is measured example by example, so the first dimension of what goes
+into a layer has to count examples.
 """
 
 import argparse
