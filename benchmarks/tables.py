@@ -24,13 +24,28 @@ BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def measuring() -> str:
     """What a measurement costs."""
     result = load("measuring_cost")
-    kinds = ("halves", "per example", "split step")
+    kinds = ("in step", "halves", "per example", "split step")
     rows = [
         [row["model"], str(row["batch_size"]), f"{row['step_ms']:.1f} ms"]
         + [f"{row[kind]:.0%}" if kind in row else "not possible" for kind in kinds]
         for row in result["rows"]
     ]
-    header = ["model", "batch", "plain step", "extra: two halves", "extra: per example", "extra: split step"]
+    header = ["model", "batch", "plain step", "in the step", "two halves", "per example, own pass", "split step"]
+    return markdown(header, rows) + where(result, "python -m benchmarks.cost.measuring")
+
+
+def measuring_memory() -> str:
+    """Memory that a measurement takes, beside what a training step takes."""
+    result = load("measuring_cost")
+    mib = 2**20
+    rows = []
+    for row in result["rows"]:
+        peaks, parameters = row["peak_bytes"], row["parameter_bytes"]
+        step = peaks["step"]
+        shown = [f"{peaks[kind] / step:.2f}" if kind in peaks else "not possible" for kind in ("in step", "halves")]
+        sizes = [f"{step / mib:.1f} MiB", f"{parameters / mib:.1f} MiB"]
+        rows.append([row["model"], str(row["batch_size"]), *sizes, *shown, f"{(step + parameters) / step:.2f}"])
+    header = ["model", "batch", "step", "parameters", "measured in the step", "halves alone", "counted for halves"]
     return markdown(header, rows) + where(result, "python -m benchmarks.cost.measuring")
 
 
@@ -131,7 +146,7 @@ def memory() -> str:
 
 TABLES = {
     "memory": memory,
-    "measuring": measuring,
+    "measuring": measuring, "measuring_memory": measuring_memory,
     "overhead": overhead,
     "demo": demo,
     "loader": loader,

@@ -20,13 +20,17 @@ from .formulas import formula_of
 from .layers import Watched
 from .leaf import by_differentiating
 from .passes import Pass, Step
-from .terms import Term, Unsupported
+from .terms import NotNow, Term, Unsupported
 
 log = logging.getLogger(__name__)
 HALF = (torch.float16, torch.bfloat16)
 ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
 ROUNDING_IN_HALF = 0.05  # where the backward pass is in half precision
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class BegunBeforeError(NotNow):
+    """Gradients had been added up before the step was watched."""
 
 
 class InStep:
@@ -54,6 +58,7 @@ class InStep:
         self._model, self._parameters = model, parameters
         self._watched: Watched | None = None
         self._checked: set[int] = set()  # ids of the parameters trained at an earlier check
+        self._sets_to_zero = False  # True once the loop is known to set gradients to zero instead of None
         self._handles: list[RemovableHandle] = []
         self._failure: Exception | None = None
         self._sizes: tuple[int, ...] = ()
@@ -106,11 +111,6 @@ class InStep:
         self._announced.clear()
 
     @property
-    def begins_clean(self) -> bool:
-        """False if `.grad` was there before the first backward pass, so that the step may have begun before."""
-        return self._step.is_clean
-
-    @property
     def examples(self) -> tuple[int, ...]:
         """Number of examples of each backward pass."""
         return self._step.examples_by_pass()
@@ -118,10 +118,12 @@ class InStep:
     def norms(self) -> SquaredNorms | None:
         """Squared norms of the backward passes since the gradients were None, on the device. None if there were none.
 
-        They are nan if `.grad` was neither None nor zero when the first of these passes began.
+        The first time that `.grad` was not None when the first of these passes began, this waits for the device to see
+        whether it was zero. In a loop that sets gradients to zero the norms are nan if it is not in a later step.
 
         Raises:
             Unsupported: if what was seen is not all of the step's gradient. No parameter is ever left out silently.
+            BegunBeforeError: if the step had begun before it was watched.
             NotNow: if another step may be measured.
             Exception: whatever a hook raised.
         """
@@ -130,7 +132,11 @@ class InStep:
         if not self._step.passes:
             return None
         n = sum(self.examples)
-        if self._checking and self._step.is_clean:
+        if not self._sets_to_zero and not self._step.is_clean():
+            if self._step.left() != 0:
+                raise BegunBeforeError("the step had begun before it was watched")
+            self._sets_to_zero = True
+        if self._checking:
             if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else ROUNDING)) is not None:
                 name = next(name for name, p in self._model.named_parameters() if p is odd)
                 raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")

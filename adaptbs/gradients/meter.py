@@ -12,7 +12,7 @@ from ..model import BatchLoss, batch_length, has_batch_norm, trainable
 from ..types import COUPLED, Measurement, SquaredNorms
 from .coupling import Coupling
 from .halves import HalfBatches
-from .in_step import InStep
+from .in_step import BegunBeforeError, InStep
 from .layers import why_not_in_step
 from .terms import NotNow, Unsupported
 from .views import View
@@ -125,6 +125,9 @@ class NoiseMeter:
         found = self._in_step
         try:
             norms = found.norms()
+        except BegunBeforeError:
+            found.arm(*sizes)  # the next step is watched from its beginning
+            return None
         except NotNow as error:
             log.info("a step was not measured: %s", error)
             found.disarm()
@@ -140,23 +143,15 @@ class NoiseMeter:
                 self._change(Unsupported(NOT_CALLED))
             return None
         self._missed = 0
-        if norms.large_size < 2:
-            found.disarm()
-            return None  # one example shows no noise
-        if not found.begins_clean and not self._begun_before:
-            self._begun_before = True  # maybe in the middle of a step, or gradients are set to 0 instead of None
-            found.arm(*sizes)
-            return None
         counts = found.examples
         found.disarm()
-        self._begun_before = False
+        if norms.large_size < 2:
+            return None  # one example shows no noise
         if self._loss is not None and self._loss.reduction == "sum":
             norms = norms.divided_by(norms.large_size**2)
         rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
         return Measurement(norms, IN_STEP, self._why, self._coupled() or caveat)
-
-    _begun_before = False
 
     def _by_halves(self, batch: Any, samples: int) -> Measurement | None:
         assert self._halves is not None

@@ -78,7 +78,6 @@ class Step:
 
     def _start(self) -> None:
         self.passes = 0
-        self.is_clean = True
         self._squares: list[Tensor] = []
         self._examples: dict[Tensor, list[int]] = {}
         self._large: Tensor | None = None
@@ -90,7 +89,7 @@ class Step:
         if self.passes and not new.before:
             self._start()
         if not self.passes and new.before:
-            self.is_clean, self._left = False, squared_norm(new.before)
+            self._left = squared_norm(new.before)
 
     def end(self, ended: Pass) -> None:
         """A pass is over. It does not count if it has added to no `.grad`, as one by `torch.autograd.grad`."""
@@ -120,6 +119,14 @@ class Step:
             if Counter(seen) - Counter(most):
                 raise Unsupported(f"its layers see different numbers of examples, {sum(seen)} and {sum(most)}")
         return tuple(most)
+
+    def is_clean(self) -> bool:
+        """True if the gradients were None before the first pass."""
+        return self._left is None
+
+    def left(self) -> float:
+        """Squared norm of the gradients before the first pass; waits for the device."""
+        return 0.0 if self._left is None else self._left.item()
 
     def small(self) -> Tensor:
         """sum_i |c_i|^2; nan if the step had begun before, or if nothing has a gradient, as where no target counts."""

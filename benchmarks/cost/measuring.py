@@ -3,7 +3,8 @@
     python -m benchmarks.cost.measuring
 
 Plain steps, measured steps, steps beside a measurement in a pass of its own (by halves, or by the norms of single
-examples), and split steps take turns. The medians of the extra time, in plain steps, go to results/measuring_cost.json.
+examples), and split steps take turns. The medians of the extra time, in plain steps, go to results/measuring_cost.json,
+and so do the bytes of tensors alive at once: of a step, of a measured step, and of the passes of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.in_step import InStep
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import batch_length, slice_batch
+from adaptbs.memory.trial import bytes_of
 from adaptbs.model.modules import has_batch_norm
+from benchmarks.common.live_bytes import peak_bytes
 from benchmarks.common.machine import save
 from benchmarks.common.per_example import PerExample
 
@@ -107,7 +110,7 @@ def split_step(model: nn.Module, loss: BatchLoss, batch) -> GradientPool:
     return pool
 
 
-def compare(make: Callable, n: int) -> dict[str, float]:
+def compare(make: Callable, n: int) -> dict:
     """Medians over rounds in which the three kinds of step take turns."""
     torch.manual_seed(0)
     model, loss_func, batch = make(n)
@@ -121,12 +124,15 @@ def compare(make: Callable, n: int) -> dict[str, float]:
         optimizer.zero_grad()
 
     def in_step() -> None:
+        in_step_alone()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def in_step_alone() -> None:
         watch.arm(n)
         loss(model, batch).backward()
         watch.norms()
         watch.disarm()
-        optimizer.step()
-        optimizer.zero_grad()
 
     def by_halves() -> None:
         halves.measure(batch)
@@ -152,7 +158,17 @@ def compare(make: Callable, n: int) -> dict[str, float]:
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - begin)
     base = statistics.median(seconds.pop("plain"))
-    return {"step_ms": 1000 * base, **{name: statistics.median(s) / base - 1 for name, s in seconds.items()}}
+    bytes_ = {
+        "step": lambda: loss(model, batch).backward(), "in step": in_step_alone,
+        "halves": lambda: halves.measure(batch), "per example": lambda: examples.measure(batch),
+    }  # fmt: skip
+    peaks = {}
+    for name, function in bytes_.items():
+        if name == "step" or name in seconds:
+            optimizer.zero_grad()
+            peaks[name] = peak_bytes(function, model.parameters())
+    extra = {name: statistics.median(s) / base - 1 for name, s in seconds.items()}
+    return {"step_ms": 1000 * base, **extra, "parameter_bytes": bytes_of(model.parameters()), "peak_bytes": peaks}
 
 
 MODELS = {
