@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.quality import tables as quality_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+GROWS = 0.1  # power of the size from which a cost is said to grow with it
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -92,9 +94,9 @@ def loader() -> str:
     return markdown(header, rows) + note + where(result, command)
 
 
-def optimizer_state() -> str:
+def optimizer_state(file: str = "optimizer_state", arguments: str = "") -> str:
     """What is done with optimizer and BatchNorm state as the batch grows."""
-    result = load("optimizer_state")
+    result = load(file)
 
     def show(compared: dict[str, Any] | None) -> str:
         if compared is None:
@@ -110,7 +112,24 @@ def optimizer_state() -> str:
     ]  # fmt: skip
     header = ["", "steps", "final loss", "final loss, to left alone", "training loss after doublings, to left alone"]
     note = f"\nMeans of {result['seeds']} seeds, paired; in brackets standard error, and deviation between seeds."
-    return markdown(header, rows) + note + where(result, "python -m benchmarks.quality.optimizer_state")
+    return markdown(header, rows) + note + where(result, f"python -m benchmarks.quality.optimizer_state{arguments}")
+
+
+def lion_betas() -> str:
+    """Lion with betas that follow the batch, against betas that stay."""
+    result = load("lion_betas")
+    rows = []
+    for row in result["rows"]:
+        change, se = row["loss"]["ratio"] - 1, row["loss"]["se"]
+        stays = row["choice"] == "betas stay"
+        rows.append([
+            f"{row['lr']:g}", row["choice"], f"{row['steps']:,.0f}", f"{row['loss_mean']:.3f}",
+            "-" if stays else f"{change:+.1%} (± {se:.1%})",
+            "-" if stays else f"{row['better']} of {result['seeds']}",
+        ])  # fmt: skip
+    header = ["learning rate", "", "steps", "final loss", "to betas that stay", "seeds better"]
+    note = f"\nMeans of {result['seeds']} seeds, paired; in brackets the standard error."
+    return markdown(header, rows) + note + where(result, "python -m benchmarks.quality.lion_betas")
 
 
 def demo() -> str:
@@ -144,13 +163,38 @@ def memory() -> str:
     return markdown(header, rows) + note + where(result, "python -m benchmarks.memory.search")
 
 
+def scale() -> str:
+    """Cost against size: the rows that grow, the worst first, and those that do not."""
+    result = load("scale")
+
+    def show(figure: float, unit: str) -> str:
+        if unit != "bytes" or figure < 1e4:
+            return f"{figure:,.0f} {unit}"
+        return f"{figure / 1e3:,.0f} kB" if figure < 1e6 else f"{figure / 1e6:,.0f} MB"
+
+    lines: dict[bool, list[list[str]]] = {True: [], False: []}
+    for row in result["rows"]:
+        sizes = sorted(map(int, row["figures"]))
+        figures = [show(row["figures"][str(size)], row["unit"]) for size in (sizes[0], sizes[-1])]
+        grows = row["law"] >= GROWS
+        by = f"{sizes[0]:,} and {sizes[-1]:,} {row['by']}"
+        lines[grows].append([row["what"], by, *figures, *([f"{row['law']:.1f}"] if grows else [])])
+    header = ["", "at", "cost", "cost at the larger"]
+    grown = markdown([*header, "power of the size"], lines[True])
+    return grown + "\n" + markdown(header, lines[False]) + where(result, "python -m benchmarks.cost.scale")
+
+
 TABLES = {
     "memory": memory,
-    "measuring": measuring, "measuring_memory": measuring_memory,
+    "scale": scale,
+    "measuring": measuring,
+    "measuring_memory": measuring_memory,
     "overhead": overhead,
     "demo": demo,
     "loader": loader,
+    "lion_betas": lion_betas,
     "optimizer_state": optimizer_state,
+    "optimizer_state_4_epochs": partial(optimizer_state, "optimizer_state_4_epochs", " --epochs 4"),
     **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
 }

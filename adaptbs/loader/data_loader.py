@@ -101,7 +101,10 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             ranks, settings, dataset,
             batch_size=batch_size, accumulation_steps=accumulation_steps, drop_last=drop_last, stock=others,
         )  # fmt: skip
-        source = EpochSource(dataset, batch_size, shuffle, sampler, drop_last, generator, accumulation_steps, ranks)
+        source = EpochSource(
+            dataset, batch_size, shuffle, sampler, drop_last, generator, accumulation_steps, ranks,
+            num_workers=others.get("num_workers", 0),
+        )  # fmt: skip
         batches = source.batch_sampler
         settings.check_start(batch_size, batches.epoch_samples // ranks.world_size)
         start_samples = batch_size * ranks.world_size

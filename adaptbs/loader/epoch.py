@@ -49,7 +49,7 @@ class LoaderEpoch:
     def before_batch(self, batch: Any) -> None:
         if self._source.delivering is not self._cut:
             self._source.delivers(self._cut)
-        if self._step_hook.is_scaled:  # by a step that raised
+        if self._step_hook.scaler.is_scaled:  # by a step that raised
             self._step_hook.restore()
         if self._run.tracker.ever_changed and self._misuse.watches:
             self._misuse.look()

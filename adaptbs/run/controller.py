@@ -62,6 +62,7 @@ class Controller:
             batches_per_step=batches_per_step,
         )  # fmt: skip
         self._clock: Clock | None = None  # in place of the device's
+        self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
 
     def start(self, epochs: int | None, device: Device, memory: MemoryLimit) -> None:
         """Begin a run, and forget any earlier one.
@@ -85,7 +86,7 @@ class Controller:
         self.noise_scale: NoiseScale | None = None
         self.views: dict[str, NoiseScale] = {}
         # Both are asked for at every step, and stay as they are from one decision to the next.
-        self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
+        self.scales.clear()
         self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
         self.history = History(self._views)
         self._record("start", reason="start")
@@ -103,6 +104,11 @@ class Controller:
     def end_by_epochs(self) -> None:
         """Leave the end of the run to the user: its epochs are longer than was planned."""
         self.progress_tracker.end_by_epochs()
+
+    def hold(self) -> None:
+        """Keep the batch that the run starts with, and hyperparameters as they are."""
+        self.rules.hold()
+        self.scales.clear()
 
     def skip_epochs(self, epochs: int) -> None:
         """Begin after so many epochs, where a run is resumed; nothing once the run has begun."""

@@ -58,9 +58,10 @@ class Settings:
             `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch size for SGD), "linear", "sqrt",
             "gain", "none", or a function `(k, noise_scale) -> factor`.
-        transfer: the hyperparameters that follow the batch, out of "lr", "betas" (fastai: mom and sqr_mom), "eps" and
-            "weight_decay". None: all of them with `lr_scaling="auto"`, else "lr" only. docs/transfer.md says what each
-            becomes.
+        transfer: the hyperparameters that follow the batch, out of "lr", "betas" (all that averages over steps: beta1
+            and beta2, fastai's mom and sqr_mom, and BatchNorm's momentum), "eps" and "weight_decay". None: all of them
+            with `lr_scaling="auto"`, else "lr" only; an optimizer that is not known then keeps its batch too.
+            docs/transfer.md says which are known, and what each becomes.
         budget: "progress": the run ends when it has come as far as its epochs would have with a small batch, in fewer
             steps and rather more samples, so there may be more epochs, the last a short one. "epochs": it ends after
             its epochs. A plain loop over the loader has the epochs that it has.
@@ -133,6 +134,11 @@ class Settings:
     def following(self) -> frozenset[str]:
         """The hyperparameters that follow the batch."""
         return following(self.transfer, self.lr_scaling)
+
+    @property
+    def says_what_follows(self) -> bool:
+        """True if the user has said what follows the batch, by `transfer=` or by a rule for the learning rate."""
+        return self.transfer is not None or self.lr_scaling != "auto"
 
     def check_start(self, batch_size: int, samples: int) -> None:
         """Raise ValueError if a run of `samples` samples an epoch cannot start with `batch_size`."""

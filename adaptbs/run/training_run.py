@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from ..timing import Clock
 from ..types import Scale
 from .controller import Controller
 from .look_ahead import LookAhead, NoLookAhead
+from .pass_size import FollowPassSize
 from .settings import Settings
 from .tracker import BatchTracker, EpochEvents
 
@@ -104,6 +106,8 @@ class TrainingRun:
         self._delivered: list[int] = []  # samples of each batch delivered meanwhile
         self._at, self._step_ended = -1, True  # samples at the latest batch, and whether it ends an optimizer step
         self._scaler: HyperparameterScaler | None = None
+        follows = "betas" in settings.following
+        self._on_cut_size = FollowPassSize(model, self.controller, micro_batch_size) if follows else None
         self._batch: Any = None  # the latest, to try larger ones by
 
     def start(self, epochs: int | None) -> None:
@@ -113,7 +117,8 @@ class TrainingRun:
         trial: MemoryTrial | None = None
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             measures = self._meter is not None
-            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: self._batch, measures=measures)
+            this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
+            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=measures)
         limit = MemoryLimit(
             None if self._settings.step_time else memory, self._settings.exceed_memory,
             self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,
@@ -126,6 +131,7 @@ class TrainingRun:
             sample_efficiencies=self.controller.sample_efficiencies,
             on_step_end=self.controller.step_ended,
             on_schedule_moved=self._on_schedule_moved,
+            on_cut_size=self._on_cut_size,
         )
 
     def use_clock(self, clock: Clock) -> None:
@@ -133,8 +139,15 @@ class TrainingRun:
         self.controller.use_clock(clock)
 
     def follow(self, scaler: HyperparameterScaler) -> None:
-        """Keep what the optimizer's averages have accumulated in the state of the run."""
+        """Keep what the optimizer's averages have accumulated in the state of the run.
+
+        Where it is not known what the optimizer does, batch and hyperparameters are held, unless the user has said what
+        follows the batch.
+        """
         self._scaler = scaler
+        if not scaler.known and not self._settings.says_what_follows:
+            scaler.hold()
+            self.controller.hold()
 
     @property
     def model_device(self) -> Any:

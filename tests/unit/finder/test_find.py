@@ -130,7 +130,7 @@ def test_also_after_ctrl_c(model, data):
 
 def test_an_adaptive_loader_does_not_take_it_for_training(model, data):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loader = AdaptiveDataLoader(data, 8, model=model, optimizer=optimizer, loss_func=mse_loss, epochs=1)
+    loader = AdaptiveDataLoader(data, 8, model=model, optimizer=optimizer, epochs=1)
     bs_find(model, mse_loss, loader, n_batch=4, lr=0.1)
     assert len(loader.history) == 1
     assert sum(len(x) for x, _ in loader) == 64
@@ -174,6 +174,32 @@ def test_an_optimizer_copy_has_the_state_but_not_the_hooks():
     assert (twin.param_groups[0]["lr"], optimizer.param_groups[0]["lr"]) == (0.2, 0.1)
     assert twin.state[weight]["step"] == 2
     assert optimizer.state[weight]["step"] == 1
+
+
+class WithSettings(torch.optim.SGD):
+    """Has settings beside those of its groups, and an optimizer inside."""
+
+    def __init__(self, params, inner=None):
+        super().__init__(params, lr=0.1)
+        self.scale, self.count, self.inner = 2.0, 0, inner
+
+    def step(self, closure=None):
+        self.count += 1
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.sub_(self.param_groups[0]["lr"] * self.scale * p.grad)
+        if self.inner is not None:
+            self.inner.step()
+
+
+def test_an_optimizer_copy_has_the_settings_of_its_class_but_shares_no_optimizer_inside():
+    model = product()
+    optimizer = WithSettings(model.parameters())
+    found = bs_find(model, None, [ONES] * 4, batch_loss=mean_output, n_batch=2, lr=0.1, optimizer=optimizer)
+    assert found.samples == (4, 8) and model.weight.item() == 2.0
+    assert (optimizer.count, optimizer.scale) == (0, 2.0)
+    twin = copy_of(WithSettings(model.parameters(), torch.optim.SGD(model.parameters(), lr=1.0)), 0.1)
+    assert not hasattr(twin, "inner") and twin.scale == 2.0
 
 
 def test_timing_leaves_no_trace_and_steps_no_optimizer_of_the_users(model, data):

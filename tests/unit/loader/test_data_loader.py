@@ -195,7 +195,7 @@ def test_what_is_left_is_not_guessed_where_an_iteration_has_ended_inside_of_anot
     with pytest.raises(RuntimeError, match="save after the next batch"):
         loader.state_dict()
     next(batches)
-    assert len(loader.state_dict()["source"]["rest"]["indices"]) == 64 - 8
+    assert loader.state_dict()["source"]["rest"]["order"]["position"] == 8
 
 
 def test_a_picture_of_the_run():
