@@ -130,7 +130,7 @@ def test_also_after_ctrl_c(model, data):
 
 def test_an_adaptive_loader_does_not_take_it_for_training(model, data):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loader = AdaptiveDataLoader(data, 8, model=model, optimizer=optimizer, epochs=1)
+    loader = AdaptiveDataLoader(data, 8, model=model, optimizer=optimizer, loss_func=mse_loss, epochs=1)
     bs_find(model, mse_loss, loader, n_batch=4, lr=0.1)
     assert len(loader.history) == 1
     assert sum(len(x) for x, _ in loader) == 64
