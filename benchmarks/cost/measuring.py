@@ -21,9 +21,9 @@ from torch import nn
 
 from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.in_step import InStep
+from adaptbs.memory.trial import bytes_of
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import batch_length, slice_batch
-from adaptbs.memory.trial import bytes_of
 from adaptbs.model.modules import has_batch_norm
 from benchmarks.common.live_bytes import peak_bytes
 from benchmarks.common.machine import save
