@@ -72,7 +72,7 @@ class Measurement:
 
     Attributes:
         norms: the squared norms.
-        source: how they were measured: "per example", "halves" or "ranks".
+        source: how they were measured: "in step", "halves" or "ranks".
         why: reason for this source, for the history.
         caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples.
     """

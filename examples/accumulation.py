@@ -36,7 +36,7 @@ def main() -> None:
 
     loader = AdaptiveDataLoader(
         dataset, BATCH_SIZE, shuffle=True, accumulation_steps=ACCUMULATION_STEPS,
-        model=model, optimizer=optimizer, loss_func=loss_func, epochs=EPOCHS,
+        model=model, optimizer=optimizer, epochs=EPOCHS,
     )  # fmt: skip
     for epoch in range(EPOCHS):
         for i, (x, y) in enumerate(loader):

@@ -25,7 +25,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 
     loader = AdaptiveDataLoader(  # (no DistributedSampler: the loader deals the samples out itself)
-        dataset, BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func
+        dataset, BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer
     )
     for epoch in loader.epochs(EPOCHS):
         losses = []

@@ -47,7 +47,7 @@ def main() -> None:
 
     loader = AdaptiveDataLoader(
         dataset, BATCH_SIZE, shuffle=True,
-        model=model, optimizer=optimizer, loss_func=F.nll_loss, scheduler=scheduler, epochs=EPOCHS,
+        model=model, optimizer=optimizer, scheduler=scheduler, epochs=EPOCHS,
     )  # fmt: skip
     for epoch in range(1, EPOCHS + 1):
         model.train()

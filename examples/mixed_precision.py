@@ -2,7 +2,7 @@
 
     python examples/mixed_precision.py
 
-Without adaptbs: `loader = DataLoader(dataset, BATCH_SIZE, shuffle=True)`. `autocast=` says what measurements run under.
+Without adaptbs: `loader = DataLoader(dataset, BATCH_SIZE, shuffle=True)`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
 
     loader = AdaptiveDataLoader(
         dataset, BATCH_SIZE, shuffle=True,
-        model=model, optimizer=optimizer, loss_func=loss_func, autocast=autocast, epochs=EPOCHS,
+        model=model, optimizer=optimizer, epochs=EPOCHS,
     )  # fmt: skip
     for epoch in range(EPOCHS):
         for x, y in loader:

@@ -35,7 +35,7 @@ def main() -> None:
 
     loader = AdaptiveDataLoader(
         dataset, BATCH_SIZE, shuffle=True,
-        model=model, optimizer=optimizer, loss_func=loss_func, scheduler=scheduler,
+        model=model, optimizer=optimizer, scheduler=scheduler,
     )  # fmt: skip
     for epoch in range(EPOCHS):
         losses = []

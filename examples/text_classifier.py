@@ -4,8 +4,8 @@
 
 Without adaptbs: `loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, collate_fn=pad)`.
 
-Bags are padded, not joined with offsets: measuring cuts a batch in halves along its first dimension, which has to count
-examples in all of its tensors.
+Bags are padded, not joined with offsets: a step is measured example by example, so the first dimension of what goes
+into a layer has to count examples.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
 
     loader = AdaptiveDataLoader(
         dataset, BATCH_SIZE, shuffle=True, collate_fn=pad,
-        model=model, optimizer=optimizer, loss_func=loss_func, epochs=EPOCHS,
+        model=model, optimizer=optimizer, epochs=EPOCHS,
     )  # fmt: skip
     for epoch in range(EPOCHS):
         for text, label in loader:

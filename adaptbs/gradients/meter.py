@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
@@ -51,6 +52,7 @@ class NoiseMeter:
         parameters: Callable[[], Sequence[nn.Parameter]] | None = None,
     ) -> None:
         self._model, self._loss, self._choice = model, loss, choice
+        self._parameters = parameters
         self._in_step = InStep(model, parameters)
         self._halves = HalfBatches(model, loss, views) if loss is not None else None
         self._coupling = Coupling(model, loss) if loss is not None else None
@@ -116,7 +118,8 @@ class NoiseMeter:
 
         Returns:
             None if there is nothing to tell: no backward pass has been seen yet, or the step had begun before, in which
-            cases the next step is watched; or the layers' tensors did not show where the examples are.
+            cases the next step is watched; or the layers' tensors did not show where the examples are; or the step has
+            a single example.
 
         Raises:
             Unsupported: if the model cannot be measured in its step and its loss is not known.
@@ -144,6 +147,8 @@ class NoiseMeter:
         self._missed = 0
         counts = found.examples
         found.disarm()
+        if norms.large_size < 2:
+            return None  # one example shows no noise
         if self._loss is not None and self._loss.reduction == "sum":
             norms = norms.divided_by(norms.large_size**2)
         rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)
@@ -172,6 +177,17 @@ class NoiseMeter:
             raise Unsupported(f"source='in_step' cannot measure this model: {why}. Use source='auto'") from None
         self._source, self._why = HALVES, str(why)
         log.info("the noise scale is measured by halves: %s", why)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch passes that are no step of the loop, as trials of a larger batch; what is seen is dropped."""
+        apart = InStep(self._model, self._parameters)
+        try:
+            with suppress(Unsupported):  # then the loop's step cannot be measured either
+                apart.arm()
+            yield
+        finally:
+            apart.disarm()
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen source and facts about model and loss."""

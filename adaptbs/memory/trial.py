@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..gradients import NoiseMeter
 from ..model import (
     BatchLoss,
     WeightSnapshot,
@@ -37,6 +39,7 @@ def try_size(
     *,
     optimizer: Any = None,
     more: int = 0,
+    watching: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Trial:
     """Run a training step of `size` samples twice, and leave no trace of it.
 
@@ -47,7 +50,8 @@ def try_size(
         size: samples.
         memory: the memory of the model's device.
         optimizer: takes the step without its hooks. None: forward and backward passes only.
-        more: bytes that training sometimes needs on top, as measuring does for another gradient.
+        more: bytes that training sometimes needs on top, as measuring by halves does for another gradient.
+        watching: makes the context of forward and backward passes, as measuring in the step has one.
     """
     parameters = list(model.parameters())  # frozen ones too: optimizers step them if an old gradient is left
     rest = memory.in_use()
@@ -56,7 +60,7 @@ def try_size(
     peak: int | None = None
     with preserved_grads(parameters), preserved(model):
         try:
-            peak = _peak(model, loss, repeat_batch(batch, size), parameters, memory, twin)
+            peak = _peak(model, loss, repeat_batch(batch, size), parameters, memory, twin, watching)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -70,7 +74,13 @@ def try_size(
 
 
 def _peak(
-    model: nn.Module, loss: BatchLoss, batch: Any, parameters: list[nn.Parameter], memory: DeviceMemory, twin: Any
+    model: nn.Module,
+    loss: BatchLoss,
+    batch: Any,
+    parameters: list[nn.Parameter],
+    memory: DeviceMemory,
+    twin: Any,
+    watching: Callable[[], AbstractContextManager[None]],
 ) -> int | None:
     """The peak of forward and backward passes, bytes. None if memory was so full that the allocator had to retry.
 
@@ -79,7 +89,7 @@ def _peak(
     """
     peaks = []
     for time in range(1, TIMES + 1):
-        with memory.watched() as seen, torch.enable_grad():
+        with memory.watched() as seen, torch.enable_grad(), watching():
             torch.autograd.backward(loss(model, batch))
         # In the first pass the allocator may have to free cached blocks of a smaller size, as it will once in training.
         if seen.thrashed and time == TIMES:
@@ -101,17 +111,26 @@ class MemoryTrial:
         loss: the loss of a batch.
         memory: the device's memory.
         batch: returns the latest batch of the run.
-        measures: True if the run measures, which needs memory for another gradient.
+        measures: returns how the run measures: in its steps, whose passes are then tried as they are when they are
+            measured; by halves, which needs memory for another gradient; or None for not at all.
     """
 
     def __init__(
-        self, model: nn.Module, loss: BatchLoss, memory: DeviceMemory, batch: Callable[[], Any], *, measures: bool
+        self,
+        model: nn.Module,
+        loss: BatchLoss,
+        memory: DeviceMemory,
+        batch: Callable[[], Any],
+        *,
+        measures: Callable[[], NoiseMeter | None],
     ) -> None:
         self._model, self._loss, self._memory, self._batch, self._measures = model, loss, memory, batch, measures
 
     def __call__(self, size: int) -> Trial:
-        more = bytes_of(trainable(self._model)) if self._measures else 0
-        return try_size(self._model, self._loss, self._batch(), size, self._memory, more=more)
+        meter = self._measures()
+        more = bytes_of(trainable(self._model)) if meter is not None and not meter.in_step else 0
+        watching = meter.watching if meter is not None and meter.in_step else nullcontext
+        return try_size(self._model, self._loss, self._batch(), size, self._memory, more=more, watching=watching)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -17,7 +17,7 @@ COLUMNS = (
     "doubt",  # reason not to trust the numbers of this record; None if there is none
     "low",  # lower confidence limit of B_simple, samples
     "high",  # upper confidence limit of B_simple, samples
-    "source",  # how it was measured: "per example", "halves" or "ranks"
+    "source",  # how it was measured: "in step", "halves" or "ranks"
     "grad_sq",  # |G|^2, gradient^2: of one measurement, or pooled for a decision
     "trace",  # tr(Sigma), gradient^2: of one measurement, or pooled for a decision
     "lr_factor",  # factor on the learning rate

@@ -110,9 +110,10 @@ class TrainingRun:
         memory = memory_of({p.device for p in parameters}, self._ranks.world_size)
         trial: MemoryTrial | None = None
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
-            measures = self._meter is not None
             this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
-            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=measures)
+            trial = MemoryTrial(
+                self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=lambda: this._meter
+            )  # fmt: skip
         limit = MemoryLimit(
             None if self._settings.step_time else memory, self._settings.exceed_memory,
             self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,

@@ -182,12 +182,16 @@ def test_a_comparison_says_what_the_runs_did(monkeypatch):
 
 def test_a_loader_goes_by_the_modelled_clock_it_is_given():
     model = torch.nn.Linear(1, 1)
-    loader = AdaptiveDataLoader(
-        torch.utils.data.TensorDataset(torch.ones(64, 1), torch.zeros(64, 1)), 8, model=model, epochs=1,
-        loss_func=torch.nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters(), 0.01),
-    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    data = torch.utils.data.TensorDataset(torch.ones(64, 1), torch.zeros(64, 1))
+    loader = AdaptiveDataLoader(data, 8, model=model, optimizer=optimizer, epochs=1)
     clock = ModelClock(StepTime(1.0, 0.0), seed=0)
     inject(loader, clock)
-    batches = len(list(loader))
+    batches = 0
+    for x, y in loader:
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        batches += 1
     assert clock.seconds >= batches
-    assert set(loader.history.to_dict()["source"]) - {None} == {"per example"}
+    assert set(loader.history.to_dict()["source"]) - {None} == {"in step"}

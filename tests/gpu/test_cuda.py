@@ -50,7 +50,7 @@ def test_measuring_leaves_training_as_it_was():
         optimizer = AdamW(model.parameters(), 1e-3)
         loader = (
             AdaptiveDataLoader(
-                data(), 64, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func,
+                data(), 64, shuffle=True, model=model, optimizer=optimizer,
                 epochs=3, max_batch_size=64, overhead=0.2,
             )
             if adaptive
@@ -64,9 +64,7 @@ def test_measuring_leaves_training_as_it_was():
 def test_it_grows_and_times_its_steps_by_events():
     model = network()
     optimizer = AdamW(model.parameters(), 1e-3)
-    loader = AdaptiveDataLoader(
-        data(), 16, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func, epochs=3, overhead=0.2
-    )
+    loader = AdaptiveDataLoader(data(), 16, shuffle=True, model=model, optimizer=optimizer, epochs=3, overhead=0.2)
     train(loader, model, optimizer)
     assert loader.batch_size > 16
     assert loader.noise_scale.trace > 0
@@ -93,7 +91,7 @@ def test_between_decisions_nothing_waits_for_the_device(monkeypatch):
     optimizer = AdamW(model.parameters(), 1e-3, fused=True)
     on_device = TensorDataset(*(t.cuda() for t in data().tensors))
     loader = AdaptiveDataLoader(
-        on_device, 32, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func,
+        on_device, 32, shuffle=True, model=model, optimizer=optimizer,
         epochs=4, max_batch_size=32, overhead=0.5, decide_every=0.1,
     )  # fmt: skip
     decided = []
@@ -109,7 +107,8 @@ def test_between_decisions_nothing_waits_for_the_device(monkeypatch):
 
         return waiting
 
-    # The first measurements look at what kind of loss this is, and wait for it; from the second reading on nothing may.
+    # The first measurements compare each parameter's terms with its gradient, and wait for the result. From the second
+    # reading on nothing may.
     monkeypatch.setattr(Controller, "_read", may_wait(Controller._read))
     try:
         for _ in range(4):

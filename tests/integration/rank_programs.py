@@ -55,7 +55,7 @@ def doubling(noise_scale, batch_size, progress):
 def loader_of(model, optimizer, batch_size, **arguments):
     arguments = {"shuffle": True, "epochs": 2, "overhead": 0.5, "decide_every": 0.2, "step_time": (1, 0), **arguments}
     return AdaptiveDataLoader(
-        Numbered(), batch_size, model=model, optimizer=optimizer, batch_loss=batch_loss, **arguments
+        Numbered(), batch_size, model=model, optimizer=optimizer, **arguments
     )  # fmt: skip
 
 
@@ -226,7 +226,9 @@ def memory(rank, world, out):
     model = DistributedDataParallel(inner)
     optimizer = optimizer_of("sgd", model)
     rows = OnDevice(inner, device, per_sample=1000, fixed=1000).rows
-    loader = loader_of(model, optimizer, 8, target=doubling, max_batch_size=64, epochs=3, step_time=None)
+    loader = loader_of(
+        model, optimizer, 8, target=doubling, max_batch_size=64, epochs=3, step_time=None, batch_loss=batch_loss
+    )
     seen = train(loader, model, optimizer, epochs=3)
     return {**seen, "last": flat(model), "history": loader.history.records, "rows": rows}
 
@@ -234,9 +236,9 @@ def memory(rank, world, out):
 PROGRAMS = {
     "memory": memory,
     "ddp": lambda *a: grown(*a, lr_scaling="linear"),
-    "adamw": lambda *a: grown(*a, name="adamw"),
+    "adamw": lambda *a: grown(*a, name="adamw", batch_loss=batch_loss),
     "by hand": lambda *a: grown(*a, way="by hand"),
-    "accumulated": lambda *a: grown(*a, parts=2),
+    "accumulated": lambda *a: grown(*a, parts=2, batch_loss=batch_loss),
     "real clock": real_clock,
     "scaled": scaled,
     "ahead": ahead,

@@ -32,7 +32,7 @@ def setup(*, schedule: str | None = "steps", start: int = START, **settings):
     settings = {"step_time": (1.0, 0.0), "overhead": 0.5} | settings
     loader = AdaptiveDataLoader(
         data, start, shuffle=True, generator=torch.Generator().manual_seed(1), model=model, optimizer=optimizer,
-        loss_func=nn.functional.mse_loss, scheduler=scheduler, epochs=EPOCHS, **settings,
+        scheduler=scheduler, epochs=EPOCHS, **settings,
     )  # fmt: skip
     return loader, model, optimizer, scheduler
 
@@ -103,7 +103,7 @@ def test_epochs_tells_the_length_where_nothing_else_does():
     model = nn.Linear(1, 1)
     loader = AdaptiveDataLoader(
         TensorDataset(torch.ones(64, 1), torch.zeros(64, 1)), 4, model=model, step_time=(1.0, 0.0),
-        loss_func=nn.functional.mse_loss, optimizer=SGD(model.parameters(), 0.01),
+        optimizer=SGD(model.parameters(), 0.01),
     )  # fmt: skip
     assert [(epoch, len(list(loader))) for epoch in loader.epochs(2)] == [(0, 16), (1, 16)]
     assert loader.history.to_dict()["progress"][-1] == 1

@@ -9,6 +9,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader, bs_find
+from adaptbs.model import has_batch_norm
 from tests.oracle import brute
 
 START, EPOCHS = 16, 4
@@ -42,7 +43,9 @@ def bfloat16():
 def measuring(model, optimizer, batch_size: int = START, **arguments) -> AdaptiveDataLoader:
     """A loader that measures every step it can, and keeps its size."""
     often = {"overhead": 0.9, "step_time": (1.0, 0.0)}
-    arguments = {"max_batch_size": batch_size, "epochs": EPOCHS, "loss_func": mse_loss, **often, **arguments}
+    if has_batch_norm(model):
+        often["loss_func"] = mse_loss
+    arguments = {"max_batch_size": batch_size, "epochs": EPOCHS, **often, **arguments}
     return AdaptiveDataLoader(data(), batch_size, shuffle=True, model=model, optimizer=optimizer, **arguments)
 
 
@@ -186,6 +189,6 @@ def test_a_last_batch_too_short_to_measure_is_delivered_all_the_same(n, drop_las
     rows = TensorDataset(*(t[:n] for t in data().tensors))
     loader = AdaptiveDataLoader(
         rows, START, model=model, optimizer=optimizer, loss_func=mse_loss, epochs=1, overhead=0.9,
-        step_time=(1.0, 0.0), max_batch_size=START, drop_last=drop_last,
+        source="halves", step_time=(1.0, 0.0), max_batch_size=START, drop_last=drop_last,
     )  # fmt: skip
     assert [len(x) for x, _ in loader] == [START] * 10 + ([] if drop_last else [n - 160])

@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import IterableDataset, WeightedRandomSampler, get_worker_info
 
 from tests.integration import stoppable
@@ -92,6 +93,37 @@ def test_saved_after_each_batch_and_resumed_each_time(workers):
                 optimizer.step()
                 scheduler.step()
         same(stoppable.outcome(model, seen, loader), unbroken)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 20, 41])  # batches; the first is measured, as are many after it
+def test_a_run_that_is_measured_in_its_steps_goes_on_too(stop):
+    def parts():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        measured = {"overhead": 0.3, "step_time": (4e-3, 1e-6), "max_batch_size": 32}
+        return model, optimizer, adaptive(Numbered(600), model, optimizer, 8, **measured)
+
+    def go_on(run, seen):
+        """To the end; what the whole run has come to, and what was saved on the way."""
+        (model, optimizer, loader), saved = run, None
+        for _ in loader.epochs(2):
+            for batch in loader:
+                seen.append(batch[2].tolist())
+                loss_of(model, batch).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if len(seen) == stop:
+                    saved = through_a_file([*(part.state_dict() for part in run), torch.get_rng_state()])
+        return stoppable.outcome(model, seen, loader), saved
+
+    unbroken, saved = go_on(parts(), [])
+    assert unbroken[2]["source"].count("in step") > 20
+    again = parts()
+    for part, state in zip(again, saved, strict=False):
+        part.load_state_dict(state)
+    torch.set_rng_state(saved[-1])
+    same(go_on(again, unbroken[1][:stop])[0], unbroken)
 
 
 @pytest.mark.parametrize("order", ["generator", "weighted", "strings"])

@@ -32,7 +32,7 @@ class Stream(IterableDataset):
 def adaptive(data, batch_size: int = 8, **arguments) -> tuple[AdaptiveDataLoader, torch.nn.Module]:
     model = network()
     optimizer = SGD(model.parameters(), 1e-6)
-    arguments = {"batch_loss": loss_of, "epochs": 2} | arguments
+    arguments = {"overhead": 0, "epochs": 2} | arguments
     return AdaptiveDataLoader(data, batch_size, model=model, optimizer=optimizer, **arguments), model
 
 

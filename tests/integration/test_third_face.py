@@ -6,7 +6,6 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.hyperparameters import StepHook, traits_of
-from adaptbs.model import BatchLoss
 from adaptbs.run import Settings, TrainingRun
 from adaptbs.sampling import AdaptiveBatchSampler
 
@@ -37,7 +36,7 @@ class Trainer:
         self.model, self.optimizer = model, optimizer
         self.run = TrainingRun(
             settings, model, optimizer, batch_size=START, epoch_samples=len(dataset),
-            adaptive=traits_of(optimizer).adaptive, loss=BatchLoss(CROSS_ENTROPY),
+            adaptive=traits_of(optimizer).adaptive,
         )  # fmt: skip
         self.sampler = AdaptiveBatchSampler(
             RandomSampler(dataset), lambda: self.run.controller.batch_size, START, drop_last=False
@@ -68,9 +67,7 @@ def test_it_decides_and_trains_as_the_loader_does_to_the_bit():
     trainer.fit(EPOCHS)
 
     dataset, other, optimizer = task()
-    loader = AdaptiveDataLoader(
-        dataset, START, shuffle=True, model=other, optimizer=optimizer, loss_func=CROSS_ENTROPY, epochs=EPOCHS, **SHARED
-    )
+    loader = AdaptiveDataLoader(dataset, START, shuffle=True, model=other, optimizer=optimizer, epochs=EPOCHS, **SHARED)
     torch.manual_seed(1)
     for _ in loader.epochs(EPOCHS):
         for x, y in loader:

@@ -215,7 +215,7 @@ def test_it_grows_on_real_digits_and_the_model_is_as_good():
         optimizer = AdamW(model.parameters(), 3e-3)
         if is_adaptive:
             loader = AdaptiveDataLoader(
-                data, 16, shuffle=True, model=model, optimizer=optimizer, loss_func=nn.functional.cross_entropy,
+                data, 16, shuffle=True, model=model, optimizer=optimizer,
                 epochs=8, step_time=(4e-3, 1e-6), overhead=0.2,
             )  # fmt: skip
         else:
@@ -244,7 +244,7 @@ def test_gradients_that_are_not_finite_are_left_out_and_said_once(caplog):
     data, model = Numbered(400), network()
     data.x[::7] = float("nan")
     optimizer = SGD(model.parameters(), 0.0)
-    loader = adaptive(data, model, optimizer, epochs=1, overhead=0.9, batch_loss=lambda m, b: loss_of(m, b))
+    loader = adaptive(data, model, optimizer, epochs=1, overhead=0.9)
     train(model, optimizer, loader, 1)
     assert caplog.text.count("not finite") == 1
     assert loader.noise_scale is None
@@ -275,11 +275,26 @@ def test_a_model_whose_layers_allow_it_is_measured_in_its_step_and_the_history_s
     assert not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize(("n", "start"), [(33, 16), (20, 1)], ids=["an epoch's last batch", "every batch"])
+def test_a_batch_of_one_sample_is_trained_on_and_not_measured(n, start):
+    data, model = Numbered(n), layer_normed()
+    optimizer = SGD(model.parameters(), 0.01)
+    loader = adaptive(data, model, optimizer, start, overhead=0.9, step_time=(1.0, 0.0), max_batch_size=start)
+    loader.training_run.controller.measure_next_step = lambda: True
+    run = train(model, optimizer, loader, EPOCHS)
+    assert run.sizes == EPOCHS * [len(i) for i in torch.arange(n).split(start)]
+    measured = [record for record in loader.history.records if record["event"] == "measurement"]
+    assert len(measured) == (0 if start == 1 else 2 * EPOCHS)
+    assert loader.batch_size == start
+
+
 def test_the_noise_scale_of_each_group_and_in_adams_metric_beside_the_plain_one():
     data, model = Numbered(1600), layer_normed()
     groups = [{"params": list(model[:2].parameters())}, {"params": list(model[2:].parameters())}]
     optimizer = Adam(groups, 1e-3)
-    loader = adaptive(data, model, optimizer, overhead=0.9, metric="adam", by_group=True, step_time=(1.0, 0.0))
+    loader = adaptive(
+        data, model, optimizer, overhead=0.9, metric="adam", by_group=True, step_time=(1.0, 0.0), batch_loss=loss_of
+    )
     train(model, optimizer, loader, 1)
     assert set(loader.views) == {"adam", "group 0", "group 1"}
     columns = loader.history.decisions()

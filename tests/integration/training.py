@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from adaptbs import AdaptiveDataLoader
+from adaptbs.model import has_batch_norm
 
 
 class Numbered(Dataset):
@@ -74,7 +75,9 @@ def train(model, optimizer, loader, epochs: int, scheduler=None, per_epoch: bool
 
 
 def adaptive(dataset, model, optimizer, batch_size: int = 16, **arguments) -> AdaptiveDataLoader:
-    arguments = {"shuffle": True, "batch_loss": loss_of, "epochs": 2} | arguments
+    """A loader that is given the loss only if the model cannot be measured without."""
+    needed = has_batch_norm(model) and arguments.get("overhead") != 0
+    arguments = {"shuffle": True, "epochs": 2} | ({"batch_loss": loss_of} if needed else {}) | arguments
     return AdaptiveDataLoader(dataset, batch_size, model=model, optimizer=optimizer, **arguments)
 
 

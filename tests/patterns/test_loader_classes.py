@@ -10,7 +10,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from adaptbs import AdaptiveDataLoader
-from tests.integration.training import Numbered, loss_of, network
+from tests.integration.training import Numbered, network
 
 
 class Normalizing(DataLoader):
@@ -78,7 +78,7 @@ class Named(DataLoader):
 def taken_over(loader) -> AdaptiveDataLoader:
     model = network()
     optimizer = SGD(model.parameters(), 0.01)
-    return AdaptiveDataLoader.from_loader(loader, model=model, optimizer=optimizer, batch_loss=loss_of, overhead=0)
+    return AdaptiveDataLoader.from_loader(loader, model=model, optimizer=optimizer, overhead=0)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_the_loader_can_be_taken_over():
     stock = DataLoader(Numbered(ALL), 16, sampler=Says(ALL, 40))
     model = network()
     loader = AdaptiveDataLoader.from_loader(
-        stock, model=model, optimizer=SGD(model.parameters(), 0.01), batch_loss=loss_of, overhead=0, epochs=1
+        stock, model=model, optimizer=SGD(model.parameters(), 0.01), overhead=0, epochs=1
     )
     assert sorted(i for batch in loader for i in batch[2].tolist()) == list(range(ALL))
 

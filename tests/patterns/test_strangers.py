@@ -58,7 +58,7 @@ class Parallel(nn.Module):
 @pytest.mark.parametrize("wrap", [Parallel, lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
 def test_a_wrapped_model_has_the_same_parameters(face, wrap):
     run = Run()
-    face(run, model=wrap(run.model), optimizer=run.optimizer)
+    face(run, model=wrap(run.model), optimizer=run.optimizer, loss_func=mse_loss)
 
 
 @FACES

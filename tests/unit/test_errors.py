@@ -27,7 +27,7 @@ class Run:
     def loader(self, **changed):
         arguments = {
             "dataset": DATA, "batch_size": 4, "model": self.model, "optimizer": self.optimizer,
-            "scheduler": self.scheduler, "loss_func": mse_loss, "step_time": (1.0, 0.0),
+            "scheduler": self.scheduler, "step_time": (1.0, 0.0),
         }  # fmt: skip
         return AdaptiveDataLoader(**arguments | changed)
 
@@ -104,11 +104,15 @@ class Endless:
         ({"optimizer": "adam"}, TypeError, ["optimizer='adam'", "torch.optim.Optimizer"]),
         ({"scheduler": "cosine"}, TypeError, ["scheduler='cosine'", "LRScheduler"]),
         (
-            {"loss_func": None, "source": "halves"},
+            {"source": "halves"},
             ValueError,
             ["source='halves'", "loss_func=", "batch_loss=", "overhead=0"],
         ),
-        ({"batch_loss": lambda model, batch: 0}, ValueError, ["either loss_func=", "or batch_loss="]),
+        (
+            {"loss_func": mse_loss, "batch_loss": lambda model, batch: 0},
+            ValueError,
+            ["either loss_func=", "or batch_loss="],
+        ),
         ({"loss_func": "mse"}, TypeError, ["loss_func='mse'", "function"]),
         # how to decide
         ({"target": "fastest"}, ValueError, ["target='fastest'", "'goodput', 'noise_scale' or a function"]),
@@ -183,7 +187,9 @@ def test_a_loss_must_be_one_number(run, loss_func, words, source):
 
 
 def test_a_batch_that_the_loss_cannot_take_is_held_with_one_warning(run, caplog):
-    loader = run.loader(overhead=0.01, source="halves", collate_fn=lambda items: {"x": torch.ones(4, 1)})
+    loader = run.loader(
+        overhead=0.01, source="halves", loss_func=mse_loss, collate_fn=lambda items: {"x": torch.ones(4, 1)}
+    )
     with caplog.at_level(logging.WARNING, "adaptbs"):
         delivered = sum(1 for _ in loader)
     assert delivered == len(loader)
@@ -196,7 +202,7 @@ def test_nan_gradients_are_left_out_of_the_estimate_with_one_warning(run, caplog
     x[[9, 25]] = float("nan")  # in the 3rd and 7th of 16 batches
     loader = run.loader(
         dataset=TensorDataset(x, torch.zeros(64, 1)),
-        overhead=0.5, decide_every=0.1, target=lambda *_: 4, source="halves",
+        overhead=0.5, decide_every=0.1, target=lambda *_: 4, source="halves", loss_func=mse_loss,
     )  # fmt: skip
     loader.training_run.controller.measure_next_step = lambda: True
     batches = 0

@@ -3,7 +3,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
@@ -16,7 +15,7 @@ def epoch(n, world, batch_size, most, drop_last, parts=1, seed=None):
     for rank in range(world):
         model = nn.Linear(1, 1)
         loader = AdaptiveDataLoader(
-            data, batch_size, rank=rank, world_size=world, model=model, drop_last=drop_last, loss_func=mse_loss,
+            data, batch_size, rank=rank, world_size=world, model=model, drop_last=drop_last,
             optimizer=torch.optim.SGD(model.parameters(), 1e-9), target=lambda _, size, __: 2 * size, overhead=0,
             step_time=(1, 0), epochs=1, decide_every=0.2, max_batch_size=most, accumulation_steps=parts,
             shuffle=seed is not None, generator=None if seed is None else torch.Generator().manual_seed(seed),
@@ -103,7 +102,7 @@ def test_what_a_loader_of_several_ranks_cannot_do(arguments, error, says):
     model = nn.Linear(1, 1)
     arguments = {
         "dataset": TensorDataset(torch.zeros(64, 1), torch.zeros(64, 1)), "batch_size": 4, "rank": 1, "world_size": 2,
-        "overhead": 0, "step_time": (1, 0), "loss_func": mse_loss, **arguments,
+        "overhead": 0, "step_time": (1, 0), **arguments,
     }  # fmt: skip
     with pytest.raises(error, match=says):
         AdaptiveDataLoader(model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), **arguments)

@@ -38,6 +38,14 @@ def test_a_model_is_measured_in_its_step():
     assert not model._forward_hooks
 
 
+def test_a_step_of_one_example_is_not_measured_and_the_next_one_is():
+    model = nn.Linear(4, 1)
+    meter = meter_of(model)
+    assert step(meter, model, (BATCH[0][:1], BATCH[1][:1])) is None
+    assert not meter.is_armed and not model._forward_hooks
+    assert step(meter, model, (BATCH[0][:2], BATCH[1][:2])).norms.large_size == 2
+
+
 def with_batch_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 

@@ -19,7 +19,7 @@ def setup(batch_size=4, lr=1e-6, **arguments):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     arguments = {
         "target": lambda noise_scale, batch_size, progress: 2 * batch_size, "decide_every": 0.25, "max_batch_size": 32,
-        "epochs": 1, "overhead": 0, "loss_func": mse_loss, "step_time": (1, 0), **arguments,
+        "epochs": 1, "overhead": 0, "step_time": (1, 0), **arguments,
     }  # fmt: skip
     return AdaptiveDataLoader(DATA, batch_size, model=model, optimizer=optimizer, **arguments), model, optimizer
 
@@ -146,7 +146,7 @@ def test_closed_it_no_longer_scales():
 
 
 def test_without_overhead_nothing_is_measured():
-    loader = setup(loss_func=None)[0]
+    loader = setup()[0]
     sizes(loader)
     assert loader.noise_scale is None
     assert "measurement" not in loader.history.to_dict()["event"]
@@ -245,7 +245,7 @@ def test_plain_batches_are_neither_counted_nor_measured():
     model = torch.nn.Linear(1, 1)
     loader = AdaptiveDataLoader(
         TensorDataset(torch.ones(64, 1), torch.zeros(64, 1)), 4, model=model, epochs=1,
-        loss_func=torch.nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters(), 0.01),
+        optimizer=torch.optim.SGD(model.parameters(), 0.01),
     )  # fmt: skip
     assert len(list(loader.plain_batches())) == 16
     assert loader.training_run.controller.progress_tracker.samples == 0

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import adaptbs
 from adaptbs import probe_memory
+from adaptbs.gradients.meter import NoiseMeter
 from adaptbs.memory import probe
 from adaptbs.memory.trial import MemoryTrial, try_size
 from adaptbs.model.batch_loss import BatchLoss
@@ -191,13 +192,29 @@ def test_an_allocator_that_lets_smaller_blocks_go_once_is_not_full(memory, monke
     assert 2200 <= found.batch_size <= 2250
 
 
-def test_a_gradient_that_measuring_holds_is_counted(memory):
+def test_what_measuring_holds_is_counted(memory):
     model = network()
     batch = (torch.randn(8, 4), torch.randn(8, 1))
     plain = try_size(model, MSE, batch, 16, memory)
-    measuring = MemoryTrial(model, MSE, memory, lambda: batch, measures=True)
     own = sum(p.numel() * 4 for p in model.parameters())
-    assert measuring(16).peak == plain.peak + own
+    for choice, more in (("halves", own), ("in_step", 0)):
+        meter = NoiseMeter(model, MSE, choice=choice)
+        trial = MemoryTrial(model, MSE, memory, lambda: batch, measures=lambda meter=meter: meter)
+        assert trial(16).peak == plain.peak + more
+    assert MemoryTrial(model, MSE, memory, lambda: batch, measures=lambda: None)(16).peak == plain.peak
+
+
+def test_a_run_that_is_measured_in_its_steps_tries_a_step_as_it_is_when_measured(memory, monkeypatch):
+    hooked = []
+
+    def loss(model, batch):
+        hooked.append(sum(len(m._forward_hooks) for m in model.modules()))
+        return model(batch[0]).square().mean()
+
+    model, batch = network(), (torch.randn(8, 4), torch.randn(8, 1))
+    MemoryTrial(model, BatchLoss(batch_loss=loss), memory, lambda: batch, measures=lambda: NoiseMeter(model, None))(16)
+    assert min(hooked) == sum(1 for m in model.modules() if any(True for _ in m.parameters(recurse=False))) > 0
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize(
