@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,35 @@ from benchmarks.quality import tables as quality_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+GROWS = 0.1  # power of the size from which a cost is said to grow with it
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def measuring() -> str:
     """What a measurement costs."""
     result = load("measuring_cost")
-    kinds = ("halves", "per example", "split step")
+    kinds = ("in step", "halves", "per example", "split step")
     rows = [
         [row["model"], str(row["batch_size"]), f"{row['step_ms']:.1f} ms"]
         + [f"{row[kind]:.0%}" if kind in row else "not possible" for kind in kinds]
         for row in result["rows"]
     ]
-    header = ["model", "batch", "plain step", "extra: two halves", "extra: per example", "extra: split step"]
+    header = ["model", "batch", "plain step", "in the step", "two halves", "per example, own pass", "split step"]
+    return markdown(header, rows) + where(result, "python -m benchmarks.cost.measuring")
+
+
+def measuring_memory() -> str:
+    """Memory that a measurement takes, beside what a training step takes."""
+    result = load("measuring_cost")
+    mib = 2**20
+    rows = []
+    for row in result["rows"]:
+        peaks, parameters = row["peak_bytes"], row["parameter_bytes"]
+        step = peaks["step"]
+        shown = [f"{peaks[kind] / step:.2f}" if kind in peaks else "not possible" for kind in ("in step", "halves")]
+        sizes = [f"{step / mib:.1f} MiB", f"{parameters / mib:.1f} MiB"]
+        rows.append([row["model"], str(row["batch_size"]), *sizes, *shown, f"{(step + parameters) / step:.2f}"])
+    header = ["model", "batch", "step", "parameters", "measured in the step", "halves alone", "counted for halves"]
     return markdown(header, rows) + where(result, "python -m benchmarks.cost.measuring")
 
 
@@ -77,9 +94,9 @@ def loader() -> str:
     return markdown(header, rows) + note + where(result, command)
 
 
-def optimizer_state() -> str:
+def optimizer_state(file: str = "optimizer_state", arguments: str = "") -> str:
     """What is done with optimizer and BatchNorm state as the batch grows."""
-    result = load("optimizer_state")
+    result = load(file)
 
     def show(compared: dict[str, Any] | None) -> str:
         if compared is None:
@@ -95,7 +112,24 @@ def optimizer_state() -> str:
     ]  # fmt: skip
     header = ["", "steps", "final loss", "final loss, to left alone", "training loss after doublings, to left alone"]
     note = f"\nMeans of {result['seeds']} seeds, paired; in brackets standard error, and deviation between seeds."
-    return markdown(header, rows) + note + where(result, "python -m benchmarks.quality.optimizer_state")
+    return markdown(header, rows) + note + where(result, f"python -m benchmarks.quality.optimizer_state{arguments}")
+
+
+def lion_betas() -> str:
+    """Lion with betas that follow the batch, against betas that stay."""
+    result = load("lion_betas")
+    rows = []
+    for row in result["rows"]:
+        change, se = row["loss"]["ratio"] - 1, row["loss"]["se"]
+        stays = row["choice"] == "betas stay"
+        rows.append([
+            f"{row['lr']:g}", row["choice"], f"{row['steps']:,.0f}", f"{row['loss_mean']:.3f}",
+            "-" if stays else f"{change:+.1%} (± {se:.1%})",
+            "-" if stays else f"{row['better']} of {result['seeds']}",
+        ])  # fmt: skip
+    header = ["learning rate", "", "steps", "final loss", "to betas that stay", "seeds better"]
+    note = f"\nMeans of {result['seeds']} seeds, paired; in brackets the standard error."
+    return markdown(header, rows) + note + where(result, "python -m benchmarks.quality.lion_betas")
 
 
 def demo() -> str:
@@ -129,13 +163,38 @@ def memory() -> str:
     return markdown(header, rows) + note + where(result, "python -m benchmarks.memory.search")
 
 
+def scale() -> str:
+    """Cost against size: the rows that grow, the worst first, and those that do not."""
+    result = load("scale")
+
+    def show(figure: float, unit: str) -> str:
+        if unit != "bytes" or figure < 1e4:
+            return f"{figure:,.0f} {unit}"
+        return f"{figure / 1e3:,.0f} kB" if figure < 1e6 else f"{figure / 1e6:,.0f} MB"
+
+    lines: dict[bool, list[list[str]]] = {True: [], False: []}
+    for row in result["rows"]:
+        sizes = sorted(map(int, row["figures"]))
+        figures = [show(row["figures"][str(size)], row["unit"]) for size in (sizes[0], sizes[-1])]
+        grows = row["law"] >= GROWS
+        by = f"{sizes[0]:,} and {sizes[-1]:,} {row['by']}"
+        lines[grows].append([row["what"], by, *figures, *([f"{row['law']:.1f}"] if grows else [])])
+    header = ["", "at", "cost", "cost at the larger"]
+    grown = markdown([*header, "power of the size"], lines[True])
+    return grown + "\n" + markdown(header, lines[False]) + where(result, "python -m benchmarks.cost.scale")
+
+
 TABLES = {
     "memory": memory,
+    "scale": scale,
     "measuring": measuring,
+    "measuring_memory": measuring_memory,
     "overhead": overhead,
     "demo": demo,
     "loader": loader,
+    "lion_betas": lion_betas,
     "optimizer_state": optimizer_state,
+    "optimizer_state_4_epochs": partial(optimizer_state, "optimizer_state_4_epochs", " --epochs 4"),
     **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
 }

@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -7,6 +8,11 @@ os.environ["MPLBACKEND"] = "Agg"  # (not imported for it: tests/gpu has to run w
 # Tensors this small only wait for a second thread, and on a busy machine for long: here, and in processes started here.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of garbage collections, which search it in vain, in every worker again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

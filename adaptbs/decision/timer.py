@@ -19,12 +19,13 @@ class DecisionTimer:
         every: effective samples from one decision to the next.
 
     Attributes:
+        waits: True if a decision was due and nothing was new.
         new_measurements: measurements since the latest decision.
         unread_measurements: those of them that came since they were last looked at.
     """
 
     def __init__(self, every: float) -> None:
-        self._every, self._decided_at, self._waits = every, 0.0, False
+        self._every, self._decided_at, self.waits = every, 0.0, False
         self.new_measurements = self.unread_measurements = 0
 
     def measured(self) -> None:
@@ -37,21 +38,21 @@ class DecisionTimer:
 
     def is_turn(self, effective_samples: float) -> bool:
         """True if a decision is due there: it is time, or it was time and nothing was new."""
-        return effective_samples - self._decided_at >= self._every or (self._waits and self.new_measurements > 0)
+        return effective_samples - self._decided_at >= self._every or (self.waits and self.new_measurements > 0)
 
     def decided(self, effective_samples: float) -> None:
         """Take note of a decision made there."""
-        self._decided_at, self._waits = effective_samples, self.new_measurements == 0
+        self._decided_at, self.waits = effective_samples, self.new_measurements == 0
         self.new_measurements = self.unread_measurements = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "decided_at": self._decided_at, "waits": self._waits,
+            "decided_at": self._decided_at, "waits": self.waits,
             "new": self.new_measurements, "unread": self.unread_measurements,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._decided_at, self._waits = state["decided_at"], state["waits"]
+        self._decided_at, self.waits = state["decided_at"], state["waits"]
         self.new_measurements, self.unread_measurements = state["new"], state["unread"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,9 +38,11 @@ class AdaptiveBatches(GetAttr):
         try:
             dl.randomize()
             dl.before_iter()
-            indices = list(dl.get_idxs())  # SortedDL's is an iterator
+            indices = dl.get_idxs()
+            if not hasattr(indices, "__getitem__"):  # SortedDL's is an iterator
+                indices = list(indices)
             check_indices(dl, len(indices))
-            kept = indices[: controller.epoch_samples]
+            kept = _First(indices, controller.epoch_samples)
             row_multiple, tail_rows = _layout(dl)
             cut = AdaptiveBatchSampler(
                 kept, lambda: controller.batch_size, controller.start_batch_size, drop_last=False,
@@ -81,6 +84,19 @@ def _layout(dl: Any) -> tuple[int, int]:
     if not is_language_model(dl):
         return 1, 0
     return dl.bs, dl.bs if dl.last_len != dl.seq_len else 0
+
+
+class _First:
+    """The first indices of an epoch, without a copy of them."""
+
+    def __init__(self, indices: Any, samples: int) -> None:
+        self._indices, self._samples = indices, min(samples, len(indices))
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self._indices, self._samples)
 
 
 class _Items(Dataset[Any]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from fastai.callback.core import CancelFitException
@@ -10,7 +9,6 @@ from fastai.learner import Learner, Recorder
 
 from ..checks import check_model
 from ..decision import ROUNDING
-from ..gradients import Unsupported
 from ..model import BatchLoss
 from ..run import RunReport, Settings, TrainingRun, check_version, shows_shared_arguments
 from .batches import AdaptiveBatches
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..run import SharedArguments
-
-log = logging.getLogger(__name__)
 
 
 @shows_shared_arguments
@@ -167,14 +163,12 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             learn.n_iter = learn.iter + 1 + run.batches_left
             if hasattr(learn, "progress") and hasattr(learn.progress, "pbar"):
                 learn.progress.pbar.total = learn.n_iter
-        try:
-            run.before_batch((learn.xb, learn.yb, carried(learn)))
-        except Unsupported:
-            raise  # source= asks for a way to measure that this model does not allow
-        except Exception as error:
-            # A Learner may compute its loss with the help of other callbacks; then it cannot be computed apart.
-            log.warning("this Learner's loss cannot be measured, so the batch size is held: %s", error)
-            run.stop_measuring()
+        run.before_batch((learn.xb, learn.yb, carried(learn)))
+
+    def before_step(self) -> None:
+        """The gradients are ready: take in the measurement, if this step is measured."""
+        if self._run.watches_step:
+            self._run.before_step()
 
     def after_batch(self) -> None:
         """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""

@@ -9,7 +9,17 @@ from typing import Any
 from fastai.optimizer import OptimWrapper
 from torch.optim import Optimizer
 
-from ..hyperparameters import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, HyperparameterScaler, OptimizerTraits
+from ..hyperparameters import (
+    ADAM,
+    LAMB,
+    LR_ONLY,
+    RADAM,
+    RMSPROP,
+    UNKNOWN,
+    HyperparameterScaler,
+    OptimizerTraits,
+    traits_by_group,
+)
 from ..hyperparameters import traits_of as traits_of_torchs
 from ..types import Scale
 
@@ -24,9 +34,10 @@ _TRAITS = {
 def traits_of(opt: Any) -> OptimizerTraits:
     """The traits of one of fastai's own optimizers."""
     names = [getattr(cb, "func", cb).__name__ for cb in opt.cbs]  # func: of a partial
-    known = next((_TRAITS[name] for name in names if name in _TRAITS), OptimizerTraits(known=False))
+    known = next((_TRAITS[name] for name in names if name in _TRAITS), UNKNOWN)
     # The other way to decay weights is l2_reg; sqr_mom is fastai's name for the decay of Adam's squared gradient.
-    return replace(known, decoupled="weight_decay" in names, adaptive="sqr_mom" in opt.hypers[-1])
+    adaptive = "sqr_mom" in opt.hypers[-1] or not known.known  # sqrt(k) is the smaller step and so the safer mistake
+    return replace(known, decoupled="weight_decay" in names, adaptive=adaptive)
 
 
 def is_adaptive(opt: Any) -> bool:
@@ -48,26 +59,20 @@ class FastaiStepHook:
 
     def __init__(self, opt: Any, following: Collection[str]) -> None:
         wrapped = isinstance(opt, OptimWrapper)
-        self._opt, self._following = opt, following
-        self._unscaled: dict[str, list[Any]] = {}  # a value for each group
-        self.scaler = HyperparameterScaler.beside(
-            opt.opt if wrapped else opt, traits_of_torchs if wrapped else traits_of, following
-        )
+        self._opt, self._following, self._wrapped = opt, following, wrapped
+        inner = opt.opt if wrapped else opt
+        self.scaler = HyperparameterScaler.beside(inner, traits_by_group if wrapped else traits_of)
 
     def scale(self, by: Scale) -> None:
         """Set them for the batch that is about to be trained on; nothing happens at k = 1."""
         k, lr_factor = by
-        if k == 1 and lr_factor == 1 and self.scaler.idle:
-            return
-        hypers = self._opt.hypers
-        new = self.scaler.prepare_step(hypers, self._following, k=k, lr_factor=lr_factor)
-        names = {name for values in new for name in values if all(name in hyper for hyper in hypers)}
-        self._unscaled = {name: [hyper[name] for hyper in hypers] for name in names}
-        for name, unscaled in self._unscaled.items():
-            self._opt.set_hyper(name, [values.get(name, old) for values, old in zip(new, unscaled, strict=True)])
+        if self.scaler.is_scaled:  # by a batch that raised
+            self.scaler.restore()
+        if k != 1 or lr_factor != 1 or not self.scaler.idle:
+            # fastai's set_hyper, and its view of a torch optimizer's groups, would take longer than all the rest.
+            groups = self._opt.opt.param_groups if self._wrapped else self._opt.hypers
+            self.scaler.scale(groups, self._following, k=k, lr_factor=lr_factor)
 
     def restore(self) -> None:
         """Give back what `scale` found."""
-        for name, values in self._unscaled.items():
-            self._opt.set_hyper(name, values)
-        self._unscaled = {}
+        self.scaler.restore()

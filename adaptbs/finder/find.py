@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -251,9 +252,17 @@ def _fits(
         return None
 
 
+SETTINGS = (bool, int, float, str, FunctionType, type(None))
+
+
 def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
     """Copy an optimizer with its parameters, state and options, but at `lr` and without hooks and schedulers."""
     twin = copy.copy(optimizer)
+    # torch copies an optimizer's state and groups alone, but a class may have settings beside them that its steps need.
+    # Anything larger is left out, as it could be shared: an optimizer inside, a list, what a scheduler put there.
+    for name, value in vars(optimizer).items():
+        if isinstance(value, SETTINGS) and name != "step":
+            vars(twin).setdefault(name, value)
     twin.state = defaultdict(dict, {p: copy.deepcopy(state) for p, state in optimizer.state.items()})
     twin.param_groups = [{**group, "lr": lr} for group in optimizer.param_groups]
     return twin

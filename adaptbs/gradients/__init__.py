@@ -2,10 +2,11 @@
 
 from .coupling import FEWEST, Coupling
 from .halves import GradientPool
+from .layers import why_not_in_step
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
-from .meter import FEW, NoiseMeter
-from .per_example import Unsupported
+from .meter import FEW, NoiseMeter, why_loss_is_needed
 from .ranks import RankGradients, waits_for_nobody
+from .terms import Unsupported
 from .views import views_of
 
 __all__ = [
@@ -21,4 +22,6 @@ __all__ = [
     "squared_norm",
     "views_of",
     "waits_for_nobody",
+    "why_loss_is_needed",
+    "why_not_in_step",
 ]

@@ -10,22 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model import BatchLoss, batch_length, preserved, slice_batch, without_chance
+from ..model import BatchLoss, LossNotScalarError, batch_length, shapes_of, slice_batch, without_chance
 
 log = logging.getLogger(__name__)
 
 LOOKS = 5  # number of batches examined
 FEWEST = 16  # samples; in smaller batches the weights of samples (class weights, ignored targets) could look the same
-# Share of the loss. Samples' weights rarely change a loss by as much in every batch. A contrastive loss changes by
+# Share of the loss. Samples' weights rarely change a mean loss by as much in every batch. A contrastive loss changes by
 # log 2 / log n.
 OFF = 0.05
+EXACT = 1e-3  # relative; a sum over samples adds up to this, whatever their weights
 
 
 class Coupling:
     """Compares the losses of two halves of a batch with the loss of the whole batch, for the first few batches.
 
     The losses of the halves add up to once the whole loss if it is a sum, and to twice the whole loss if it is a mean.
-    A contrastive loss does neither, since more samples are harder to tell apart. The model's state is restored.
+    A contrastive loss does neither, since more samples are harder to tell apart. A sum is exact, and a mean over
+    weighted samples is not, so anything but an exact sum is compared with a mean. The model's state is restored.
 
     Args:
         model: the model.
@@ -34,51 +36,85 @@ class Coupling:
 
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
         self._model, self._batch_loss = model, batch_loss
-        self._deviations: list[float] = []
+        self._ratios: list[float] = []  # losses of two halves over that of the whole batch
         self._looks = LOOKS
+        self._called = False  # True once the loss was called on a batch, of whatever length
 
     @property
     def found(self) -> bool:
-        """True if all `LOOKS` batches deviated by more than `OFF`, all in the same direction.
+        """True if all `LOOKS` batches deviated from a mean by more than `OFF`, all in the same direction.
 
         Deviations that come from samples' weights have a random sign.
         """
-        signs = {math.copysign(1, d) for d in self._deviations}
-        return len(self._deviations) == LOOKS and len(signs) == 1 and min(map(abs, self._deviations)) > OFF
+        if len(self._ratios) < LOOKS or all(abs(ratio - 1) < EXACT for ratio in self._ratios):
+            return False
+        deviations = [ratio / 2 - 1 for ratio in self._ratios]
+        return min(deviations) > OFF or max(deviations) < -OFF
 
     def state_dict(self) -> dict[str, Any]:
-        return {"deviations": list(self._deviations), "looks": self._looks}
+        return {"ratios": list(self._ratios), "looks": self._looks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._deviations, self._looks = list(state["deviations"]), state["looks"]
+        self._ratios, self._looks = list(state["ratios"]), state["looks"]
 
     def look(self, batch: Any, agreed: Callable[[float], float] | None = None) -> None:
         """Examine a batch. Does nothing once `LOOKS` batches have been examined.
 
         Args:
             batch: the batch, skipped if it has fewer than `FEWEST` samples.
-            agreed: function from this rank's deviation to the one all ranks agree on, where nan means that a rank could
-                not compute it. With it the caller must check the number of samples, so that either all ranks call this
-                or none.
+            agreed: function from this rank's ratio of losses to the one all ranks agree on, where nan means that a rank
+                could not compute it. With it the caller must check the number of samples, so that either all ranks call
+                this or none.
+
+        Raises:
+            LossNotScalarError: if the loss is not one number, which the first batch shows.
         """
-        if not self._looks or (agreed is None and batch_length(batch) < FEWEST):
+        if not self._looks:
             return
+        if agreed is None and not _long_enough(batch):
+            if not self._called:
+                self._call_once(batch)
+            return
+        self._called = True
         self._looks -= 1
-        deviation = math.nan
+        ratio = math.nan
         try:
-            deviation = self._deviation(batch)
+            ratio = self._ratio(batch)
+        except LossNotScalarError:
+            raise  # a fault of the argument
         except Exception as error:  # any fault that matters shows in the measurement too
-            log.info("could not check whether the loss couples samples: %s: %s", type(error).__name__, error)
+            log.info(
+                "the loss could not be called to see whether it couples samples: %s: %s (on a batch of %s)",
+                type(error).__name__, error, shapes_of(batch),
+            )  # fmt: skip
             # The other ranks call again, so with `agreed` this rank must too.
             self._looks = self._looks if agreed else 0
         if agreed is not None:
-            deviation = agreed(deviation)
-        self._deviations += [deviation] if math.isfinite(deviation) else []
+            ratio = agreed(ratio)
+        self._ratios += [ratio] if math.isfinite(ratio) else []
 
-    def _deviation(self, batch: Any) -> float:
+    def _call_once(self, batch: Any) -> None:
+        try:
+            with torch.no_grad(), self._batch_loss.preserving(self._model):
+                self._batch_loss(self._model, batch)
+            self._called = True
+        except LossNotScalarError:
+            raise
+        except Exception as error:  # such as a batch of None, which a loop may skip
+            log.info(
+                "the loss could not be called: %s: %s (on a batch of %s)", type(error).__name__, error, shapes_of(batch)
+            )
+
+    def _ratio(self, batch: Any) -> float:
         n = batch_length(batch) // 2 * 2
         slices = [slice_batch(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
-        with torch.enable_grad(), without_chance(self._model), preserved(self._model):
+        with torch.enable_grad(), without_chance(self._model), self._batch_loss.preserving(self._model):
             whole, *halves = (self._batch_loss(self._model, each).item() for each in slices)
-        ratio = sum(halves) / whole if whole else math.nan
-        return min(ratio - 1, ratio / 2 - 1, key=abs)
+        return sum(halves) / whole if whole else math.nan
+
+
+def _long_enough(batch: Any) -> bool:
+    try:
+        return batch_length(batch) >= FEWEST
+    except TypeError:  # a batch without tensors, as a loop may get and skip
+        return False

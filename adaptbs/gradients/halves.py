@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchLoss, batch_length, has_batch_norm, preserved, slice_batch, trainable
+from ..model import BatchLoss, batch_length, has_batch_norm, slice_batch, trainable
 from ..types import SquaredNorms
-from .mean_gradient import Gradient, MeanGradient, dense, squared_norm
+from .mean_gradient import Gradient, MeanGradient, dense, squared_norm, together
 from .views import View
 
 
@@ -76,32 +77,38 @@ class HalfBatches:
         half = batch_length(batch) // 2
         if half < (2 if has_batch_norm(self._model) else 1):
             return None
-        with preserved(self._model):
+        with self._batch_loss.preserving(self._model):
             halves = [self.mean_gradient(self._model, slice_batch(batch, start, start + half)) for start in (0, half)]
-        filled = _filled(*halves)
         looks = {name: view(trainable(self._model)) for name, view in self._views.items()}
-        seen = {name: [look(gradient) for gradient in filled] for name, look in looks.items() if look}
-        views = {name: _pooled(half, gradients) for name, gradients in seen.items() if not _empty(gradients)}
-        return replace(_pooled(half, filled), views=views)
+        seen = {name: (look(halves[0]), look(halves[1])) for name, look in looks.items() if look}
+        views = {name: pooled(half, *pair) for name, pair in seen.items() if any(g is not None for g in chain(*pair))}
+        return replace(pooled(half, *halves), views=views)
 
 
-def _pooled(size: int, gradients: Sequence[Gradient]) -> SquaredNorms:
-    pool = GradientPool(size)
-    for gradient in gradients:
-        pool.add(gradient)
-    return pool.norms()
+def pooled(size: int, first: Gradient, second: Gradient) -> SquaredNorms:
+    """Squared norms from the mean gradients g_1, g_2 of two halves of `size` samples, without a third gradient.
+
+    |g_1 + g_2|^2 = |g_1|^2 + |g_2|^2 + 2 g_1 . g_2, added up parameter by parameter. None counts as zero: a branch of
+    the model that few samples take may have a gradient in one half only.
+
+    Raises:
+        ValueError: if no parameter has a gradient in either half.
+    """
+    squares = [squared_norm(gradient) for gradient in (first, second) if any(g is not None for g in gradient)]
+    products = [inner_product(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    both = together(squares).sum() if squares else squared_norm(first)
+    whole = both + 2 * together(products).sum().to(both.device) if products else both
+    return SquaredNorms(size, both / 2, 2 * size, whole / 4)
 
 
-def _filled(a: Gradient, b: Gradient) -> list[Gradient]:
-    """Fill in zeros where only the other half depends on a parameter, as in a branch that few samples take."""
-    return [
-        [torch.zeros_like(h) if g is None and h is not None else g for g, h in zip(*pair, strict=True)]
-        for pair in ((a, b), (b, a))
-    ]
-
-
-def _empty(gradients: Sequence[Gradient]) -> bool:
-    return all(g is None for gradient in gradients for g in gradient)
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of two gradients of one parameter, real or complex."""
+    a, b = dense(a), dense(b)
+    return (
+        (torch.view_as_real(a) * torch.view_as_real(b)).sum()
+        if a.is_complex()
+        else torch.vdot(a.flatten(), b.flatten())
+    )
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..model import BatchLoss, batch_length, has_batch_norm, preserved, slice_batch, trainable, without_chance
+from ..model import BatchLoss, batch_length, has_batch_norm, slice_batch, trainable, without_chance
 from .backward import Graph
 from .loss_scale import LossScale
 
@@ -81,7 +81,7 @@ def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any) -> bool | N
     if n < (4 if has_batch_norm(model) else 2):  # BatchNorm raises an error on a half of one sample
         return None
     # Gradients are enabled because a checkpoint warns without them.
-    with torch.enable_grad(), without_chance(model), preserved(model):
+    with torch.enable_grad(), without_chance(model), batch_loss.preserving(model):
         slices = (batch, slice_batch(batch, 0, n // 2), slice_batch(batch, n // 2, n))
         whole, *halves = (batch_loss(model, each).item() for each in slices)
     ratio = sum(halves) / whole if whole else float("nan")

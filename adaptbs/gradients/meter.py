@@ -1,169 +1,215 @@
-"""Choose how to measure squared norms for a model, per example or by halves, and measure them."""
+"""Choose how to measure squared norms for a model, in its step or by halves, and turn them into measurements."""
 
 from __future__ import annotations
 
 import logging
-import statistics
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from ..model import BatchLoss, batch_length, has_batch_norm, trainable
-from ..timing import Moment, Stopwatch
 from ..types import COUPLED, Measurement, SquaredNorms
 from .coupling import Coupling
 from .halves import HalfBatches
-from .mean_gradient import MeanGradient
-from .per_example import PerExample, Unsupported
+from .in_step import BegunBeforeError, InStep
+from .layers import why_not_in_step
+from .terms import NotNow, Unsupported
 from .views import View
 
 log = logging.getLogger(__name__)
 
-TRIALS = 4  # measurements by each source before one is chosen; the first of each is not timed
-WORTH = 2  # measurements by halves that tell as much about |G|^2 as one per example: 1/(1 - b/B) at b = B/2
 SHORT = 4  # samples; a shorter batch is skipped if longer ones have been seen
 FEW = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
+PATIENCE = 3  # steps in a row in which no layer was called, after which the layers are taken not to be called at all
 
-
-class Source(Protocol):
-    """Measures the squared norms of a batch at the current weights, and restores all other state."""
-
-    mean_gradient: MeanGradient
-
-    def measure(self, batch: Any) -> SquaredNorms | None:
-        """Squared norms, on the device and without waiting for it. None if the batch is too short."""
-        ...
+IN_STEP, HALVES = "in step", "halves"
+NOT_CALLED = "its layers are not called one by one in the loop's step, as in compiled code"
 
 
 class NoiseMeter:
-    """Measures squared norms of batches, by the chosen source or by the cheaper one.
+    """Measures squared norms in the loop's own training step, or by halves in a pass of its own.
 
-    "auto" alternates between both sources for the first measurements. Then it measures per example if that takes less
-    time than two measurements by halves, which tell as much, and by halves otherwise. If the model cannot be measured
-    per example, it changes to halves at once.
+    "auto" measures in the step. If the model cannot be measured there, it changes to halves, for which the loss has to
+    be known. Without a loss nothing can be measured then: `Unsupported` says why.
 
     Args:
         model: the model.
-        batch_loss: its loss on a batch.
-        choice: "auto", "halves" or "per_example".
+        loss: its loss on a batch; None if it is not known.
+        choice: "auto", "in_step" or "halves".
         views: views of the gradients to measure as well, by name. Only halves can measure them.
-        timed: True if the clock may be read. If not, "auto" measures per example unless the model has convolutions,
-            whose norms per example take two to four times as long (docs/measuring.md).
+        parameters: returns the parameters that the optimizer steps.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        batch_loss: BatchLoss,
+        loss: BatchLoss | None,
         *,
         choice: str = "auto",
         views: Mapping[str, View] | None = None,
-        timed: bool = True,
+        parameters: Callable[[], Sequence[nn.Parameter]] | None = None,
     ) -> None:
-        self._model, self._choice, self._coupling = model, choice, Coupling(model, batch_loss)
-        self._sources: dict[str, Source] = {
-            "per example": PerExample(model, batch_loss),  # tried first, because a model may not allow it
-            "halves": HalfBatches(model, batch_loss, views),
-        }
+        self._model, self._loss, self._choice = model, loss, choice
+        self._in_step = InStep(model, parameters)
+        self._halves = HalfBatches(model, loss, views) if loss is not None else None
+        self._coupling = Coupling(model, loss) if loss is not None else None
         self._longest = 0  # rows
-        self._trials: dict[str, list[tuple[Moment, Moment]]] = {name: [] for name in self._sources}
-        self._stopwatch = Stopwatch(next(model.parameters()).device)
-        self._picked, self._why = self._pick_at_once(views, timed)
+        self._missed = 0  # steps in a row in which no layer was called
+        self._source, self._why = IN_STEP, "what the layers see in the step"
+        if choice == "halves":
+            self._source, self._why = HALVES, "asked for"
+        elif views:
+            self._source, self._why = HALVES, "views of the gradient are measured that way"
 
-    def choose_at_once(self) -> None:
-        """If no source is chosen yet, choose one by the model alone, without timing."""
-        if self._picked is None:
-            self._picked, self._why = self._pick_at_once(None, timed=False)
+    @property
+    def in_step(self) -> bool:
+        """True while the loop's own step is measured."""
+        return self._source == IN_STEP
 
-    def measure(self, batch: Any, samples: int) -> Measurement | None:
-        """Measure a batch. The norms stay on the device. None if the batch is too short or no parameter trains.
+    @property
+    def is_armed(self) -> bool:
+        """True while the loop's step is being watched."""
+        return self._in_step.is_armed
+
+    def begin(self, batch: Any, samples: int, sizes: Sequence[int]) -> Measurement | None:
+        """Begin to watch the step that comes, or measure the batch at once in a pass of its own.
 
         Args:
             batch: nested tensors, with samples along their first dimension.
             samples: number of samples that the batch was made from.
+            sizes: lengths of the batches that the loop may work on, samples.
+
+        Returns:
+            The measurement by halves, with its norms on the device; None if the batch is too short, if no parameter
+            trains, or if the step is watched.
 
         Raises:
-            Unsupported: if `choice` is "per_example" and the model cannot be measured per example.
+            Unsupported: if the model cannot be measured at all; the message says what to give.
         """
-        rows = batch_length(batch)
-        self._longest = max(self._longest, rows)
         if not trainable(self._model):
             return None  # the whole model may be frozen for a while
+        if self.in_step:
+            self._look_for_coupling(batch, samples)
+            try:
+                self._in_step.arm(*sizes)
+            except Unsupported as error:
+                self._change(error)
+            else:
+                return None
+        return self._by_halves(batch, samples)
+
+    def expect(self, *sizes: int) -> None:
+        """Say which lengths the batches may have, while a step is watched."""
+        self._in_step.expect(*sizes)
+
+    def stop(self) -> None:
+        """Watch no longer, and drop what has been seen."""
+        self._in_step.disarm()
+
+    def end(self, samples: int, sizes: Sequence[int]) -> Measurement | None:
+        """The measurement of the step that was watched, when its gradients are ready.
+
+        Args:
+            samples: samples delivered while it was watched.
+            sizes: lengths of the batches that it may have been made of.
+
+        Returns:
+            None if there is nothing to tell: no backward pass has been seen yet, or the step had begun before, in which
+            cases the next step is watched; or the layers' tensors did not show where the examples are.
+
+        Raises:
+            Unsupported: if the model cannot be measured in its step and its loss is not known.
+        """
+        found = self._in_step
+        try:
+            norms = found.norms()
+        except BegunBeforeError:
+            found.arm(*sizes)  # the next step is watched from its beginning
+            return None
+        except NotNow as error:
+            log.info("a step was not measured: %s", error)
+            found.disarm()
+            return None
+        except Unsupported as error:
+            found.disarm()
+            self._change(error)
+            return None
+        if norms is None:
+            self._missed += 1
+            if self._missed >= PATIENCE:
+                found.disarm()
+                self._change(Unsupported(NOT_CALLED))
+            return None
+        self._missed = 0
+        counts = found.examples
+        found.disarm()
+        if self._loss is not None and self._loss.reduction == "sum":
+            norms = norms.divided_by(norms.large_size**2)
+        rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)
+        caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
+        return Measurement(norms, IN_STEP, self._why, self._coupled() or caveat)
+
+    def _by_halves(self, batch: Any, samples: int) -> Measurement | None:
+        assert self._halves is not None
+        rows = batch_length(batch)
+        self._longest = max(self._longest, rows)
         if rows < SHORT <= self._longest:
             return None  # the last few samples of an epoch; a model that never trains on one sample may fail on it
-        self._coupling.look(batch)
-        name = self._picked or self._pick_by_time() or min(self._trials, key=lambda name: len(self._trials[name]))
-        begin, norms, failed = self._stopwatch.mark(), None, None
-        try:
-            norms = self._sources[name].measure(batch)
-        except Exception as error:  # a single example, hooks or memory may fail where halves work
-            if self._choice == "per_example" and isinstance(error, Unsupported):
-                raise Unsupported(
-                    f"source='per_example' cannot measure this model: {error}. Use source='auto'"
-                ) from error
-            if self._choice != "auto" or name == "halves":
-                raise
-            failed = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
-        if failed is not None:
-            # Not in the except block, where the exception would keep the failed pass's memory alive.
-            name = self._pick("halves", failed)
-            norms = self._sources[name].measure(batch)
-        if self._picked is None:
-            self._trials[name].append((begin, self._stopwatch.mark()))
-        if norms is None:
-            return None
-        return Measurement(norms, name, self._why, self._caveat(norms, rows, samples))
+        self._look_for_coupling(batch, samples)
+        norms = self._halves.measure(batch)
+        return None if norms is None else Measurement(norms, HALVES, self._why, self._caveat(norms, rows, samples))
+
+    def _look_for_coupling(self, batch: Any, samples: int) -> None:
+        if self._coupling is not None:
+            self._coupling.look(batch)
+
+    def _change(self, why: Unsupported) -> None:
+        """Measure by halves from here on, since the step cannot be measured."""
+        if self._halves is None:
+            raise Unsupported(f"this model cannot be measured in the step that trains: {why}") from None
+        if self._choice == "in_step":
+            raise Unsupported(f"source='in_step' cannot measure this model: {why}. Use source='auto'") from None
+        self._source, self._why = HALVES, str(why)
+        log.info("the noise scale is measured by halves: %s", why)
 
     def state_dict(self) -> dict[str, Any]:
-        """The chosen source and facts about model and loss. A choice that is still open begins anew."""
-        gradients = {name: source.mean_gradient.state_dict() for name, source in self._sources.items()}
+        """The chosen source and facts about model and loss."""
         return {
-            "picked": self._picked, "why": self._why, "longest": self._longest,
-            "coupling": self._coupling.state_dict(), "gradients": gradients,
+            "source": self._source, "why": self._why, "longest": self._longest,
+            "coupling": self._coupling.state_dict() if self._coupling is not None else None,
+            "gradients": self._halves.mean_gradient.state_dict() if self._halves is not None else None,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state. A `choice` other than "auto" takes precedence over the saved source."""
-        if self._choice == "auto":
-            self._picked, self._why = state["picked"], state["why"]
+        if self._choice == "auto" and (state["source"] == IN_STEP or self._halves is not None):
+            self._source, self._why = state["source"], state["why"]
         self._longest = state["longest"]
-        self._coupling.load_state_dict(state["coupling"])
-        for name, source in self._sources.items():
-            source.mean_gradient.load_state_dict(state["gradients"][name])
+        if self._coupling is not None and state["coupling"] is not None:
+            self._coupling.load_state_dict(state["coupling"])
+        if self._halves is not None and state["gradients"] is not None:
+            self._halves.mean_gradient.load_state_dict(state["gradients"])
 
-    def _pick_at_once(self, views: Mapping[str, View] | None, timed: bool) -> tuple[str | None, str]:
-        if self._choice != "auto":
-            return self._choice.replace("_", " "), "asked for"
-        if views:
-            return "halves", "views of the gradient are measured that way"
-        if not timed:
-            convolutions = any(isinstance(m, nn.modules.conv._ConvNd) for m in self._model.modules())
-            return ("halves", "it has convolutions") if convolutions else ("per example", "it has no convolutions")
-        return None, "not chosen yet"
-
-    def _pick_by_time(self) -> str | None:
-        timed = {name: marks[1:] for name, marks in self._trials.items()}
-        last = [spans[-1][1] for spans in timed.values() if len(spans) >= TRIALS - 1]
-        if len(last) < len(timed) or not all(map(self._stopwatch.reached, last)):
-            return None
-        halves, example = (
-            statistics.median(self._stopwatch.seconds(*span) for span in timed[name])
-            for name in ("halves", "per example")
-        )
-        relative = f"one per example takes {example / halves:.1f} times as long as one by halves"
-        return self._pick("per example" if example < WORTH * halves else "halves", relative)
-
-    def _pick(self, name: str, why: str) -> str:
-        self._picked, self._why = name, why
-        log.info("the noise scale is measured %s: %s", "by halves" if name == "halves" else name, why)
-        return name
+    def _coupled(self) -> str | None:
+        return COUPLED if self._coupling is not None and self._coupling.found else None
 
     def _caveat(self, norms: SquaredNorms, rows: int, samples: int) -> str | None:
-        if self._coupling.found:
+        if self._coupled():
             return COUPLED
         if rows != samples:
             return f"{rows} rows of {samples} samples"
         if norms.small_size < FEW and has_batch_norm(self._model):
             return f"BatchNorm over {norms.small_size}"
         return None
+
+
+def why_loss_is_needed(model: nn.Module, parameters: Sequence[nn.Parameter], *, choice: str, views: bool) -> str | None:
+    """The reason why measuring a model needs its loss; None if it is measured in the step that trains."""
+    if views:
+        return "metric= and by_group= are measured by halves of a batch"
+    if choice == "halves":
+        return "source='halves' measures in a pass of its own"
+    wanted = {id(p) for p in parameters}
+    watched = [p for p in model.parameters() if p.requires_grad and id(p) in wanted]
+    return why_not_in_step(model, watched or None)

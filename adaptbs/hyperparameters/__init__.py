@@ -1,10 +1,13 @@
-"""The learning rate and its kin at k times the base batch, and the one-cycle schedule."""
+"""The learning rate and its kin at k times the base batch, BatchNorm's momentum, and the one-cycle schedule."""
 
 from .learning_rate import LR_SCALINGS, lr_rule
+from .lookup import traits_by_group, traits_of
+from .running_statistics import RunningStatistics
 from .scaler import HyperparameterScaler
 from .schedules import one_cycle
 from .step_hook import StepHook
-from .transfer import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, OptimizerTraits, following, traits_of
+from .traits import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, UNKNOWN, OptimizerTraits
+from .transfer import following
 
 __all__ = [
     "ADAM",
@@ -13,11 +16,14 @@ __all__ = [
     "LR_SCALINGS",
     "RADAM",
     "RMSPROP",
+    "UNKNOWN",
     "HyperparameterScaler",
     "OptimizerTraits",
+    "RunningStatistics",
     "StepHook",
     "following",
     "lr_rule",
     "one_cycle",
+    "traits_by_group",
     "traits_of",
 ]

@@ -36,14 +36,15 @@ class Accumulated:
     power_second: float = 1.0
     prepared: bool = False
 
-    def seen(self, steps: int | None) -> None:
-        """Update to the number of steps that the optimizer has made.
+    def seen(self, steps: int | None, coming: tuple[float, float] | None = None) -> None:
+        """Update to the number of steps that the optimizer has made, and prepare the coming one.
 
         If the optimizer has made fewer steps than counted, because a GradScaler skipped some or because the optimizer
         was started anew, S is reduced in proportion.
 
         Args:
             steps: t, steps made. None if unknown; then every prepared step counts as made.
+            coming: the powers of the step that is about to be made; None if none is.
         """
         if steps is None:
             steps = self.steps + self.prepared
@@ -52,12 +53,9 @@ class Accumulated:
             self.second += (steps - self.steps) * self.power_second
         else:
             self.first, self.second = self.first * steps / self.steps, self.second * steps / self.steps
-        self.steps, self.prepared = steps, False
-
-    def prepare(self, first: float, second: float) -> tuple[int, float, float]:
-        """t and S of both betas, including the coming step, whose betas are raised to these powers."""
-        self.power_first, self.power_second, self.prepared = first, second, True
-        return self.steps + 1, self.first + first, self.second + second
+        self.steps, self.prepared = steps, coming is not None
+        if coming is not None:
+            self.power_first, self.power_second = coming
 
 
 def corrections(
@@ -88,6 +86,55 @@ def corrections(
     return (lr if abs(lr - 1) >= NEGLIGIBLE else 1.0), (eps if abs(eps - 1) >= NEGLIGIBLE else 1.0)
 
 
+class StepCount:
+    """Reads how many steps an optimizer has made on a group.
+
+    The count lies in the state of each parameter that has been stepped, so it is that of the first that has one; which
+    that is, is remembered, for a group may have thousands that are frozen. Some optimizers keep it in the group.
+
+    Args:
+        parameters: the group's parameters.
+    """
+
+    __slots__ = ("_counted", "_parameters", "_stateful")
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._parameters = parameters
+        self._counted: Tensor | None = None
+        self._stateful = -1  # parameters that had a state when none of this group's had a count
+
+    def read(self, state: Mapping[Tensor, Any], group: Mapping[str, Any], *, wait: bool) -> int | None:
+        """Steps made; 0 if there is no count, None if it lies on a device that is not to be waited for.
+
+        Args:
+            state: the optimizer's state.
+            group: the optimizer's group, in which it may keep its count.
+            wait: True if the host may wait for a count that lies on a device.
+        """
+        step = None
+        if self._counted is not None:
+            step = state.get(self._counted, _EMPTY).get("step")
+        if step is None:
+            step = group.get("step", group["k"] if "weight_lr_power" in group else None)  # k: Schedule-Free's
+        if step is None and len(state) != self._stateful:
+            self._counted, step = _first_count(self._parameters, state)
+            self._stateful = -1 if step is not None else len(state)
+        if step is None:
+            return 0
+        return int(step) if wait or not isinstance(step, Tensor) or step.is_cpu else None
+
+
+_EMPTY: Mapping[str, Any] = {}
+
+
+def _first_count(parameters: Iterable[Tensor], state: Mapping[Tensor, Any]) -> tuple[Tensor | None, Any]:
+    for parameter in parameters:
+        step = state.get(parameter, _EMPTY).get("step")
+        if step is not None:
+            return parameter, step
+    return None, None
+
+
 def steps_made(parameters: Iterable[Tensor], state: Mapping[Tensor, Any], *, wait: bool) -> int | None:
     """Steps that an optimizer has made on a group, by the first of its parameters that has a count; 0 if none has.
 
@@ -96,10 +143,4 @@ def steps_made(parameters: Iterable[Tensor], state: Mapping[Tensor, Any], *, wai
         state: the optimizer's state.
         wait: True if the host may wait for a count that lies on a device. If False, such a count gives None.
     """
-    for parameter in parameters:
-        step = state.get(parameter, {}).get("step")
-        if step is not None:
-            if wait or not isinstance(step, Tensor) or step.is_cpu:
-                return int(step)
-            return None
-    return 0
+    return StepCount(parameters).read(state, _EMPTY, wait=wait)

@@ -4,70 +4,94 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
+from operator import itemgetter
 from typing import Any
 
-from .bias_correction import Accumulated, corrections, steps_made
-from .transfer import LR, OptimizerTraits, changed_group, factors, powers
+from .bias_correction import Accumulated, StepCount, corrections
+from .traits import OptimizerTraits
+from .transfer import DECAYS, FIRST, SECOND, betas_of, changed_group, factors, powers
 
 log = logging.getLogger(__name__)
 
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 _NO_POWERS = (1.0, 1.0)
+# All that decides what becomes of a group, but for its learning rate, which is multiplied whatever it is.
+_NAMES = ("betas", *FIRST, *SECOND, "eps", *DECAYS, "decoupled_weight_decay")
 
 
 class HyperparameterScaler:
-    """Computes what the hyperparameters become, and counts what the optimizer's averages have accumulated.
+    """Computes what the hyperparameters become, sets them, and counts what the optimizer's averages have accumulated.
 
-    Nothing is counted until the betas change for the first time: all steps before were made at k = 1.
+    Nothing is counted until the betas change for the first time: all steps before were made at k = 1. Groups whose
+    averages have seen the same steps are counted as one, by the first of them. Whether they still have is looked up by
+    `count_steps`, once an epoch.
 
     Args:
         optimizer: torch's or fastai's; not an OptimWrapper, but what it wraps.
-        traits: how it uses its hyperparameters.
+        traits: how it uses its hyperparameters: of the whole of it, or of each group.
+
+    Attributes:
+        known: True if it is known of all groups.
+        is_scaled: True while the hyperparameters are changed.
     """
 
-    def __init__(self, optimizer: Any, traits: OptimizerTraits) -> None:
-        self._optimizer, self._traits = optimizer, traits
-        self._debiases = traits.debiases
-        self._debiased = traits.debiases_first, traits.debiases_second
-        self._accumulated: list[Accumulated] = []  # one a group
-        self._warned = False
+    def __init__(self, optimizer: Any, traits: OptimizerTraits | Sequence[OptimizerTraits]) -> None:
+        self._optimizer = optimizer
+        self._traits = [traits] if isinstance(traits, OptimizerTraits) else list(traits)
+        self.known = all(t.known for t in self._traits)
+        self._debiases = any(t.debiases for t in self._traits)
+        self._accumulated: list[Accumulated] = []  # one a group; groups that have seen the same steps share it
+        self._leaders: list[tuple[int, Accumulated]] = []  # each of them, with its first group
+        self._counts: list[StepCount] = []
+        # Each that any of the groups has: what is counted is None where no bias is to be corrected.
+        self._kinds: list[tuple[OptimizerTraits, Accumulated | None]] = []
+        self._plan: list[tuple[int, Callable[[Mapping[str, Any]], Any]]] = []  # its kind, and what it has of _NAMES
+        self._warned = self._held = False
         self._k, self._powers = 1.0, powers(1.0)  # of the latest step
+        self._unscaled: list[tuple[Any, dict[str, Any]]] = []  # groups that are changed, and what they had
+        self.is_scaled = False
 
     @classmethod
     def beside(
-        cls, optimizer: Any, traits_of: Callable[[Any], OptimizerTraits], following: Collection[str]
+        cls, optimizer: Any, traits_of: Callable[[Any], OptimizerTraits | Sequence[OptimizerTraits]]
     ) -> HyperparameterScaler:
-        """The one that belongs to this optimizer; where it is new, a warning says if the optimizer is not known.
+        """The one that belongs to this optimizer.
 
         It stays with it from loader to loader and from fit to fit, as what it counts is true of the optimizer's state.
         """
         if _NAME not in optimizer.__dict__:
             optimizer.__dict__[_NAME] = cls(optimizer, traits_of(optimizer))
         found: HyperparameterScaler = optimizer.__dict__[_NAME]
-        found._warn(following)
+        found.release()
         return found
 
-    def _warn(self, following: Collection[str]) -> None:
-        if self._traits.known or self._warned or not set(following) - LR:
-            return
-        self._warned = True
-        log.warning(
-            "optimizer %s is not known: of its hyperparameters %s the batch, the others stay as they are. "
-            "transfer=('lr',) says that this is meant; if large batches make the model worse, lower max_batch_size=.",
-            type(self._optimizer).__name__,
-            "the learning rate and the weight decay follow" if self._traits.decoupled else "the learning rate follows",
-        )
+    def release(self) -> None:
+        """Let the hyperparameters follow the batch, whatever an earlier run did."""
+        self._held = False
+
+    def hold(self) -> None:
+        """Let nothing follow the batch, because it is not known what the optimizer does; a warning says so once."""
+        self._held = True
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "optimizer %s is not known, so batch and hyperparameters are held: another batch may need another "
+                "setting of it. transfer= says what follows the batch, and lets it grow: transfer=('lr',) if only the "
+                "learning rate has to.",
+                type(self._optimizer).__name__,
+            )
 
     @property
     def idle(self) -> bool:
         """True while everything is as it was found at k = 1."""
         return not self._accumulated
 
-    def prepare_step(
-        self, groups: Sequence[Mapping[str, Any]], following: Collection[str], *, k: float, lr_factor: float
-    ) -> list[dict[str, Any]]:
-        """Prepare the step that is now to be made; return, for each group, the new values of what changes.
+    def scale(self, groups: Sequence[Any], following: Collection[str], *, k: float, lr_factor: float) -> None:
+        """Set the groups for the step that is now to be made, until `restore`.
+
+        What becomes of groups that are alike but for their learning rates is computed once. This runs at every step,
+        so it calls as little as it can.
 
         Args:
             groups: the hyperparameters of the base batch, in torch's names or fastai's.
@@ -75,49 +99,112 @@ class HyperparameterScaler:
             k: batch size / base batch size.
             lr_factor: the learning rate's factor; 1 where it does not follow.
         """
+        if self._held:
+            return
+        unscaled: list[tuple[Any, dict[str, Any]]] = []
+        self._unscaled = unscaled
+        self.is_scaled = True
         if k != self._k:
             self._k, self._powers = k, powers(k)
         raised = self._powers if "betas" in following else _NO_POWERS
         corrects = self._debiases and (raised != _NO_POWERS or bool(self._accumulated))
-        corrected, new = _NO_POWERS, []
-        for i, group in enumerate(groups):
-            if corrects:
-                accumulated = self._count(i, wait=False)
-                steps, *exponents = accumulated.prepare(*raised)
-                beta1, beta2 = group["betas"] if "betas" in group else (group["mom"], group["sqr_mom"])
-                corrected = corrections(
-                    (float(beta1), float(beta2)), raised, steps, (exponents[0], exponents[1]), self._debiased
-                )
-            by = factors(
-                self._traits, following, k=k, lr_factor=lr_factor, raised=raised, corrected=corrected,
-                decoupled=group.get("decoupled_weight_decay", self._traits.decoupled),
-            )  # fmt: skip
-            new.append(changed_group(group, by))
-        return new
+        if corrects:
+            if len(self._counts) != len(groups):
+                self._count_all(self._optimizer.param_groups, wait=False)
+                for _, leader in self._leaders:
+                    leader.seen(leader.steps, coming=raised)
+            else:
+                state = self._optimizer.state
+                for i, leader in self._leaders:
+                    leader.seen(self._counts[i].read(state, groups[i], wait=False), coming=raised)
+        if len(self._plan) != len(groups):
+            self._look_at(groups)
+        # By what a group has: the factor of its learning rate, and the new values of all others that change.
+        made: dict[Any, tuple[float, dict[str, Any]]] = {}
+        for group, (kind, getter) in zip(groups, self._plan, strict=False):
+            key = kind, getter(group)
+            try:
+                result = made.get(key)
+            except TypeError:  # betas that came as a list
+                key = kind, repr(key[1])
+                result = made.get(key)
+            if result is None:
+                traits, accumulated = self._kinds[kind]
+                corrected = _NO_POWERS
+                if corrects and accumulated is not None:
+                    beta1, beta2 = group["betas"] if "betas" in group else betas_of(group)
+                    corrected = corrections(
+                        (float(beta1), float(beta2)), raised, accumulated.steps + 1,
+                        (accumulated.first + raised[0], accumulated.second + raised[1]),
+                        (traits.debiases_first, traits.debiases_second),
+                    )  # fmt: skip
+                by = factors(
+                    traits, following, k=k, lr_factor=lr_factor, raised=raised,
+                    corrected=_NO_POWERS if traits.compiled else corrected,
+                    decoupled=group.get("decoupled_weight_decay", traits.decoupled),
+                )  # fmt: skip
+                if traits.compiled:  # the correction changes at every step, so it goes to what may change alone
+                    by = by._replace(lr=by.lr * corrected[0])
+                result = made[key] = by.lr, changed_group(group, by)
+            by_lr, values = result
+            found = {}
+            for name in values:
+                found[name] = group[name]
+            group.update(values)
+            if by_lr != 1 and "lr" in found:
+                group["lr"] = found["lr"] * by_lr
+            unscaled.append((group, found))
+
+    def restore(self, *_: Any) -> None:
+        """Give the groups back what `scale` found; also after a step that raised."""
+        if self.is_scaled:
+            for group, found in self._unscaled:
+                group.update(found)
+            self.is_scaled = False
 
     def count_steps(self, *, wait: bool = False) -> None:
-        """Take in the steps that the optimizer has made, if counting has begun.
+        """Take in the steps that the optimizer has made on each group, if counting has begun.
 
         Args:
             wait: wait for a device that holds the count; else the steps prepared are taken to have been made.
         """
         if self._accumulated:
-            for i in range(len(self._optimizer.param_groups)):
-                self._count(i, wait=wait)
+            self._count_all(self._optimizer.param_groups, wait=wait)
 
-    def _count(self, i: int, *, wait: bool) -> Accumulated:
-        """Take in the steps made on the i-th group, which may be new."""
-        is_new = i == len(self._accumulated)
-        if is_new:
-            self._accumulated.append(Accumulated())
-        accumulated = self._accumulated[i]
-        parameters = self._optimizer.param_groups[i]["params"]
-        accumulated.seen(steps_made(parameters, self._optimizer.state, wait=wait or is_new))
-        return accumulated
+    def _look_at(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of what each group is, which stays until the steps made on all of them are counted again."""
+        kinds: dict[tuple[int, int], int] = {}
+        self._kinds, self._plan = [], []
+        for i, group in enumerate(groups):
+            traits = self._traits[min(i, len(self._traits) - 1)]
+            accumulated = self._accumulated[i] if self._accumulated and traits.debiases else None
+            kind = kinds.setdefault((id(traits), id(accumulated)), len(kinds))
+            if kind == len(self._kinds):
+                self._kinds.append((traits, accumulated))
+            names = [name for name in _NAMES if name in group]
+            self._plan.append((kind, itemgetter(*names) if names else len))
+
+    def _count_all(self, groups: Sequence[Mapping[str, Any]], *, wait: bool) -> None:
+        """Take in the steps made on each group, and let those share what they have seen that have seen the same."""
+        state: Mapping[Any, Any] = self._optimizer.state
+        alike: dict[Any, tuple[int, Accumulated]] = {}
+        self._counts = [StepCount(group["params"]) for group in groups]
+        for i, group in enumerate(groups):
+            is_new = i == len(self._accumulated)
+            if is_new:
+                self._accumulated.append(Accumulated())
+            accumulated = self._accumulated[i]
+            steps = self._counts[i].read(state, group, wait=wait or is_new)
+            key = *astuple(accumulated), steps
+            if key not in alike:
+                alike[key] = i, replace(accumulated)
+                alike[key][1].seen(steps)
+            self._accumulated[i] = alike[key][1]
+        self._leaders, self._plan = list(alike.values()), []
 
     def state_dict(self) -> list[list[float]]:
-        """The accumulated sums, numbers only."""
-        return [list(astuple(group)) for group in self._accumulated]
+        """The accumulated sums of each group, numbers only."""
+        return [list(astuple(accumulated)) for accumulated in self._accumulated]
 
     def load_state_dict(self, state: list[list[float]]) -> None:
         """Go on from `state_dict()`, with an optimizer whose own state is loaded too, before or after."""
@@ -125,3 +212,4 @@ class HyperparameterScaler:
             Accumulated(int(t), first, second, power_first, power_second, bool(prepared))
             for t, first, second, power_first, power_second, prepared in state
         ]
+        self._counts = []  # so that the next step looks for the groups that share them

@@ -8,8 +8,9 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ..types import Scale
+from .lookup import traits_by_group
 from .scaler import HyperparameterScaler
-from .transfer import LR, traits_of
+from .transfer import LR
 
 _NAME = "_adaptbs_step_hook"  # beside the optimizer's state, which is what its state_dict holds
 
@@ -27,7 +28,6 @@ class StepHook:
         following: the hyperparameters that follow the batch, out of `transfer.HYPERPARAMETERS`.
 
     Attributes:
-        is_scaled: whether the hyperparameters are changed at the moment.
         scaler: computes them, with what a checkpoint has to hold.
     """
 
@@ -42,39 +42,29 @@ class StepHook:
             earlier.remove()
         optimizer.__dict__[_NAME] = self
         self._optimizer, self._scale, self._following = optimizer, scale, following
-        self.scaler = HyperparameterScaler.beside(optimizer, traits_of, following)
-        self._unscaled: list[dict[str, Any]] = []
-        self.is_scaled = False
+        self.scaler = HyperparameterScaler.beside(optimizer, traits_by_group)
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self.restore),
+            optimizer.register_step_post_hook(self.scaler.restore),
         ]
 
-    # These run at every step, with the processor's caches full of the model's. The less they touch, the better: no
-    # comprehension, which is a call of its own before Python 3.12.
+    @property
+    def is_scaled(self) -> bool:
+        """True while the hyperparameters are changed."""
+        return self.scaler.is_scaled
 
     def _before(self, *_: Any) -> None:
-        if self.is_scaled:
-            self.restore()
+        # This runs at every step, with the processor's caches full of the model's. The less it touches, the better.
+        scaler = self.scaler
+        if scaler.is_scaled:
+            scaler.restore()
         k, lr_factor = self._scale()
-        if k != 1 or lr_factor != 1 or not self.scaler.idle:
-            groups = self._optimizer.param_groups
-            new = self.scaler.prepare_step(groups, self._following, k=k, lr_factor=lr_factor)
-            self._unscaled = unscaled = []
-            for group, values in zip(groups, new, strict=True):
-                found = {}
-                for name, value in values.items():
-                    found[name] = group[name]
-                    group[name] = value
-                unscaled.append(found)
-            self.is_scaled = True
+        if k != 1 or lr_factor != 1 or not scaler.idle:
+            scaler.scale(self._optimizer.param_groups, self._following, k=k, lr_factor=lr_factor)
 
-    def restore(self, *_: Any) -> None:
-        """Put the hyperparameters back; also after a step that raised, where no post hook ran."""
-        if self.is_scaled:
-            for group, values in zip(self._optimizer.param_groups, self._unscaled, strict=True):
-                group.update(values)
-            self.is_scaled = False
+    def restore(self) -> None:
+        """Put the hyperparameters back after a step that raised, where no post hook ran."""
+        self.scaler.restore()
 
     def remove(self) -> None:
         """Leave the optimizer's steps as they were found."""

@@ -5,21 +5,23 @@ A hyperparameter is multiplied by a factor, and a decay such as beta1 is raised 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from ..types import LRRule
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
-log = logging.getLogger(__name__)
+from .traits import OptimizerTraits
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 LR = frozenset({"lr"})
+
+# What the hyperparameters are called: by torch, by fastai, and by packages with one name for each beta.
+DECAYS = ("weight_decay", "wd")
+FIRST = ("mom", "beta1", "momentum")
+SECOND = ("sqr_mom", "beta2", "alpha")
+NUMBER = (float, int, Tensor)  # numbers.Real would be asked by calls in Python, at every step
 
 
 def following(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> frozenset[str]:
@@ -45,79 +47,6 @@ def following(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> fro
             "add 'lr' to transfer=, or leave lr_scaling= out"
         )
     return frozenset(transfer)
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerTraits:
-    """How an optimizer uses its hyperparameters, as far as that decides how they change with the batch.
-
-    Attributes:
-        first: True if beta1 (fastai: mom) is the decay of an average of the gradient in the numerator, as Adam's is.
-        second: True if beta2 (alpha, sqr_mom) is the decay of an average of the squared gradient.
-        eps: True if eps is added to the size of a gradient.
-        debiases_first, debiases_second: True if that average is divided by 1 - beta^step.
-        decoupled: True if the step multiplies the weights by 1 - lr wd. A group's own setting takes precedence.
-        adaptive: True if the step is divided by the gradient's own size, as in Adam and not in SGD.
-        known: True if the traits were looked up. Otherwise only the learning rate follows the batch.
-    """
-
-    first: bool = False
-    second: bool = False
-    eps: bool = False
-    debiases_first: bool = False
-    debiases_second: bool = False
-    decoupled: bool = False
-    adaptive: bool = True
-    known: bool = True
-
-    @property
-    def debiases(self) -> bool:
-        """True if a change of the betas needs `bias_correction`."""
-        return self.debiases_first or self.debiases_second
-
-
-# SGD, and optimizers whose other hyperparameters mean the same at any batch, or are not known to transfer.
-LR_ONLY = OptimizerTraits()
-ADAM = OptimizerTraits(first=True, second=True, eps=True, debiases_first=True, debiases_second=True)
-# NAdam divides its first average by the product of the decays that it really used, so it needs no correction.
-NADAM = replace(ADAM, debiases_first=False)
-# RAdam reads 2/(1 - beta2) as a number of steps, and below 5 it stops dividing by the gradient's size. At beta2^k it
-# would turn into SGD with momentum, at Adam's learning rate.
-RADAM = replace(ADAM, second=False, debiases_second=False)
-# Adamax keeps a maximum in place of the second average. A maximum has no bias to correct.
-ADAMAX = replace(ADAM, debiases_second=False)
-# LAMB divides its step by the step's own size, which cancels any error of the bias correction.
-LAMB = replace(ADAM, debiases_first=False, debiases_second=False)
-RMSPROP = OptimizerTraits(second=True, eps=True)
-
-# Keys are class names of torch.optim. A subclass has the traits of the class that it inherits from.
-_TRAITS = {
-    "SGD": LR_ONLY, "ASGD": LR_ONLY,
-    "AdamW": replace(ADAM, decoupled=True), "Adam": ADAM, "NAdam": NADAM, "RAdam": RADAM, "Adamax": ADAMAX,
-    "RMSprop": RMSPROP,
-    "Adagrad": LR_ONLY, "Adadelta": LR_ONLY, "Rprop": LR_ONLY, "SparseAdam": LR_ONLY,
-    "Adafactor": OptimizerTraits(decoupled=True), "Muon": OptimizerTraits(decoupled=True),
-}  # fmt: skip
-
-
-def traits_of(optimizer: Optimizer) -> OptimizerTraits:
-    """The traits of a torch optimizer, by its class in torch.optim or the one that it inherits from."""
-    names = [cls.__name__ for cls in type(optimizer).__mro__ if cls.__module__.startswith("torch.optim")]
-    known = next((_TRAITS[name] for name in names if name in _TRAITS), OptimizerTraits(known=False))
-    return replace(known, adaptive=_is_adaptive(type(optimizer).__name__.lower()))
-
-
-def _is_adaptive(name: str) -> bool:
-    """True if an optimizer of this name divides its step by the gradient's own size.
-
-    Every optimizer but plain SGD is assumed to do so, because sqrt(k) is the smaller step and so the safer mistake. The
-    assumption is logged if the name is unknown.
-    """
-    if name in ("sgd", "asgd"):
-        return False
-    if not any(word in name for word in ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lamb", "lion")):
-        log.info("optimizer %s is not known, so its learning rate is scaled by sqrt(k). lr_scaling= changes that", name)
-    return True
 
 
 class Factors(NamedTuple):
@@ -179,15 +108,36 @@ def factors(
 def changed_group(group: Mapping[str, Any], by: Factors) -> dict[str, Any]:
     """The new values of a group's hyperparameters, only those that change.
 
-    Names are torch's or fastai's, as in the group. Values stay floats or tensors, as they were.
+    Names are torch's, fastai's (mom, sqr_mom, wd) or those of packages that have one beta each (beta1, beta2). Values
+    stay floats or tensors, as they were. An eps that is no number, and a third beta, stay.
     """
-    new = {}
-    for name, factor in (("lr", by.lr), ("eps", by.eps), ("weight_decay", by.weight_decay), ("wd", by.weight_decay)):
-        if factor != 1 and name in group:
-            new[name] = group[name] * factor
-    for name, power in (("mom", by.first), ("sqr_mom", by.second), ("alpha", by.second)):
-        if power != 1 and name in group:
-            new[name] = group[name] ** power
-    if "betas" in group and (by.first != 1 or by.second != 1):
-        new["betas"] = (group["betas"][0] ** by.first, group["betas"][1] ** by.second)
+    lr, first, second, eps, decay = by
+    new: dict[str, Any] = {}
+    if lr != 1 and "lr" in group:
+        new["lr"] = group["lr"] * lr
+    if eps != 1 and isinstance(group.get("eps"), NUMBER):
+        new["eps"] = group["eps"] * eps
+    if decay != 1:
+        for name in DECAYS:
+            if name in group:
+                new[name] = group[name] * decay
+    if first != 1 or second != 1:
+        if "betas" in group:
+            beta1, beta2, *others = group["betas"]
+            new["betas"] = (beta1**first, beta2**second, *others)
+        for names, power in ((FIRST, first), (SECOND, second)):
+            for beta in names:
+                if power != 1 and beta in group:
+                    new[beta] = group[beta] ** power
     return new
+
+
+def betas_of(group: Mapping[str, Any]) -> tuple[float, float]:
+    """beta1 and beta2 of a group that has both."""
+    if "betas" in group:
+        beta1, beta2, *_ = group["betas"]
+    elif "beta1" in group:
+        beta1, beta2 = group["beta1"], group["beta2"]
+    else:
+        beta1, beta2 = group["mom"], group["sqr_mom"]
+    return float(beta1), float(beta2)

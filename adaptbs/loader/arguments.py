@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checks import check_model, check_optimizer, check_size, check_trains
+from ..gradients import why_loss_is_needed
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
 
@@ -62,6 +63,25 @@ def check(
             f"scheduler= and optimizer=: the {type(scheduler).__name__} sets the learning rate of another optimizer. "
             "Give the scheduler that was made from this one, or the optimizer that it was made from"
         )
+
+
+def check_measurable(model: nn.Module, parameters: Sequence[nn.Parameter], settings: Settings) -> None:
+    """Raise ValueError if measuring this model needs its loss, which was not given."""
+    if not settings.overhead:
+        return
+    views = settings.metric != "plain" or settings.by_group
+    why = why_loss_is_needed(model, parameters, choice=settings.source, views=views)
+    if why is not None:
+        raise ValueError(
+            f"this model cannot be measured in the step that trains ({why}): give loss_func=, called as "
+            "loss_func(model(*inputs), target) on a batch (*inputs, target), or batch_loss=(model, batch) -> loss, and "
+            "it is measured by halves of a batch; or overhead=0, which measures nothing and holds the batch"
+        )
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters that an optimizer steps."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _schedules(scheduler: LRScheduler, optimizer: Optimizer) -> bool:

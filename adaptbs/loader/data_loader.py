@@ -20,7 +20,7 @@ from ..model import BatchLoss
 from ..ranks import Ranks
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from ..sampling import EpochSource
-from .arguments import check, check_ranks, made_with
+from .arguments import check, check_measurable, check_ranks, made_with, parameters_of
 from .ranks import RankMeter
 from .scheduler import SchedulerDriver, drive, run_epochs
 from .session import LoaderSession
@@ -38,8 +38,9 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
     Iterate over it as over a DataLoader and train as ever: `optimizer.step()` finds its hyperparameters set for the
     batch, and `scheduler.step()`, called where it always was, ends where it would have ended.
 
-    Measuring takes passes of its own through `loss_func` on some of the batches, before they are delivered; `.grad`,
-    buffers and random states do not notice.
+    Some of the steps are measured while they happen, by hooks on the model's layers. A model that cannot be measured in
+    its step, such as one with BatchNorm, is measured by halves of a batch in a pass of its own, for which the loss has
+    to be given. That pass leaves `.grad`, buffers and random states as they were.
 
     Args:
         dataset: a dataset with a length. For an IterableDataset an estimate will do.
@@ -47,9 +48,11 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             several).
         shuffle, sampler, drop_last, and every other argument of DataLoader: as there. With `drop_last` an epoch
             delivers as many samples as a DataLoader of the starting size would.
-        model: the model being trained. Needed, as `loss_func` is, unless `overhead=0`.
+        model: the model being trained.
         optimizer: the optimizer whose hyperparameters follow the batch.
-        loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`.
+        loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`. Needed only for a model
+            that cannot be measured in its training step, and for `step()`; an error says so and names the layer. Given,
+            larger batches are tried for memory before they are delivered, and a loss that couples samples is noticed.
         batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
         autocast: makes the context that the forward pass runs under, as `lambda: torch.autocast("cuda")`.
         scheduler: a torch LR scheduler that the loop steps, per batch or per epoch.
@@ -98,7 +101,10 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             ranks, settings, dataset,
             batch_size=batch_size, accumulation_steps=accumulation_steps, drop_last=drop_last, stock=others,
         )  # fmt: skip
-        source = EpochSource(dataset, batch_size, shuffle, sampler, drop_last, generator, accumulation_steps, ranks)
+        source = EpochSource(
+            dataset, batch_size, shuffle, sampler, drop_last, generator, accumulation_steps, ranks,
+            num_workers=others.get("num_workers", 0),
+        )  # fmt: skip
         batches = source.batch_sampler
         settings.check_start(batch_size, batches.epoch_samples // ranks.world_size)
         start_samples = batch_size * ranks.world_size
@@ -106,18 +112,21 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         if epochs is None and scheduler is not None:
             epochs = run_epochs(scheduler, epoch_steps, accumulation_steps)
         driver = SchedulerDriver(start_samples, batches.epoch_samples, epoch_steps, given=scheduler is not None)
-        loss = BatchLoss(loss_func, batch_loss, autocast) if settings.overhead or loss_func or batch_loss else None
+        loss = BatchLoss(loss_func, batch_loss, autocast) if loss_func or batch_loss else None
+        stepped = partial(parameters_of, optimizer)
+        if loss is None and not ranks.connected:
+            check_measurable(model, stepped(), settings)
         run = TrainingRun(
             settings, model, optimizer,
             batch_size=batch_size, epoch_samples=batches.epoch_samples, adaptive=traits_of(optimizer).adaptive,
-            loss=None if ranks.connected else loss,
+            loss=loss, measures=not ranks.connected, parameters=stepped,
             trial_loss=loss, trial_model=waits_for_nobody(model) if ranks.connected else model,
             batches_per_step=accumulation_steps * ranks.world_size, ranks=ranks,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
         source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
         meter: RankMeter | None = None
-        if settings.overhead and loss is not None and ranks.connected:
+        if settings.overhead and ranks.connected:
             meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps)
         self._session = LoaderSession(source, run, epochs, optimizer, settings.following, meter, driver, loss)
         if source.streams:  # DataLoader takes no batch sampler then, but asks its own one in the same way.

@@ -5,17 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..hyperparameters import StepHook
-from ..model import add_note
 from ..run import TrainingRun
 from ..sampling import EpochCut, EpochSource
 from .misuse import MisuseWarnings
 from .ranks import RankMeter, RankStep
 from .scheduler import SchedulerDriver
-
-WHILE_MEASURING = (
-    "This happened while the noise scale of a batch was measured, before it was delivered. If the loss needs the batch "
-    "in another form, give batch_loss=(model, batch) -> loss; overhead=0 measures nothing."
-)
 
 
 class LoaderEpoch:
@@ -55,7 +49,7 @@ class LoaderEpoch:
     def before_batch(self, batch: Any) -> None:
         if self._source.delivering is not self._cut:
             self._source.delivers(self._cut)
-        if self._step_hook.is_scaled:  # by a step that raised
+        if self._step_hook.scaler.is_scaled:  # by a step that raised
             self._step_hook.restore()
         if self._run.tracker.ever_changed and self._misuse.watches:
             self._misuse.look()
@@ -63,11 +57,7 @@ class LoaderEpoch:
             self._doubt_the_plan()
         if self._rank_step is not None:
             self._rank_step.begin(batch)
-        try:
-            self._run.before_batch(batch)
-        except Exception as error:
-            add_note(error, WHILE_MEASURING)
-            raise
+        self._run.before_batch(batch)
 
     def _doubt_the_plan(self) -> None:
         """Let epochs end the run, not its progress, where the sampler yields more than the run was planned for."""

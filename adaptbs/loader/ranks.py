@@ -22,20 +22,20 @@ class RankMeter:
     Args:
         model: the model that the loop trains.
         optimizer: makes the loop's steps.
-        batch_loss: looked at on the first batches measured, for whether it is a mean over samples.
+        batch_loss: looked at on the first batches measured, for whether it is a mean over samples; None if not known.
         ranks: connected.
         passes: backward passes of an optimizer step.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, batch_loss: BatchLoss, ranks: Ranks, passes: int
+        self, model: nn.Module, optimizer: Optimizer, batch_loss: BatchLoss | None, ranks: Ranks, passes: int
     ) -> None:
         # The wrapped model's own forward pass would wait for the other ranks.
         self._inner = model.module if isinstance(model, DistributedDataParallel) else model
         self.optimizer, self.ranks = optimizer, ranks
         self.gradients = RankGradients(model, ranks, passes)
-        self.coupling = Coupling(self._inner, batch_loss)
-        self._sums = batch_loss.reduction == "sum"
+        self.coupling = Coupling(self._inner, batch_loss) if batch_loss is not None else None
+        self._sums = batch_loss is not None and batch_loss.reduction == "sum"
 
     def measurement(self, samples: int, length: int) -> Measurement:
         """The measurement of a step; collective.
@@ -49,7 +49,7 @@ class RankMeter:
         return Measurement(norms, "ranks", "each rank's gradient against the average", self._caveat(length))
 
     def _caveat(self, length: int) -> str | None:
-        if self.coupling.found:
+        if self.coupling is not None and self.coupling.found:
             return COUPLED
         return f"BatchNorm over {length}" if length < FEW and has_batch_norm(self._inner) else None
 
@@ -93,8 +93,9 @@ class RankStep:
         self.end()
         if controller.measure_next_step():
             # Not charged: five looks would be taken for what a measurement costs, which is much less.
-            if self._tracker.latest_fetched.num_samples >= FEWEST * self._meter.ranks.world_size:
-                self._meter.coupling.look(batch, agreed=self._meter.agreed)
+            coupling = self._meter.coupling
+            if coupling and self._tracker.latest_fetched.num_samples >= FEWEST * self._meter.ranks.world_size:
+                coupling.look(batch, agreed=self._meter.agreed)
             self._meter.gradients.arm(lambda: self._ended)
             self._watched = True
             self._hook = self._meter.optimizer.register_step_pre_hook(self._step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,26 @@ from .scheduler import SchedulerDriver
 from .step import LoaderStep
 
 log = logging.getLogger(__name__)
+
+FEW = 8  # parameters that are watched for a backward pass
+
+
+def a_few_trained(optimizer: Optimizer) -> list[Tensor]:
+    """A few of the parameters that are trained, spread evenly over all of them, by which a backward pass is noticed.
+
+    Hooks on all parameters would cost as much as some steps at each epoch of a deep model. A pass that reaches none of
+    these is noticed by the optimizer's step.
+    """
+    parameters: list[Tensor] = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    few = _spread(parameters)
+    if all(p.requires_grad and p.is_leaf for p in few):
+        return few
+    return _spread([p for p in parameters if p.requires_grad and p.is_leaf])
+
+
+def _spread(parameters: list[Tensor]) -> list[Tensor]:
+    last = len(parameters) - 1
+    return [parameters[round(i * last / (FEW - 1))] for i in range(FEW)] if last >= FEW else parameters
 
 
 class LoaderSession:
@@ -75,6 +96,8 @@ class LoaderSession:
                 live.misuse.stepped()
             if live._look_ahead is not None and live._look_ahead.ahead is None:
                 live._look_ahead.works()
+            if live.run.watches_step:
+                live.run.before_step()
             return live.run.controller.scales[live.run.tracker.current.cut_size]
 
         self.step_hook = StepHook(self._optimizer, scale, self._following)
@@ -136,7 +159,7 @@ class LoaderSession:
                 "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
             )
         cut, fetched = self.source.iterate(fetch)
-        self._look_ahead = DetectLookAhead(p for group in self._optimizer.param_groups for p in group["params"])
+        self._look_ahead = DetectLookAhead(a_few_trained(self._optimizer))
         events = LoaderEpoch(cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter)
         return self.run.deliver(fetched, cut.queue, self._look_ahead, events, cut.is_new)
 
@@ -178,10 +201,11 @@ class LoaderSession:
                 "go on with as many processes, whose batches make the same optimizer steps"
             )
         self.run.check_state(state)
+        rest = self.source.read(state["source"])
         if self._epochs is None:
             self._epochs = state["epochs"]
         self._begun = True
         self.run.start(self._epochs)
         self.run.load_state_dict(state)
-        self.source.load_state_dict(state["source"])
+        self.source.go_on(state["source"], rest)
         self.driver.load_state_dict(state["schedule"])

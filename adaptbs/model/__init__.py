@@ -1,7 +1,7 @@
 """The user's model and batch: slice batches, compute the loss, and restore all state afterwards."""
 
-from .batch_loss import BatchLoss, summing
-from .batches import batch_bytes, batch_length, concat_batches, repeat_batch, slice_batch
+from .batch_loss import BatchLoss, LossNotScalarError, summing
+from .batches import batch_bytes, batch_length, concat_batches, repeat_batch, shapes_of, slice_batch
 from .devices import with_index
 from .modules import has_batch_norm, trainable, without_chance
 from .preserve import (
@@ -16,6 +16,7 @@ from .preserve import (
 
 __all__ = [
     "BatchLoss",
+    "LossNotScalarError",
     "Snapshot",
     "WeightSnapshot",
     "add_note",
@@ -28,6 +29,7 @@ __all__ = [
     "preserved_loader",
     "preserved_weights",
     "repeat_batch",
+    "shapes_of",
     "slice_batch",
     "summing",
     "trainable",

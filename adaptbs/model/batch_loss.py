@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +14,10 @@ from torch import Tensor, nn
 
 from .batches import batch_length, to_device
 from .preserve import preserved
+
+
+class LossNotScalarError(ValueError):
+    """The user's loss function returns something other than one number."""
 
 
 class BatchLoss:
@@ -54,6 +60,20 @@ class BatchLoss:
         reduction = getattr(self._loss_func, "reduction", None)
         return reduction if reduction in ("mean", "sum") else None
 
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """Modules that the loss function uses, as far as it shows them: itself, or what it closes over."""
+        function = self._loss_func or self._batch_loss
+        found = [function, getattr(function, "__self__", None)]
+        if inspect.isfunction(function):
+            seen = inspect.getclosurevars(function)
+            found += [*seen.nonlocals.values(), *seen.globals.values()]
+        return [each for each in found if isinstance(each, nn.Module)]
+
+    def preserving(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A context at whose end the model, and the modules of the loss function, are in the state they were in."""
+        return preserved(nn.ModuleList([model, *self.modules]) if self.modules else model)
+
     def weight(self, model: nn.Module, batch: Any) -> float:
         """Denominator of the batch's mean loss: the number of samples, or the total weight of the targets that count.
 
@@ -63,7 +83,7 @@ class BatchLoss:
         sums = summing(self._loss_func)
         if sums is None:
             return float(batch_length(batch))
-        with torch.no_grad(), preserved(model):
+        with torch.no_grad(), self.preserving(model):
             mean, total = self(model, batch), BatchLoss(sums, autocast=self._autocast)(model, batch)
         return (total / mean).item() if total else 0.0
 
@@ -72,7 +92,7 @@ class BatchLoss:
 
         Raises:
             TypeError: if `loss_func` was given and the batch is not laid out as (*inputs, target).
-            ValueError: if the loss is not a single number.
+            LossNotScalarError: if the loss is not a single number; a ValueError.
         """
         parameter = next(model.parameters(), None)
         if parameter is not None:
@@ -81,7 +101,7 @@ class BatchLoss:
             loss = self._batch_loss(model, batch) if self._batch_loss else self._of_layout(model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(
+            raise LossNotScalarError(
                 f"{self._called}: the loss must be one number for the whole batch, got {got}: "
                 "return the mean over its samples"
             )

@@ -15,6 +15,18 @@ from torch import device as Device
 from torch.nn.utils.rnn import PackedSequence
 
 
+def shapes_of(batch: Any) -> str:
+    """Describe a batch for an error message, such as "(float32 [64, 8], int64 [64])"."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key!r}: {shapes_of(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, (tuple, list)):
+        shown = ", ".join(map(shapes_of, batch[:8])) + (", ..." if len(batch) > 8 else "")
+        return f"({shown})" if isinstance(batch, tuple) else f"[{shown}]"
+    return type(batch).__name__
+
+
 def batch_length(batch: Any) -> int:
     """Number of samples, the first dimension of the first tensor. Raises TypeError if no tensor has a dimension."""
     for tensor in _tensors(batch):

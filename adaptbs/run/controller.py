@@ -62,6 +62,7 @@ class Controller:
             batches_per_step=batches_per_step,
         )  # fmt: skip
         self._clock: Clock | None = None  # in place of the device's
+        self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
 
     def start(self, epochs: int | None, device: Device, memory: MemoryLimit) -> None:
         """Begin a run, and forget any earlier one.
@@ -85,7 +86,7 @@ class Controller:
         self.noise_scale: NoiseScale | None = None
         self.views: dict[str, NoiseScale] = {}
         # Both are asked for at every step, and stay as they are from one decision to the next.
-        self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
+        self.scales.clear()
         self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
         self.history = History(self._views)
         self._record("start", reason="start")
@@ -103,6 +104,11 @@ class Controller:
     def end_by_epochs(self) -> None:
         """Leave the end of the run to the user: its epochs are longer than was planned."""
         self.progress_tracker.end_by_epochs()
+
+    def hold(self) -> None:
+        """Keep the batch that the run starts with, and hyperparameters as they are."""
+        self.rules.hold()
+        self.scales.clear()
 
     def skip_epochs(self, epochs: int) -> None:
         """Begin after so many epochs, where a run is resumed; nothing once the run has begun."""
@@ -153,11 +159,15 @@ class Controller:
 
     def measure_next_step(self) -> bool:
         """Toss the coin for the step that comes: whether to measure it, as often as `overhead` allows."""
-        return self._budget.duty.measure_next(self.progress_tracker.planned / self.batch_size)
+        return self._budget.duty.measure_next(self.progress_tracker.planned / self.batch_size, self._timer.waits)
 
     def measuring(self, num_samples: int) -> AbstractContextManager[None]:
         """Put around a measurement of so many samples, to charge its time to `overhead` instead of to the step."""
         return self._budget.clock.measuring(num_samples)
+
+    def measuring_step(self) -> None:
+        """The step under way is itself measured: what it takes longer than others is charged to `overhead`."""
+        self._budget.clock.measuring_step()
 
     def measured(self, made: Measurement | None) -> None:
         """Take in a measurement of the current batch; None where it could not be measured."""
@@ -227,7 +237,8 @@ class Controller:
             sizes = self.batch_size, decision.batch_size
             log.info("batch size %d -> %d (%s) at %.0f %%", *sizes, decision.reason, 100 * share)
         self._noise_scales.say(noise_scale, share)
-        if not callable(settings.target):  # nobody knows how sure a function of the user's needs to be
+        # Nobody knows how sure a function of the user's needs to be; and a decision without news says nothing.
+        if not callable(settings.target) and self._timer.new_measurements:
             self._budget.duty.decided(decision, self.batch_size, noise_scale)
         self.batch_size = decision.batch_size
         self._timer.decided(progress.effective_samples)

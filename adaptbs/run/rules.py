@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,13 +25,21 @@ T = TypeVar("T")
 
 
 class ByCutSize(dict[int, T]):
-    """Values by cut size: computed when first asked for, and kept until cleared."""
+    """Values by cut size: computed when first asked for, and kept until cleared.
+
+    Args:
+        compute: a method of the object that keeps this one. It is referred to weakly: a cycle of the two would keep
+            model and data in memory until the next garbage collection.
+    """
 
     def __init__(self, compute: Callable[[int], T]) -> None:
-        self._compute = compute
+        self._compute = weakref.WeakMethod(compute)
 
     def __missing__(self, cut_size: int) -> T:
-        self[cut_size] = value = self._compute(cut_size)
+        compute = self._compute()
+        if compute is None:
+            raise RuntimeError("the run that these values belong to is gone")
+        self[cut_size] = value = compute(cut_size)
         return value
 
 
@@ -49,6 +58,7 @@ class RunRules:
         reference: R, the batch size whose quality the run must keep.
         critical: the critical batch size over B_simple.
         max_batch_size: never exceeded.
+        holds: True if batch and hyperparameters are held.
     """
 
     def __init__(
@@ -60,10 +70,17 @@ class RunRules:
         self.critical = critical_over_simple(adaptive)
         largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
         self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
+        self._start, self.holds = batch_size, False
         self._lr_rule = lr_rule(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
+
+    def hold(self) -> None:
+        """Let the batch stay what it is at the start."""
+        self.max_batch_size, self.holds = self._start, True
 
     def scale(self, cut_size: int, noise_scale: NoiseScale | None) -> Scale:
         """How the hyperparameters change for a batch that was cut at this size."""
+        if self.holds:
+            return Scale()
         k = cut_size / self.base_batch_size
         return Scale(k, self._lr_rule(k, noise_scale))
 

@@ -18,7 +18,7 @@ from ..types import LRRule, Target
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SOURCES = ("auto", "halves", "per_example")
+SOURCES = ("auto", "in_step", "halves")
 METRICS = ("plain", "adam")
 BUDGETS = ("progress", "epochs")
 
@@ -58,9 +58,10 @@ class Settings:
             `(noise_scale, batch_size, progress) -> wanted batch size`.
         lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch size for SGD), "linear", "sqrt",
             "gain", "none", or a function `(k, noise_scale) -> factor`.
-        transfer: the hyperparameters that follow the batch, out of "lr", "betas" (fastai: mom and sqr_mom), "eps" and
-            "weight_decay". None: all of them with `lr_scaling="auto"`, else "lr" only. docs/transfer.md says what each
-            becomes.
+        transfer: the hyperparameters that follow the batch, out of "lr", "betas" (all that averages over steps: beta1
+            and beta2, fastai's mom and sqr_mom, and BatchNorm's momentum), "eps" and "weight_decay". None: all of them
+            with `lr_scaling="auto"`, else "lr" only; an optimizer that is not known then keeps its batch too.
+            docs/transfer.md says which are known, and what each becomes.
         budget: "progress": the run ends when it has come as far as its epochs would have with a small batch, in fewer
             steps and rather more samples, so there may be more epochs, the last a short one. "epochs": it ends after
             its epochs. A plain loop over the loader has the epochs that it has.
@@ -73,8 +74,9 @@ class Settings:
             nothing.
         step_time: (a, b): a step takes a + b B seconds. Given, no clock and no device is read, and a run can be
             repeated to the bit.
-        source: how to measure: by "halves" of a batch, or by "per_example" norms, which vary less but exist for some
-            layers only. "auto" takes those where they exist and pay.
+        source: how to measure. "in_step" measures in the training step itself, by hooks on the layers, which most
+            layers allow. "halves" measures two halves of a batch in a pass of its own, for which the loss has to be
+            known. "auto" measures in the step if the model allows it, and else by halves.
         metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.
         by_group: report the noise scale of each of the optimizer's parameter groups too.
 
@@ -92,7 +94,7 @@ class Settings:
     exceed_memory: bool = False
     decide_every: float = 0.05
     confidence: float = 0.9
-    overhead: float = 0.05
+    overhead: float = 0.02
     step_time: tuple[float, float] | None = None
     source: str = "auto"
     metric: str = "plain"
@@ -115,7 +117,7 @@ class Settings:
             )
         check_choice("source", self.source, SOURCES)
         check_choice("metric", self.metric, METRICS)
-        if self.source == "per_example" and (self.metric != "plain" or self.by_group):
+        if self.source == "in_step" and (self.metric != "plain" or self.by_group):
             raise ValueError("metric='adam' and by_group=True are measured by halves: leave source= at 'auto'")
         check_share("decide_every", self.decide_every)
         check_share("confidence", self.confidence)
@@ -132,6 +134,11 @@ class Settings:
     def following(self) -> frozenset[str]:
         """The hyperparameters that follow the batch."""
         return following(self.transfer, self.lr_scaling)
+
+    @property
+    def says_what_follows(self) -> bool:
+        """True if the user has said what follows the batch, by `transfer=` or by a rule for the learning rate."""
+        return self.transfer is not None or self.lr_scaling != "auto"
 
     def check_start(self, batch_size: int, samples: int) -> None:
         """Raise ValueError if a run of `samples` samples an epoch cannot start with `batch_size`."""

@@ -42,6 +42,8 @@ class BatchTracker:
             was cut at, and the longest batch so far.
         on_schedule_moved: called with the schedule's position before and after each batch that the loop comes to work
             on.
+        on_cut_size: called where the loop comes to work on a batch that was cut at another size than the one before,
+            with that size, and with None where an iteration ends.
 
     Attributes:
         current: the batch that the loop works on.
@@ -60,9 +62,11 @@ class BatchTracker:
         sample_efficiencies: Mapping[int, float],
         on_step_end: Callable[[int, int, int], None],
         on_schedule_moved: Callable[[float, float], None] | None = None,
+        on_cut_size: Callable[[int | None], None] | None = None,
     ) -> None:
         self._progress, self._start, self._sample_efficiencies = progress, start, sample_efficiencies
-        self._on_step_end, self._on_schedule_moved = on_step_end, on_schedule_moved
+        self._on_step_end, self._on_schedule_moved, self._on_cut_size = on_step_end, on_schedule_moved, on_cut_size
+        self._told_size: int | None = None  # the latest that `on_cut_size` was called with
         self.current = self.latest_fetched = BatchInfo(start, start)
         self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
         self._step_samples = 0  # of the step that the current batch belongs to, so far
@@ -123,7 +127,7 @@ class BatchTracker:
                 yield batch
                 if one_by_one:
                     if self.current.ends_step:
-                        self._end_step()
+                        self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
                 else:
                     iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
                     one_by_one = look_ahead.ahead == 0 and iteration.finished == iteration.fetched
@@ -139,6 +143,8 @@ class BatchTracker:
             self._end_epoch()
 
     def _begin(self, iteration: Iteration) -> None:
+        if self.current.ends_step:
+            self._step_samples = 0
         self.current = cut_size, num_samples, _, _ = iteration.next()
         self._iteration, progress = iteration, self._progress
         efficiency = 1.0 if progress.max_extra is None else self._sample_efficiencies[cut_size]
@@ -150,19 +156,23 @@ class BatchTracker:
             self.longest = num_samples
         if cut_size != self._start:
             self.ever_changed = True
+        if cut_size != self._told_size:
+            self._tell_size(cut_size)
         self._step_samples += num_samples
         if self._on_schedule_moved is not None:
             self._on_schedule_moved(before, after)
 
     def _finish(self) -> None:
         if self.current.ends_step:
-            self._end_step()
+            self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
 
-    def _end_step(self) -> None:
-        num_samples, self._step_samples = self._step_samples, 0
-        self._on_step_end(num_samples, self.current.cut_size, self.longest)
+    def _tell_size(self, cut_size: int | None) -> None:
+        self._told_size = cut_size
+        if self._on_cut_size is not None:
+            self._on_cut_size(cut_size)
 
     def _end_epoch(self) -> None:
+        self._tell_size(None)
         if self.under_way:  # also where it was broken off
             self._progress.set_epoch(self._progress.epoch + 1)
         self._iteration = None

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from torch import nn
 
-from ..gradients import NoiseMeter, views_of
+from ..gradients import NoiseMeter, Unsupported, views_of, why_not_in_step
 from ..hyperparameters import HyperparameterScaler
 from ..memory import MemoryLimit, MemoryTrial, is_out_of_memory, memory_of
-from ..model import BatchLoss, slice_batch
+from ..model import BatchLoss, LossNotScalarError, shapes_of, slice_batch
 from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
 from ..timing import Clock
 from ..types import Scale
 from .controller import Controller
 from .look_ahead import LookAhead, NoLookAhead
+from .pass_size import FollowPassSize
 from .settings import Settings
 from .tracker import BatchTracker, EpochEvents
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 5  # of what state_dict() holds
+VERSION = 6  # of what state_dict() holds
+PATIENCE = 16  # optimizer steps' worth of batches for which a step is waited for that is to be measured
+INSTEAD = (
+    "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves of a batch in a pass of its own; "
+    "overhead=0 measures nothing and holds the batch."
+)
 
 
 class TrainingRun:
@@ -37,8 +45,11 @@ class TrainingRun:
         run.start(epochs)                                        # once length and device are known
         run.follow(scaler)                                       # hyperparameters, at `run.scale()`
         for batch in run.deliver(batches, queue):                # batches cut at `run.batch_size`
-            run.before_batch(batch)                              # measures it, if it is its turn
-            ...                                                  # the user's step
+            run.before_batch(batch)                              # begins to measure, if it is this step's turn
+            ...                                                  # the user's forward and backward pass
+            if run.watches_step:
+                run.before_step()                                # gradients are ready
+            ...                                                  # the optimizer's step
 
     Args:
         settings: the user's arguments.
@@ -47,7 +58,9 @@ class TrainingRun:
         batch_size: samples of the first batches.
         epoch_samples: samples of an epoch.
         adaptive: whether the optimizer divides by the gradient's size.
-        loss: the loss of a batch, to measure by; None where nothing is measured here.
+        loss: the loss of a batch, to measure by halves; None if it is not known.
+        measures: False where nothing is measured here, as where several ranks measure together.
+        parameters: returns the parameters that the optimizer steps. None: all that are trainable.
         trial_loss: the same between two steps, to try larger batches by; None where none can be tried.
         trial_model: the module that runs it, such as the one inside DistributedDataParallel. None: no trial is made,
             because the other ranks would wait for it.
@@ -67,6 +80,8 @@ class TrainingRun:
         epoch_samples: int,
         adaptive: bool,
         loss: BatchLoss | None = None,
+        measures: bool = True,
+        parameters: Callable[[], Sequence[nn.Parameter]] | None = None,
         trial_loss: BatchLoss | None = None,
         trial_model: nn.Module | None = None,
         batches_per_step: int = 1,
@@ -83,10 +98,16 @@ class TrainingRun:
         self._trial_loss, self._trial_model, self._micro_batch_size = trial_loss, trial_model, micro_batch_size
         self._on_schedule_moved = on_schedule_moved
         self._meter: NoiseMeter | None = None
-        if settings.overhead and loss is not None:
-            timed = settings.step_time is None
-            self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, timed=timed)
+        if settings.overhead and measures:
+            if settings.source == "in_step" and (why := why_not_in_step(model)):
+                raise ValueError(f"source='in_step' cannot measure this model: {why}. Leave source= at 'auto'")
+            self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, parameters=parameters)
+        self.watches_step = False  # True while the loop's step is being measured: call `before_step`
+        self._delivered: list[int] = []  # samples of each batch delivered meanwhile
+        self._at, self._step_ended = -1, True  # samples at the latest batch, and whether it ends an optimizer step
         self._scaler: HyperparameterScaler | None = None
+        follows = "betas" in settings.following
+        self._on_cut_size = FollowPassSize(model, self.controller, micro_batch_size) if follows else None
         self._batch: Any = None  # the latest, to try larger ones by
 
     def start(self, epochs: int | None) -> None:
@@ -96,32 +117,37 @@ class TrainingRun:
         trial: MemoryTrial | None = None
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             measures = self._meter is not None
-            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: self._batch, measures=measures)
+            this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
+            trial = MemoryTrial(self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=measures)
         limit = MemoryLimit(
             None if self._settings.step_time else memory, self._settings.exceed_memory,
             self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,
         )  # fmt: skip
         self.controller.start(epochs, self.model_device, limit)
+        self._at, self._step_ended = -1, True
         self.tracker = BatchTracker(
             self.controller.progress_tracker,
             self.controller.start_batch_size,
             sample_efficiencies=self.controller.sample_efficiencies,
             on_step_end=self.controller.step_ended,
             on_schedule_moved=self._on_schedule_moved,
+            on_cut_size=self._on_cut_size,
         )
 
     def use_clock(self, clock: Clock) -> None:
         """Time the run by another clock, for simulations; call it before the run begins."""
         self.controller.use_clock(clock)
 
-    def choose_source_at_once(self) -> None:
-        """Choose how to measure without timing the sources against each other."""
-        if self._meter is not None:
-            self._meter.choose_at_once()
-
     def follow(self, scaler: HyperparameterScaler) -> None:
-        """Keep what the optimizer's averages have accumulated in the state of the run."""
+        """Keep what the optimizer's averages have accumulated in the state of the run.
+
+        Where it is not known what the optimizer does, batch and hyperparameters are held, unless the user has said what
+        follows the batch.
+        """
         self._scaler = scaler
+        if not scaler.known and not self._settings.says_what_follows:
+            scaler.hold()
+            self.controller.hold()
 
     @property
     def model_device(self) -> Any:
@@ -162,41 +188,95 @@ class TrainingRun:
         return self.tracker.deliver(batches, queue, look_ahead or NoLookAhead(), events, is_new)
 
     def before_batch(self, batch: Any) -> None:
-        """Measure the batch just fetched if it is its turn, and keep it for trials.
+        """Take note of the batch just fetched, keep it for trials, and begin to measure if it is this step's turn.
+
+        A measurement that fails ends no run: it is left out if memory ran out, and else the batch size is held.
 
         Raises:
-            whatever the loss raises, except where memory runs out: then the measurement is left out.
+            LossNotScalarError: if the loss that was given returns something other than one number.
         """
         self._batch = batch
+        if self._meter is None:
+            return
+        samples = self.controller.progress_tracker.samples
+        if samples == self._at:
+            return  # the loop looks ahead, and works on the same batch as before
+        begins, self._at, self._step_ended = self._step_ended, samples, self.tracker.current.ends_step
+        if self.watches_step:
+            self._go_on_watching(self._meter)
+        elif begins and self.controller.measure_next_step():
+            self._begin_measuring(self._meter, batch)
+
+    def before_step(self) -> None:
+        """Take in the measurement of the step that was watched: its gradients are ready, and nothing has changed them
+        but a loss scale."""
         if self._meter is not None:
-            info = self.tracker.latest_fetched
-            if info.ends_step and self.controller.measure_next_step():
-                self._measure(self._meter, batch, info.num_samples)
+            with self._measurement_may_fail():
+                self.controller.measured(self._meter.end(sum(self._delivered), self._sizes))
+            self.watches_step = self._meter is not None and self._meter.is_armed
 
     def after_epoch(self) -> None:
-        """Keep no batch any more."""
+        """Keep no batch any more, and watch no step."""
         self._batch = None
+        self._stop_watching()
 
-    def stop_measuring(self) -> None:
-        """Measure nothing more, and know nothing of the noise scale, which holds the batch."""
-        self._meter = None
-        self.controller.forget_measurements()
+    def _stop_watching(self) -> None:
+        if self.watches_step and self._meter is not None:
+            self._meter.stop()
+        self.watches_step = False
 
-    def _measure(self, meter: NoiseMeter, batch: Any, num_samples: int) -> None:
-        said, memory = None, self.controller.memory
-        if num_samples > memory.piece:  # it is trained on in pieces, too
+    @property
+    def _sizes(self) -> list[int]:
+        """Samples of this process in the batches that the loop may work on."""
+        infos = (self.tracker.current, self.tracker.latest_fetched)
+        return [info.num_samples // self._ranks.world_size for info in infos] + self._delivered
+
+    def _go_on_watching(self, meter: NoiseMeter) -> None:
+        self._delivered.append(self.tracker.latest_fetched.num_samples // self._ranks.world_size)
+        if len(self._delivered) > PATIENCE * self.controller.batches_per_step:
+            self._stop_watching()  # no step is made, or by another optimizer
+        else:
+            self.controller.measuring_step()
+            meter.expect(*self._sizes)
+
+    def _begin_measuring(self, meter: NoiseMeter, batch: Any) -> None:
+        num_samples, memory = self.tracker.latest_fetched.num_samples, self.controller.memory
+        self._delivered = [num_samples // self._ranks.world_size]
+        if not meter.in_step and num_samples > memory.piece:  # it is trained on in pieces, too
             num_samples = int(memory.piece)
             batch = slice_batch(batch, 0, num_samples)
+        if meter.in_step:
+            self.controller.measuring_step()
+        timed = nullcontext() if meter.in_step else self.controller.measuring(num_samples)
+        with self._measurement_may_fail(), timed:
+            self.controller.measured(meter.begin(batch, num_samples, self._sizes))
+        self.watches_step = meter.is_armed
+
+    @contextmanager
+    def _measurement_may_fail(self) -> Iterator[None]:
+        """Let a measurement that fails end no run."""
+        failure: Exception | None = None
         try:
-            with self.controller.measuring(self.tracker.latest_fetched.num_samples):
-                self.controller.measured(meter.measure(batch, num_samples))
+            yield
+        except LossNotScalarError:
+            raise  # a fault of the argument, seen at the first batch
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            said = str(error)
-        if said is not None:  # outside of the except block, which keeps alive what the failed pass holds
-            memory.release()
-            log.warning("memory ran out while the noise scale of a batch was measured, which is left out: %s", said)
+            failure = error.with_traceback(None)  # its frames would keep alive what the failed pass holds
+        if failure is None:
+            return
+        self._stop_watching()
+        if is_out_of_memory(failure):
+            self.controller.memory.release()
+            log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
+            return
+        said = (
+            str(failure)
+            if isinstance(failure, Unsupported)
+            else (f"{type(failure).__name__}: {failure} (the loss was called on a batch of {shapes_of(self._batch)})")
+        )
+        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, INSTEAD)
+        self._meter = None
+        self.controller.forget_measurements()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as far as the run knows it."""
@@ -218,6 +298,7 @@ class TrainingRun:
         self.check_state(state)
         self.controller.load_state_dict(state["controller"])
         self.tracker.load_state_dict(state["tracker"])
+        self._at, self._step_ended = -1, self.tracker.current.ends_step or not self.tracker.under_way
         if self._meter is not None and state["meter"] is not None:
             self._meter.load_state_dict(state["meter"])
         if self._scaler is not None:

@@ -6,14 +6,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-import torch
 from torch.utils.data import Sampler
 
 from ..ranks import ALONE, Ranks
 from .batch_info import BatchInfo
+from .draw import Draw, Rest, draw, kept, written
 from .order import next_length
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,8 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         apart: how many samples at an epoch's end are cut on their own, being of another kind.
 
     Attributes:
-        size: as given.
         first: `start`.
-        latest: iteration.
-        rest: where not None, what iterations that begin now are to go on from (`Cut.state_dict`).
+        issued: the queue of the latest iteration.
     """
 
     def __init__(
@@ -58,9 +56,10 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.sampler, self.drop_last, self.batches_per_step, self.ranks = sampler, drop_last, batches_per_step, ranks
         self.row_multiple, self.tail_rows = row_multiple, tail_rows
         self.size, self.first = size, start
-        self._rest: dict[str, Any] | None = None  # of an epoch, for iterations that begin now to go on from
+        self._rest: Rest | None = None  # of an epoch, for iterations that begin now to go on from
         self._warned = False  # of a wrong length
-        self.latest = self._new_cut()
+        self.issued: deque[BatchInfo] = deque()
+        self._begun: list[EpochCut] | None = None  # kept only for who waits for them: they refer to this sampler
 
     @property
     def epoch_samples(self) -> int:
@@ -78,24 +77,22 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         """True if every batch is an optimizer step of one process, and may be of any length."""
         return self.batches_per_step * self.ranks.world_size * self.row_multiple == 1 and not self.tail_rows
 
-    @property
-    def issued(self) -> deque[BatchInfo]:
-        """The queue of the latest iteration."""
-        return self.latest.issued
-
     def __iter__(self) -> Iterator[list[int]]:
         # A plain method, so that each iteration has its queue before workers begin to fetch.
-        self.latest = self._new_cut()
-        return self.latest.batches()
+        cut = self._new_cut()
+        self.issued = cut.issued
+        if self._begun is not None:
+            self._begun.append(cut)
+        return cut.batches()
 
     @contextmanager
-    def going_on_from(self, rest: dict[str, Any] | None) -> Iterator[None]:
-        """Let iterations that begin meanwhile go on from the rest of an epoch, of `EpochCut.state_dict`, if any."""
-        self._rest = rest
+    def going_on_from(self, rest: Rest | None) -> Iterator[list[EpochCut]]:
+        """Let the iteration that begins meanwhile go on from the rest of an epoch, if any. Yields those that begin."""
+        self._rest, self._begun = rest, []
         try:
-            yield
+            yield self._begun
         finally:
-            self._rest = None
+            self._rest = self._begun = None
 
     def follow(self, size: Callable[[], int]) -> None:
         """Ask this for the size of the next step from here on."""
@@ -135,8 +132,9 @@ class EpochCut:
 
     is_new: Callable[[Any], bool] | None = None
 
-    def __init__(self, sampler: AdaptiveBatchSampler, rest: dict[str, Any] | None = None) -> None:
+    def __init__(self, sampler: AdaptiveBatchSampler, rest: Rest | None = None) -> None:
         self._sampler, self._rest = sampler, rest
+        self._draw = Draw(iter(()))
         self.issued: deque[BatchInfo] = deque()
         self._indices: Iterator[int] = iter(())
         self._ahead: list[int] = []  # indices read beyond the sampler's length and not cut
@@ -155,7 +153,8 @@ class EpochCut:
         """Lists of indices."""
         # A stock loader, too, begins to draw when the first batch is asked for.
         if self._rest is None:
-            self._indices, self._left = iter(self._sampler.sampler), self._sampler.epoch_samples
+            self._draw, self._left = draw(self._sampler.sampler), self._sampler.epoch_samples
+            self._indices = self._draw.indices
         else:
             yield from self._go_on(self._rest)
         sampler, shortest_tail, alone = self._sampler, self._sampler.shortest_tail, self._sampler.is_alone
@@ -267,29 +266,31 @@ class EpochCut:
         n = self._sampler.ranks.world_size
         return n * next_length(self._cut_size // n, self._left // n, per_step * shortest_tail // n)
 
-    def _go_on(self, state: dict[str, Any]) -> Iterator[list[int]]:
+    def _go_on(self, rest: Rest) -> Iterator[list[int]]:
+        state = rest.state
         self._left, self._cut_size = state["left"], state["cut_size"]
         self._batch, self._step_left, self._cut = state["batch"], state["step_left"], state["cut"]
         self.is_beyond = self._cut > self._sampler.epoch_samples
-        indices = state["indices"]
-        self._indices = iter(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
+        self._draw = rest.draw or self._draw
+        self._indices = self._draw.indices
         for cut_size, num_samples, ends_step in state["issued"]:
             batch = list(islice(self._indices, num_samples))
             self.issued.append(BatchInfo(cut_size, num_samples, ends_step, batch))
             yield self._sampler.ranks.mine(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that has not been delivered: numbers and a tensor of indices (a list, where they are no integers).
+        """Where the epoch is, with what its indices are drawn by again.
 
-        The sampler is drawn to its end for it, which it would be sooner or later.
+        If the sampler cannot draw them again it is read to its end, which it would be sooner or later. All indices that
+        have not been delivered are saved then: a tensor, or a list where they are no integers.
         """
-        rest = self._ahead + list(self._indices)
-        self._ahead, self._indices = [], iter(rest)
-        indices = [index for issued in self.issued for index in issued.indices] + rest
-        integers = all(type(index) is int for index in indices)
+        position = self._cut - sum(issued.num_samples for issued in self.issued)
+        if not self._draw.can_be_saved:
+            pending = [*chain.from_iterable(issued.indices for issued in self.issued), *self._ahead]
+            self._draw = kept(written(chain(pending, self._indices)), position, position + len(pending))
+            self._indices = self._draw.indices
         return {
-            "indices": torch.tensor(indices, dtype=torch.int64) if integers else indices,
-            "issued": [issued.cut for issued in self.issued],
+            "order": self._draw.state_dict(position), "issued": [issued.cut for issued in self.issued],
             "left": self._left, "cut": self._cut, "cut_size": self._cut_size,
             "batch": self._batch, "step_left": self._step_left,
         }  # fmt: skip

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from ..ranks import ALONE, Ranks
 from .batch_sampler import EpochCut
+from .draw import Rest, redraw
 from .order import indices
 from .own import OwnBatchSampler, OwnStreamSampler
 from .ranks import SharedSampler
@@ -22,7 +23,7 @@ class EpochSource:
     """The batch sampler behind a DataLoader whose batch changes, and the iterations over it.
 
     Args:
-        dataset, batch_size, shuffle, sampler, drop_last, generator: as of a DataLoader.
+        dataset, batch_size, shuffle, sampler, drop_last, generator, num_workers: as of a DataLoader.
         batches_per_step: batches of an optimizer step, on each rank.
         ranks: the ranks that share every batch; `batch_size` is that of each.
 
@@ -43,6 +44,7 @@ class EpochSource:
         generator: Generator | None,
         batches_per_step: int,
         ranks: Ranks = ALONE,
+        num_workers: int = 0,
     ) -> None:
         self.streams = isinstance(dataset, IterableDataset)
         self.ranks, self.order = ranks, indices(dataset, shuffle, sampler, generator)
@@ -52,10 +54,13 @@ class EpochSource:
         start = batch_size * ranks.world_size
         size = partial(int, start * batches_per_step)  # until `follow` says another
         self.batch_sampler = cut(self.order, size, start, drop_last, batches_per_step, ranks)
+        if isinstance(self.batch_sampler, OwnStreamSampler) and not num_workers:
+            self.batch_sampler.read_here(dataset)
         self._generators = _different(generator, getattr(self.order, "generator", None))
         self._under_way: list[EpochCut] = []  # iterations, the one that delivered last at the end
         self.delivering: EpochCut | None = None
-        self._rest: dict[str, Any] | None = None  # of an epoch, for the next iteration to deliver
+        self._rest: Rest | None = None  # of an epoch, for the next iteration to deliver
+        self._loaded: dict[str, Any] | None = None  # its state, as long as no batch of it has been delivered
 
     def follow(self, size: Callable[[], int]) -> None:
         """Ask this for the size of the next optimizer step, samples, from here on."""
@@ -73,15 +78,17 @@ class EpochSource:
         """
         rest, self._rest = self._rest, None
         # To go on draws nothing: the run that was not stopped drew its seed when the epoch began.
-        with self.batch_sampler.going_on_from(rest), self._drawing_nothing() if rest is not None else nullcontext():
+        drawing = nullcontext() if rest is None else self._drawing_nothing()
+        with self.batch_sampler.going_on_from(rest) as begun, drawing:
             fetched = fetch()
-        return self.batch_sampler.latest, fetched
+        return begun[-1], fetched
 
     def delivers(self, cut: EpochCut) -> None:
         """Take note of the iteration that delivers a batch, where it is not `delivering` already."""
         if cut not in self._under_way and isinstance(self.order, SharedSampler):
             self.order.check_alike()
         self.ends(cut)
+        self._loaded = None
         self._under_way.append(cut)
         self.delivering = cut
 
@@ -102,12 +109,26 @@ class EpochSource:
                 "an iteration over the loader has ended inside of another, so what is left of the epoch is not clear: "
                 "save after the next batch, and end or drop iterators that you no longer use"
             )
-        rest = self._under_way[-1].state_dict() if under_way else self._rest
+        rest = self._under_way[-1].state_dict() if self._under_way else self._loaded
         return {"rest": rest, "generators": [generator.get_state() for generator in self._generators]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration be the rest of the one that was under way."""
-        self._rest = state["rest"]
+    def read(self, state: dict[str, Any]) -> Rest | None:
+        """The rest of the epoch that was under way, its order drawn again; nothing is changed.
+
+        Raises:
+            ValueError: where the order cannot be drawn again, because it is another's.
+        """
+        rest = state["rest"]
+        if rest is None:
+            return None
+        if isinstance(self.batch_sampler, OwnStreamSampler):
+            self.batch_sampler.check_state(rest)
+            return Rest(rest)
+        return Rest(rest, redraw(self.order, rest["order"]))
+
+    def go_on(self, state: dict[str, Any], rest: Rest | None) -> None:
+        """Let the next iteration be the rest of the one that was under way, as `read` has read it."""
+        self._rest, self._loaded, self._under_way, self.delivering = rest, state["rest"], [], None
         for generator, saved in zip(self._generators, state["generators"], strict=False):
             generator.set_state(saved)
 

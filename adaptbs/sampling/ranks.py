@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.utils.data import DistributedSampler, Sampler
 
 from ..ranks import Ranks
+from .draw import Draw, OwnDraw, draw, in_chunks
 
 
-class SharedSampler(Sampler[Any]):
+class SharedSampler(Sampler[Any], OwnDraw):
     """Yields a sampler's order, the same on every rank, with a length that all ranks can share equally.
 
-    Each rank draws the whole order. If a random sampler of torch has no generator, it gets one that is seeded by rank
-    0. If it has the user's generator, that must be in the same state on all ranks. Any other sampler must yield the
-    same indices on all ranks. `check_alike` checks that.
+    Each rank draws the whole order and keeps it as a tensor, 8 bytes a sample; nothing if it is sequential. If a random
+    sampler of torch has no generator, it gets one that is seeded by rank 0. If it has the user's generator, that must
+    be in the same state on all ranks. Any other sampler must yield the same indices on all ranks. `check_alike` checks
+    that.
 
     Args:
         sampler: yields indices and has a length.
@@ -51,14 +54,23 @@ class SharedSampler(Sampler[Any]):
         return self._shared(len(self._sampler))
 
     def __iter__(self) -> Iterator[Any]:
-        order = list(self._sampler)
-        integers = all(type(index) is int for index in order)
-        shown = torch.tensor(order, dtype=torch.int64).numpy().tobytes() if integers else repr(order).encode()
+        return self.draw().indices
+
+    def draw(self, recipe: dict[str, Any] | None = None, position: int = 0) -> Draw:
+        """Draw the order of an epoch. All ranks draw all of it before the first batch."""
+        drawn = draw(self._sampler, recipe)
+        order = drawn.whole()
+        shown: Any = order.numpy() if isinstance(order, Tensor) else repr(order).encode()
         self._drawn = zlib.crc32(shown)
+        return Draw(self._padded(order, position), drawn.recipe)
+
+    def _padded(self, order: Sequence[Any] | Tensor, position: int) -> Iterator[Any]:
         # A dataset with fewer samples than there are ranks is repeated more than once.
-        length = self._shared(len(order))
-        for start in range(0, length, max(len(order), 1)):
-            yield from order[: length - start]
+        length, samples = self._shared(len(order)), max(len(order), 1)
+        return chain.from_iterable(
+            in_chunks(order, max(position - start, 0), min(samples, length - start))
+            for start in range(position - position % samples, length, samples)
+        )
 
     def _shared(self, samples: int) -> int:
         """How many samples there are for all ranks, of so many."""

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..model import batch_length
 from .batch_info import BatchInfo
 from .batch_sampler import AdaptiveBatchSampler, EpochCut
+from .draw import Rest
 
 
 class StreamSampler(AdaptiveBatchSampler):
     """Requests batches without end. The dataset, or its last worker, ends the epoch.
 
     Its `sampler` only gives the assumed length of an epoch, for the pace of decisions and the schedule.
+
+    Attributes:
+        dataset: the dataset, if it saves and loads its own position and this process reads it; else None.
     """
+
+    dataset: Any = None
+
+    def read_here(self, dataset: Any) -> None:
+        """Take note that this process reads the dataset, whose own state is saved if it has one."""
+        if callable(getattr(dataset, "state_dict", None)) and callable(getattr(dataset, "load_state_dict", None)):
+            self.dataset = dataset
+
+    @contextmanager
+    def going_on_from(self, rest: Rest | None) -> Iterator[list[EpochCut]]:
+        """Let the iteration that begins meanwhile go on from the rest of an epoch, and the dataset from its own."""
+        if rest is not None and rest.state["dataset"] is not None:
+            self.dataset.load_state_dict(copy.deepcopy(rest.state["dataset"]))
+        with super().going_on_from(rest) as begun:
+            yield begun
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError if the epoch goes on from a state of the dataset that it cannot load."""
+        if state["dataset"] is not None and self.dataset is None:
+            raise ValueError(
+                "the saved run has its dataset's own state_dict(), which only a dataset with load_state_dict() in this "
+                "process can load: build the loader with the same dataset and num_workers=0"
+            )
 
     def _new_cut(self) -> StreamEpochCut:
         return StreamEpochCut(self, self._rest)
@@ -26,35 +55,50 @@ class StreamEpochCut(EpochCut):
 
     A worker whose data have ended does not deliver the batches still requested from it. They never enter `delivered`.
 
+    A resumed run requests the same batches again and passes over those that were delivered. Those requests are counted
+    from `origin`: the beginning of the epoch, or the place of the latest state that the dataset has saved.
+
     Attributes:
-        asked: every batch requested in this epoch, so that a resumed run can request the same again.
+        asked: batches requested since the origin: pairs of a cut size and the number of requests at it.
         delivered: every batch that has arrived and that the loop has not begun.
+        origin: state of the dataset, and place in the optimizer step being cut. An empty state: the epoch's beginning.
     """
 
-    def __init__(self, sampler: StreamSampler, rest: dict[str, Any] | None = None) -> None:
+    def __init__(self, sampler: StreamSampler, rest: Rest | None = None) -> None:
         super().__init__(sampler, rest)
-        self.asked: list[BatchInfo] = []
+        self.asked: list[list[int]] = []
         self.delivered: deque[BatchInfo] = deque()
+        self._dataset = sampler.dataset
+        self.origin: dict[str, Any] = {"dataset": None, "batch": 0, "cut_size": 0}
+        if rest is not None:
+            self.origin = {name: rest.state[name] for name in self.origin}
         self._came = 0  # number of batches that have arrived
-        self._to_skip = self._rest["begun"] if self._rest else 0
+        self._came_before = 0  # those of them that came before the origin
+        self._to_skip = rest.state["begun"] if rest is not None else 0
+        self._latest_is_whole = False  # the latest batch held all samples that were requested
 
     def batches(self) -> Iterator[list[int]]:
         """Yield one list per requested batch, with one entry per requested sample. The entries are not used."""
-        for cut_size, num_samples, ends_step in self._rest["asked"] if self._rest else ():
-            yield self._ask(BatchInfo(cut_size, num_samples, ends_step))
-        per_step = self._sampler.batches_per_step
-        self._batch = len(self.asked) % per_step
-        self._cut_size = self.asked[-1].cut_size if self.asked else 0
+        self._batch, self._cut_size = self.origin["batch"], self.origin["cut_size"]
+        for cut_size, requests in self._rest.state["asked"] if self._rest is not None else ():
+            for _ in range(requests):
+                self._cut_size = cut_size
+                yield self._ask()
         while True:
             if not self._batch:
                 self._cut_size = self._sampler.size()
-            self._batch = (self._batch + 1) % per_step
-            yield self._ask(BatchInfo(self._cut_size, self._cut_size // per_step, not self._batch))
+            yield self._ask()
 
-    def _ask(self, issued: BatchInfo) -> list[int]:
-        self.asked.append(issued)
-        self.issued.append(issued)
-        return [0] * issued.num_samples
+    def _ask(self) -> list[int]:
+        """Request the next batch of the step being cut."""
+        if not self.asked or self.asked[-1][0] != self._cut_size:
+            self.asked.append([self._cut_size, 0])
+        self.asked[-1][1] += 1
+        per_step = self._sampler.batches_per_step
+        self._batch = (self._batch + 1) % per_step
+        samples = self._cut_size // per_step
+        self.issued.append(BatchInfo(self._cut_size, samples, not self._batch))
+        return [0] * samples
 
     @property
     def queue(self) -> deque[BatchInfo]:
@@ -62,7 +106,9 @@ class StreamEpochCut(EpochCut):
 
     def is_new(self, batch: Any) -> bool:
         """Match a fetched batch with its request. False if the batch was delivered before the run was resumed."""
-        issued = self._answered(_num_samples(batch))
+        held = _num_samples(batch)
+        issued = self._answered(held)
+        self._latest_is_whole = held == issued.num_samples == self._cut_size // self._sampler.batches_per_step
         self._came += 1
         if self._came <= self._to_skip:
             return False
@@ -79,8 +125,17 @@ class StreamEpochCut(EpochCut):
         return self.issued.popleft()._replace(num_samples=held)
 
     def state_dict(self) -> dict[str, Any]:
-        """All batches requested in this epoch, and the number of them that the loop has begun."""
-        return {"asked": [issued.cut for issued in self.asked], "begun": self._came - len(self.delivered)}
+        """The requests since the origin, how many of their batches the loop has begun, and the origin.
+
+        If the dataset has a state of its own, the origin moves here. It does not while the loop holds a batch that it
+        has not begun, nor at a short batch, after which the dataset may have ended and begun anew.
+        """
+        if self._dataset is not None and self._latest_is_whole and not self.delivered and not self.issued:
+            now = copy.deepcopy(self._dataset.state_dict())
+            self.origin = {"dataset": now, "batch": self._batch, "cut_size": self._cut_size}
+            self.asked, self._came_before = [], self._came
+        begun = self._came - self._came_before - len(self.delivered)
+        return {**self.origin, "asked": [list(run) for run in self.asked], "begun": begun}
 
 
 def _num_samples(batch: Any) -> int | None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 PER_STEP = 5e-5  # seconds allowed for adaptbs's own work on the host per step, measured or not (docs/measuring.md)
 AFTERMATH = 1.1  # charge for a measurement over its seconds: an allowance for caches that have to be filled again
 READ_EVERY = 1000  # steps after which times are read at the latest, since CUDA keeps an event for each that is not
-MEASURING = 1.0  # cost of a measurement in steps where no clock is read: about one more pass (docs/measuring.md)
+# Cost of a measurement in steps where no clock is read (docs/measuring.md): in a pass of its own, and in the step.
+MEASURING = 1.0
+MEASURING_IN_STEP = 0.5
 
 Moment: TypeAlias = Any  # seconds of the host's clock (float), or a torch.cuda.Event on a CUDA device
 
@@ -33,11 +35,13 @@ class Timings:
     Attributes:
         steps: (batch size, seconds) of each step, without the seconds of measuring.
         measurements: seconds of each measurement, including the slowdown that it causes in the steps around it.
+        measured_steps: (batch size, seconds) of each step that was itself measured, with the seconds of measuring.
         deciding: total seconds of reading, estimating and deciding between steps.
     """
 
     steps: list[tuple[int, float]] = field(default_factory=list)
     measurements: list[float] = field(default_factory=list)
+    measured_steps: list[tuple[int, float]] = field(default_factory=list)
     deciding: float = 0.0
 
 
@@ -53,6 +57,7 @@ class Clock(Protocol):
     def start(self) -> None: ...
     def step(self, batch_size: int) -> None: ...
     def measuring(self, batch_size: int) -> AbstractContextManager[None]: ...
+    def measuring_step(self) -> None: ...
     def deciding(self) -> AbstractContextManager[None]: ...
     def read(self) -> Timings: ...
 
@@ -66,12 +71,16 @@ class GivenClock:
         self._step_time = step_time
         self._sizes: list[int] = []
         self._measurements: list[float] = []
+        self._measures = False
 
     def start(self) -> None:
         return None
 
     def step(self, batch_size: int) -> None:
         self._sizes.append(batch_size)
+        if self._measures:
+            self._measurements.append(MEASURING_IN_STEP * self._step_time(batch_size))
+            self._measures = False
 
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:
@@ -79,6 +88,9 @@ class GivenClock:
             yield
         finally:
             self._measurements.append(MEASURING * self._step_time(batch_size))
+
+    def measuring_step(self) -> None:
+        self._measures = True
 
     def deciding(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -95,6 +107,7 @@ class AgreedClock:
     def __init__(self, clock: Clock, ranks: Ranks) -> None:
         self._clock, self._ranks, self.per_step = clock, ranks, clock.per_step
         self.start, self.step, self.measuring, self.deciding = clock.start, clock.step, clock.measuring, clock.deciding
+        self.measuring_step = clock.measuring_step
 
     def read(self) -> Timings:
         """Return rank 0's timings and take over its `per_step`. Collective: every rank has to call it."""
@@ -115,6 +128,9 @@ class NoClock:
 
     def measuring(self, batch_size: int) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def measuring_step(self) -> None:
+        return None
 
     def deciding(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -187,20 +203,25 @@ class DeviceClock:
         self._marked = self._delayed = 0  # steps since the last read, and those at whose end the device was not behind
         self._last: Moment | None = None
         self._inside: list[tuple[Moment, Moment]] = []
-        self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]]]] = []
+        self._measures = False  # whether the step under way is itself measured
+        self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]], bool]] = []
         self._decisions: list[tuple[Moment, Moment]] = []
 
     def start(self) -> None:
-        self._last, self._inside = self._watch.mark(), []
+        self._last, self._inside, self._measures = self._watch.mark(), [], False
 
     def step(self, batch_size: int) -> None:
         now = self._watch.mark()
         if self._last is not None:
             self._marked, self._delayed = self._marked + 1, self._delayed + self._watch.reached(self._last)
-            self._steps.append((batch_size, self._last, now, self._inside))
+            self._steps.append((batch_size, self._last, now, self._inside, self._measures))
             if len(self._steps) >= READ_EVERY:
                 self._take_in()
-        self._last, self._inside = now, []
+        self._last, self._inside, self._measures = now, [], False
+
+    def measuring_step(self) -> None:
+        """The step under way is itself measured, by hooks on its layers."""
+        self._measures = True
 
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:
@@ -233,15 +254,15 @@ class DeviceClock:
     def _take_in(self) -> None:
         """Read the times of all steps that the device has finished. Does not wait for the others."""
         reached, timings = self._watch.reached, self._timings
-        done = next((i for i, (_, _, end, _) in enumerate(self._steps) if not reached(end)), len(self._steps))
+        done = next((i for i, (_, _, end, *_) in enumerate(self._steps) if not reached(end)), len(self._steps))
         steps, self._steps = self._steps[:done], self._steps[done:]
-        whole = self._watch.all_seconds([(begin, end) for _, begin, end, _ in steps])
-        for (batch_size, _, _, inside), seconds in zip(steps, whole, strict=True):
+        whole = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in steps])
+        for (batch_size, _, _, inside, measures), seconds in zip(steps, whole, strict=True):
             if inside:
                 measured = self._watch.all_seconds(inside)
                 timings.measurements.extend(AFTERMATH * each for each in measured)
                 seconds -= sum(measured)
-            timings.steps.append((batch_size, seconds))
+            (timings.measured_steps if measures else timings.steps).append((batch_size, seconds))
         decided = [span for span in self._decisions if reached(span[1])]
         self._decisions = [span for span in self._decisions if not reached(span[1])]
         deciding = timings.deciding + sum(self._watch.all_seconds(decided))

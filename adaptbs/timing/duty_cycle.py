@@ -74,8 +74,13 @@ class DutyCycle:
         self._kept, self._settled = 0, False  # consecutive decisions that kept the batch size
         self._steps = self._measured = 0
 
-    def measure_next(self, steps_in_run: float) -> bool:
-        """True if the next step should be measured, in a run of about `steps_in_run` steps."""
+    def measure_next(self, steps_in_run: float, wanted: bool = False) -> bool:
+        """True if the next step should be measured.
+
+        Args:
+            steps_in_run: length of the run, steps.
+            wanted: True if a decision waits for a measurement.
+        """
         if self._overhead == 0:
             return False
         first, self._steps = self._steps == 0, self._steps + 1
@@ -90,7 +95,7 @@ class DutyCycle:
                 rate = min(DENSEST, EAGER * self._rate)
             else:
                 rate = min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
-            chosen = self._rng.random() < rate and self._left >= 1
+            chosen = (self._rng.random() < rate or wanted) and self._left >= 1
         self._measured += chosen
         self._left -= chosen
         return chosen

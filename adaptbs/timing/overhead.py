@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import device as Device
 
 KEEP = 16  # latest measurements whose cost is kept
+CHEAPEST = 0.02  # of a step: a measurement is taken to cost at least that much, as the difference of two steps is noisy
 CREDIT = 3  # a run that measuring has made faster may spend up to this many times `overhead` of its time on measuring
 
 
@@ -42,6 +43,9 @@ class OverheadBudget:
         self._elapsed = 0.0  # seconds that training would have taken so far at the first batch size
         self._spent = 0.0  # seconds of measuring and deciding
         self._costs: deque[float] = deque(maxlen=KEEP)  # seconds of the latest measurements
+        self._pending: list[tuple[int, float]] = []  # measured steps of sizes of which no other step was timed so far
+        # The first measurement loads kernels and chooses algorithms, which is not what measuring costs.
+        self._warming_up = given is None
 
     def use_clock(self, clock: Clock) -> None:
         """Read another clock from here on."""
@@ -69,8 +73,23 @@ class OverheadBudget:
         self.step_times.add(*timings.steps)
         speeds = self._speeds(timings.steps)
         self._elapsed += sum([seconds * speed for (_, seconds), speed in zip(timings.steps, speeds, strict=True)])
-        self._costs.extend(timings.measurements)
-        self._spent += sum(timings.measurements) + timings.deciding
+        costs = timings.measurements + self._extra_of(timings.measured_steps)
+        if costs and self._warming_up:
+            self._warming_up, costs = False, costs[1:]
+        self._costs.extend(costs)
+        self._spent += sum(costs) + timings.deciding
+
+    def _extra_of(self, measured_steps: Sequence[tuple[int, float]]) -> list[float]:
+        """Seconds by which steps that were themselves measured took longer than others of their size."""
+        costs, waiting, self._pending = [], [*self._pending, *measured_steps], []
+        for size, seconds in waiting:
+            usual = self.step_times.median(size)
+            if usual is None:
+                self._pending.append((size, seconds))
+            else:
+                costs.append(seconds - usual)
+                self._elapsed += usual * self._speeds([(size, usual)])[0]
+        return costs
 
     def calibrate(self, delivered: int, batch_size: int, samples_left: float) -> None:
         """Set how often to measure from here on.
@@ -89,7 +108,7 @@ class OverheadBudget:
             spent=self._spent,
             seconds_left=step * samples_left / batch_size,
             step=step,
-            cost=sorted(self._costs)[len(self._costs) // 2],
+            cost=max(sorted(self._costs)[len(self._costs) // 2], CHEAPEST * step),
             per_step=self.clock.per_step,
             speed=self._speeds([(batch_size, step)])[0],
         )
@@ -111,6 +130,7 @@ class OverheadBudget:
         return {
             "step_times": self.step_times.state_dict(), "duty": self.duty.state_dict(),
             "elapsed": self._elapsed, "spent": self._spent, "costs": list(self._costs),
+            "pending": [list(step) for step in self._pending], "warming_up": self._warming_up,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -118,3 +138,5 @@ class OverheadBudget:
         self.duty.load_state_dict(state["duty"])
         self._elapsed, self._spent = state["elapsed"], state["spent"]
         self._costs = deque(state["costs"], KEEP)
+        self._pending = [(size, seconds) for size, seconds in state["pending"]]
+        self._warming_up = state["warming_up"]

@@ -6,9 +6,10 @@ A plain loop trains a small network by Adam, from batch to batch. Every Python f
 the way from one batch to the next counts, generators each time that they go on. Steps on which a batch is measured, or
 measurements are read and nothing is decided, are left out: `benchmarks.cost.measuring` has the cost of measuring. Of
 the rest, those with a decision are one kind, and all others, the plain ones, are the other. Four loops: with and
-without a scheduler to drive, and with the clock read or a step time given. Medians, and the most that any step of the
-kind made, go to results/calls.json. A step that decides reads all that has been measured and timed since the decision
-before, so it is the median that a limit can be set on.
+without a scheduler to drive, and with the clock read or a step time given. The clock is a made-up one: a millisecond
+passes whenever it is looked at, so a run makes the same steps on any machine. Medians, and the most that any step of
+the kind made, go to results/calls.json. A step that decides reads all that has been measured and timed since the
+decision before, so it is the median that a limit can be set on.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import argparse
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -75,10 +77,11 @@ class Counting:
     """Counts calls into the package for the current step, between `start` and `stop`."""
 
     def __init__(self) -> None:
-        self.step = Step(0)
+        self.step, self._depth = Step(0), 0
 
     def start(self, step: Step) -> None:
-        self.step = step
+        """Begin; no function of the package may be under way."""
+        self.step, self._depth = step, 0
         sys.setprofile(self._profile)
 
     def stop(self) -> None:
@@ -86,17 +89,18 @@ class Counting:
 
     def _profile(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(PACKAGE):
+        if event not in ("call", "return") or not code.co_filename.startswith(PACKAGE):
+            return
+        if event == "call":
             self.step.calls[f"{code.co_filename[len(PACKAGE) :]} {code.co_name}"] += 1
-            depth, outer = 0, frame
-            while outer is not None:
-                depth += outer.f_code.co_filename.startswith(PACKAGE)
-                outer = outer.f_back
-            self.step.depth = max(self.step.depth, depth)
+        self._depth += 1 if event == "call" else -1
+        self.step.depth = max(self.step.depth, self._depth)
 
 
-def steps(*, scheduled: bool, timed: bool, seed: int = 0) -> Iterator[Step]:
-    """The steps of a run, one by one, after each has been made."""
+@mock.patch("time.perf_counter", count(step=2**-10).__next__)
+def steps(*, scheduled: bool, timed: bool, seed: int = 0) -> list[Step]:
+    """The steps of a run."""
+    made = []
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -116,7 +120,7 @@ def steps(*, scheduled: bool, timed: bool, seed: int = 0) -> Iterator[Step]:
             counting.stop()
             if step is not None:
                 step.events = [record["event"] for record in loader.history.records[known:]]
-                yield step
+                made.append(step)
             known, step = len(loader.history), Step(len(xb))
             counting.start(step)
             F.cross_entropy(model(xb), yb).backward()
@@ -125,6 +129,7 @@ def steps(*, scheduled: bool, timed: bool, seed: int = 0) -> Iterator[Step]:
             if scheduled:
                 length["scheduler"].step()
         counting.stop()  # what ends an epoch and begins the next is no step's
+    return made
 
 
 def summary(made: list[Step]) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def main() -> None:
     torch.set_num_threads(1)
     result = {}
     for name, options in LOOPS.items():
-        made = list(steps(**options))
+        made = steps(**options)
         result[name] = summary(made)
         for kind, counts in result[name].items():
             print(f"{name:36}{kind:26}" + "  ".join(f"{key} {value:g}" for key, value in counts.items()))

@@ -1,9 +1,10 @@
-"""What a measurement costs: in passes of its own, by halves or per example, or by splitting the training step.
+"""What a measurement costs: in the step, in passes of its own, or by splitting the training step.
 
     python -m benchmarks.cost.measuring
 
-Plain steps, steps beside a measurement, and split steps take turns; the medians of the extra time, in plain steps, are
-written to results/measuring_cost.json.
+Plain steps, measured steps, steps beside a measurement in a pass of its own (by halves, or by the norms of single
+examples), and split steps take turns. The medians of the extra time, in plain steps, go to results/measuring_cost.json,
+and so do the bytes of tensors alive at once: of a step, of a measured step, and of the passes of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from fastai.tabular.model import TabularModel
 from torch import nn
 
 from adaptbs.gradients.halves import GradientPool, HalfBatches
-from adaptbs.gradients.per_example import PerExample
+from adaptbs.gradients.in_step import InStep
+from adaptbs.memory.trial import bytes_of
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import batch_length, slice_batch
 from adaptbs.model.modules import has_batch_norm
+from benchmarks.common.live_bytes import peak_bytes
 from benchmarks.common.machine import save
+from benchmarks.common.per_example import PerExample
 
 ROUNDS = 60
 WARM_UP = 5
@@ -48,6 +52,23 @@ def plain_cnn(n: int):
 
     model = nn.Sequential(*block(1, 16), *block(16, 32), *block(32, 64), nn.Flatten(), nn.Linear(64 * 16, 10))
     return model, nn.CrossEntropyLoss(), (torch.randn(n, 1, 28, 28), torch.randint(10, (n,)))
+
+
+def transformer(n: int):
+    """Two layers on 64 tokens."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(100, 64), nn.Linear(64, 100)
+            layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
+            self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+        def forward(self, x):
+            return self.head(self.layers(self.embedding(x)))
+
+    x = torch.randint(100, (n, 64))
+    return Model(), lambda pred, y: nn.functional.cross_entropy(pred.flatten(0, 1), y.flatten()), (x, x.roll(1, 1))
 
 
 def tokens(n: int):
@@ -89,18 +110,29 @@ def split_step(model: nn.Module, loss: BatchLoss, batch) -> GradientPool:
     return pool
 
 
-def compare(make: Callable, n: int) -> dict[str, float]:
+def compare(make: Callable, n: int) -> dict:
     """Medians over rounds in which the three kinds of step take turns."""
     torch.manual_seed(0)
     model, loss_func, batch = make(n)
     optimizer = Adam(params(model), lr=1e-3)
     loss = BatchLoss(loss_func)
-    halves, examples = HalfBatches(model, loss), PerExample(model, loss)
+    watch, halves, examples = InStep(model), HalfBatches(model, loss), PerExample(model, loss)
 
     def plain() -> None:
         loss(model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
+
+    def in_step() -> None:
+        in_step_alone()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def in_step_alone() -> None:
+        watch.arm(n)
+        loss(model, batch).backward()
+        watch.norms()
+        watch.disarm()
 
     def by_halves() -> None:
         halves.measure(batch)
@@ -115,9 +147,9 @@ def compare(make: Callable, n: int) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    kinds = {"plain": plain, "halves": by_halves, "per example": per_example, "split step": split}
+    kinds = {"plain": plain, "in step": in_step, "halves": by_halves, "per example": per_example, "split step": split}
     if has_batch_norm(model):
-        del kinds["per example"]
+        del kinds["in step"], kinds["per example"]
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for i in range(ROUNDS + WARM_UP):
         for name, step in kinds.items():
@@ -126,18 +158,29 @@ def compare(make: Callable, n: int) -> dict[str, float]:
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - begin)
     base = statistics.median(seconds.pop("plain"))
-    return {"step_ms": 1000 * base, **{name: statistics.median(s) / base - 1 for name, s in seconds.items()}}
+    bytes_ = {
+        "step": lambda: loss(model, batch).backward(), "in step": in_step_alone,
+        "halves": lambda: halves.measure(batch), "per example": lambda: examples.measure(batch),
+    }  # fmt: skip
+    peaks = {}
+    for name, function in bytes_.items():
+        if name == "step" or name in seconds:
+            optimizer.zero_grad()
+            peaks[name] = peak_bytes(function, model.parameters())
+    extra = {name: statistics.median(s) / base - 1 for name, s in seconds.items()}
+    return {"step_ms": 1000 * base, **extra, "parameter_bytes": bytes_of(model.parameters()), "peak_bytes": peaks}
 
 
 MODELS = {
     "MLP": mlp,
     "tokens": tokens,
+    "transformer": transformer,
     "fastai tabular": partial(tabular, batch_norm=False),
     "fastai tabular, BatchNorm": tabular,
     "CNN": plain_cnn,
     "CNN, BatchNorm": cnn,
 }
-KINDS = ("halves", "per example", "split step")
+KINDS = ("in step", "halves", "per example", "split step")
 
 
 def main() -> None:

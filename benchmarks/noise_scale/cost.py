@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from adaptbs.gradients.halves import GradientPool, HalfBatches
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
+from benchmarks.common.per_example import PerExample
 from benchmarks.noise_scale.cases import BATCH, PARTS, Case, Run, Task, batches
 from benchmarks.noise_scale.rivals import (
     Consecutive,

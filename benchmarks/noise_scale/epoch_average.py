@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from adaptbs.gradients.halves import HalfBatches
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.b_simple import to_floats
 from adaptbs.noise_scale.window import FORGET, MEMORY, MeasurementWindow
 from adaptbs.types import ENOUGH, SquaredNorms
 from benchmarks.common import mnist
 from benchmarks.common.machine import save
+from benchmarks.common.per_example import PerExample
 from benchmarks.noise_scale import correlated, exact
 
 BATCH, LR = 128, 0.01

@@ -27,13 +27,13 @@ import torch
 
 from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import slice_batch
 from adaptbs.model.preserve import preserved
 from adaptbs.noise_scale.b_simple import to_floats
 from adaptbs.types import SquaredNorms
 from benchmarks.common import machine
+from benchmarks.common.per_example import PerExample
 from benchmarks.noise_scale import cost, epoch
 from benchmarks.noise_scale.cases import (
     BATCH,

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from adaptbs.gradients.halves import GradientPool
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.preserve import preserved
 from adaptbs.noise_scale.b_simple import to_floats
 from adaptbs.types import SquaredNorms
+from benchmarks.common.per_example import PerExample
 
 CHUNK = 6000  # samples at a time
 

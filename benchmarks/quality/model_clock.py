@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from adaptbs.timing.clock import MEASURING, Timings
+from adaptbs.timing.clock import MEASURING, MEASURING_IN_STEP, Timings
 from adaptbs.timing.step_time import StepTime
 
 DECIDING = 2e-3  # seconds that a decision is charged
@@ -31,18 +31,26 @@ class ModelClock:
     def __init__(self, step_time: StepTime, *, noise: float = 0.1, seed: int = 0) -> None:
         self._step_time, self._noise, self._random = step_time, noise, random.Random(seed)
         self._timings = Timings()
+        self._measures = False
         self.seconds = 0.0
 
     def start(self) -> None:
         return None
 
     def step(self, batch_size: int) -> None:
-        self._timings.steps.append((batch_size, self._charge(self._step_time(batch_size))))
+        seconds = self._step_time(batch_size)
+        self._timings.steps.append((batch_size, self._charge(seconds)))
+        if self._measures:
+            self._timings.measurements.append(self._charge(MEASURING_IN_STEP * seconds))
+            self._measures = False
 
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:
         yield
         self._timings.measurements.append(self._charge(MEASURING * self._step_time(batch_size)))
+
+    def measuring_step(self) -> None:
+        self._measures = True
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
@@ -62,6 +70,5 @@ class ModelClock:
 
 
 def inject(loader: Any, clock: ModelClock) -> None:
-    """Let an AdaptiveDataLoader that has not begun go by this clock, and choose by no other."""
+    """Let an AdaptiveDataLoader that has not begun go by this clock."""
     loader.training_run.use_clock(clock)
-    loader.training_run.choose_source_at_once()

@@ -1,21 +1,21 @@
 """What to do with the state of optimizer and BatchNorm when the batch grows: leave it, or change it with the batch?
 
-    python -m benchmarks.quality.optimizer_state [--seeds 12] [--quick]
+    python -m benchmarks.quality.optimizer_state [--seeds 12] [--epochs 16] [--quick]
 
 A small convolutional network with BatchNorm learns scikit-learn's digits, one label in ten being wrong, by one-cycle
 and from a batch of 16 that is doubled at each fifth of the run, to 256, all hyperparameters following
 (docs/transfer.md). What is compared is done at each doubling, k being new size / old size, or throughout:
 
-    left alone          what adaptbs does
+    left alone          nothing is done
     first moments to 0  SGD's momentum buffer, Adam's m
     v / k               Adam's v, as its expectation falls where noise dominates the gradient
     BatchNorm's         its momentum m becomes 1 - (1 - m)^K, K = batch / base batch, so that the running statistics
-                        reach back over as many samples as before
+                        reach back over as many samples as before: what adaptbs does
 
 The same seeds, weights and order of samples for all of them. Figures are ratios to "left alone" of the same seed: of
 the held-out loss at the end (without wrong labels), and of the training loss over the 8 steps from each doubling on,
 where what is done wrong would show first. A fixed batch of 16 is there for scale. Results go to
-results/optimizer_state.json.
+results/optimizer_state.json; those of another number of epochs to optimizer_state_EPOCHS_epochs.json.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ def split() -> tuple[TensorDataset, tuple[Tensor, Tensor]]:
     return TensorDataset(x[:TRAIN], noisy), (x[TRAIN:], y[TRAIN:])
 
 
-def run(optimizer_name: str, choice: str, seed: int) -> dict[str, float]:
+def run(optimizer_name: str, choice: str, seed: int, epochs: int = EPOCHS) -> dict[str, float]:
     """(held-out loss at the end, mean training loss after doublings, steps)."""
     data, (held_x, held_y) = split()
     torch.manual_seed(seed)
     model = network()
     optimizer = OPTIMIZERS[optimizer_name](model.parameters())
-    steps = EPOCHS * -(-TRAIN // START)
+    steps = epochs * -(-TRAIN // START)
     peaks = [group["lr"] for group in optimizer.param_groups]
     scheduler = OneCycleLR(optimizer, peaks, total_steps=steps, pct_start=0.25, cycle_momentum=False)
     generator = torch.Generator().manual_seed(seed)
@@ -117,15 +117,14 @@ def run(optimizer_name: str, choice: str, seed: int) -> dict[str, float]:
         )  # fmt: skip
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum, before, since, after, made = norms[0].momentum, 1.0, AFTER, [], 0
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for x, y in loader:
             k = loader.training_run.scale().k if choice != FIXED else 1.0
             if k != before:
                 CHOICES[choice](optimizer, k / before)
                 before, since = k, 0
-            if choice == BATCH_NORM:
-                for norm in norms:
-                    norm.momentum = 1 - (1 - momentum) ** k
+            for norm in norms:  # where the loader lets it follow, what is set here goes before
+                norm.momentum = 1 - (1 - momentum) ** k if choice == BATCH_NORM else momentum
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
@@ -151,6 +150,7 @@ def compared(runs: list[dict[str, float]], reference: list[dict[str, float]], wh
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="short runs have less time to settle")
     parser.add_argument("--quick", action="store_true", help="two seeds, to try it; nothing is saved")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -161,7 +161,7 @@ def main() -> None:
         runs: dict[str, list[dict[str, float]]] = {choice: [] for choice in (*choices, FIXED)}
         for seed in seeds:
             for choice, made in runs.items():
-                made.append(run(name, choice, seed))
+                made.append(run(name, choice, seed, args.epochs))
         reference = runs["left alone"]
         for choice, made in runs.items():
             row: dict[str, Any] = {"optimizer": name, "choice": choice}
@@ -174,7 +174,9 @@ def main() -> None:
             print(row, flush=True)
     print(f"{time.perf_counter() - begin:.0f} s")
     if not args.quick:
-        print(save("optimizer_state", {"start": START, "largest": LARGEST, "seeds": len(seeds), "rows": rows}))
+        file = "optimizer_state" if args.epochs == EPOCHS else f"optimizer_state_{args.epochs}_epochs"
+        shape = {"start": START, "largest": LARGEST, "epochs": args.epochs, "seeds": len(seeds)}
+        print(save(file, {**shape, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.gradients.halves import HalfBatches
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.run.controller import Controller
 from adaptbs.timing.clock import DeviceClock
+from benchmarks.common.per_example import PerExample
 
 pytestmark = [
     pytest.mark.cuda,

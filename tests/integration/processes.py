@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 ROOT = Path(__file__).parents[2]
 IMPORTED = (
@@ -67,7 +68,10 @@ def run_script(path: Path, *arguments: str) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def run_module(name: str, *arguments: str) -> None:
-    """Run a module as `python -m name arguments` does."""
-    sys.argv = [name, *arguments]
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+def run_on_ranks(path: Path, *arguments: str) -> None:
+    """Run a file as `torchrun --standalone --nproc-per-node 2 path arguments` does, but for forking the ranks."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        start_method="fork",
+    )  # fmt: skip
+    elastic_launch(config, run_script)(path, *arguments)

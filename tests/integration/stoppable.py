@@ -18,16 +18,16 @@ EPOCHS, START, SAMPLES = 3, 8, 2000
 PLACES = ("fetched", "backward", "stepped", "saving", "saved")
 
 
-def parts(workers: int, epochs: int | None, seed: int = 0, **arguments):
+def parts(workers: int, epochs: int | None, seed: int = 0, samples: int = SAMPLES, **arguments):
     """Model, optimizer, scheduler and loader of a run whose batch grows by what it measures."""
     torch.manual_seed(seed)
     model = network(4)
     optimizer = AdamW(model.parameters(), 1e-3)
-    scheduler = OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * -(-SAMPLES // START))
+    scheduler = OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * -(-samples // START))
     # Forked workers see that their parent was killed, and end; those of a fork server would not.
     processes = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
     loader = adaptive(
-        Numbered(SAMPLES), model, optimizer, START, scheduler=scheduler, epochs=epochs, **processes,
+        Numbered(samples), model, optimizer, START, scheduler=scheduler, epochs=epochs, **processes,
         overhead=0.3, step_time=(4e-3, 1e-6), max_batch_size=32, source="halves", **arguments,
     )  # fmt: skip
     return model, optimizer, scheduler, loader
@@ -39,7 +39,7 @@ def save(path: Path, run, seen: list[list[int]]) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-def train(path: Path | None, workers: int = 0, doomed: int | None = None):
+def train(path: Path | None, workers: int = 0, doomed: int | None = None, samples: int = SAMPLES):
     """Go on from what lies at `path`, if anything does; weights, indices batch by batch, and history at the end.
 
     Args:
@@ -48,7 +48,7 @@ def train(path: Path | None, workers: int = 0, doomed: int | None = None):
             batches that this seed draws; None: go on to the end.
     """
     torch.set_num_threads(1)
-    run = model, optimizer, scheduler, loader = parts(workers, EPOCHS)
+    run = model, optimizer, scheduler, loader = parts(workers, EPOCHS, samples=samples)
     seen: list[list[int]] = []
     rng = torch.get_rng_state()
     if path is not None and path.exists():

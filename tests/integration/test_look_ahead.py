@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
+from adaptbs.loader.session import FEW
 from tests.integration.training import FORCED, Numbered, adaptive, loss_of, network
 
 DATA = Numbered(300)
@@ -72,3 +74,43 @@ def test_saved_inside_it_keeps_the_batch_that_was_fetched_ahead():
     resumed = loader_of(network())
     resumed.load_state_dict(state)
     assert [i for batch in resumed for i in batch[2].tolist()] == list(range(5 * 16, 300))
+
+
+class Deep(nn.Module):
+    """200 layers, of which a part is trained."""
+
+    def __init__(self, trained: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(200))
+        self.head, self.other = nn.Linear(8, 1), nn.Linear(8, 1)
+        for i, layer in enumerate(self.layers):
+            layer.requires_grad_(trained == "all" or (trained == "end" and i > 195) or (trained == "one" and i == 77))
+        self.other.requires_grad_(trained == "all")  # no loss comes by it
+        self.head.requires_grad_(trained != "one")
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            if i % 3 != 1:  # as stochastic depth leaves layers out
+                x = x + layer(x) / 100
+        return self.head(x)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("trained", ["all", "end", "one"])
+def test_a_few_parameters_are_enough_to_see_it(trained, groups):
+    """They carry hooks while the loop holds the first batch. The batch counted is the one that it works on."""
+    model = Deep(trained)
+    parameters = list(model.parameters())
+    third = -(-len(parameters) // groups)
+    optimizer = SGD([{"params": parameters[i : i + third]} for i in range(0, len(parameters), third)], 1e-4)
+    loader = adaptive(
+        DATA, model, optimizer, shuffle=False, accumulation_steps=8, overhead=0, max_batch_size=16, epochs=1
+    )
+    for i, batch in enumerate(one_ahead(loader)):
+        hooked = sum(bool(p._post_accumulate_grad_hooks) for p in parameters)
+        assert 1 <= hooked <= FEW if i == 0 else not hooked
+        loss_of(model, batch).backward()
+        if i:
+            assert loader.training_run.tracker.epoch_position == (i + 1) * 16
+        if i == 4:
+            break

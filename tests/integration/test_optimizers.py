@@ -79,7 +79,7 @@ class Trained:
     """A run, with what the hyperparameters were inside each step and outside of it."""
 
     def __init__(self, kind: str, way: str, grow: bool | None, clip: bool = False) -> None:
-        data, model = Numbered(500), smooth() if grow else network()
+        data, model = Numbered(500 if grow else 200), smooth() if grow else network()
         self.optimizer = make(kind, way, model)
         maximize = bool(WAYS[way].get("maximize"))
         fixed = {"overhead": 0, "max_batch_size": START}
@@ -190,8 +190,9 @@ def test_a_compiled_step_is_made_at_the_transferred_hyperparameters(kind):
 
 
 @pytest.mark.parametrize("grow", [False, True])
-def test_an_optimizer_with_a_closure(grow, caplog):
-    """LBFGS is not known: a warning says so, and its learning rate follows by the square root."""
+@pytest.mark.parametrize("transfer", [None, ("lr",)])
+def test_an_optimizer_with_a_closure(grow, transfer, caplog):
+    """LBFGS is not known: it is held, and a warning says so. Told to, its learning rate follows by the square root."""
     results = []
     for ours in (False, True):
         data, model = Numbered(200), nn.Linear(8, 1)
@@ -200,7 +201,7 @@ def test_an_optimizer_with_a_closure(grow, caplog):
         loader = stock(data)
         if ours:
             arguments = {"target": doubling(2), **FORCED} if grow else {"overhead": 0, "max_batch_size": START}
-            loader = adaptive(data, model, optimizer, epochs=1, **arguments)
+            loader = adaptive(data, model, optimizer, epochs=1, transfer=transfer, **arguments)
         inside, ks = [], []
         optimizer.register_step_pre_hook(lambda *_, o=optimizer, i=inside: i.append(o.param_groups[0]["lr"]))
         torch.manual_seed(1)
@@ -217,8 +218,8 @@ def test_an_optimizer_with_a_closure(grow, caplog):
             assert optimizer.param_groups[0]["lr"] == 0.05
         assert inside == pytest.approx([0.05 * k**0.5 for k in ks])
         results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    assert torch.equal(*results) != grow
-    assert "optimizer LBFGS is not known" in caplog.text
+    assert torch.equal(*results) != (grow and transfer is not None)
+    assert ("optimizer LBFGS is not known" in caplog.text) == (transfer is None)
 
 
 def scaled(optimizer, model, loader, poisoned: int) -> tuple[list[float], list[bool]]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from tests.integration.fastai.learners import make_learner
-from tests.integration.processes import Forked, run_module, run_script
+from tests.integration.processes import Forked, run_on_ranks, run_script
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -48,10 +48,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, tmp_path):
-    program = (run_script, example)
-    if example.stem == "ddp":
-        program = (run_module, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(example))
-    code, out, err = Forked(tmp_path, *program, "--samples", "3000").wait(120)
+    run = run_on_ranks if example.stem == "ddp" else run_script
+    code, out, err = Forked(tmp_path, run, example, "--samples", "1000").wait(120)
     assert code == 0, err
     assert "History(" in out
 

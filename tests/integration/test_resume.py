@@ -14,6 +14,8 @@ from tests.integration import stoppable
 from tests.integration.processes import Forked
 from tests.integration.training import FORCED, Numbered, adaptive, doubling, loss_of, network
 
+FEW = 800  # samples of runs that are resumed many times
+
 
 def through_a_file(state):
     file = io.BytesIO()
@@ -59,12 +61,13 @@ def test_killed_over_and_over_it_ends_with_the_weights_of_the_run_that_was_not(t
 @pytest.mark.parametrize("workers", [0, 2])
 def test_saved_after_each_batch_and_resumed_each_time(workers):
     """Also from inside a growth that is still in flight, which with workers is several batches long."""
-    unbroken = never_stopped(workers)
+    unbroken = stoppable.train(None, workers, samples=FEW)
     sizes = [len(batch) for batch in unbroken[1]]
     changes = [i for i in range(1, len(sizes)) if sizes[i] != sizes[i - 1]]
+    assert sizes[changes[1]] > sizes[changes[0]] > stoppable.START, "the batch should grow twice meanwhile"
     stops = sorted({j for i in [*changes[:2], len(sizes) - 2] for j in range(i - 4, i + 2)} | {0})
     stops = stops[:: 4 if workers else 1]  # (workers take their time to start)
-    run = model, optimizer, scheduler, loader = stoppable.parts(workers, stoppable.EPOCHS)
+    run = model, optimizer, scheduler, loader = stoppable.parts(workers, stoppable.EPOCHS, samples=FEW)
     saved = []
     for _ in loader.epochs(stoppable.EPOCHS):
         for i, batch in enumerate(loader, len(saved)):
@@ -75,7 +78,7 @@ def test_saved_after_each_batch_and_resumed_each_time(workers):
             states = [*(part.state_dict() for part in run), torch.get_rng_state()]
             saved.append(through_a_file(states) if i in stops else None)
     for stop in stops:
-        again = stoppable.parts(workers, None, seed=99)  # (its length is known from the scheduler)
+        again = stoppable.parts(workers, None, seed=99, samples=FEW)  # (its length is known from the scheduler)
         for part, state in zip(again, saved[stop], strict=False):
             part.load_state_dict(state)
         torch.set_rng_state(saved[stop][-1])
@@ -186,6 +189,131 @@ def test_a_stream_is_read_again_up_to_where_it_was(workers):
         assert sorted(flat(whole[: stop + 1] + seen)) == list(range(200))
 
 
+class Positioned(Stream):
+    """Keeps its own place, as a datasets.IterableDataset does; `late`: looks at it at the first sample, not at iter."""
+
+    def __init__(self, n: int, late: bool = False) -> None:
+        super().__init__(n)
+        self.next, self.late, self.read, self.state = 0, late, 0, {}
+
+    def __iter__(self):
+        return self._read(None if self.late else self._begin())
+
+    def _begin(self) -> int:
+        self.state, begin = {}, self.state.get("next", 0)
+        return begin
+
+    def _read(self, begin: int | None):
+        for i in range(self._begin() if begin is None else begin, len(self.data)):
+            self.next, self.read = i + 1, self.read + 1
+            yield self.data[i]
+        self.next = 0
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("n", [60, 77])
+def test_a_stream_that_knows_its_place_is_not_read_again(n, ahead, parts, late):
+    def loader_of():
+        model, data = network().eval(), Positioned(n, late)  # the last batch may be of one sample
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        how = {**FORCED, "target": lambda _, size, __: size + parts, "accumulation_steps": parts}
+        return adaptive(data, model, optimizer, 8, shuffle=None, **how), model, data
+
+    def trained(loader, model):
+        """Indices of each batch, with the state after it; a loop that looks ahead fetches one more before it trains."""
+        batches, held = iter(loader), None
+        while True:
+            batch = next(batches, None)
+            now, held = (held, batch) if ahead else (batch, None)
+            if now is not None:
+                loss_of(model, now).backward()
+                yield now[2].tolist(), through_a_file(loader.state_dict())
+            if batch is None:
+                return
+
+    loader, model, _ = loader_of()
+    whole = list(trained(loader, model))
+    assert flat([batch for batch, _ in whole]) == list(range(n)) and max(len(batch) for batch, _ in whole) > 8
+    for at, (_, state) in enumerate(whole[:-1]):
+        resumed, model, data = loader_of()
+        resumed.load_state_dict(state)
+        assert str(resumed.state_dict()["source"]) == str(state["source"])
+        rest = list(trained(resumed, model))
+        assert [batch for batch, _ in rest] == [batch for batch, _ in whole[at + 1 :]]
+        delivered = sum(len(batch) for batch, _ in rest)
+        assert data.read == delivered or (ahead and data.read >= delivered)
+        if at in (0, len(whole) - 2):
+            assert flat([batch for batch, _ in trained(resumed, model)]) == list(range(n))
+
+
+def test_a_stream_that_was_read_here_goes_on_here():
+    def loader_of(**how):
+        model = network()
+        return adaptive(Positioned(64), model, torch.optim.SGD(model.parameters(), 0.01), 8, shuffle=None, **how), model
+
+    loader, model = loader_of()
+    loss_of(model, next(batches := iter(loader))).backward()
+    next(batches)
+    state = loader.state_dict()
+    assert state["source"]["rest"]["dataset"] == {"next": 16}
+    resumed, _ = loader_of(num_workers=2)
+    with pytest.raises(ValueError, match="num_workers=0"):
+        resumed.load_state_dict(state)
+
+
+def test_the_state_of_a_stream_grows_with_changes_of_the_size_only():
+    model = network()
+    loader = adaptive(Stream(4000), model, torch.optim.SGD(model.parameters(), 0.01), 8, shuffle=None, overhead=0,
+                      max_batch_size=8)  # fmt: skip
+    for i, batch in enumerate(loader):
+        loss_of(model, batch).backward()
+        if i == 300:
+            assert loader.state_dict()["source"]["rest"]["asked"] == [[8, 301]]
+            return
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loaded_state_can_be_saved_again_before_the_first_batch(workers):
+    def loader_of():
+        model = network()
+        return adaptive(
+            Numbered(200), model, torch.optim.SGD(model.parameters(), 0.01), 8, num_workers=workers,
+            target=doubling(), **FORCED,
+        ), model  # fmt: skip
+
+    loader, model = loader_of()
+    seen = []
+    for batch in loader:
+        loss_of(model, batch).backward()
+        seen += batch[2].tolist()
+        if len(seen) > 80:
+            break_at = loader.state_dict()
+            break
+    state = through_a_file(break_at)
+    for begun in (False, True):
+        resumed, model = loader_of()
+        resumed.load_state_dict(state)
+        if begun:
+            iter(resumed)  # no batch of it has been asked for
+        again = resumed.state_dict()
+        assert again["tracker"] == state["tracker"]
+        assert str(again["source"]["rest"]) == str(state["source"]["rest"])
+    last, model = loader_of()
+    last.load_state_dict(again)
+    for batch in last:
+        loss_of(model, batch).backward()
+        seen += batch[2].tolist()
+    assert sorted(seen) == list(range(200))
+
+
 def test_a_state_of_another_version_or_run_is_refused_and_changes_nothing():
     def loader_of(n: int = 100, **arguments):
         model = network()
@@ -193,7 +321,7 @@ def test_a_state_of_another_version_or_run_is_refused_and_changes_nothing():
 
     state = loader_of().state_dict()
     for loader, changed, words in (
-        (loader_of(), {"version": 0}, "of version 0, this adaptbs reads 5: finish the run"),
+        (loader_of(), {"version": 0}, "of version 0, this adaptbs reads 6: finish the run"),
         (loader_of(200), {}, "epoch_samples=100, this one 200"),
         (loader_of(accumulation_steps=2), {}, "start_batch_size=8, this one 16"),
     ):

@@ -43,8 +43,13 @@ class Trainer:
             RandomSampler(dataset), lambda: self.run.controller.batch_size, START, drop_last=False
         )
         self.loader = DataLoader(dataset, batch_sampler=self.sampler)
-        self.hook = StepHook(optimizer, self.run.scale, settings.following)
+        self.hook = StepHook(optimizer, self._scale, settings.following)
         self.run.follow(self.hook.scaler)
+
+    def _scale(self):
+        if self.run.watches_step:
+            self.run.before_step()
+        return self.run.scale()
 
     def fit(self, epochs: int) -> None:
         self.run.start(epochs)

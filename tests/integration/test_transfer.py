@@ -56,6 +56,8 @@ def test_a_run_at_four_times_the_base_batch_is_a_stock_run_with_the_hyperparamet
     def run(ours: bool) -> Any:
         model = network()
         optimizer = kind(model.parameters(), **(base if ours else {**base, **transferred}))
+        if not ours:
+            model[1].momentum = 1 - 0.9**4
         fixed = {"overhead": 0, "max_batch_size": 32, "base_batch_size": 8}
         loader = adaptive(data, model, optimizer, 32, **fixed) if ours else stock(data, 32)
         torch.manual_seed(1)
@@ -313,7 +315,13 @@ def test_fastais_own_unknown_optimizer_is_warned_of(caplog: pytest.LogCaptureFix
     def novel_step(p: Any, lr: float, **_: Any) -> None:
         p.data.add_(p.grad.data.sign(), alpha=-lr)
 
-    learn = make_learner(opt_func=lambda params, lr, **_: FastOptimizer(params, [novel_step], lr=lr))
+    learn, used = make_learner(opt_func=lambda params, lr, **_: FastOptimizer(params, [novel_step], lr=lr)), Used()
     for _ in range(2):
-        learn.fit(1, 1e-3, cbs=growing())
+        learn.fit(1, 1e-3, cbs=[growing(), used])
+        assert set(used.sizes[:-1]) == {20}
+        assert {hypers["lr"] for groups in used.inside for hypers in groups} == {1e-3}
     assert caplog.text.count("optimizer Optimizer is not known") == 1
+    learn.fit(1, 1e-3, cbs=[growing(transfer=("lr",)), used])
+    assert max(used.sizes) == 80
+    assert max(hypers["lr"] for groups in used.inside for hypers in groups) == pytest.approx(2e-3)
+    assert caplog.text.count("optimizer Optimizer is not known") == 1, "it was said what follows"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fastai.basics import defaults
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "tutorial.ipynb"
 CELLS = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
@@ -24,6 +25,7 @@ def test_its_cells_run(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ADAPTBS_MNIST", raising=False)
+    monkeypatch.setattr(defaults, "cpus", 0)  # loads in this process, as workers take longer to start than to load
     names: dict = {}
     for cell in CELLS:
         exec(compile("".join(cell["source"]), "tutorial.ipynb", "exec"), names)

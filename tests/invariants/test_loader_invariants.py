@@ -132,8 +132,14 @@ def test_saved_between_epochs_and_resumed_is_never_stopped():
         optimizer = SGD(model.parameters(), 0.01, momentum=0.9)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=4 * 38)
         loader = adaptive(
-            data, model, optimizer,
-            scheduler=scheduler, epochs=4, overhead=0.3, step_time=(4e-3, 1e-6), max_batch_size=256,
+            data,
+            model,
+            optimizer,
+            scheduler=scheduler,
+            epochs=4,
+            overhead=0.3,
+            step_time=(4e-3, 1e-6),
+            max_batch_size=256,
         )
         return model, optimizer, scheduler, loader
 

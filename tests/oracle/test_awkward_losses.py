@@ -14,9 +14,9 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from adaptbs.gradients.halves import HalfBatches
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.window import MeasurementWindow
+from benchmarks.common.per_example import PerExample
 from tests.oracle import brute
 from tests.problems import exact
 

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from adaptbs.gradients.halves import HalfBatches
-from adaptbs.gradients.per_example import PerExample, Unsupported
+from adaptbs.gradients.terms import Unsupported
 from adaptbs.model.batch_loss import BatchLoss
+from benchmarks.common.per_example import PerExample
 from tests.oracle import brute
 
 N = 6
@@ -85,14 +86,14 @@ class Attention(nn.Module):
 def test_a_recurrent_model_whose_sample_is_a_sequence(kind):
     model = Recurrent(kind)
     by_halves(model, (SEQUENCES, LABELS))
-    refused(model, (SEQUENCES, LABELS), f"{kind.__name__}: no formula")
+    refused(model, (SEQUENCES, LABELS), f"{kind.__name__} 'recurrent': there is no formula")
 
 
 def test_a_transformer_by_torch():
     model, padded = Encoder(), torch.zeros(N, 5, dtype=torch.bool)
     padded[::2, 3:] = True
     by_halves(model, (SEQUENCES, padded, LABELS))
-    refused(model, (SEQUENCES, padded, LABELS), "MultiheadAttention: no formula")
+    per_example(model, (SEQUENCES, padded, LABELS))
 
 
 def test_attention_of_which_only_a_linear_layer_trains():
@@ -102,7 +103,7 @@ def test_attention_of_which_only_a_linear_layer_trains():
         layer.self_attn.in_proj_weight.requires_grad_(False)
         layer.self_attn.in_proj_bias.requires_grad_(False)
     by_halves(model, (SEQUENCES, None, LABELS))
-    refused(model, (SEQUENCES, None, LABELS), "outside its own layer's forward")
+    per_example(model, (SEQUENCES, None, LABELS))
 
 
 class Sometimes(nn.Module):
@@ -170,7 +171,7 @@ class Siamese(nn.Module):
 
 def test_one_encoder_for_two_inputs():
     by_halves(Siamese(), (VECTORS, VECTORS.flip(0), LABELS))
-    refused(Siamese(), (VECTORS, VECTORS.flip(0), LABELS), "used 2 times")
+    per_example(Siamese(), (VECTORS, VECTORS.flip(0), LABELS))
 
 
 class Loose(nn.Module):
@@ -240,6 +241,6 @@ def test_a_batch_of_one_is_not_measured(source, make):
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 def test_a_weight_that_is_computed_from_others(norm):
     model = nn.Sequential(norm(nn.Linear(8, 8)), nn.Tanh(), nn.Linear(8, 3))
-    refused(model, (VECTORS, LABELS), "no formula|besides its weight and bias")
+    refused(model, (VECTORS, LABELS), "ParametrizationList|besides its weight and bias")
     if norm is nn.utils.parametrizations.weight_norm:  # (the older one cannot be copied for the slow way)
         by_halves(model, (VECTORS, LABELS))

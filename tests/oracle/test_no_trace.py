@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from adaptbs.gradients.halves import HalfBatches
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
+from benchmarks.common.per_example import PerExample
 
 torch.manual_seed(5)
 VECTORS, LABELS = torch.randn(6, 8), torch.arange(6) % 3
@@ -56,7 +56,7 @@ def test_checkpoints_change_nothing(source, reentrant):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("source", [HalfBatches, PerExample])
+@pytest.mark.parametrize("source", [HalfBatches])
 def test_a_reentrant_checkpoint_leaves_no_trace_in_grad(source, error):
     model, temperature = Checkpointed(True), nn.Parameter(torch.tensor(2.0))
     loss_of(model, (VECTORS, LABELS)).backward()
@@ -130,7 +130,7 @@ def state(model):
 
 
 @pytest.mark.parametrize("told", [[], ["forward"], ["backward"]])
-@pytest.mark.parametrize("source", [HalfBatches, PerExample])
+@pytest.mark.parametrize("source", [HalfBatches])
 def test_no_trace_is_left_on_the_model(source, told):
     model = Failing()
     source = source(model, BatchLoss(batch_loss=loss_of))
@@ -197,7 +197,7 @@ COMPILED = {
 
 
 @pytest.mark.parametrize("how", COMPILED)
-@pytest.mark.parametrize("source", [HalfBatches, PerExample])
+@pytest.mark.parametrize("source", [HalfBatches])
 def test_a_compiled_model_is_measured_and_not_compiled_anew(source, how):
     torch._dynamo.reset()
     backend = Counting()
@@ -223,7 +223,7 @@ def test_a_model_measured_before_its_first_step_compiles_as_if_it_had_not_been()
         backend = Counting()
         model = torch.compile(plain(), backend=backend)
         if measured:
-            assert PerExample(model, BatchLoss(batch_loss=loss_of)).measure((VECTORS, LABELS)) is not None
+            assert HalfBatches(model, BatchLoss(batch_loss=loss_of)).measure((VECTORS, LABELS)) is not None
             assert backend.graphs == 0
         loss_of(model, (VECTORS, LABELS)).backward()
         graphs.append(backend.graphs)

@@ -11,8 +11,8 @@ from torch import nn
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.loss_scale import BACK_OFF, GROW_AFTER, START, LossScale
 from adaptbs.gradients.mean_gradient import MeanGradient, squared_norm
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
+from benchmarks.common.per_example import PerExample
 from tests.oracle import brute
 
 SOURCES = [(HalfBatches, brute.halves), (PerExample, brute.per_example)]
@@ -69,13 +69,13 @@ def test_bfloat16_autocast(source, slow, seed):
 
 
 @pytest.mark.parametrize("loss", [loss_of(), loss_of(1e-6), small_gradients], ids=["plain", "small", "linear"])
-@pytest.mark.parametrize(("source", "slow"), SOURCES)
+@pytest.mark.parametrize(("source", "slow"), SOURCES[:1])  # in the step a scale is the loop's own affair
 def test_float16_autocast(source, slow, loss):
     model, batch = problem()
     assert measured(source, model, loss, batch, float16) == pytest.approx(slow(model, loss, batch, N), rel=0.02)
 
 
-@pytest.mark.parametrize(("source", "slow"), SOURCES)
+@pytest.mark.parametrize(("source", "slow"), SOURCES[:1])  # in the step a scale is the loop's own affair
 def test_a_float16_model(source, slow):
     model, batch = problem()
     expected = slow(model, loss_of(1e-6), batch, N)
@@ -122,7 +122,7 @@ def test_where_there_is_no_float16_nothing_is_scaled(autocast):
     assert source.mean_gradient.scale is None
 
 
-@pytest.mark.parametrize(("source", "slow"), SOURCES)
+@pytest.mark.parametrize(("source", "slow"), SOURCES[:1])  # in the step a scale is the loop's own affair
 def test_after_an_overflow_the_next_measurement_is_good(source, slow, monkeypatch):
     monkeypatch.setattr("adaptbs.gradients.loss_scale.START", 2.0**18)
     model, batch = problem()

@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 from adaptbs.finder.find import measure_block
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.mean_gradient import MeanGradient
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.b_simple import estimate, to_floats
 from adaptbs.types import NoiseScale, SquaredNorms
+from benchmarks.common.per_example import PerExample
 from tests.problems import Quadratic, digits, digits_mlp, exact, half_square, per_example_gradients
 
 SEEDS = 20

@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from adaptbs.gradients.halves import HalfBatches
-from adaptbs.gradients.per_example import PerExample
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.noise_scale.b_simple import estimate, to_floats
+from benchmarks.common.per_example import PerExample
 from benchmarks.noise_scale.frozen import Population, train
 from tests.problems import digits, digits_mlp, exact, per_example_gradients
 

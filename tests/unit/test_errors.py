@@ -103,7 +103,11 @@ class Endless:
         ({"model": nn.ReLU()}, ValueError, ["model has no trainable parameter"]),
         ({"optimizer": "adam"}, TypeError, ["optimizer='adam'", "torch.optim.Optimizer"]),
         ({"scheduler": "cosine"}, TypeError, ["scheduler='cosine'", "LRScheduler"]),
-        ({"loss_func": None}, ValueError, ["loss_func=", "batch_loss="]),
+        (
+            {"loss_func": None, "source": "halves"},
+            ValueError,
+            ["source='halves'", "loss_func=", "batch_loss=", "overhead=0"],
+        ),
         ({"batch_loss": lambda model, batch: 0}, ValueError, ["either loss_func=", "or batch_loss="]),
         ({"loss_func": "mse"}, TypeError, ["loss_func='mse'", "function"]),
         # how to decide
@@ -164,28 +168,36 @@ def unreduced(prediction, target):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("loss_func", "words"),
     [
-        (
-            {"loss_func": unreduced}, ValueError,
-            ["the loss must be one number", "shape", "return the mean over its samples"],
-        ),
-        ({"loss_func": lambda *_: 1.0}, ValueError, ["the loss must be one number", "got float"]),
-        ({"collate_fn": lambda items: {"x": torch.ones(4, 1)}}, TypeError, ["loss_func=", "dict", "give batch_loss="]),
+        (unreduced, ["the loss must be one number", "shape", "return the mean over its samples"]),
+        (lambda *_: 1.0, ["the loss must be one number", "got float"]),
     ],
 )
-def test_a_loss_must_be_one_number(run, arguments, error, words):
-    batches = iter(run.loader(overhead=0.01, **arguments))
-    with refused(run, error, *words):
+@pytest.mark.parametrize("source", ["auto", "halves"])
+def test_a_loss_must_be_one_number(run, loss_func, words, source):
+    loader = run.loader(overhead=0.01, source=source, loss_func=loss_func)
+    batches = iter(loader)
+    with refused(run, ValueError, *words):
         next(batches)  # on the first batch, before any step
+
+
+def test_a_batch_that_the_loss_cannot_take_is_held_with_one_warning(run, caplog):
+    loader = run.loader(overhead=0.01, source="halves", collate_fn=lambda items: {"x": torch.ones(4, 1)})
+    with caplog.at_level(logging.WARNING, "adaptbs"):
+        delivered = sum(1 for _ in loader)
+    assert delivered == len(loader)
+    (said,) = [record.getMessage() for record in caplog.records if "is held" in record.getMessage()]
+    assert all(word in said for word in ["loss_func=", "dict", "give batch_loss=", "on a batch of {'x'"])
 
 
 def test_nan_gradients_are_left_out_of_the_estimate_with_one_warning(run, caplog):
     x = torch.ones(64, 1)
     x[[9, 25]] = float("nan")  # in the 3rd and 7th of 16 batches
     loader = run.loader(
-        dataset=TensorDataset(x, torch.zeros(64, 1)), overhead=0.5, decide_every=0.1, target=lambda *_: 4
-    )
+        dataset=TensorDataset(x, torch.zeros(64, 1)),
+        overhead=0.5, decide_every=0.1, target=lambda *_: 4, source="halves",
+    )  # fmt: skip
     loader.training_run.controller.measure_next_step = lambda: True
     batches = 0
     with caplog.at_level(logging.WARNING, "adaptbs"):

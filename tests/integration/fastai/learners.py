@@ -24,12 +24,13 @@ class Rows:
         x = rng.normal(size=(n, 6))
         self.x = torch.tensor(x, dtype=torch.float32)
         self.y = torch.tensor(x.sum(1, keepdims=True) + noise * rng.normal(size=(n, 1)), dtype=torch.float32)
+        self.index = torch.arange(n)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self.x[i], self.y[i], torch.arange(len(self))[i]
+        return self.x[i], self.y[i], self.index[i]
 
 
 class Augmented(Rows):
@@ -75,7 +76,7 @@ def make_learner(
     if train is None:
         options = {"bs": bs, "shuffle": True, "num_workers": num_workers, "drop_last": drop_last}
         train = partial(DataLoader, rows(n, noise), **options)
-    dls = DataLoaders(train(), DataLoader(Rows(500, noise, seed=1), bs=100))
+    dls = DataLoaders(train(), DataLoader(Rows(150, noise, seed=1), bs=100))
     dls.n_inp = 1
     made = Learner(dls, model(), **{"loss_func": loss_func, "lr": 1e-2, **learner})
     if not progress:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +56,6 @@ def fit(learn: Learner, *cbs: Callback, epochs: int = 1) -> Learner:
     return learn
 
 
-@LEARNERS
-def test_at_a_constant_batch_weights_are_stocks_to_the_bit(make):
-    stock, ours = fit(make()), make()
-    fit(ours, AdaptiveBatchSize(max_batch_size=ours.dls.bs, overhead=0))
-    assert same(weights(stock), weights(ours))
-
-
-@LEARNERS
-def test_also_where_it_is_measured(make):
-    stock, ours = fit(make()), make()
-    callback = AdaptiveBatchSize(max_batch_size=ours.dls.bs, overhead=0.5)
-    fit(ours, callback)
-    assert same(weights(stock), weights(ours))
-    assert "measurement" in callback.history.to_dict()["event"]
-
-
 def contents(batch: Any) -> list[float]:
     """A number for each sample, by which it is known in any order; padding, which is word 1, is not counted."""
     plain = [t.detach().as_subclass(torch.Tensor) for t in batch]
@@ -77,21 +63,47 @@ def contents(batch: Any) -> list[float]:
     return sum(t.double().reshape(len(t), -1).sum(1) for t in words).tolist()
 
 
+class Delivered(Callback):
+    """The contents of every training batch."""
+
+    run_valid = False
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+
+    def before_batch(self) -> None:
+        self.batches.append(contents((*self.xb, *self.yb)))
+
+
+@cache
+def stock(make: Callable[[], Learner]) -> tuple[list[torch.Tensor], list[list[float]]]:
+    """Weights and contents of the run without adaptbs."""
+    delivered = Delivered()
+    return weights(fit(make(), delivered)), delivered.batches
+
+
+@LEARNERS
+def test_at_a_constant_batch_weights_are_stocks_to_the_bit(make):
+    ours = make()
+    fit(ours, AdaptiveBatchSize(max_batch_size=ours.dls.bs, overhead=0))
+    assert same(stock(make)[0], weights(ours))
+
+
+@LEARNERS
+def test_also_where_it_is_measured(make):
+    ours = make()
+    callback = AdaptiveBatchSize(max_batch_size=ours.dls.bs, overhead=0.5)
+    fit(ours, callback)
+    assert same(stock(make)[0], weights(ours))
+    assert "measurement" in callback.history.to_dict()["event"]
+
+
 @LEARNERS
 def test_grown_batches_hold_the_samples_that_stocks_would(make):
-    def delivered(*cbs: Callback) -> list[list[float]]:
-        batches: list[list[float]] = []
-        learn = make()
-
-        def see(self: Callback) -> None:
-            if self.training:
-                batches.append(contents((*self.xb, *self.yb)))
-
-        fit(learn, *cbs, Callback(before_batch=see))
-        return batches
-
-    stock, ours = delivered(), delivered(AdaptiveBatchSize(target=doubling, overhead=0, budget="epochs"))
-    assert max(map(len, ours)) > len(stock[0]) == len(ours[0])
-    all_of_stock, all_of_ours = (sorted(value for batch in batches for value in batch) for batches in (stock, ours))
+    delivered = Delivered()
+    fit(make(), AdaptiveBatchSize(target=doubling, overhead=0, budget="epochs"), delivered)
+    of_stock, ours = stock(make)[1], delivered.batches
+    assert max(map(len, ours)) > len(of_stock[0]) == len(ours[0])
+    all_of_stock, all_of_ours = (sorted(value for batch in batches for value in batch) for batches in (of_stock, ours))
     assert len(all_of_ours) == len(all_of_stock)
     torch.testing.assert_close(all_of_ours, all_of_stock)

@@ -16,7 +16,6 @@ from fastai.callback.training import ShortEpochCallback
 from torch import nn
 
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.gradients.per_example import Unsupported
 from tests.integration.fastai.learners import (
     TORCH_ADAMW,
     Augmented,
@@ -66,7 +65,9 @@ def test_a_fixed_batch_trains_a_tabular_learner_as_without_adaptbs() -> None:
 
 
 def test_measuring_leaves_training_untouched() -> None:
-    callback = AdaptiveBatchSize(max_batch_size=4, step_time=(1e-3, 1e-6))  # so that no clock cuts it short
+    callback = AdaptiveBatchSize(
+        max_batch_size=4, step_time=(1e-3, 1e-6), overhead=0.1
+    )  # so that no clock cuts it short
     make = partial(make_learner, bs=4, n=340, model=touchy_model, rows=Augmented)
     stock, ours = one_cycle(make()), one_cycle(make(), callback)
     assert callback.history.to_dict()["event"].count("measurement") >= 8
@@ -243,8 +244,8 @@ def test_adams_metric_is_refused_where_there_is_none() -> None:
 
 
 def test_a_source_that_cannot_measure_the_model_is_an_error_where_it_was_asked_for() -> None:
-    with pytest.raises(Unsupported, match="BatchNorm"):
-        make_learner(model=touchy_model).fit(1, cbs=AdaptiveBatchSize(source="per_example"))
+    with pytest.raises(ValueError, match=r"source='in_step' .*BatchNorm"):
+        make_learner(model=touchy_model).fit(1, cbs=AdaptiveBatchSize(source="in_step"))
 
 
 def test_an_instance_serves_two_fits() -> None:
@@ -387,7 +388,7 @@ def test_a_model_without_a_trainable_parameter_is_refused() -> None:
         learn.fit(1, cbs=AdaptiveBatchSize())
 
 
-def test_a_learner_whose_loss_cannot_be_computed_apart_trains_on_with_its_batch_held(caplog) -> None:
+def test_a_learner_whose_loss_cannot_be_computed_apart_is_measured_in_its_step(caplog) -> None:
     class TwoOutputs(nn.Module):
         def __init__(self):
             super().__init__()
@@ -395,6 +396,26 @@ def test_a_learner_whose_loss_cannot_be_computed_apart_trains_on_with_its_batch_
 
         def forward(self, x):
             return self.layer(x), x
+
+    class TakeFirst(Callback):
+        def after_pred(self):
+            self.learn.pred = self.pred[0]
+
+    learn = make_learner(n=403, model=TwoOutputs)
+    callback = AdaptiveBatchSize(overhead=0.5, step_time=(1e-3, 1e-6))
+    learn.fit(1, 1e-2, cbs=[TakeFirst(), callback])
+    assert "cannot be measured" not in caplog.text
+    assert callback.noise_scale.measurements >= 5
+
+
+def test_where_only_halves_could_measure_it_such_a_learner_trains_on_with_its_batch_held(caplog) -> None:
+    class TwoOutputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+        def forward(self, x):
+            return self.layers(x), x
 
     class TakeFirst(Callback):
         def after_pred(self):

@@ -58,7 +58,7 @@ class Doubles(Rows):
 
 def learner(memory, cbs=(), opt_func=TORCH_ADAMW, **kwargs) -> Learner:
     data = Doubles(SAMPLES)
-    train, valid = DataLoader(data, bs=START, shuffle=True), DataLoader(data, bs=64)
+    train, valid = DataLoader(data, bs=START, shuffle=True), DataLoader(Doubles(64), bs=64)
     dls = DataLoaders(train, valid)
     dls.n_inp = 1
     model = network()

@@ -176,6 +176,32 @@ def test_an_optimizer_copy_has_the_state_but_not_the_hooks():
     assert optimizer.state[weight]["step"] == 1
 
 
+class WithSettings(torch.optim.SGD):
+    """Has settings beside those of its groups, and an optimizer inside."""
+
+    def __init__(self, params, inner=None):
+        super().__init__(params, lr=0.1)
+        self.scale, self.count, self.inner = 2.0, 0, inner
+
+    def step(self, closure=None):
+        self.count += 1
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.sub_(self.param_groups[0]["lr"] * self.scale * p.grad)
+        if self.inner is not None:
+            self.inner.step()
+
+
+def test_an_optimizer_copy_has_the_settings_of_its_class_but_shares_no_optimizer_inside():
+    model = product()
+    optimizer = WithSettings(model.parameters())
+    found = bs_find(model, None, [ONES] * 4, batch_loss=mean_output, n_batch=2, lr=0.1, optimizer=optimizer)
+    assert found.samples == (4, 8) and model.weight.item() == 2.0
+    assert (optimizer.count, optimizer.scale) == (0, 2.0)
+    twin = copy_of(WithSettings(model.parameters(), torch.optim.SGD(model.parameters(), lr=1.0)), 0.1)
+    assert not hasattr(twin, "inner") and twin.scale == 2.0
+
+
 def test_timing_leaves_no_trace_and_steps_no_optimizer_of_the_users(model, data):
     loader = DataLoader(data, batch_size=8)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)

@@ -8,119 +8,150 @@ from torch.nn.functional import mse_loss
 
 from adaptbs.gradients.coupling import LOOKS
 from adaptbs.gradients.meter import NoiseMeter
-from adaptbs.gradients.per_example import Unsupported
+from adaptbs.gradients.terms import Unsupported
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.types import COUPLED
 
 BATCH = (torch.randn(8, 4), torch.randn(8, 1))
 
 
-def sources(measurer: NoiseMeter, times: int = 1, batch=BATCH) -> list[str]:
-    return [measurer.measure(batch, len(batch[0])).source for _ in range(times)]
+def step(meter: NoiseMeter, model: nn.Module, batch=BATCH, samples: int | None = None, loss=None):
+    """The measurement of one step of a loop that trains by `loss`."""
+    rows = len(batch[0])
+    samples = rows if samples is None else samples
+    made = meter.begin(batch, samples, [samples])
+    if not meter.is_armed:
+        return made
+    model.zero_grad()
+    (loss(model, batch) if loss else mse_loss(model(batch[0]), batch[1])).backward()
+    return meter.end(samples, [samples])
 
 
-def untimed(model: nn.Module, **arguments) -> NoiseMeter:
-    return NoiseMeter(model, BatchLoss(mse_loss), timed=False, **arguments)
+def meter_of(model: nn.Module, **arguments) -> NoiseMeter:
+    return NoiseMeter(model, BatchLoss(mse_loss), **arguments)
 
 
-def test_without_a_clock_linear_layers_are_measured_per_example():
-    assert sources(untimed(nn.Linear(4, 1))) == ["per example"]
+def test_a_model_is_measured_in_its_step():
+    model = nn.Linear(4, 1)
+    made = step(meter_of(model), model)
+    assert (made.source, made.norms.small_size, made.norms.large_size) == ("in step", 1, 8)
+    assert not model._forward_hooks
+
+
+def with_batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+class Scaled(nn.Module):
+    """Has a parameter of its own beside its layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.layer = nn.Parameter(torch.ones(4)), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.layer(self.scale * x)
+
+
+class FromOutside(nn.Module):
+    """Uses a layer's weight without the layer, which only its gradient shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.layer(x) + F.linear(x, self.layer.weight)
 
 
 @pytest.mark.parametrize(
-    ("model", "why"),
-    [
-        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "BatchNorm"),
-        (nn.Sequential(nn.Linear(4, 1), nn.PReLU()), "PReLU"),
-    ],
+    ("make", "why"), [(with_batch_norm, "BatchNorm1d '1'"), (Scaled, "Scaled"), (FromOutside, "layer.weight")]
 )
-@pytest.mark.parametrize("timed", [False, True])
-def test_anything_else_by_halves_and_the_reason_is_logged_once(model, why, timed, caplog):
+def test_anything_else_by_halves_and_the_reason_is_logged_once(make, why, caplog):
+    model = make()
+    meter = meter_of(model)
     with caplog.at_level(logging.INFO, "adaptbs"):
-        measurer = NoiseMeter(model, BatchLoss(mse_loss), timed=timed)
-        first, second = measurer.measure(BATCH, 8), measurer.measure(BATCH, 8)
-    assert first.source == second.source == "halves"
-    assert why in first.why
+        made = [step(meter, model) for _ in range(3)]
+    assert made[1].source == made[2].source == "halves"
+    assert why in made[2].why
     assert caplog.text.count(why) == 1
 
 
-def test_without_a_clock_convolutions_by_halves():
-    measurer = untimed(nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 1, 2), nn.Flatten()))
-    assert measurer.measure(BATCH, 8).why == "it has convolutions"
+@pytest.mark.parametrize("make", [with_batch_norm, Scaled, FromOutside])
+def test_without_a_loss_the_error_says_why_it_is_needed(make):
+    model = make()
+    meter = NoiseMeter(model, None)
+    with pytest.raises(Unsupported, match="cannot be measured in the step that trains"):
+        step(meter, model)
+    assert not meter.is_armed
 
 
-class FakeWatch:
-    """Measurements take the seconds it is told to, per example and by halves in turn."""
-
-    def __init__(self, example: float, halves: float, reached: bool = True) -> None:
-        self.now, self.taken, self.is_reached = 0.0, [example, halves], reached
-        self.marks = 0
-
-    def mark(self) -> float:
-        self.marks += 1
-        if self.marks % 2 == 0:  # the end of a measurement
-            self.now += self.taken[(self.marks // 2 - 1) % 2]
-        return self.now
-
-    def reached(self, moment: float) -> bool:
-        return self.is_reached
-
-    def seconds(self, begin: float, end: float) -> float:
-        return end - begin
-
-
-@pytest.mark.parametrize(("example", "picked"), [(1.9, "per example"), (2.1, "halves")])
-def test_with_a_clock_it_tries_both_and_keeps_the_one_that_pays(example, picked):
-    measurer = NoiseMeter(nn.Linear(4, 1), BatchLoss(mse_loss))
-    measurer._stopwatch = FakeWatch(example=example, halves=1.0)
-    tried = sources(measurer, 8)
-    assert tried == ["per example", "halves"] * 4
-    made = measurer.measure(BATCH, 8)
-    assert made.source == picked
-    assert f"{example:.1f} times as long" in made.why
-
-
-def test_it_does_not_wait_for_the_device_to_compare():
-    measurer = NoiseMeter(nn.Linear(4, 1), BatchLoss(mse_loss))
-    measurer._stopwatch = watch = FakeWatch(example=1.0, halves=1.0, reached=False)
-    assert set(sources(measurer, 12)) == {"per example", "halves"}
-    watch.is_reached = True
-    assert sources(measurer, 2) == ["per example"] * 2
-
-
-@pytest.mark.parametrize("choice", ["halves", "per_example"])
-def test_what_is_asked_for_is_done(choice):
-    made = NoiseMeter(nn.Linear(4, 1), BatchLoss(mse_loss), choice=choice).measure(BATCH, 8)
-    assert (made.source, made.why) == (choice.replace("_", " "), "asked for")
+@pytest.mark.parametrize(("choice", "source"), [("halves", "halves"), ("in_step", "in step")])
+def test_what_is_asked_for_is_done(choice, source):
+    model = nn.Linear(4, 1)
+    assert step(meter_of(model, choice=choice), model).source == source
 
 
 def test_what_is_asked_for_and_cannot_be_is_an_error_that_says_what_to_do():
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    with pytest.raises(Unsupported, match=r"source='per_example' .* BatchNorm .* Use source='auto'"):
-        NoiseMeter(model, BatchLoss(mse_loss), choice="per_example").measure(BATCH, 8)
+    model = with_batch_norm()
+    with pytest.raises(Unsupported, match=r"source='in_step' .* BatchNorm1d .* Use source='auto'"):
+        step(meter_of(model, choice="in_step"), model)
 
 
 def test_batch_norm_in_evaluation_mode_does_not_stand_in_the_way_until_it_trains():
     model = nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.Linear(4, 1)).eval()
-    measurer = untimed(model)
-    assert sources(measurer) == ["per example"]
+    meter = meter_of(model)
+    assert step(meter, model).source == "in step"
+    model[0].weight = nn.Parameter(torch.ones(4))
     model.train()
-    assert sources(measurer) == ["halves"]
+    assert step(meter, model).source == "halves"
 
 
 def test_a_layer_unfrozen_later_is_counted():
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 1))
-    measurer = untimed(model)
-    frozen = float(measurer.measure(BATCH, 8).norms.small)
+    meter = meter_of(model)
+    frozen = float(step(meter, model).norms.small)
     model.requires_grad_(True)
-    assert float(measurer.measure(BATCH, 8).norms.small) > frozen
+    assert float(step(meter, model).norms.small) > frozen
+
+
+def test_a_step_in_which_no_layer_is_called_is_not_taken_for_a_measurement():
+    model = nn.Linear(4, 1)
+    meter = meter_of(model)
+
+    def functional(model, batch):
+        return mse_loss(F.linear(batch[0], model.weight, model.bias), batch[1])
+
+    assert step(meter, model, loss=functional) is None
+    made = step(meter, model, loss=functional)
+    assert made.source == "halves"
+    assert "outside its own layer" in made.why
+
+
+def test_a_step_in_which_nothing_is_seen_at_all_three_times_in_a_row():
+    model = nn.Linear(4, 1)
+    meter = meter_of(model)
+    for _ in range(3):
+        assert meter.begin(BATCH, 8, [8]) is None
+        assert meter.end(8, [8]) is None
+    made = step(meter, model)
+    assert made.source == "halves"
+    assert "not called" in made.why
+
+
+def test_the_optimizers_parameters_are_the_ones_that_count():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    whole, head = step(meter_of(model), model), step(meter_of(model, parameters=model[1].parameters), model)
+    only = [p.grad.square().sum() for p in model[1].parameters()]
+    assert float(head.norms.large) == pytest.approx(float(sum(only)))
+    assert float(whole.norms.large) > float(head.norms.large)
 
 
 @pytest.mark.parametrize(("half", "caveat"), [(31, "BatchNorm over 31"), (32, None)])
 def test_batch_norm_over_few_samples_is_a_caveat(half, caveat):
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     batch = torch.randn(2 * half, 4), torch.randn(2 * half, 1)
-    assert untimed(model).measure(batch, 2 * half).caveat == caveat
+    assert step(meter_of(model), model, batch).caveat == caveat
 
 
 def contrastive(model: nn.Module, batch) -> torch.Tensor:
@@ -145,49 +176,25 @@ def summed(model: nn.Module, batch) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("loss", "coupled"), [(contrastive, True), (weighted, False), (ignoring, False), (summed, False)]
 )
+@pytest.mark.parametrize("choice", ["halves", "auto"])
 @pytest.mark.parametrize("layer", [nn.Identity, lambda: nn.Dropout(0.5), lambda: nn.BatchNorm1d(16)])
-def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for_it(loss, coupled, layer):
-    found = []
+def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for_it(loss, coupled, layer, choice):
+    found, made = [], None
     for seed in range(10):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(4, 16), layer(), nn.Linear(16, 2))
-        measurer = NoiseMeter(model, BatchLoss(batch_loss=loss), choice="halves")
-        for _ in range(LOOKS):
-            made = measurer.measure((torch.randn(64, 4), torch.zeros(64)), 64)
+        meter = NoiseMeter(model, BatchLoss(batch_loss=loss), choice=choice)
+        for _ in range(LOOKS + 1):  # the first may show only that the model cannot be measured in its step
+            made = step(meter, model, (torch.randn(64, 4), torch.zeros(64)), loss=loss) or made
         assert all(m.training for m in model.modules())
         found.append(made.caveat == COUPLED)
     assert found == [coupled] * 10
 
 
 def test_rows_that_are_not_the_samples_are_a_caveat():
-    assert untimed(nn.Linear(4, 1)).measure(BATCH, samples=5).caveat == "8 rows of 5 samples"
-
-
-class Squeezed(nn.Module):
-    """Cannot take one sample alone, as many a model that squeezes its output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 1)
-
-    def forward(self, x):
-        out = self.layer(x).squeeze()
-        assert out.dim() == 1
-        return out[:, None]
-
-
-@pytest.mark.parametrize("timed", [False, True])
-def test_a_model_that_takes_no_single_example_is_measured_by_halves(timed):
-    measurer = NoiseMeter(Squeezed(), BatchLoss(mse_loss), timed=timed)
-    made = measurer.measure(BATCH, 8)
-    assert made.source == "halves"
-    assert "AssertionError" in made.why
-    assert measurer.measure((BATCH[0][:2], BATCH[1][:2]), 2) is None, "too short for halves of two"
-
-
-def test_an_error_by_halves_is_the_users_to_see():
-    with pytest.raises(AssertionError):
-        NoiseMeter(Squeezed(), BatchLoss(mse_loss), choice="halves").measure((BATCH[0][:2], BATCH[1][:2]), 2)
+    model = nn.Linear(4, 1)
+    assert step(meter_of(model), model, samples=5).caveat == "8 rows of 5 samples"
+    assert step(meter_of(model, choice="halves"), model, samples=5).caveat == "8 rows of 5 samples"
 
 
 def test_a_loss_that_asks_for_gradients_itself_can_be_measured():
@@ -197,13 +204,17 @@ def test_a_loss_that_asks_for_gradients_itself_can_be_measured():
         return (slope.norm(dim=1) - 1).square().mean()
 
     model, batch = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), (torch.randn(32, 4), torch.zeros(32))
-    made = NoiseMeter(model, BatchLoss(batch_loss=penalty), choice="halves").measure(batch, 32)
+    meter = NoiseMeter(model, BatchLoss(batch_loss=penalty))
+    step(meter, model, batch, loss=penalty)
+    made = step(meter, model, batch, loss=penalty)
+    assert made.source == "halves"
     assert float(made.norms.trace) > 0
 
 
 def test_coupled_samples_are_said_even_where_rows_are_not_the_samples():
     torch.manual_seed(0)
-    measurer = NoiseMeter(nn.Linear(4, 16), BatchLoss(batch_loss=contrastive), choice="halves")
+    model = nn.Linear(4, 16)
+    meter = NoiseMeter(model, BatchLoss(batch_loss=contrastive), choice="halves")
     for _ in range(LOOKS):
-        made = measurer.measure((torch.randn(64, 4), torch.zeros(64)), samples=32)
+        made = step(meter, model, (torch.randn(64, 4), torch.zeros(64)), samples=32)
     assert made.caveat == COUPLED

@@ -22,12 +22,18 @@ def c2(beta: float, *, power: float, steps: int, exponent: float) -> float:
     return eps**-2
 
 
+def with_the_coming_step(group: Accumulated) -> tuple[int, float, float]:
+    """t and S of both betas."""
+    assert group.prepared
+    return group.steps + 1, group.first + group.power_first, group.second + group.power_second
+
+
 @pytest.mark.parametrize("power", [1.0, 4.0, 0.5, math.sqrt(8)])
 def test_a_constant_batch_needs_no_correction(power):
     group = Accumulated()
     for steps in range(7):
-        group.seen(steps)
-        t, first, second = group.prepare(power, power)
+        group.seen(steps, coming=(power, power))
+    t, first, second = with_the_coming_step(group)
     assert c1(0.9, power=power, steps=t, exponent=first) == c2(0.999, power=power, steps=t, exponent=second) == 1
     assert corrections((0.9, 0.999), (power, power), t, (first, second)) == (1.0, 1.0)
 
@@ -78,12 +84,12 @@ def test_an_average_that_is_off_or_not_corrected_has_nothing_to_correct():
 
 def test_steps_count_at_the_powers_they_were_made_at():
     group = Accumulated()
-    group.seen(10)  # made before
-    assert group.prepare(2.0, 4.0) == (11, 12.0, 14.0)
-    group.seen(11)
-    assert group.prepare(1.5, 2.0) == (12, 13.5, 16.0)
-    group.seen(11)  # skipped
-    assert group.prepare(3.0, 8.0) == (12, 15.0, 22.0)
+    group.seen(10, coming=(2.0, 4.0))  # made before
+    assert with_the_coming_step(group) == (11, 12.0, 14.0)
+    group.seen(11, coming=(1.5, 2.0))
+    assert with_the_coming_step(group) == (12, 13.5, 16.0)
+    group.seen(11, coming=(3.0, 8.0))  # skipped
+    assert with_the_coming_step(group) == (12, 15.0, 22.0)
 
 
 def test_where_the_count_is_not_known_what_was_prepared_was_made():
@@ -91,7 +97,8 @@ def test_where_the_count_is_not_known_what_was_prepared_was_made():
     group.seen(10)
     group.seen(None)
     assert (group.steps, group.first, group.second) == (10, 10, 10)
-    group.prepare(2.0, 4.0)
+    group.seen(None, coming=(2.0, 4.0))
+    assert (group.steps, group.first, group.second) == (10, 10, 10)
     group.seen(None)
     assert (group.steps, group.first, group.second) == (11, 12, 14)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adaptbs.hyperparameters.learning_rate import gain, linear, lr_rule, none, sqrt
-from adaptbs.hyperparameters.transfer import traits_of
+from adaptbs.hyperparameters.lookup import traits_of
 from adaptbs.types import NoiseScale
 
 PHI_30 = NoiseScale(grad_sq=1.0, trace=30.0, low=20.0, high=40.0, cautious=25.0, measurements=9)

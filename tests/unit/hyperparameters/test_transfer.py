@@ -4,18 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.hyperparameters.transfer import (
-    ADAM,
-    HYPERPARAMETERS,
-    LR_ONLY,
-    RMSPROP,
-    Factors,
-    OptimizerTraits,
-    changed_group,
-    factors,
-    powers,
-    traits_of,
-)
+from adaptbs.hyperparameters.lookup import traits_of
+from adaptbs.hyperparameters.traits import ADAM, LR_ONLY, RMSPROP, UNKNOWN
+from adaptbs.hyperparameters.transfer import HYPERPARAMETERS, Factors, changed_group, factors, powers
 from adaptbs.hyperparameters.transfer import following as following_names
 
 OPTIM = torch.optim
@@ -67,8 +58,9 @@ def test_what_becomes_of_each_at_16_times_the_batch(name, extra, becomes):
 
 
 @pytest.mark.skipif(not hasattr(OPTIM, "Muon"), reason="this torch has no Muon")
-def test_muons_weight_decay_is_decoupled():
-    assert at_16(built("Muon", lr=1.0, weight_decay=0.1)) == pytest.approx({"lr": 4.0, "weight_decay": 0.4})
+def test_muons_weight_decay_is_decoupled_and_its_momentum_follows_as_beta1_does():
+    muon = built("Muon", lr=1.0, weight_decay=0.1, momentum=0.95)
+    assert at_16(muon) == pytest.approx({"lr": 4.0, "weight_decay": 0.4, "momentum": 0.95**4})
 
 
 @pytest.mark.parametrize(("k", "first", "second"), [(1, 1, 1), (4, 2, 4), (16, 4, 16), (0.25, 0.5, 0.25)])
@@ -153,7 +145,7 @@ def test_an_optimizer_made_from_a_known_one_is_of_its_kind():
 
     weight = nn.Parameter(torch.ones(1))
     assert traits_of(Clipped([weight])) == traits_of(OPTIM.AdamW([weight])) != ADAM
-    assert traits_of(Adam([weight], {})) == OptimizerTraits(known=False)
+    assert traits_of(Adam([weight], {})) == UNKNOWN
     assert traits_of(OPTIM.SGD([weight], lr=1.0)) == replace(LR_ONLY, adaptive=False)
 
 

@@ -152,11 +152,14 @@ def test_without_overhead_nothing_is_measured():
     assert "measurement" not in loader.history.to_dict()["event"]
 
 
-def test_batches_are_measured_before_they_are_delivered():
-    loader, model, _ = setup(overhead=0.5)
-    sizes(loader)
+def test_steps_are_measured_while_they_are_made():
+    loader, model, optimizer = setup(overhead=0.5)
+    for x, y in loader:
+        mse_loss(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     assert loader.noise_scale.measurements == loader.history.to_dict()["event"].count("measurement") > 0
-    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_it_goes_on_from_its_state_through_a_file():
@@ -192,7 +195,7 @@ def test_what_is_left_is_not_guessed_where_an_iteration_has_ended_inside_of_anot
     with pytest.raises(RuntimeError, match="save after the next batch"):
         loader.state_dict()
     next(batches)
-    assert len(loader.state_dict()["source"]["rest"]["indices"]) == 64 - 8
+    assert loader.state_dict()["source"]["rest"]["order"]["position"] == 8
 
 
 def test_a_picture_of_the_run():
@@ -259,7 +262,7 @@ def test_a_length_told_by_epochs_starts_a_run_that_the_optimizer_follows():
     used = []
     optimizer.register_step_pre_hook(lambda *_: used.append(optimizer.param_groups[0]["lr"]))
     for _ in loader.epochs(1):
-        for (xb, _) in loader:
+        for xb, _ in loader:
             model(xb).sum().backward()
             optimizer.step()
     assert used[0] == 0.01

@@ -50,10 +50,8 @@ class Driven(Controller):
         return self.tracker.deliver(batches, queue, NoLookAhead())
 
 
-def controller(
-    n: int = 4000, start: int = 8, *, epochs: int | None = 1, adaptive: bool = True, views=(), **settings
-):
-    settings = {"step_time": (1.0, 0.0)} | settings
+def controller(n: int = 4000, start: int = 8, *, epochs: int | None = 1, adaptive: bool = True, views=(), **settings):
+    settings = {"step_time": (1.0, 0.0), "overhead": 0.05} | settings
     made = Driven(Settings(**settings), batch_size=start, epoch_samples=n, adaptive=adaptive, views=views)
     made.start(epochs, torch.device("cpu"), MemoryLimit())
     return made

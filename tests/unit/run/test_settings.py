@@ -16,7 +16,7 @@ from adaptbs.timing.step_time import StepTime
 
 def test_no_argument_is_needed():
     settings = Settings()
-    assert (settings.target, settings.lr_scaling, settings.overhead) == ("goodput", "auto", 0.05)
+    assert (settings.target, settings.lr_scaling, settings.overhead) == ("goodput", "auto", 0.02)
     assert settings.max_batch_size is settings.base_batch_size is settings.step_time is None
 
 
@@ -74,10 +74,10 @@ def test_other_shares_are_refused(value, error):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "thirds"}, "source='thirds': it must be one of 'auto', 'halves', 'per_example'"),
+        ({"source": "thirds"}, "source='thirds': it must be one of 'auto', 'in_step', 'halves'"),
         ({"source": lambda: None}, "source="),
         ({"metric": "fisher"}, "metric='fisher': it must be one of 'plain', 'adam'"),
-        ({"source": "per_example", "by_group": True}, "are measured by halves"),
+        ({"source": "in_step", "by_group": True}, "are measured by halves"),
     ],
 )
 def test_how_to_measure_is_checked(arguments, message):

@@ -77,6 +77,17 @@ def test_a_step_of_several_batches_is_timed_whole():
     assert [line for line in seen if "step" in line] == ["step 3", "step 7"]
 
 
+def test_a_step_holds_no_samples_of_one_that_was_never_ended():
+    """As of an epoch broken off, and of the last batch of one where the loop looks a batch ahead."""
+    noted: list[str] = []
+    tracker = tracking(Progress(4, 2), 2, noted)
+    for _ in tracker.deliver([1, 2], deque([BatchInfo(2, 2)] * 2), NoLookAhead()):
+        break
+    assert noted == []
+    list(tracker.deliver([1, 2], deque([BatchInfo(2, 2)] * 2), NoLookAhead()))
+    assert noted == ["step 2", "step 2"]
+
+
 def test_the_watch_is_over_at_the_batch_after_the_first_backward_pass():
     p = parameter()
     loop = DetectLookAhead([p])

@@ -1,0 +1,245 @@
+"""Squared norms from the training step that really happens, by hooks on the layers."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..types import SquaredNorms
+from .attention import watch_projections
+from .examples import examples_first
+from .formulas import formula_of
+from .layers import Watched
+from .leaf import by_differentiating
+from .passes import Pass, Step
+from .terms import NotNow, Term, Unsupported
+
+log = logging.getLogger(__name__)
+HALF = (torch.float16, torch.bfloat16)
+ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
+ROUNDING_IN_HALF = 0.05  # where the backward pass is in half precision
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class BegunBeforeError(NotNow):
+    """Gradients had been added up before the step was watched."""
+
+
+class InStep:
+    """Squared norms from the terms c_1 ... c_n of a step's gradient, n examples, by watching the step itself.
+
+    The gradient of the user's loss is sum_i c_i, with one term for each example: for a mean loss c_i = g_i/n, for a sum
+    c_i = g_i. small = n sum |c_i|^2 at 1 sample and large = |sum c_i|^2 at n samples. For a mean loss these are
+    mean |g_i|^2 and |mean g_i|^2, so |G|^2 is the mean of g_i . g_j over all i != j, and tr(Sigma) is the sample
+    variance of the g_i: unbiased for independent examples. A factor on the loss (a sum, a loss scale, 1/k under
+    accumulation) leaves B_simple as it is; |G|^2 and tr(Sigma) carry that factor squared.
+
+    Nothing is run twice and nothing has to be restored. Each layer's squared norms are computed when its gradient
+    arrives, so nothing is held longer than autograd holds it, except where a layer is used several times in a pass and
+    its terms have to be added up first. At the first step, and whenever other parameters are trained, each parameter's
+    sum of terms is compared with its gradient.
+
+    Args:
+        model: the model that the loop trains.
+        parameters: returns those that the optimizer steps, in any order. None: all that are trainable.
+
+    Source: Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Callable[[], Sequence[nn.Parameter]] | None = None) -> None:
+        self._model, self._parameters = model, parameters
+        self._watched: Watched | None = None
+        self._checked: set[int] = set()  # ids of the parameters trained at an earlier check
+        self._sets_to_zero = False  # True once the loop is known to set gradients to zero instead of None
+        self._handles: list[RemovableHandle] = []
+        self._failure: Exception | None = None
+        self._sizes: tuple[int, ...] = ()
+        self._computing = False
+        self._step = Step([])
+        self._pass: Pass | None = None
+        self._announced: Counter[Tensor] = Counter()
+
+    @property
+    def is_armed(self) -> bool:
+        """True while the hooks are on the layers."""
+        return bool(self._handles)
+
+    def arm(self, *sizes: int) -> None:
+        """Put the hooks on the layers, until `disarm`.
+
+        Args:
+            sizes: lengths of the batches that may come, samples. A layer whose second dimension has such a length, and
+                its first has not, is taken to have the positions of a sequence first.
+
+        Raises:
+            Unsupported: if the model cannot be measured in its step.
+        """
+        self.disarm()
+        if self._watched is None or not self._watched.is_current():
+            self._watched = Watched(self._model, self._parameters() if self._parameters is not None else ())
+        watched = self._watched
+        if watched.why_not is not None:
+            raise Unsupported(watched.why_not)
+        self._sizes, self._failure, self._step, self._pass = sizes, None, Step(watched.parameters), None
+        self._announced.clear()
+        self._in_half = False  # True if a gradient arrived in half precision
+        self._checking = not self._step.ids <= self._checked
+        called = self._guarded(self._called)
+        self._handles = [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
+        if self._checking:
+            # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
+            begins = self._guarded(self._current_pass)
+            self._handles += [p.register_hook(begins) for p in watched.parameters]  # type: ignore[no-untyped-call]
+
+    def expect(self, *sizes: int) -> None:
+        """Say which lengths the coming batches may have, while armed."""
+        self._sizes = sizes
+
+    def disarm(self) -> None:
+        """Take the hooks off the layers, and drop what has been seen."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._step, self._pass = [], Step([]), None
+        self._announced.clear()
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        """Number of examples of each backward pass."""
+        return self._step.examples_by_pass()
+
+    def norms(self) -> SquaredNorms | None:
+        """Squared norms of the backward passes since the gradients were None, on the device. None if there were none.
+
+        The first time that `.grad` was not None when the first of these passes began, this waits for the device to see
+        whether it was zero. In a loop that sets gradients to zero the norms are nan if it is not in a later step.
+
+        Raises:
+            Unsupported: if what was seen is not all of the step's gradient. No parameter is ever left out silently.
+            BegunBeforeError: if the step had begun before it was watched.
+            NotNow: if another step may be measured.
+            Exception: whatever a hook raised.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if not self._step.passes:
+            return None
+        n = sum(self.examples)
+        if not self._sets_to_zero and not self._step.is_clean():
+            if self._step.left() != 0:
+                raise BegunBeforeError("the step had begun before it was watched")
+            self._sets_to_zero = True
+        if self._checking:
+            if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else ROUNDING)) is not None:
+                name = next(name for name, p in self._model.named_parameters() if p is odd)
+                raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")
+            if self._step.was_conclusive():
+                self._checked |= {id(p) for p in self._step.parameters}
+        return SquaredNorms(1, n * self._step.small(), n, self._step.large())
+
+    def _guarded(self, function: F) -> F:
+        """The same function, which keeps a failure instead of raising it into the user's pass."""
+
+        def safe(*args: Any, **kwargs: Any) -> None:
+            if self._computing or self._failure is not None or not self._handles or torch.compiler.is_compiling():
+                return
+            self._computing = True
+            try:
+                function(*args, **kwargs)
+            except Exception as error:  # such as memory running out here: the user's step goes on
+                self._failure = error.with_traceback(None)  # its frames would keep tensors alive
+            finally:
+                self._computing = False
+
+        return safe  # type: ignore[return-value]
+
+    def _called(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        backward = torch._C._current_graph_task_id() != -1
+        if not backward and self._pass is not None:  # the pass was broken off, as where memory ran out
+            self._pass = None
+            self._announced.clear()
+        inputs = in_order(layer, args, kwargs) if kwargs else args
+        if isinstance(layer, nn.MultiheadAttention):
+            if output[0].requires_grad:
+                watch_projections(layer, inputs, output[0], self._announce, self._arrived, self._guarded)
+            return
+        if not isinstance(output, Tensor):
+            raise Unsupported(f"a {type(layer).__name__} does not return one tensor")
+        if not output.requires_grad:
+            return
+        formula = formula_of(layer) or by_differentiating
+        own = [p for p in layer.parameters(recurse=False) if id(p) in self._step.ids]
+        for parameter in own:
+            # A checkpoint calls its layers again within the backward pass. Those that were called before are known.
+            if not backward or not self._announced[parameter]:
+                self._announce(parameter)
+        kept = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+
+        def arrives(g: Tensor) -> None:
+            self._in_half |= g.dtype in HALF
+            with plainly(g.device.type):
+                first = examples_first(layer, [*kept, g.detach()], self._sizes, self._model)
+                for parameter, term in formula(layer, first[:-1], first[-1]).items():
+                    if parameter.requires_grad:
+                        self._arrived(parameter, term)
+
+        output.register_hook(self._guarded(arrives))  # type: ignore[no-untyped-call]
+
+    def _announce(self, parameter: Tensor) -> None:
+        self._announced[parameter] += 1
+
+    def _arrived(self, parameter: Tensor, term: Term) -> None:
+        if id(parameter) not in self._step.ids:
+            return
+        self._current_pass().add(parameter, term, is_last=self._announced[parameter] <= 1)
+
+    def _current_pass(self, *_: Any) -> Pass:
+        """The backward pass under way, which may be new."""
+        task = torch._C._current_graph_task_id()
+        if self._pass is None:
+            self._pass = Pass(self._step.parameters, task, checking=self._checking)
+            self._step.begin(self._pass)
+        if self._pass.is_new_task(task):
+            _queue(self._guarded(lambda: self._ended(task)))
+        return self._pass
+
+    def _ended(self, task: int) -> None:
+        """A backward pass is over, or one of a checkpoint inside it."""
+        if self._pass is not None and self._pass.task == task:
+            ended, self._pass = self._pass, None
+            self._announced.clear()
+            with torch.no_grad():
+                self._step.end(ended)
+
+
+def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a call in the order of the layer's signature, defaults included."""
+    bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in bound.signature.parameters.values()):
+        raise Unsupported(f"a {type(layer).__name__} is called by keywords that its signature does not name")
+    bound.apply_defaults()
+    return tuple(bound.arguments.values())
+
+
+def plainly(device_type: str) -> AbstractContextManager[Any]:
+    """A context without gradients and without the user's autocast, under which norms would overflow in float16."""
+    # A backward pass usually has neither, and a context costs as much time as a small layer's norms.
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    context = ExitStack()
+    context.enter_context(torch.no_grad())
+    context.enter_context(torch.autocast(device_type, enabled=False))
+    return context
+
+
+def _queue(callback: Callable[[], None]) -> None:
+    """Call `callback` at the end of the running backward pass."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(callback)

@@ -1,0 +1,92 @@
+"""Which layers of a model can be measured in the step that trains, and the reason where one cannot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from torch import jit, nn
+
+from .attention import why_no_projections
+from .formulas import formula_of, why_no_formula
+from .leaf import why_not_again
+
+
+class Watched:
+    """The trained parameters of a model and the layers that own them, looked up once.
+
+    Args:
+        model: the model.
+        stepped: the parameters that the optimizer steps; if none of them is the model's, all that are trainable count.
+    """
+
+    def __init__(self, model: nn.Module, stepped: Iterable[nn.Parameter]) -> None:
+        self._all, self._modules = list(model.parameters()), list(model.modules())
+        self._flags = self._look()
+        wanted = {id(p) for p in stepped}
+        trainable = [p for p in self._all if p.requires_grad]
+        self.parameters = [p for p in trainable if id(p) in wanted] or trainable
+        self.layers = owners(model, self.parameters)
+        self.why_not = why_not_in_step(model, self.parameters)
+
+    def is_current(self) -> bool:
+        """True while the same parameters are trainable, and the same layers in training mode."""
+        return self._flags == self._look()
+
+    def _look(self) -> list[bool]:
+        return [p.requires_grad for p in self._all] + [m.training for m in self._modules]
+
+
+def owners(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:
+    """The layers that own these parameters. An attention layer owns those of its projections."""
+    wanted = {id(p) for p in parameters}
+    inside = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    found = []
+    for module in model.modules():
+        own = module.parameters() if isinstance(module, nn.MultiheadAttention) else module.parameters(recurse=False)
+        if module not in inside and any(id(p) in wanted for p in own):
+            found.append(module)
+    return found
+
+
+def why_not_in_step(model: nn.Module, parameters: Iterable[nn.Parameter] | None = None) -> str | None:
+    """The reason why a model cannot be measured in the step that trains, naming the layer; None if it can.
+
+    Args:
+        model: the model.
+        parameters: the parameters to measure. None: all that are trainable.
+    """
+    if isinstance(model, nn.DataParallel):
+        return "DataParallel runs copies of its layers"
+    for name, module in model.named_modules():
+        if _is_compiled(module):
+            return f"{_called(name, module)} is compiled, so its layers are not called one by one"
+        if isinstance(module, jit.ScriptModule):
+            return f"{_called(name, module)} is TorchScript, so its layers are not called one by one"
+    wanted = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
+    names = {module: name for name, module in model.named_modules()}
+    for layer in owners(model, wanted):
+        why = why_no_terms(layer)
+        if why is not None:
+            return f"{_called(names[layer], layer)}: {why}"
+    return None
+
+
+def why_no_terms(layer: nn.Module) -> str | None:
+    """The reason why a layer's terms cannot be computed; None if they can."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return why_no_projections(layer)
+    if formula_of(layer) is None:
+        return why_not_again(layer)
+    return why_no_formula(layer)
+
+
+def _called(name: str, module: nn.Module) -> str:
+    return f"{type(module).__name__} {name!r}" if name else f"the model, a {type(module).__name__},"
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    if getattr(module, "_compiled_call_impl", None) is not None:  # module.compile()
+        return True
+    dynamo = sys.modules.get("torch._dynamo")  # if the compiler is not loaded, nothing is compiled
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)

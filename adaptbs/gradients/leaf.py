@@ -1,0 +1,80 @@
+"""The terms of a small layer of the user's own, by differentiating it again for each example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from .mean_gradient import dense
+from .terms import AT_ONCE, Stored, Term, Unsupported, squared
+
+__all__ = ["by_differentiating", "why_not_again"]
+
+
+def why_not_again(layer: nn.Module) -> str | None:
+    """The reason why a layer cannot be differentiated again; None if it may be tried."""
+    if next(layer.children(), None) is not None:
+        return "it has parameters of its own besides its layers'"
+    if isinstance(layer, nn.RNNBase):
+        return "there is no formula for this layer"
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return "in training mode it ties the examples of a batch together"
+    return None
+
+
+def by_differentiating(layer: nn.Module, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
+    """The terms of a layer's parameters, by a pass through this layer alone.
+
+    It suits what libraries write themselves, such as their own RMSNorm, a scale for each channel or a linear layer in
+    another layout. Random numbers, and buffers that change, raise an error here.
+
+    Args:
+        layer: a layer without other layers in it.
+        inputs: of its call; tensors of len(g) entries are taken to have the examples along their first dimension.
+        g: gradient of its output, with the examples along its first dimension.
+    """
+    parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    others = {name: p.detach() for name, p in layer.named_parameters() if not p.requires_grad}
+    n, numbers = len(g), sum(p.numel() for p in parameters.values())
+    batched = [0 if isinstance(x, Tensor) and x.dim() and len(x) == n else None for x in inputs]
+    values = {name: dense(p.detach()) for name, p in parameters.items()}
+
+    def inner_product(values: dict[str, Tensor], g: Tensor, *inputs: Any) -> Tensor:
+        again = [x[None] if axis == 0 else x for x, axis in zip(inputs, batched, strict=True)]
+        product: Tensor = (functional_call(layer, {**others, **values}, tuple(again)) * g[None]).sum()
+        return product
+
+    inputs = [dense(x.detach()) if isinstance(x, Tensor) else x for x in inputs]
+    terms = vmap(grad(inner_product), in_dims=(None, 0, *batched), randomness="error")
+    if n * numbers <= AT_ONCE:
+        found = terms(values, dense(g), *inputs)
+        return {p: Stored(found[name]) for name, p in parameters.items()}
+    size = max(1, AT_ONCE // numbers)
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    for start in range(0, n, size):
+        chunk = [x[start : start + size] if axis == 0 else x for x, axis in zip(inputs, batched, strict=True)]
+        for name, term in terms(values, dense(g[start : start + size]), *chunk).items():
+            zero = torch.zeros((), device=term.device)
+            squares, total = sums.get(name, (zero, zero))
+            sums[name] = squares + squared(term), total + term.sum(0)
+    return {p: Reduced(n, *sums[name]) for name, p in parameters.items()}
+
+
+class Reduced:
+    """Terms of which only the sum of squared norms and the total are kept."""
+
+    def __init__(self, examples: int, squares: Tensor, total: Tensor) -> None:
+        self.examples, self._squares, self._total = examples, squares, total
+
+    def squared(self) -> Tensor:
+        return self._squares
+
+    def total(self) -> Tensor:
+        return self._total
+
+    def joined(self, other: Term) -> Term:
+        raise Unsupported("a large layer without a formula is used several times in one pass")

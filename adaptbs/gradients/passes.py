@@ -1,0 +1,157 @@
+"""What one backward pass adds to a step's gradient, and what the passes of a step come to."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .mean_gradient import dense, square, squared_norm, together
+from .terms import Term, Unsupported
+
+FLOOR = 0.1  # part of the rounding error that is relative to the whole gradient: some parameters' is nothing but that
+
+
+class Pass:
+    """The terms that one backward pass adds, parameter by parameter.
+
+    Args:
+        parameters: those that are watched.
+        task: torch's number of the backward pass.
+        checking: True if the terms' sums are kept, to be compared with the gradients.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], task: int, *, checking: bool) -> None:
+        self.task, self._tasks = task, set[int]()
+        self._checking = checking
+        self._held: dict[Tensor, Term] = {}
+        self.squares: list[Tensor] = []  # sum over examples of |c_i|^2, by parameter
+        self.examples: dict[Tensor, int] = {}
+        self.totals: dict[Tensor, Tensor] = {}
+        self.before = [p.grad for p in parameters if p.grad is not None]
+
+    def is_new_task(self, task: int) -> bool:
+        """True once for this backward pass, and once for each inside it, as those of reentrant checkpoints."""
+        is_new = task not in self._tasks
+        self._tasks.add(task)
+        return is_new
+
+    def add(self, parameter: Tensor, term: Term, *, is_last: bool) -> None:
+        """Add terms of a parameter; those of one that is used several times are held until the pass ends."""
+        if parameter in self._held or not is_last:
+            held = self._held.get(parameter)
+            self._held[parameter] = term if held is None else held.joined(term)
+        else:
+            self._count(parameter, term)
+
+    def release(self) -> None:
+        """Count the terms that were held."""
+        held, self._held = self._held, {}
+        for parameter, term in held.items():
+            self._count(parameter, term)
+
+    def _count(self, parameter: Tensor, term: Term) -> None:
+        if parameter in self.examples:
+            raise Unsupported(
+                "a layer gets several gradients in one backward pass, as inside a reentrant checkpoint or by a penalty "
+                "on gradients"
+            )
+        self.examples[parameter] = term.examples
+        self.squares.append(term.squared())
+        if self._checking:
+            self.totals[parameter] = term.total().reshape(parameter.shape)
+
+
+class Step:
+    """The backward passes of an optimizer step, from the first after its gradients were None.
+
+    Args:
+        parameters: those that are watched.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters, self.ids = list(parameters), {id(p) for p in parameters}
+        self._start()
+
+    def _start(self) -> None:
+        self.passes = 0
+        self._squares: list[Tensor] = []
+        self._examples: dict[Tensor, list[int]] = {}
+        self._large: Tensor | None = None
+        self._left: Tensor | None = None  # squared norm of what `.grad` held before the first pass
+        self._errors: dict[Tensor, tuple[Tensor, Tensor]] = {}  # squared norms of difference and gradient
+
+    def begin(self, new: Pass) -> None:
+        """A pass begins. If the gradients are None, earlier passes do not count for the step."""
+        if self.passes and not new.before:
+            self._start()
+        if not self.passes and new.before:
+            self._left = squared_norm(new.before)
+
+    def end(self, ended: Pass) -> None:
+        """A pass is over. It does not count if it has added to no `.grad`, as one by `torch.autograd.grad`."""
+        ended.release()
+        gradients = [p.grad for p in self.parameters]
+        if all(g is None for g in gradients):
+            return
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is not None and parameter not in ended.examples and not ended.before:
+                raise Unsupported("a weight is used outside its own layer's forward")
+            if gradient is None and parameter in ended.examples:
+                raise Unsupported("a gradient is gone by the end of the backward pass")
+        self.passes += 1
+        self._squares += ended.squares
+        for watched, n in ended.examples.items():
+            self._examples.setdefault(watched, []).append(n)
+        self._large = squared_norm(gradients)
+        if ended.totals and self.passes == 1:
+            for watched, total in ended.totals.items():
+                assert watched.grad is not None
+                self._errors[watched] = square(dense(total) - dense(watched.grad)), square(watched.grad)
+
+    def examples_by_pass(self) -> tuple[int, ...]:
+        """Number of examples of each pass. Raises Unsupported if layers see different numbers."""
+        most = max(self._examples.values(), key=sum)
+        for seen in self._examples.values():
+            if Counter(seen) - Counter(most):
+                raise Unsupported(f"its layers see different numbers of examples, {sum(seen)} and {sum(most)}")
+        return tuple(most)
+
+    def is_clean(self) -> bool:
+        """True if the gradients were None before the first pass."""
+        return self._left is None
+
+    def left(self) -> float:
+        """Squared norm of the gradients before the first pass; waits for the device."""
+        return 0.0 if self._left is None else self._left.item()
+
+    def small(self) -> Tensor:
+        """sum_i |c_i|^2; nan if the step had begun before, or if nothing has a gradient, as where no target counts."""
+        small = together(self._squares).sum()
+        found = small > 0 if self._left is None else (small > 0) & (self._left.to(small.device) == 0)
+        return torch.where(found, small, torch.nan)
+
+    def large(self) -> Tensor:
+        """|sum_i c_i|^2, before clipping."""
+        assert self._large is not None
+        return self._large
+
+    def odd_parameter(self, tolerance: float) -> Tensor | None:
+        """The first parameter whose gradient is not the sum of its terms; waits for the device.
+
+        Args:
+            tolerance: relative error that rounding may cause.
+        """
+        whole = math.sqrt(self.large().item())
+        for parameter, (error, size) in self._errors.items():
+            allowed = tolerance * (math.sqrt(size.item()) + FLOOR * whole)
+            if math.sqrt(error.item()) > allowed and math.isfinite(whole):
+                return parameter
+        return None
+
+    def was_conclusive(self) -> bool:
+        """False if the gradient was 0 or not finite, so that comparing said nothing."""
+        return 0 < self.large().item() < math.inf

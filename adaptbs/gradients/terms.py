@@ -1,0 +1,271 @@
+"""One parameter's gradient as a sum of terms, one for each example: their squared norms, without the terms themselves.
+
+The gradient of a linear layer's weight is sum_i sum_t g_it x_it', over examples i and positions t. The squared norm of
+example i's term follows from its x and g, and the term, as large as the weight, is never stored (Goodfellow 2015,
+arXiv:1510.01799; for sequences Li et al. 2022, arXiv:2110.05679).
+
+Every kind of term has the same methods: `squared()`, the sum over examples of the squared norms; `total()`, the
+parameter's gradient, to check them by; `joined(other)`, the terms of a parameter that the same examples use twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .mean_gradient import dense
+
+T = TypeVar("T", bound="Term")
+
+WRITING = 64  # multiplications that take as long as writing and reading one number of a result
+AT_ONCE = 2**24  # numbers in the largest intermediate result; beyond it the examples are processed in chunks
+
+
+class Unsupported(Exception):
+    """The model cannot be measured in its step. The message says why."""
+
+
+class NotNow(Unsupported):
+    """This step cannot be measured, though another may be."""
+
+
+class Term(Protocol):
+    """Terms c_1 ... c_n of a parameter's gradient, one for each example."""
+
+    @property
+    def examples(self) -> int: ...
+    def squared(self) -> Tensor: ...
+    def total(self) -> Tensor: ...
+    def joined(self, other: Term) -> Term: ...
+
+
+@dataclass
+class Stored:
+    """The terms themselves, for parameters that are small: `values` has shape (n, *shape of the parameter)."""
+
+    values: Tensor
+
+    @property
+    def examples(self) -> int:
+        return len(self.values)
+
+    def squared(self) -> Tensor:
+        return squared(self.values)
+
+    def total(self) -> Tensor:
+        return dense(self.values).sum(0)
+
+    def joined(self, other: Term) -> Term:
+        return Stored(dense(self.values) + dense(same_kind(self, other).values))
+
+
+@dataclass
+class OuterProducts:
+    """sum_t g_t x_t' of each example, from x (n, T, in) and g (n, T, out).
+
+    Attributes:
+        rows: the rows of the parameter that these are the gradient of, if not all, and the number of all its rows.
+    """
+
+    x: Tensor
+    g: Tensor
+    rows: tuple[int, int, int] | None = None  # first, last + 1, all
+
+    @property
+    def examples(self) -> int:
+        return len(self.x)
+
+    def squared(self) -> Tensor:
+        result = outer_numbers(self.x.shape[1], self.x.shape[2], self.g.shape[2])
+        return in_chunks(squared_outer, max(result, self.x[0].numel(), self.g[0].numel()), self.x, self.g)
+
+    def total(self) -> Tensor:
+        whole = dense(self.g).flatten(0, 1).mT @ dense(self.x).flatten(0, 1)
+        if self.rows is None:
+            return whole
+        first, last, all_rows = self.rows
+        return torch.cat(
+            [whole.new_zeros(first, whole.shape[1]), whole, whole.new_zeros(all_rows - last, whole.shape[1])]
+        )
+
+    def joined(self, other: Term) -> Term:
+        if isinstance(other, Rows) and self.rows is None:
+            return Tied(self, [other])
+        if isinstance(other, (Tied, Blocks)):
+            return other.joined(self)
+        also = same_kind(self, other)
+        if also.rows != self.rows:
+            return Blocks([self, also])
+        return OuterProducts(torch.cat([self.x, also.x], 1), torch.cat([self.g, also.g], 1), self.rows)
+
+
+def squared_outer(x: Tensor, g: Tensor) -> Tensor:
+    """sum_i |sum_t g_it x_it'|^2, from x (n, T, in) and g (n, T, out). Uses Gram matrices if that is less work."""
+    if x.shape[1] == 1:
+        sizes = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(g, dim=2)
+        return squared(sizes)
+    if _by_gram(x.shape[1], x.shape[2], g.shape[2]):
+        return torch.dot((x @ x.mT).flatten(), (g @ g.mT).flatten())
+    return squared(g.mT @ x)
+
+
+def outer_numbers(positions: int, inputs: int, outputs: int) -> int:
+    """Numbers in the result of `squared_outer`'s product for one example."""
+    return positions**2 if _by_gram(positions, inputs, outputs) else inputs * outputs
+
+
+def _by_gram(positions: int, inputs: int, outputs: int) -> bool:
+    """True if two Gram matrices, T x T, are less work than the weight's gradient, in x out."""
+    gram = positions**2 * (inputs + outputs + 2 * WRITING)
+    return gram <= inputs * outputs * (positions + WRITING)
+
+
+class Blocks:
+    """Terms of different rows of a weight, as attention has whose query, key and value differ. Their squares add up."""
+
+    def __init__(self, blocks: Sequence[OuterProducts]) -> None:
+        self._blocks = list(blocks)
+
+    @property
+    def examples(self) -> int:
+        return self._blocks[0].examples
+
+    def squared(self) -> Tensor:
+        return torch.stack([block.squared() for block in self._blocks]).sum(0)
+
+    def total(self) -> Tensor:
+        return torch.stack([block.total() for block in self._blocks]).sum(0)
+
+    def joined(self, other: Term) -> Term:
+        blocks = {block.rows: block for block in self._blocks}
+        for block in other._blocks if isinstance(other, Blocks) else [same_kind(self._blocks[0], other)]:
+            known = blocks.get(block.rows)
+            blocks[block.rows] = block if known is None else same_kind(block, known.joined(block))
+        return Blocks(list(blocks.values()))
+
+
+@dataclass
+class Rows:
+    """Rows of a table, looked up by tokens (n, T), with the gradients g (n, T, features) of what was looked up."""
+
+    tokens: Tensor
+    g: Tensor
+    entries: int
+
+    @property
+    def examples(self) -> int:
+        return len(self.tokens)
+
+    def squared(self) -> Tensor:
+        if self.tokens.shape[1] == 1:
+            return squared(self.g)
+        return in_chunks(_squared_rows, self.g[0].numel(), self.tokens, self.g)
+
+    def total(self) -> Tensor:
+        g = dense(self.g).flatten(0, 1)
+        return g.new_zeros(self.entries, g.shape[1]).index_add_(0, self.tokens.flatten(), g)
+
+    def joined(self, other: Term) -> Term:
+        if isinstance(other, (OuterProducts, Tied)):
+            return other.joined(self)
+        also = same_kind(self, other)
+        return Rows(torch.cat([self.tokens, also.tokens], 1), torch.cat([self.g, also.g], 1), self.entries)
+
+
+def _squared_rows(tokens: Tensor, g: Tensor) -> Tensor:
+    """Add up the gradients of equal tokens of an example, which share a row, and square. In O(T features)."""
+    runs, order = run_numbers(tokens)
+    g = g.gather(1, order[..., None].expand_as(g))
+    sums = torch.zeros_like(g).flatten(0, 1).index_add_(0, runs, g.flatten(0, 1))
+    return squared(sums)
+
+
+def run_numbers(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the runs of equal tokens in each sorted row of `tokens` (n, T).
+
+    Returns:
+        The number of each sorted token's run, flat, shape (n T,), different in each row; and the order that sorts them.
+    """
+    ordered, order = tokens.sort(1)
+    begins = torch.zeros_like(ordered)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
+    return (begins.cumsum(1) + first).flatten(), order
+
+
+class Tied:
+    """A weight that is both a table of rows and a linear layer's, as in most language models.
+
+    |a + b|^2 = |a|^2 + |b|^2 + 2 a.b, with a.b = sum_st (g_s)[token_t] (x_s . h_t) for the linear layer's x and g, and
+    the table's h.
+    """
+
+    def __init__(self, outer: OuterProducts, rows: Sequence[Rows]) -> None:
+        self._outer, self._rows = outer, list(rows)
+
+    @property
+    def examples(self) -> int:
+        return self._outer.examples
+
+    def squared(self) -> Tensor:
+        first, *others = self._rows
+        rows: Term = first
+        for other in others:
+            rows = rows.joined(other)
+        assert isinstance(rows, Rows)
+        x, g, tokens, h = self._outer.x, self._outer.g, rows.tokens, rows.g
+        each = max(g[0].numel(), x.shape[1] * tokens.shape[1])
+        return self._outer.squared() + rows.squared() + 2 * in_chunks(_cross, each, x, g, tokens, h)
+
+    def total(self) -> Tensor:
+        return self._outer.total() + sum(rows.total() for rows in self._rows)
+
+    def joined(self, other: Term) -> Term:
+        if isinstance(other, Rows):
+            return Tied(self._outer, [*self._rows, other])
+        joined = self._outer.joined(other)
+        assert isinstance(joined, OuterProducts)
+        return Tied(joined, self._rows)
+
+
+def _cross(x: Tensor, g: Tensor, tokens: Tensor, h: Tensor) -> Tensor:
+    """Inner products of sum_s g_s x_s' with the table's gradient, which has h_t in row token_t, added up."""
+    at_tokens = g.gather(2, tokens[:, None].expand(-1, g.shape[1], -1))
+    return torch.dot(at_tokens.flatten(), (x @ h.mT).flatten())
+
+
+def same_kind(term: T, other: Term) -> T:
+    """`other`, if it is of the same kind as `term`. Raises Unsupported if it is not."""
+    if not isinstance(other, type(term)):
+        raise Unsupported("two kinds of layers share a weight")
+    return other
+
+
+def squared(values: Tensor) -> Tensor:
+    """Sum of squares, in float32 or better."""
+    if values.is_sparse or values.is_complex():
+        values = torch.view_as_real(dense(values))
+    wider = torch.promote_types(values.dtype, torch.float32)
+    total: Tensor = torch.linalg.vector_norm(values, dtype=wider).square()
+    return total
+
+
+def in_chunks(rule: Callable[..., Tensor], each: int, *tensors: Tensor) -> Tensor:
+    """Apply `rule` to so many examples at a time that its intermediate results stay within `AT_ONCE` numbers.
+
+    Half precision becomes float32 chunk by chunk.
+
+    Args:
+        rule: function of slices of the tensors that gives one number, to be added up over slices.
+        each: numbers in the largest intermediate result for one example.
+        tensors: with the examples along their first dimension.
+    """
+    size = max(1, AT_ONCE // max(1, each))
+    if size >= len(tensors[0]):
+        return rule(*map(dense, tensors))
+    chunks = zip(*(torch.split(t, size) for t in tensors), strict=True)
+    return torch.stack([rule(*map(dense, chunk)) for chunk in chunks]).sum()
