@@ -21,7 +21,8 @@ class Progress:
 
     Args:
         epoch_samples: samples of an epoch.
-        epochs: planned epochs; None where the length is not known, then one epoch stands for the run.
+        epochs: planned epochs, no whole number where the run ends within one; None where the length is not known, then
+            one epoch stands for the run.
 
     Attributes:
         planned: effective samples that the run is to make.
@@ -33,25 +34,30 @@ class Progress:
         epoch: number of the epoch under way or next, from 0.
     """
 
-    def __init__(self, epoch_samples: int, epochs: int | None) -> None:
-        self.epoch_samples, self.epochs = epoch_samples, epochs
-        self.planned = epoch_samples * (epochs or 1)
+    def __init__(self, epoch_samples: int, epochs: float | None) -> None:
+        self.epoch_samples = epoch_samples
         self.max_extra: float | None = None
-        self.limit: float = self.planned if epochs else math.inf
+        self.plan(epochs)
         self.samples = self.epoch = 0
         self.effective_samples, self.planless = 0.0, False
+
+    def plan(self, epochs: float | None) -> None:
+        """Plan so many epochs from here on, also where the run has begun."""
+        self.epochs, self.planned = epochs, round(self.epoch_samples * (epochs or 1))
+        extra = 1 if self.max_extra is None else 1 + self.max_extra
+        self.limit: float = math.floor(self.planned * extra) if epochs else math.inf
 
     def end_by_progress(self, max_extra: float) -> None:
         """Count effective samples from here on, and end the run by them, unless it is `planless`."""
         if self.planless:
             return
         self.max_extra = max_extra
-        self.limit = math.floor(self.planned * (1 + max_extra)) if self.epochs else math.inf
+        self.plan(self.epochs)
 
     def end_by_epochs(self) -> None:
         """Leave the end to the user from here on, as the plan was made for epochs of another length."""
         self.planless, self.max_extra = True, None
-        self.limit = self.planned if self.epochs else math.inf
+        self.plan(self.epochs)
 
     @property
     def most_epochs(self) -> int:

@@ -28,6 +28,10 @@ class DecisionTimer:
         self._every, self._decided_at, self.waits = every, 0.0, False
         self.new_measurements = self.unread_measurements = 0
 
+    def plan(self, every: float) -> None:
+        """Let decisions be so far apart from here on."""
+        self._every = every
+
     def measured(self) -> None:
         """Take note of a measurement."""
         self.new_measurements, self.unread_measurements = self.new_measurements + 1, self.unread_measurements + 1

@@ -167,8 +167,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     def before_step(self) -> None:
         """The gradients are ready: take in the measurement, if this step is measured."""
-        if self._run.watches_step:
-            self._run.before_step()
+        if self._run.measuring.watches:
+            self._run.measuring.before_step()
 
     def after_batch(self) -> None:
         """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""

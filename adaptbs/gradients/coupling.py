@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model import BatchLoss, LossNotScalarError, batch_length, shapes_of, slice_batch, without_chance
+from ..model import BatchLoss, LossNotScalarError, batch_length, describe_batch, slice_batch, without_chance
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Coupling:
         except Exception as error:  # any fault that matters shows in the measurement too
             log.info(
                 "the loss could not be called to see whether it couples samples: %s: %s (on a batch of %s)",
-                type(error).__name__, error, shapes_of(batch),
+                type(error).__name__, error, describe_batch(batch),
             )  # fmt: skip
             # The other ranks call again, so with `agreed` this rank must too.
             self._looks = self._looks if agreed else 0
@@ -101,9 +101,8 @@ class Coupling:
         except LossNotScalarError:
             raise
         except Exception as error:  # such as a batch of None, which a loop may skip
-            log.info(
-                "the loss could not be called: %s: %s (on a batch of %s)", type(error).__name__, error, shapes_of(batch)
-            )
+            what = type(error).__name__, error, describe_batch(batch)
+            log.info("the loss could not be called: %s: %s (on a batch of %s)", *what)
 
     def _ratio(self, batch: Any) -> float:
         n = batch_length(batch) // 2 * 2

@@ -53,8 +53,8 @@ def check(
         check_size("epochs", epochs)
     check_model(model)
     check_optimizer(optimizer)
-    if scheduler is not None and not isinstance(scheduler, LRScheduler):
-        raise TypeError(f"scheduler={scheduler!r}: it must be a torch.optim.lr_scheduler.LRScheduler")
+    if scheduler is not None:
+        check_scheduler(scheduler)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
     check_trains(optimizer, model)
@@ -82,6 +82,26 @@ def check_measurable(model: nn.Module, parameters: Sequence[nn.Parameter], setti
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """The parameters that an optimizer steps."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise TypeError unless it is a scheduler of torch, or one that is told its updates, as timm's are."""
+    if isinstance(scheduler, LRScheduler):
+        return
+    if callable(getattr(scheduler, "step", None)) and callable(getattr(scheduler, "step_update", None)):
+        return
+    shown = repr(scheduler) if isinstance(scheduler, str) else f"<{type(scheduler).__name__}>"
+    inner = [name for name, value in getattr(scheduler, "__dict__", {}).items() if isinstance(value, LRScheduler)]
+    advice = (
+        f"Give the one that it wraps, scheduler.{inner[0]}, whose step() it calls"
+        if inner
+        else "Of one that sets the learning rate by a count of its own, compute the rate in the loop by "
+        "loader.progress, which is 0..1 over the run, and leave scheduler= out"
+    )
+    raise TypeError(
+        f"scheduler={shown}: it must be a torch.optim.lr_scheduler.LRScheduler, or have timm's step(epoch) and "
+        f"step_update(num_updates). {advice}"
+    )
 
 
 def _schedules(scheduler: LRScheduler, optimizer: Optimizer) -> bool:

@@ -21,8 +21,11 @@ from ..ranks import Ranks
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from ..sampling import EpochSource
 from .arguments import check, check_measurable, check_ranks, made_with, parameters_of
+from .drive import drive
 from .ranks import RankMeter
-from .scheduler import SchedulerDriver, drive, run_epochs
+from .rows import RowCheck
+from .run_length import RunLength
+from .scheduler import SchedulerDriver
 from .session import LoaderSession
 
 if TYPE_CHECKING:
@@ -109,8 +112,10 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         settings.check_start(batch_size, batches.epoch_samples // ranks.world_size)
         start_samples = batch_size * ranks.world_size
         epoch_steps = -(-batches.epoch_samples // start_samples)
-        if epochs is None and scheduler is not None:
-            epochs = run_epochs(scheduler, epoch_steps, accumulation_steps)
+        length = RunLength(
+            epochs, scheduler, start=start_samples, epoch_samples=batches.epoch_samples, epoch_steps=epoch_steps,
+            accumulation_steps=accumulation_steps,
+        )  # fmt: skip
         driver = SchedulerDriver(start_samples, batches.epoch_samples, epoch_steps, given=scheduler is not None)
         loss = BatchLoss(loss_func, batch_loss, autocast) if loss_func or batch_loss else None
         stepped = partial(parameters_of, optimizer)
@@ -128,7 +133,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         meter: RankMeter | None = None
         if settings.overhead and ranks.connected:
             meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps)
-        self._session = LoaderSession(source, run, epochs, optimizer, settings.following, meter, driver, loss)
+        rows = RowCheck(others.get("collate_fn"), dataset, run)
+        self._session = LoaderSession(source, run, length, optimizer, settings.following, meter, driver, loss, rows)
         if source.streams:  # DataLoader takes no batch sampler then, but asks its own one in the same way.
             super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **others)
         else:
@@ -139,7 +145,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         # Last, so that an argument refused above has changed nothing of the user's.
         self._session.follow()
         if scheduler is not None:
-            drive(scheduler, driver.take_steps)
+            drive(scheduler, driver)
 
     @classmethod
     def from_loader(cls, loader: DataLoader[Any], **arguments: Any) -> AdaptiveDataLoader:
@@ -195,8 +201,18 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             return super().__iter__()
 
     def __len__(self) -> int:
-        """Batches of an epoch at the size of now."""
-        return len(self._session.source.batch_sampler)
+        """Batches of this epoch: those delivered so far, and those left at the size of now.
+
+        So `i + 1 == len(loader)` holds at the last batch alone, and a sum over the epoch divided by `len(loader)` is
+        its mean, until the next epoch begins. Before the first epoch it is what a stock loader says.
+        """
+        return self._session.length
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the run done, 0..1, the current batch included; None where its length is not known."""
+        self._session.misuse.progress_was_read()
+        return super().progress
 
     @property
     def training_run(self) -> TrainingRun:

@@ -9,7 +9,9 @@ from ..run import TrainingRun
 from ..sampling import EpochCut, EpochSource
 from .misuse import MisuseWarnings
 from .ranks import RankMeter, RankStep
+from .rows import RowCheck
 from .scheduler import SchedulerDriver
+from .which_batch import WhichBatch
 
 
 class LoaderEpoch:
@@ -23,6 +25,8 @@ class LoaderEpoch:
         step_hook: sets the hyperparameters inside the optimizer's step.
         misuse: warns of what should follow the batch and does not.
         meter: measures the steps of several ranks; None on one process.
+        rows: checks that rows follow samples.
+        which_batch: notices a loop of which it is not known which batch its steps belong to.
     """
 
     def __init__(
@@ -34,27 +38,37 @@ class LoaderEpoch:
         step_hook: StepHook,
         misuse: MisuseWarnings,
         meter: RankMeter | None,
+        rows: RowCheck,
+        which_batch: WhichBatch,
     ) -> None:
         self._cut, self._source, self._run, self._driver = cut, source, run, driver
         self._step_hook, self._misuse, self._meter = step_hook, misuse, meter
         self._rank_step: RankStep | None = None
+        self._rows, self._which_batch = rows, which_batch
 
     def begin_epoch(self) -> None:
         self._step_hook.scaler.count_steps(wait=True)
         self._misuse.begin_epoch()
         self._driver.begin_iteration()
+        self._which_batch.begin_iteration()
         if self._meter is not None:
             self._rank_step = RankStep(self._meter, self._run)
 
     def before_batch(self, batch: Any) -> None:
         if self._source.delivering is not self._cut:
             self._source.delivers(self._cut)
+        if self._rows.is_due:
+            self._rows.look(batch, self._run.tracker.latest_fetched, self._source.ranks.world_size)
         if self._step_hook.scaler.is_scaled:  # by a step that raised
             self._step_hook.restore()
-        if self._run.tracker.ever_changed and self._misuse.watches:
-            self._misuse.look()
+        if self._misuse.watches:
+            waits = not self._misuse.saw_a_step
+            self._misuse.look(waits and (self._run.tracker.ever_changed or self._which_batch.has_trained))
         if self._cut.is_beyond or self._run.tracker.ends_here:
             self._doubt_the_plan()
+        # A pass through the model would meet the loop's own, if that is in another thread.
+        if not self._which_batch.trains_here:
+            return
         if self._rank_step is not None:
             self._rank_step.begin(batch)
         self._run.before_batch(batch)
@@ -72,5 +86,6 @@ class LoaderEpoch:
         if self._rank_step is not None:
             self._rank_step.end()
         self._driver.end_iteration()
+        self._which_batch.end_iteration()
         self._source.ends(self._cut)
         self._run.after_epoch()

@@ -1,15 +1,38 @@
-"""Warns, once, of a loop that leaves its scheduler or its optimizer's steps out of what follows the batch."""
+"""Warns, once, of a loop that leaves its learning rate or its optimizer's steps out of what follows the batch."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from torch.optim import Optimizer
+
+from ..run import Holds
 
 log = logging.getLogger(__name__)
 
 STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer that has a scheduler
-PATIENCE = 16  # optimizer steps' worth of batches of another size; a GradScaler may leave the first steps out
+PATIENCE = 16  # optimizer steps' worth of batches; a GradScaler may leave the first steps out
+BY_RULE = 3  # changes of the learning rate by hand that are no accident, each within PATIENCE of the one before
+
+RATE = "learning rate does not follow the samples"  # reasons to hold the batch
+STEP = "optimizer is not stepped"
+
+SCHEDULER = (
+    "a scheduler is stepped from batch to batch that the loader was not given: as batches grow there are fewer of "
+    "them, so it would not come to its end, and the batch is held. Make it first, from the length of a stock "
+    "DataLoader, and give it as scheduler= (AdaptiveDataLoader.from_loader takes the DataLoader over)."
+)
+BY_HAND = (
+    "the learning rate is set from batch to batch, and loader.progress is not asked for. A rate that is computed from "
+    "the number of the batch would not come to its end, because larger batches are fewer, so the batch is held while "
+    "it is set so. Compute it from loader.progress, which is 0..1 over the run, or give a scheduler as scheduler=."
+)
+NO_STEP = (
+    "step() of the %s that the loader was given is never called, so no hyperparameter would follow a larger batch, and "
+    "the batch is held: give optimizer= the one whose step() is called (SAM's base_optimizer, say), or transfer=() if "
+    "that is meant."
+)
 
 
 class MisuseWarnings:
@@ -20,47 +43,85 @@ class MisuseWarnings:
         scheduler_given: whether the loader drives a scheduler.
         follows: whether any hyperparameter is to follow the batch.
         batches_per_step: batches of an optimizer step.
+        holds: reasons to hold the batch.
 
     Attributes:
-        saw_a_step: whether the optimizer has taken a step, or is not waited for any more.
+        saw_a_step: whether the optimizer has taken a step, or need not.
         watches: whether there is anything left to warn of.
     """
 
-    def __init__(self, optimizer: Optimizer, *, scheduler_given: bool, follows: bool, batches_per_step: int) -> None:
-        self._optimizer, self._scheduler_missing = optimizer, not scheduler_given
-        self._patience = PATIENCE * batches_per_step
+    def __init__(
+        self, optimizer: Optimizer, *, scheduler_given: bool, follows: bool, batches_per_step: int, holds: Holds
+    ) -> None:
+        self._optimizer, self._rate_is_free, self._holds = optimizer, not scheduler_given, holds
+        self._patience = self._calm = PATIENCE * batches_per_step
         self.saw_a_step = not follows
         self.watches = not scheduler_given or follows
         self._lr: object = None
+        self._changes, self._since_change = 0, 0  # of the learning rate, and batches since the latest
+        self._warned = self._held = False
 
     def stepped(self) -> None:
         """Take note of a step of the optimizer."""
         self.saw_a_step = True
-        self.watches = self._scheduler_missing
+        self.watches = self._rate_is_free
+        self._holds.remove(STEP)
+
+    def progress_was_read(self) -> None:
+        """Take note that the loop asks for the progress: a rate that it sets is taken to follow that."""
+        if not getattr(self._optimizer.step, STEPPED, False):
+            self._rate_is_free = False
+            self.watches = not self.saw_a_step
+            self._holds.remove(RATE)
 
     def begin_epoch(self) -> None:
         """Take note of an iteration that begins: what a loop does between two of them is its own affair."""
         self._lr = self._optimizer.param_groups[0]["lr"]
 
-    def look(self) -> None:
-        """Look at what the loop has done since the latest batch, of a run whose batch has changed."""
+    def look(self, step_is_due: bool) -> None:
+        """Look at what the loop has done since the latest batch.
+
+        Args:
+            step_is_due: True if the loop has trained, or a batch of another size than the first has been delivered.
+        """
         lr = self._optimizer.param_groups[0]["lr"]
         # A scheduler sets a new number at each step, even an equal one; where it fills a tensor that is not seen.
-        if self._scheduler_missing and lr is not self._lr and getattr(self._optimizer.step, STEPPED, False):
-            self._scheduler_missing, self.watches = False, not self.saw_a_step
-            log.warning(
-                "a scheduler is stepped from batch to batch that the loader was not given: as batches grow there are "
-                "fewer of them, so it will not come to its end. Make it first, from the length of a stock DataLoader, "
-                "and give it as scheduler= (AdaptiveDataLoader.from_loader takes the DataLoader over)."
-            )
+        if self._rate_is_free and lr is not self._lr:
+            self._rate_changed()
+        elif self._changes:
+            self._rate_stayed()
         self._lr = lr
-        if not self.saw_a_step:
+        if step_is_due and not self.saw_a_step and self._patience:
             self._patience -= 1
             if not self._patience:
-                self.stepped()
-                log.warning(
-                    "batches of another size are delivered, but step() of the %s that the loader was given is never "
-                    "called, so no hyperparameter follows them: give optimizer= the one whose step() is called "
-                    "(SAM's base_optimizer, say), or transfer=() if that is meant.",
-                    type(self._optimizer).__name__,
-                )
+                self.watches = self._rate_is_free
+                self._holds.add(STEP)
+                log.warning(NO_STEP, type(self._optimizer).__name__)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _REMEMBERED}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in _REMEMBERED:
+            setattr(self, name, state[name])
+
+    def _rate_changed(self) -> None:
+        self._changes, self._since_change = self._changes + 1, 0
+        by_scheduler = getattr(self._optimizer.step, STEPPED, False)
+        if self._held or (self._changes < BY_RULE and not by_scheduler):
+            return
+        self._held = True
+        self._holds.add(RATE)
+        if not self._warned:
+            self._warned = True
+            log.warning(SCHEDULER if by_scheduler else BY_HAND)
+
+    def _rate_stayed(self) -> None:
+        """A warm-up by hand ends, and then the batch is free."""
+        self._since_change += 1
+        if self._since_change >= self._calm:
+            self._changes, self._held = 0, False
+            self._holds.remove(RATE)
+
+
+_REMEMBERED = ("saw_a_step", "watches", "_patience", "_rate_is_free", "_changes", "_since_change", "_held", "_warned")

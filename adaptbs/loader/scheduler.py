@@ -5,37 +5,66 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-
 from ..decision import fixed_batches
+from .cadence import Cadence, ExplicitEpochs
 
 
 class SchedulerDriver:
     """Tells how many steps of the schedule one call of `scheduler.step()` stands for.
 
-    As many as the fixed run would have delivered batches meanwhile, for each batch that was delivered: exactly 1 while
-    the batch has its first size, wherever the loop makes its calls (every batch, every m-th, with some left out). So
-    after s samples of an epoch a loop that calls every batch has made min(floor(s/start), n) steps, and all n at the
-    epoch's end. A call outside an iteration, as of a scheduler stepped once an epoch, is one step. In a run that ends
-    by progress it is as many as whole epochs of the plan have been completed since the last such call.
+    The schedule goes to the place where the fixed run's would be, however often it is called. While the batch has its
+    first size a call is one step, and the calls show the loop's cadence: how many batches of the fixed run a step
+    stands for. Once the batch has another size, the batches that the fixed run would have delivered since the call
+    before are divided by that. So a loop may call at every batch, at every m-th, several times a batch, or at every so
+    many samples. As long as the cadence is not known, a call stands for the fixed run's batches of each batch that was
+    delivered.
+
+    A call outside an iteration, as of a scheduler stepped once an epoch, is one step. In a run that ends by progress it
+    is as many as whole epochs of the plan have been completed since the last such call.
 
     Args:
         start: the size that the run began with, samples.
         epoch_samples: samples of an epoch.
         epoch_steps: n, batches of an epoch at the start size.
         given: whether there is a scheduler to drive.
+
+    Attributes:
+        given: as given.
+        grown: True once a call has stood for other batches of the fixed run than those that were delivered.
     """
 
-    def __init__(self, start: int, epoch_samples: int, epoch_steps: int, *, given: bool = True) -> None:
+    def __init__(
+        self,
+        start: int,
+        epoch_samples: int,
+        epoch_steps: int,
+        *,
+        given: bool = True,
+    ) -> None:
         self.given = given
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
+        self._on_call: Callable[[float | None], None] | None = None
         self._by_progress = False
         self._at, self._fixed = 0.0, 0  # the schedule's position, samples of the plan; the fixed run's batches there
         self._epochs = 0  # steps made by calls outside an iteration
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
         self._in_loop = False  # whether calls have been made inside the latest of them
         self._passed = self._batches = 0  # since the latest call: batches of the fixed run, and batches delivered
+        self._epoch_passed = self._epoch_batches = 0  # the same, in the latest iteration until the latest call
+        self._iteration = 0  # number of the latest
         self._owed = 0.0  # part of a step that calls so far have come to beyond whole ones
+        self.grown = False
+        self._cadence = Cadence()
+        self._explicit: dict[str, ExplicitEpochs] = {}
+        self._told = False  # what explicit epochs count
+
+    def on_call(self, listener: Callable[[float | None], None]) -> None:
+        """From here on tell the listener what calls count, as they show it.
+
+        Args:
+            listener: called with the batches of the fixed run that a call stands for. None: it is made once an epoch.
+        """
+        self._on_call = listener
 
     def go_by_progress(self) -> None:
         """Count epochs of the plan, where the run ends by its progress."""
@@ -48,7 +77,10 @@ class SchedulerDriver:
     def begin_iteration(self) -> None:
         """Take note of an iteration over the loader."""
         self._iterations += 1
+        self._iteration += 1
         self._in_loop = False
+        # What has not been called for belongs to the iteration before.
+        self._epoch_passed, self._epoch_batches = -self._passed, -self._batches
 
     def end_iteration(self) -> None:
         """Take note of its end, also where it was broken off."""
@@ -56,99 +88,110 @@ class SchedulerDriver:
 
     def moved(self, before: float, after: float) -> None:
         """Take note of a batch that the loop now holds, from its schedule's position before and after it."""
-        sizes = self._start, self._epoch_samples, self._epoch_steps
         if before != self._at:  # as between epochs
-            self._fixed = fixed_batches(before, *sizes)
-        since, self._fixed = self._fixed, fixed_batches(after, *sizes)
+            self._fixed = fixed_batches(before, self._start, self._epoch_samples, self._epoch_steps)
+        since, self._fixed = self._fixed, fixed_batches(after, self._start, self._epoch_samples, self._epoch_steps)
         self._batches, self._at, self._passed = self._batches + 1, after, self._passed + self._fixed - since
 
     def take_steps(self) -> int:
         """Take the steps that the call being made stands for, and return how many they are."""
         passed, batches = self._passed, self._batches
         self._passed = self._batches = 0
+        cadence = self._cadence
         # Of a loop that looks a batch ahead the last call comes when the iteration is over.
-        self._in_loop = bool(batches) and (self._iterations > 0 or self._in_loop)
-        if not self._in_loop and not self._iterations and self._by_progress:
-            due = int(self._at / self._epoch_samples + 1e-9) - self._epochs
-            self._epochs += due
-            return due
+        if batches:
+            self._in_loop = self._in_loop or self._iterations > 0
+        elif not self._iterations and cadence.gap >= 1:
+            self._in_loop = False
         if not self._in_loop:
+            return self._epochs_passed()
+        self._epoch_passed, self._epoch_batches = self._epoch_passed + passed, self._epoch_batches + batches
+        if passed != batches:
+            self.grown = True
+        if not cadence.known:
+            self._look(batches)
+        if not self.grown:
             return 1
-        self._owed += passed / batches
+        self._owed += passed / cadence.gap if cadence.known else cadence.ratio(passed, batches)
         steps = int(self._owed + 1e-9)
         self._owed -= steps
         return steps
 
-    def state_dict(self) -> dict[str, float]:
-        return {name: getattr(self, f"_{name}") for name in _REMEMBERED}
+    def _look(self, batches: int) -> None:
+        """Learn from a call what calls count."""
+        cadence = self._cadence
+        if not cadence.calls:  # what was delivered in iterations before, as to peek, has nothing to do with it
+            batches = self._epoch_batches
+        if not cadence.calls and self._epoch_passed == self._epoch_steps:
+            cadence.learn(self._epoch_steps)  # the loop calls at the last batch of each epoch
+        else:
+            cadence.look(batches)
+        if self._on_call is not None and (cadence.known or cadence.calls == 1):
+            self._on_call(None if cadence.gap == self._epoch_steps else cadence.gap)
+
+    def _epochs_passed(self) -> int:
+        """Steps of a call outside an iteration."""
+        if self._on_call is not None and self._at and not self._iterations and not self._cadence.calls:
+            self._on_call(None)
+        if not self._iterations and self._by_progress:
+            due = int(self._at / self._epoch_samples + 1e-9) - self._epochs
+            self._epochs += due
+            return due
+        return 1
+
+    def place(self, said: float, name: str = "step") -> float:
+        """The place in the plan that a call with an explicit epoch or count of updates stands for.
+
+        Args:
+            said: the number that the loop gave.
+            name: the method that was called: each may count another thing.
+        """
+        if name not in self._explicit:
+            self._explicit[name] = ExplicitEpochs()
+        passed, batches = self._passed, self._batches
+        self._passed = self._batches = 0
+        self._epoch_passed, self._epoch_batches = self._epoch_passed + passed, self._epoch_batches + batches
+        for other in self._explicit.values():
+            other.moved(passed, batches)
+        if passed != batches:
+            self.grown = True
+        explicit = self._explicit[name]
+        place = explicit.place(said, self._iteration, self._epoch_passed - self._epoch_batches)
+        if not self._told and name == "step" and self._on_call is not None:
+            self._tell(explicit.unit)
+        return place
+
+    def _tell(self, unit: float | None) -> None:
+        """Say what explicit epochs count, once they have shown it.
+
+        Args:
+            unit: what one batch adds to the number; None while that is not known.
+        """
+        outside = self._at > 0 and not self._iterations
+        self._told = unit is not None or outside
+        if not self._told or self._on_call is None:
+            return
+        batches = self._epoch_steps if unit is None else round(1 / unit)
+        by_the_epoch = abs(batches - self._epoch_steps) <= 1  # the loop may count its epoch's last batch or not
+        self._on_call(None if by_the_epoch else max(batches, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, f"_{name}") for name in _REMEMBERED},
+            "grown": self.grown,
+            "cadence": self._cadence.state_dict(),
+            "explicit": {name: explicit.state_dict() for name, explicit in self._explicit.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in _REMEMBERED:
             setattr(self, f"_{name}", state[name])
+        self.grown = state["grown"]
         self._fixed = fixed_batches(self._at, self._start, self._epoch_samples, self._epoch_steps)
+        self._cadence.load_state_dict(state["cadence"])
+        for name, saved in state["explicit"].items():
+            self._explicit[name] = ExplicitEpochs()
+            self._explicit[name].load_state_dict(saved)
 
 
-_REMEMBERED = ("passed", "batches", "owed", "at", "epochs")
-
-PAST_ITS_END = (
-    "A scheduler given to an AdaptiveDataLoader goes by samples, and this loop has taken more of them than the "
-    "scheduler's steps stand for, as one does that ends its epochs after a number of batches: let it end them after a "
-    "number of samples, or give the scheduler as many steps as the whole epochs have at the first batch size."
-)
-
-
-def _unmade(kind: type[LRScheduler]) -> LRScheduler:
-    return kind.__new__(kind)
-
-
-def drive(scheduler: LRScheduler, take_steps: Callable[[], int]) -> None:
-    """From now on let each `scheduler.step()` make as many steps as `take_steps` returns.
-
-    The method is replaced in a subclass made for this one object: put on the object itself it would end up in its
-    `state_dict`. A second call replaces the first. ReduceLROnPlateau, which follows a metric, is left alone, and so is
-    a call with an explicit epoch. A copy, or what comes out of a pickle, is a stock scheduler: no loader drives it.
-    """
-    if isinstance(scheduler, ReduceLROnPlateau):
-        return
-    stock: Any = getattr(type(scheduler), "_stock", type(scheduler))
-
-    def step(self: Any, *args: Any, **kwargs: Any) -> None:
-        if args or kwargs:
-            stock.step(self, *args, **kwargs)
-            return
-        due = take_steps()
-        try:
-            for _ in range(due):
-                stock.step(self)
-        except ValueError as error:  # OneCycleLR's, which counts its steps
-            if due > 1 and hasattr(error, "add_note"):
-                error.add_note(PAST_ITS_END)
-            raise
-
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _unmade, (stock,), self.__dict__.copy()
-
-    members = {"step": step, "__reduce_ex__": reduce, "_stock": stock}
-    members |= {"__module__": stock.__module__, "__doc__": stock.__doc__}
-    scheduler.__class__ = type(stock.__name__, (stock,), members)
-
-
-def run_epochs(scheduler: object, epoch_steps: int, accumulation_steps: int = 1) -> int | None:
-    """The length of the run, epochs, as far as the scheduler tells by `total_steps` or `T_max`; else None.
-
-    A whole number of epochs' steps counts steps, and fewer than one epoch's steps counts epochs: that scheduler is
-    stepped once an epoch. Anything else could be either. Where several batches make a step, what is left of them at
-    an epoch's end may make one more or not.
-
-    Args:
-        scheduler: a torch LR scheduler.
-        epoch_steps: batches of an epoch of the fixed run.
-        accumulation_steps: batches of an optimizer step.
-    """
-    total = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
-    if not isinstance(total, int) or total < 1:
-        return None
-    for steps in (epoch_steps // accumulation_steps, -(-epoch_steps // accumulation_steps)):
-        if 0 < steps <= total and total % steps == 0:
-            return total // steps
-    return total if total < epoch_steps // accumulation_steps else None
+_REMEMBERED = ("passed", "batches", "owed", "at", "epochs", "iteration")

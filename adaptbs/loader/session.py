@@ -6,10 +6,12 @@ import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.optim import Optimizer
 
 from ..checks import check_size
@@ -21,11 +23,15 @@ from ..types import Scale
 from .epoch import LoaderEpoch
 from .misuse import MisuseWarnings
 from .ranks import RankMeter
+from .rows import RowCheck
+from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
+from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
 
+LENGTH = "length of the run not known"  # reason to hold the batch
 FEW = 8  # parameters that are watched for a backward pass
 
 
@@ -53,35 +59,40 @@ class LoaderSession:
     Args:
         source: the batches of every epoch.
         run: the training run that they belong to.
-        epochs: length of the run; None where it is not known.
+        length: length of the run, as far as it is known.
         optimizer: the optimizer that trains.
         following: the hyperparameters of it that follow the batch.
         meter: measures the steps of several ranks; None on one process.
         driver: drives the scheduler.
         loss: the loss of a batch; None where it was not given.
+        rows: checks that rows follow samples.
     """
 
     def __init__(
         self,
         source: EpochSource,
         run: TrainingRun,
-        epochs: int | None,
+        length: RunLength,
         optimizer: Optimizer,
         following: Collection[str],
         meter: RankMeter | None,
         driver: SchedulerDriver,
         loss: BatchLoss | None,
+        rows: RowCheck,
     ) -> None:
-        self.source, self.run, self.driver, self.meter = source, run, driver, meter
-        self._epochs, self._optimizer, self._following, self._loss = epochs, optimizer, following, loss
-        run.start(epochs)
+        self.source, self.run, self.driver, self.meter, self._rows = source, run, driver, meter, rows
+        self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
+        run.start(length.epochs)
+        if length.holds:
+            run.controller.holds.add(LENGTH)
         self._begun = False  # whether `epochs` has been called, or a state loaded
         self._look_ahead: DetectLookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
+        self.which_batch = WhichBatch(run, source.ranks.world_size)
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
-            batches_per_step=run.controller.batches_per_step,
+            batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
         )  # fmt: skip
 
     def follow(self) -> None:
@@ -94,28 +105,46 @@ class LoaderSession:
                 return Scale()
             if not live.misuse.saw_a_step:
                 live.misuse.stepped()
-            if live._look_ahead is not None and live._look_ahead.ahead is None:
+            if live._look_ahead is not None and not live._look_ahead.settled:
                 live._look_ahead.works()
-            if live.run.watches_step:
-                live.run.before_step()
+            if live.run.measuring.watches:
+                live.run.measuring.before_step()
+            which = live.which_batch
+            elsewhere = not is_compiling() and get_ident() != which.thread  # a compiled step cannot ask
+            if elsewhere or not which.trains_here or not which.delivering:
+                which.step()
+            if which.is_lost:
+                return live.run.controller.scales[which.cut_size()]
             return live.run.controller.scales[live.run.tracker.current.cut_size]
 
         self.step_hook = StepHook(self._optimizer, scale, self._following)
         self.run.follow(self.step_hook.scaler)
+        settle = weakref.WeakMethod(self._settle_length)
+
+        def settle_length(batches_per_call: float | None) -> None:
+            if (live := settle()) is not None:
+                live(batches_per_call)
+
+        self.driver.on_call(settle_length)
         weakref.finalize(self, self.step_hook.remove)
+        weakref.finalize(self, self.which_batch.close)
+        weakref.finalize(self, self._rows.close)
 
     def close(self) -> None:
         self._closed = True
         self.step_hook.remove()
+        self.which_batch.close()
+        self._rows.close()
 
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)
-        if self._epochs is None and not self.run.has_begun:
-            self._epochs = n
-            self.run.start(n)
-        if self._epochs != n:
-            said = "a run of unknown length has begun" if self._epochs is None else f"the run has {self._epochs} epochs"
+        known = self._length.epochs
+        if (known is None and self.run.has_begun) or not self._length.say(n):
+            said = "a run of unknown length has begun" if known is None else f"the run has {known:g} epochs"
             raise ValueError(f"epochs({n}): {said}: give epochs={n} to the loader, or a scheduler of that length")
+        if known != n:
+            self.run.controller.plan(n)
+        self.run.controller.holds.remove(LENGTH)
         progress = self.run.controller.progress_tracker
         if not self._begun:
             progress.set_epoch(0)  # a look at a batch before was no epoch of the run
@@ -138,6 +167,14 @@ class LoaderSession:
             # One epoch, whatever the loop's body did with the loader.
             self.run.controller.progress_tracker.set_epoch(epoch + 1)
 
+    @property
+    def length(self) -> int:
+        """Batches of the epoch under way, or of the one before it begins; fewer where the run ends within it."""
+        cut, tracker = self.source.latest, self.run.tracker  # no cut: before the first epoch, or of plain batches
+        if cut is not None and tracker.ends_here and self.run.controller.progress_tracker.complete:
+            return cut.count - len(cut.queue)
+        return self.source.length
+
     def iterate(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """An epoch's batches; `fetch` begins the DataLoader's own iteration."""
         if self._closed:
@@ -150,23 +187,44 @@ class LoaderSession:
                     "that this is meant. To train, build another loader, and begin its iteration with gradients on.",
                     "the run is over" if self.run.is_over else "gradients are switched off",
                 )
+            self.source.begin_plain()
             return fetch()
         self._follow_the_model()
-        if self._epochs is None and not self._warned:
+        self._begin_epoch()
+        if self._length.epochs is None and not self._length.is_open and not self._warned:
             self._warned = True
             log.warning(
                 "the length of the run is not known: decisions are paced by the epoch. "
                 "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
             )
         cut, fetched = self.source.iterate(fetch)
-        self._look_ahead = DetectLookAhead(a_few_trained(self._optimizer))
-        events = LoaderEpoch(cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter)
+        self._look_ahead = DetectLookAhead(a_few_trained(self._optimizer), self.which_batch.look_ahead)
+        self.which_batch.follow(self._look_ahead)
+        events = LoaderEpoch(
+            cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
+            self.which_batch,
+        )  # fmt: skip
         return self.run.deliver(fetched, cut.queue, self._look_ahead, events, cut.is_new)
+
+    def _begin_epoch(self) -> None:
+        progress = self.run.controller.progress_tracker
+        if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(progress.samples):
+            self.run.controller.plan(self._length.epochs)
+            self._warned = True
+
+    def _settle_length(self, batches_per_call: float | None) -> None:
+        """The scheduler's calls have shown what its steps count."""
+        controller = self.run.controller
+        if self._length.settle(batches_per_call):
+            controller.plan(self._length.epochs)
+        self._warned = True  # the length is known, or it has been said why it is not
+        if not self._length.is_open:
+            controller.holds.remove(LENGTH)
 
     def _follow_the_model(self) -> None:
         """Begin anew where the model has been moved before the run has begun: times and memory are of its device."""
         if not self.run.has_begun and self.run.controller.device != self.run.model_device:
-            self.run.start(self._epochs)
+            self.run.start(self._length.epochs)
             if self._begun:
                 self._end_by_progress()
 
@@ -187,10 +245,11 @@ class LoaderSession:
     def state_dict(self) -> dict[str, Any]:
         return {
             **self.run.state_dict(),
-            "epochs": self._epochs,
+            "length": self._length.state_dict(),
             "world_size": self.source.ranks.world_size,
             "source": self.source.state_dict(self.run.tracker.under_way),
             "schedule": self.driver.state_dict(),
+            "misuse": self.misuse.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,10 +261,12 @@ class LoaderSession:
             )
         self.run.check_state(state)
         rest = self.source.read(state["source"])
-        if self._epochs is None:
-            self._epochs = state["epochs"]
+        self._length.load_state_dict(state["length"])
         self._begun = True
-        self.run.start(self._epochs)
+        self.run.start(self._length.epochs)
         self.run.load_state_dict(state)
+        if not self._length.holds:
+            self.run.controller.holds.remove(LENGTH)
         self.source.go_on(state["source"], rest)
         self.driver.load_state_dict(state["schedule"])
+        self.misuse.load_state_dict(state["misuse"])

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import batch_length, to_device
-from .preserve import preserved
+from .batches import batch_length, describe_batch, to_device
+from .preserve import add_note, preserved
 
 
 class LossNotScalarError(ValueError):
@@ -97,8 +97,13 @@ class BatchLoss:
         parameter = next(model.parameters(), None)
         if parameter is not None:
             batch = to_device(batch, parameter.device)
-        with self._autocast():
-            loss = self._batch_loss(model, batch) if self._batch_loss else self._of_layout(model, batch)
+        try:
+            with self._autocast():
+                loss = self._batch_loss(model, batch) if self._batch_loss else self._of_layout(model, batch)
+        except Exception as error:
+            call = "batch_loss(model, batch)" if self._batch_loss else "loss_func(model(*inputs), target)"
+            add_note(error, f"adaptbs called {call} on a batch of {describe_batch(batch)}.")
+            raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise LossNotScalarError(

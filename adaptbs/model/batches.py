@@ -14,17 +14,7 @@ from torch import Tensor
 from torch import device as Device
 from torch.nn.utils.rnn import PackedSequence
 
-
-def shapes_of(batch: Any) -> str:
-    """Describe a batch for an error message, such as "(float32 [64, 8], int64 [64])"."""
-    if isinstance(batch, Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{key!r}: {shapes_of(value)}" for key, value in batch.items()) + "}"
-    if isinstance(batch, (tuple, list)):
-        shown = ", ".join(map(shapes_of, batch[:8])) + (", ..." if len(batch) > 8 else "")
-        return f"({shown})" if isinstance(batch, tuple) else f"[{shown}]"
-    return type(batch).__name__
+SHOWN = 8  # entries of a list in a message
 
 
 def batch_length(batch: Any) -> int:
@@ -71,9 +61,26 @@ def batch_bytes(batch: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(batch))
 
 
+def describe_batch(batch: Any) -> str:
+    """The layout of a batch with the shapes of its tensors, such as `(float32 [16, 8], int64 [16])`."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe_batch(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, (list, tuple)):
+        shown = [describe_batch(item) for item in batch[:SHOWN]] + ["..."] * (len(batch) > SHOWN)
+        return f"({', '.join(shown)})"
+    return type(batch).__name__
+
+
 def to_device(batch: Any, device: Device) -> Any:
     """The batch with its tensors on `device`. The given batch is not changed."""
     return _map(lambda t: t.to(device, non_blocking=True), batch, lambda item: isinstance(item, Tensor))
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """All tensors of a batch; none where its layout is not known."""
+    return [] if isinstance(batch, PackedSequence) else _tensors(batch)
 
 
 def _tensors(batch: Any) -> list[Tensor]:

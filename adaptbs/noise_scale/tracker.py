@@ -26,6 +26,12 @@ class NoiseScaleTracker:
         self._spoken: str | None = None  # the doubt logged last
         self.forget()
 
+    def plan(self, run_samples: int) -> None:
+        """Let the run be of this length from here on, samples."""
+        self._run_samples = run_samples
+        for window in (self._plain, *self._views.values()):
+            window.plan(run_samples)
+
     def forget(self) -> None:
         """Drop all measurements."""
         self._plain = MeasurementWindow(self._run_samples)

@@ -59,6 +59,10 @@ class MeasurementWindow:
         """The number of recent measurements that were not finite."""
         return len(self._skipped)
 
+    def plan(self, run_samples: int) -> None:
+        """Let the memory fade as in a run of this length from here on, samples."""
+        self._fade, self._estimates = MEMORY * run_samples, {}
+
     def add(self, samples: int, norms: SquaredNorms) -> None:
         """Put in a measurement made when `samples` samples had been seen."""
         self._unread.append((samples, norms))

@@ -1,7 +1,8 @@
 """One training run, as every face shares it."""
 
 from .controller import Controller
-from .look_ahead import DetectLookAhead
+from .holds import Holds
+from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
 from .training_run import TrainingRun, check_version
@@ -9,6 +10,9 @@ from .training_run import TrainingRun, check_version
 __all__ = [
     "Controller",
     "DetectLookAhead",
+    "Holds",
+    "LookAhead",
+    "NoLookAhead",
     "RunReport",
     "Settings",
     "SharedArguments",

@@ -17,7 +17,8 @@ from ..ranks import ALONE, Ranks
 from ..report import History
 from ..timing import TRY, Clock, OverheadBudget, StepTime, Time
 from ..types import COUPLED, Measurement, NoiseScale, Scale
-from .rules import ByCutSize, RunRules
+from .holds import Holds
+from .rules import SHAPE, ByCutSize, RunRules, check_shape
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,9 @@ class Controller:
         )  # fmt: skip
         self._clock: Clock | None = None  # in place of the device's
         self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
+        self.holds = Holds()
 
-    def start(self, epochs: int | None, device: Device, memory: MemoryLimit) -> None:
+    def start(self, epochs: float | None, device: Device, memory: MemoryLimit) -> None:
         """Begin a run, and forget any earlier one.
 
         Args:
@@ -95,6 +97,13 @@ class Controller:
         """Time this run, and those started later, by another clock; for simulations, before the run begins."""
         self._clock = clock
         self._budget.use_clock(clock)
+
+    def plan(self, epochs: float | None) -> None:
+        """Let the run have so many epochs from here on; None: its length is not known."""
+        progress = self.progress_tracker
+        progress.plan(epochs)
+        self._timer.plan(self._settings.decide_every * progress.planned)
+        self._noise_scales.plan(progress.planned)
 
     def end_by_progress(self) -> None:
         """End the run when its progress is complete, if that is its budget and progress is measured."""
@@ -128,8 +137,8 @@ class Controller:
 
     @property
     def doubt(self) -> str | None:
-        """Why the latest estimate is not to be believed as a number, if so."""
-        return self._noise_scales.doubt(self.noise_scale)
+        """Why the batch is held, or why the latest estimate is not to be believed as a number, if so."""
+        return self.holds.reason or self._noise_scales.doubt(self.noise_scale)
 
     def _scale(self, cut_size: int) -> Scale:
         return self.rules.scale(cut_size, self.noise_scale)
@@ -231,7 +240,7 @@ class Controller:
             batch_size=self.batch_size,
             step_time=self.step_time,
         )
-        decision = self._ranks.agree(decide(now, settings.target))
+        decision = self._ranks.agree(self.holds.apply(decide(now, settings.target), self.batch_size))
         decision = self.memory.clip(decision, self.batch_size, longest)
         if decision.batch_size != self.batch_size:
             sizes = self.batch_size, decision.batch_size
@@ -261,20 +270,11 @@ class Controller:
             lr_factor=self.scales[size].lr_factor,
         )  # fmt: skip
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError, saying what differs, unless the state is of a run of the same shape."""
-        for name in _SHAPE:
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"the saved run has {name}={state[name]}, this one {getattr(self, name)}: "
-                    "build it with the same dataset, batch_size, accumulation_steps and drop_last"
-                )
-
     def state_dict(self) -> dict[str, Any]:
         """All that decisions depend on: numbers, strings and containers of them."""
         self._take_in(alone=True)
         return {
-            **{name: getattr(self, name) for name in (*_SHAPE, "batch_size")},
+            **{name: getattr(self, name) for name in (*SHAPE, "batch_size")},
             **{name: part.state_dict() for name, part in self._parts().items()},
             "noise_scale": astuple(self.noise_scale) if self.noise_scale else None,
             "views": {name: astuple(view) for name, view in self.views.items()},
@@ -282,7 +282,7 @@ class Controller:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()` of a run of the same shape; else a ValueError says what differs."""
-        self.check_state(state)
+        check_shape(state, self)
         self.batch_size = state["batch_size"]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -293,8 +293,6 @@ class Controller:
         """All that has a state of its own, by its name in the state."""
         return {
             "progress": self.progress_tracker, "memory": self.memory, "budget": self._budget,
-            "noise_scales": self._noise_scales, "timer": self._timer, "history": self.history,
+            "noise_scales": self._noise_scales, "timer": self._timer, "history": self.history, "holds": self.holds,
         }  # fmt: skip
 
-
-_SHAPE = ("start_batch_size", "epoch_samples", "batches_per_step")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,10 +12,12 @@ class LookAhead(Protocol):
     """How many batches a loop fetches before it works on them, as far as it shows.
 
     Attributes:
-        ahead: that number; None while it is not known. Once it is known to be 0, nothing else is asked any more.
+        ahead: that number; None while it is not known.
+        settled: True once that cannot change any more. If it is 0 then, nothing else is asked.
     """
 
     ahead: int | None
+    settled: bool
 
     def fetched(self) -> None:
         """Take note of a batch that the loop has been given."""
@@ -39,6 +41,7 @@ class NoLookAhead:
     """The loop trains on each batch before it asks for the next."""
 
     ahead: int | None = 0
+    settled = True
 
     def __init__(self) -> None:
         self.begun = 0
@@ -60,13 +63,22 @@ class DetectLookAhead:
     tell, because a GradScaler leaves some out and accumulation makes one of several batches. Where two batches have
     been fetched and nothing was done with them, nobody trains, and each batch is done with when the next is wanted.
 
+    Where three or more had been fetched, the loop looks further ahead, or it has passed batches over, or it adds up the
+    losses of several. The second backward pass shows the last of these: as many more have been fetched by then. The
+    other two cannot be told apart.
+
     Args:
         parameters: the parameters being trained.
+        tell: called when a backward pass or a step has shown more: with True if it is not clear which batch it belongs
+            to, and with the number of batches that had been fetched by the first, once that is certain.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], tell: Callable[[bool, int | None], None] | None = None) -> None:
         self._fetched = 0
+        self._first: int | None = None  # batches that had been fetched by the first pass, where that is not clear
+        self._tell = tell
         self.ahead: int | None = None
+        self.settled = False
         self._handles: list[Any] = [
             p.register_post_accumulate_grad_hook(self.works)  # type: ignore[no-untyped-call]
             for p in parameters
@@ -75,7 +87,7 @@ class DetectLookAhead:
 
     def fetched(self) -> None:
         self._fetched += 1
-        if self._handles and self.ahead is not None:
+        if self._handles and self.settled:
             self.close()
 
     @property
@@ -87,14 +99,28 @@ class DetectLookAhead:
     def wants_next(self) -> int:
         if self.ahead is None and self._fetched > 1:
             self.ahead = 0
-        if self.ahead == 0:
+        if self.settled and self.ahead == 0:
             self.close()
         return self._fetched - (1 if self.ahead is None else self.ahead)
 
     def works(self, *_: Any) -> None:
         """Take note of a backward pass or a step."""
-        if self.ahead is None:
-            self.ahead = 1 if self._fetched == 2 else 0
+        if self.settled or not self._fetched:
+            return
+        if self._fetched < 3:
+            self.ahead, self.settled = self._fetched - 1, True
+            self._say(False)
+        elif self._first is None:
+            self._first = self._fetched
+            self._say(True)
+        elif self._fetched > self._first:
+            self.settled = True
+            unclear = self._fetched != 2 * self._first
+            self._say(unclear, self._first)
+
+    def _say(self, unclear: bool, fetched: int | None = None) -> None:
+        if self._tell is not None:
+            self._tell(unclear, fetched)
 
     def close(self) -> None:
         for handle in self._handles:

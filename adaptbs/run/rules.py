@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from ..decision import (
     Progress,
@@ -113,3 +113,16 @@ class RunRules:
             floor=efficiency_floor(share, progress.required, self._adaptive),
             max_batch_size=self.max_batch_size,
         )
+
+
+SHAPE = ("start_batch_size", "epoch_samples", "batches_per_step")
+
+
+def check_shape(state: Mapping[str, Any], run: object) -> None:
+    """Raise ValueError, saying what differs, unless a saved run has this one's attributes in `SHAPE`."""
+    for name in SHAPE:
+        if state[name] != getattr(run, name):
+            raise ValueError(
+                f"the saved run has {name}={state[name]}, this one {getattr(run, name)}: "
+                "build it with the same dataset, batch_size, accumulation_steps and drop_last"
+            )

@@ -51,6 +51,7 @@ class BatchTracker:
         schedule_span: the schedule's position before and after the current batch, samples.
         ever_changed: whether any batch so far was cut at another size than the first.
         longest: samples of the longest batch so far.
+        cut_sizes: for each number of samples that a batch has had, the size that the first such was cut at.
         ends_here: True if the run ends with the current batch, by its progress.
     """
 
@@ -69,6 +70,7 @@ class BatchTracker:
         self._told_size: int | None = None  # the latest that `on_cut_size` was called with
         self.current = self.latest_fetched = BatchInfo(start, start)
         self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
+        self.cut_sizes: dict[int, int] = {}
         self._step_samples = 0  # of the step that the current batch belongs to, so far
         self._iteration: Iteration | None = None  # the one that the loop has worked in last
         self.ends_here = False
@@ -130,7 +132,8 @@ class BatchTracker:
                         self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
                 else:
                     iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
-                    one_by_one = look_ahead.ahead == 0 and iteration.finished == iteration.fetched
+                    settled = look_ahead.settled and look_ahead.ahead == 0
+                    one_by_one = settled and iteration.finished == iteration.fetched
                 if self.ends_here and self._progress.complete:  # the plan may have been given up meanwhile
                     return
             iteration.advance(self._begin, self._finish, begun=iteration.fetched)
@@ -154,6 +157,8 @@ class BatchTracker:
         self.schedule_span = before, after
         if num_samples > self.longest:
             self.longest = num_samples
+        if num_samples not in self.cut_sizes:  # later it may be a short last one that has as many
+            self.cut_sizes[num_samples] = cut_size
         if cut_size != self._start:
             self.ever_changed = True
         if cut_size != self._told_size:

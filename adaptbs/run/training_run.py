@@ -6,22 +6,23 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from torch import nn
 
-from ..gradients import NoiseMeter, Unsupported, views_of, why_not_in_step
+from ..gradients import NoiseMeter, views_of, why_not_in_step
 from ..hyperparameters import HyperparameterScaler
-from ..memory import MemoryLimit, MemoryTrial, is_out_of_memory, memory_of
-from ..model import BatchLoss, LossNotScalarError, shapes_of, slice_batch
+from ..memory import MemoryLimit, MemoryTrial, memory_of
+from ..model import BatchLoss
 from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
 from ..timing import Clock
 from ..types import Scale
 from .controller import Controller
 from .look_ahead import LookAhead, NoLookAhead
+from .measuring import StepMeasuring
 from .pass_size import FollowPassSize
+from .rules import check_shape
 from .settings import Settings
 from .tracker import BatchTracker, EpochEvents
 
@@ -29,11 +30,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 VERSION = 6  # of what state_dict() holds
-PATIENCE = 16  # optimizer steps' worth of batches for which a step is waited for that is to be measured
-INSTEAD = (
-    "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves of a batch in a pass of its own; "
-    "overhead=0 measures nothing and holds the batch."
-)
 
 
 class TrainingRun:
@@ -47,8 +43,8 @@ class TrainingRun:
         for batch in run.deliver(batches, queue):                # batches cut at `run.batch_size`
             run.before_batch(batch)                              # begins to measure, if it is this step's turn
             ...                                                  # the user's forward and backward pass
-            if run.watches_step:
-                run.before_step()                                # gradients are ready
+            if run.measuring.watches:
+                run.measuring.before_step()                      # gradients are ready
             ...                                                  # the optimizer's step
 
     Args:
@@ -102,15 +98,13 @@ class TrainingRun:
             if settings.source == "in_step" and (why := why_not_in_step(model)):
                 raise ValueError(f"source='in_step' cannot measure this model: {why}. Leave source= at 'auto'")
             self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, parameters=parameters)
-        self.watches_step = False  # True while the loop's step is being measured: call `before_step`
-        self._delivered: list[int] = []  # samples of each batch delivered meanwhile
         self._at, self._step_ended = -1, True  # samples at the latest batch, and whether it ends an optimizer step
         self._scaler: HyperparameterScaler | None = None
         follows = "betas" in settings.following
         self._on_cut_size = FollowPassSize(model, self.controller, micro_batch_size) if follows else None
         self._batch: Any = None  # the latest, to try larger ones by
 
-    def start(self, epochs: int | None) -> None:
+    def start(self, epochs: float | None) -> None:
         """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
         parameters = list(self.model.parameters())
         memory = memory_of({p.device for p in parameters}, self._ranks.world_size)
@@ -133,6 +127,7 @@ class TrainingRun:
             on_schedule_moved=self._on_schedule_moved,
             on_cut_size=self._on_cut_size,
         )
+        self.measuring = StepMeasuring(self._meter, self.controller, self.tracker, self._ranks.world_size)
 
     def use_clock(self, clock: Clock) -> None:
         """Time the run by another clock, for simulations; call it before the run begins."""
@@ -190,93 +185,23 @@ class TrainingRun:
     def before_batch(self, batch: Any) -> None:
         """Take note of the batch just fetched, keep it for trials, and begin to measure if it is this step's turn.
 
-        A measurement that fails ends no run: it is left out if memory ran out, and else the batch size is held.
-
         Raises:
             LossNotScalarError: if the loss that was given returns something other than one number.
         """
         self._batch = batch
-        if self._meter is None:
-            return
         samples = self.controller.progress_tracker.samples
         if samples == self._at:
             return  # the loop looks ahead, and works on the same batch as before
         begins, self._at, self._step_ended = self._step_ended, samples, self.tracker.current.ends_step
-        if self.watches_step:
-            self._go_on_watching(self._meter)
-        elif begins and self.controller.measure_next_step():
-            self._begin_measuring(self._meter, batch)
-
-    def before_step(self) -> None:
-        """Take in the measurement of the step that was watched: its gradients are ready, and nothing has changed them
-        but a loss scale."""
-        if self._meter is not None:
-            with self._measurement_may_fail():
-                self.controller.measured(self._meter.end(sum(self._delivered), self._sizes))
-            self.watches_step = self._meter is not None and self._meter.is_armed
+        if self.measuring.watches:
+            self.measuring.go_on()
+        elif begins and self.measuring.meter is not None and self.controller.measure_next_step():
+            self.measuring.begin(batch)
 
     def after_epoch(self) -> None:
         """Keep no batch any more, and watch no step."""
         self._batch = None
-        self._stop_watching()
-
-    def _stop_watching(self) -> None:
-        if self.watches_step and self._meter is not None:
-            self._meter.stop()
-        self.watches_step = False
-
-    @property
-    def _sizes(self) -> list[int]:
-        """Samples of this process in the batches that the loop may work on."""
-        infos = (self.tracker.current, self.tracker.latest_fetched)
-        return [info.num_samples // self._ranks.world_size for info in infos] + self._delivered
-
-    def _go_on_watching(self, meter: NoiseMeter) -> None:
-        self._delivered.append(self.tracker.latest_fetched.num_samples // self._ranks.world_size)
-        if len(self._delivered) > PATIENCE * self.controller.batches_per_step:
-            self._stop_watching()  # no step is made, or by another optimizer
-        else:
-            self.controller.measuring_step()
-            meter.expect(*self._sizes)
-
-    def _begin_measuring(self, meter: NoiseMeter, batch: Any) -> None:
-        num_samples, memory = self.tracker.latest_fetched.num_samples, self.controller.memory
-        self._delivered = [num_samples // self._ranks.world_size]
-        if not meter.in_step and num_samples > memory.piece:  # it is trained on in pieces, too
-            num_samples = int(memory.piece)
-            batch = slice_batch(batch, 0, num_samples)
-        if meter.in_step:
-            self.controller.measuring_step()
-        timed = nullcontext() if meter.in_step else self.controller.measuring(num_samples)
-        with self._measurement_may_fail(), timed:
-            self.controller.measured(meter.begin(batch, num_samples, self._sizes))
-        self.watches_step = meter.is_armed
-
-    @contextmanager
-    def _measurement_may_fail(self) -> Iterator[None]:
-        """Let a measurement that fails end no run."""
-        failure: Exception | None = None
-        try:
-            yield
-        except LossNotScalarError:
-            raise  # a fault of the argument, seen at the first batch
-        except Exception as error:
-            failure = error.with_traceback(None)  # its frames would keep alive what the failed pass holds
-        if failure is None:
-            return
-        self._stop_watching()
-        if is_out_of_memory(failure):
-            self.controller.memory.release()
-            log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
-            return
-        said = (
-            str(failure)
-            if isinstance(failure, Unsupported)
-            else (f"{type(failure).__name__}: {failure} (the loss was called on a batch of {shapes_of(self._batch)})")
-        )
-        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, INSTEAD)
-        self._meter = None
-        self.controller.forget_measurements()
+        self.measuring.stop()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as far as the run knows it."""
@@ -284,14 +209,14 @@ class TrainingRun:
             "version": VERSION,
             "controller": self.controller.state_dict(),
             "tracker": self.tracker.state_dict(),
-            "meter": self._meter.state_dict() if self._meter is not None else None,
+            "meter": self.measuring.meter.state_dict() if self.measuring.meter is not None else None,
             "hyperparameters": self._scaler.state_dict() if self._scaler is not None else [],
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise ValueError, saying what differs, unless the state is of this version and of a run of the same shape."""
         check_version(state)
-        self.controller.check_state(state["controller"])
+        check_shape(state["controller"], self.controller)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()` of a run of the same shape; else a ValueError says what differs."""

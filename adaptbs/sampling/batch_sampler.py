@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 
 from ..ranks import ALONE, Ranks
 from .batch_info import BatchInfo
+from .count import CountsBatches
 from .draw import Draw, Rest, draw, kept, written
 from .order import next_length
 
@@ -32,13 +33,14 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         start: samples of a batch that the run began with, over all ranks. It fixes what an epoch is: with `drop_last`,
             as many samples as a stock sampler of that size delivers; and how short the last batch may be.
         drop_last: as in DataLoader.
-        parts: batches of an optimizer step, on each rank.
+        batches_per_step: batches of an optimizer step, on each rank.
         ranks: the ranks that each yield their share of every batch.
-        rows: whole multiples of which batches are cut in, samples.
-        apart: how many samples at an epoch's end are cut on their own, being of another kind.
+        row_multiple: whole multiples of which batches are cut in, samples.
+        tail_rows: how many samples at an epoch's end are cut on their own, being of another kind.
 
     Attributes:
         first: `start`.
+        least: samples that make another batch at an epoch's end.
         issued: the queue of the latest iteration.
     """
 
@@ -55,7 +57,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
     ) -> None:
         self.sampler, self.drop_last, self.batches_per_step, self.ranks = sampler, drop_last, batches_per_step, ranks
         self.row_multiple, self.tail_rows = row_multiple, tail_rows
-        self.size, self.first = size, start
+        self.size, self.first, self.least = size, start, start if drop_last else 1
         self._rest: Rest | None = None  # of an epoch, for iterations that begin now to go on from
         self._warned = False  # of a wrong length
         self.issued: deque[BatchInfo] = deque()
@@ -117,7 +119,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         return -(-self.epoch_samples * self.batches_per_step // self.size())
 
 
-class EpochCut:
+class EpochCut(CountsBatches):
     """One epoch's indices, being cut into batches.
 
     Args:
@@ -130,11 +132,13 @@ class EpochCut:
         is_new: tells whether a fetched batch is to be delivered; None where all are.
     """
 
+    _sampler: AdaptiveBatchSampler
     is_new: Callable[[Any], bool] | None = None
 
     def __init__(self, sampler: AdaptiveBatchSampler, rest: Rest | None = None) -> None:
         self._sampler, self._rest = sampler, rest
         self._draw = Draw(iter(()))
+        self.count = 0
         self.issued: deque[BatchInfo] = deque()
         self._indices: Iterator[int] = iter(())
         self._ahead: list[int] = []  # indices read beyond the sampler's length and not cut
@@ -177,6 +181,7 @@ class EpochCut:
                 break
             self._cut += len(batch)
             self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
+            self.count += 1
             yield batch if alone else sampler.ranks.mine(batch)
         yield from self._beyond()
         sampler.compare_length(self._cut + len(self._ahead))
@@ -197,7 +202,7 @@ class EpochCut:
         return False
 
     def _sampler_ended(self, batch: list[int]) -> list[int]:
-        """Take note that the sampler has ended before its length. Return what is delivered of its last indices."""
+        """Take note that the sampler has ended early. Return what is delivered of its last indices."""
         self._left, whole = 0, self._whole(len(batch))
         batch, self._ahead = batch[:whole], batch[whole:]
         return batch
@@ -209,12 +214,7 @@ class EpochCut:
 
     def look_beyond(self) -> bool:
         """Look whether there are samples beyond the sampler's length, once it has come to that."""
-        return self.is_beyond or (not self._left and self._read_ahead(self._least) > 0)
-
-    @property
-    def _least(self) -> int:
-        """The samples that make another batch."""
-        return self._sampler.first if self._sampler.drop_last else 1
+        return self.is_beyond or (not self._left and self._read_ahead(self._sampler.least) > 0)
 
     def _read_ahead(self, samples: int) -> int:
         """Read indices until there are so many that have not been cut. Return how many there are to deliver."""
@@ -226,7 +226,7 @@ class EpochCut:
     def _beyond(self) -> Iterator[list[int]]:
         """Cut what the sampler yields beyond its length. How much that is shows only when it ends."""
         sampler = self._sampler
-        while self._read_ahead(self._least):
+        while self._read_ahead(self._sampler.least):
             if not self._batch:
                 self._cut_size = sampler.size()
             # So many that the last step can be cut with regard to the tail that it leaves.
@@ -238,8 +238,12 @@ class EpochCut:
                 return
             self._cut += len(batch)
             self.is_beyond = self._cut > sampler.epoch_samples
-            self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
-            yield sampler.ranks.mine(batch)
+            yield self._issue(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
+
+    def _issue(self, info: BatchInfo) -> list[int]:
+        self.issued.append(info)
+        self.count += 1
+        return self._sampler.ranks.mine(list(info.indices))
 
     def _length(self, shortest_tail: int) -> int:
         """Samples of the next batch, over all ranks."""
@@ -274,9 +278,7 @@ class EpochCut:
         self._draw = rest.draw or self._draw
         self._indices = self._draw.indices
         for cut_size, num_samples, ends_step in state["issued"]:
-            batch = list(islice(self._indices, num_samples))
-            self.issued.append(BatchInfo(cut_size, num_samples, ends_step, batch))
-            yield self._sampler.ranks.mine(batch)
+            yield self._issue(BatchInfo(cut_size, num_samples, ends_step, list(islice(self._indices, num_samples))))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch is, with what its indices are drawn by again.

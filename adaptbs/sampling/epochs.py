@@ -32,6 +32,7 @@ class EpochSource:
         order: yields the indices; a stand-in where the dataset has none.
         streams: whether the dataset is an IterableDataset.
         delivering: the iteration that has delivered last, of those under way.
+        latest: the same, also when it is over.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class EpochSource:
         self._generators = _different(generator, getattr(self.order, "generator", None))
         self._under_way: list[EpochCut] = []  # iterations, the one that delivered last at the end
         self.delivering: EpochCut | None = None
+        self.latest: EpochCut | None = None
         self._rest: Rest | None = None  # of an epoch, for the next iteration to deliver
         self._loaded: dict[str, Any] | None = None  # its state, as long as no batch of it has been delivered
 
@@ -77,11 +79,24 @@ class EpochSource:
             fetch: begins a DataLoader's own iteration over `batch_sampler`.
         """
         rest, self._rest = self._rest, None
+        self.latest = self.delivering
         # To go on draws nothing: the run that was not stopped drew its seed when the epoch began.
         drawing = nullcontext() if rest is None else self._drawing_nothing()
         with self.batch_sampler.going_on_from(rest) as begun, drawing:
             fetched = fetch()
         return begun[-1], fetched
+
+    @property
+    def length(self) -> int:
+        """Batches of the epoch under way: those delivered and those left at the size of now.
+
+        Between two epochs it is that of the one that has ended, and of a whole epoch before the first.
+        """
+        return len(self.batch_sampler) if self.latest is None else self.latest.length
+
+    def begin_plain(self) -> None:
+        """Take note of an iteration over batches of the size of now, which are not counted."""
+        self.latest = self.delivering
 
     def delivers(self, cut: EpochCut) -> None:
         """Take note of the iteration that delivers a batch, where it is not `delivering` already."""
@@ -90,13 +105,14 @@ class EpochSource:
         self.ends(cut)
         self._loaded = None
         self._under_way.append(cut)
-        self.delivering = cut
+        self.delivering = self.latest = cut
 
     def ends(self, cut: EpochCut) -> None:
         """Take note of the end of an iteration."""
         if cut in self._under_way:
             self._under_way.remove(cut)
         self.delivering = self._under_way[-1] if self._under_way else None
+        self.latest = self.delivering or self.latest
 
     def state_dict(self, under_way: bool) -> dict[str, Any]:
         """The rest of the epoch under way, if one is, and the generators' states.

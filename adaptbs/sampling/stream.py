@@ -76,6 +76,7 @@ class StreamEpochCut(EpochCut):
         self._came_before = 0  # those of them that came before the origin
         self._to_skip = rest.state["begun"] if rest is not None else 0
         self._latest_is_whole = False  # the latest batch held all samples that were requested
+        self._samples = 0  # samples of the batches that were delivered
 
     def batches(self) -> Iterator[list[int]]:
         """Yield one list per requested batch, with one entry per requested sample. The entries are not used."""
@@ -113,7 +114,15 @@ class StreamEpochCut(EpochCut):
         if self._came <= self._to_skip:
             return False
         self.delivered.append(issued)
+        self._samples += issued.num_samples
         return True
+
+    @property
+    def length(self) -> int:
+        """Batches that have arrived, and those that the assumed length of the epoch leaves at the size of now."""
+        sampler = self._sampler
+        left = max(sampler.epoch_samples - self._samples, 0)
+        return self._came - min(self._came, self._to_skip) + -(-left * sampler.batches_per_step // sampler.size())
 
     def _answered(self, held: int | None) -> BatchInfo:
         """Take the request that a batch of `held` samples answers. `held` is None if its layout does not tell."""

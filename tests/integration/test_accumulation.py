@@ -54,8 +54,9 @@ def test_all_batches_of_a_step_have_one_size_and_its_learning_rate_follows_their
 def test_sizes_are_told_of_a_batch_and_of_a_step():
     model, optimizer, loader = parts(target=lambda *_: 64, max_batch_size=256, overhead=0, decide_every=0.25)
     assert (loader.batch_size, loader.global_batch_size, len(loader)) == (8, 32, 128)
-    trained(loader, model, optimizer)
-    assert (loader.batch_size, loader.global_batch_size, len(loader)) == (16, 64, 64)
+    steps = trained(loader, model, optimizer)
+    delivered = sum(len(sizes) for sizes, _ in steps)
+    assert (loader.batch_size, loader.global_batch_size, len(loader)) == (16, 64, delivered)
     decisions = loader.history.decisions()
     assert (decisions["batch_size"][-1], decisions["global_batch_size"][-1]) == (16, 64)
 

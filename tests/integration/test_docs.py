@@ -19,7 +19,7 @@ from adaptbs.types import NoiseScale
 from tests.integration.test_readme import surroundings
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("how_it_works.md", "targets.md", "trade_off.md")
+PAGES = ("how_it_works.md", "targets.md", "trade_off.md", "your_loop.md")
 BLOCKS = [
     pytest.param(page, block, id=f"{page}-{i}")
     for page in PAGES

@@ -47,8 +47,8 @@ class Trainer:
         self.run.follow(self.hook.scaler)
 
     def _scale(self):
-        if self.run.watches_step:
-            self.run.before_step()
+        if self.run.measuring.watches:
+            self.run.measuring.before_step()
         return self.run.scale()
 
     def fit(self, epochs: int) -> None:

@@ -64,10 +64,10 @@ def test_it_is_a_dataloader_to_all_who_ask():
     assert (loader.batch_size, len(loader)) == (4, 16)
 
 
-def test_its_size_and_length_are_those_of_now():
+def test_its_size_is_that_of_now_and_its_length_that_of_the_epoch():
     loader = setup()[0]
-    sizes(loader)
-    assert (loader.batch_size, len(loader)) == (32, 2)
+    delivered = sizes(loader)
+    assert (loader.batch_size, len(loader)) == (32, len(delivered))
 
 
 def test_the_batch_size_is_not_to_be_set():

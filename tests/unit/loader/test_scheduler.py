@@ -1,14 +1,25 @@
 import copy
-import sys
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
-from adaptbs.loader.scheduler import PAST_ITS_END, SchedulerDriver, drive, run_epochs
+from adaptbs.loader.drive import drive, steps_left
+from adaptbs.loader.run_length import run_epochs
+from adaptbs.loader.scheduler import SchedulerDriver
 
 
 @contextmanager
@@ -107,11 +118,25 @@ def test_a_place_goes_on_from_its_state():
     assert due(other, 4, 8, every=2) == due(place, 4, 8, every=2) == [2]
 
 
+class Told:
+    """Stands for a driver: each call stands for the next of these steps."""
+
+    grown = True
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = itertools.cycle(steps)
+
+    def take_steps(self) -> int:
+        return next(self.steps)
+
+    def place(self, said: float, name: str = "step") -> float:
+        return said
+
+
 def test_a_driven_scheduler_makes_as_many_steps_as_are_due():
     scheduler = StepLR(optimizer(), step_size=1, gamma=0.5)
     scheduler.optimizer.step()
-    steps = iter([1, 0, 2])
-    drive(scheduler, lambda: next(steps))
+    drive(scheduler, Told(1, 0, 2))
     rates = []
     for _ in range(3):
         scheduler.step()
@@ -119,22 +144,56 @@ def test_a_driven_scheduler_makes_as_many_steps_as_are_due():
     assert rates == [0.5, 0.5, 0.125]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors take notes since Python 3.11")
-@pytest.mark.parametrize(("due", "notes"), [(1, 0), (4, 1)])
-def test_of_one_driven_past_its_end_the_error_says_how_that_came(due, notes):
+@pytest.mark.parametrize("due", [1, 4, 7])
+def test_one_driven_past_its_end_stays_there_and_says_so_once(due, caplog):
     scheduler = OneCycleLR(optimizer(), max_lr=1.0, total_steps=10)
     scheduler.optimizer.step()
-    drive(scheduler, lambda: due)
-    with pytest.raises(ValueError, match="10") as caught:
-        for _ in range(11):
-            scheduler.step()
-    assert getattr(caught.value, "__notes__", []) == [PAST_ITS_END] * notes
+    drive(scheduler, Told(due))
+    for i in range(1, 14):
+        assert not caplog.text
+        scheduler.step()
+        assert scheduler.last_epoch == min(i * due, 10)
+        if i * due >= 10:
+            break
+    for _ in range(3):
+        scheduler.step()
+    assert scheduler.last_epoch == 10
+    assert caplog.text.count("come to its end") == 1
+    assert f"made {i + 1} calls" in caplog.text
+
+
+def test_a_call_too_many_at_the_first_batch_size_raises_as_ever():
+    scheduler = OneCycleLR(optimizer(), max_lr=1.0, total_steps=2)
+    scheduler.optimizer.step()
+    told = Told(1)
+    told.grown = False
+    drive(scheduler, told)
+    scheduler.step(), scheduler.step()
+    with pytest.raises(ValueError, match="total steps"):
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: SequentialLR(o, [LinearLR(o), OneCycleLR(o, 1.0, total_steps=7)], milestones=[3]),
+        lambda o: ChainedScheduler([OneCycleLR(o, 1.0, total_steps=10), StepLR(o, 1)]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_the_end_of_a_schedule_inside_of_another_is_known(make):
+    scheduler = make(optimizer())
+    assert steps_left(scheduler) == 10
+    drive(scheduler, Told(4))
+    for left in (6, 2, 0, 0):
+        scheduler.step()
+        assert steps_left(scheduler) == left
 
 
 def test_a_driven_scheduler_is_still_itself():
     scheduler = OneCycleLR(optimizer(), max_lr=1.0, total_steps=10)
     before = copy.deepcopy(scheduler.state_dict())
-    drive(scheduler, lambda: 1)
+    drive(scheduler, Told(1))
     assert isinstance(scheduler, OneCycleLR)
     assert type(scheduler).__name__ == "OneCycleLR"
     assert scheduler.state_dict() == before
@@ -143,15 +202,15 @@ def test_a_driven_scheduler_is_still_itself():
 def test_driving_again_replaces_the_first():
     scheduler = StepLR(optimizer(), step_size=1, gamma=0.5)
     scheduler.optimizer.step()
-    drive(scheduler, lambda: 5)
-    drive(scheduler, lambda: 1)
+    drive(scheduler, Told(5))
+    drive(scheduler, Told(1))
     scheduler.step()
     assert scheduler.last_epoch == 1
 
 
 def test_another_scheduler_of_the_same_class_is_not_driven():
     driven, free = (StepLR(optimizer(), step_size=1) for _ in range(2))
-    drive(driven, lambda: 0)
+    drive(driven, Told(0))
     assert type(free) is StepLR
 
 
@@ -159,14 +218,14 @@ def test_another_scheduler_of_the_same_class_is_not_driven():
 def test_an_explicit_epoch_is_obeyed():
     scheduler = StepLR(optimizer(), step_size=1, gamma=0.5)
     scheduler.optimizer.step()
-    drive(scheduler, lambda: 0)
+    drive(scheduler, Told(0))
     scheduler.step(3)
     assert scheduler.last_epoch == 3
 
 
 def test_a_scheduler_that_follows_a_metric_is_left_alone():
     scheduler = ReduceLROnPlateau(optimizer())
-    drive(scheduler, lambda: 0)
+    drive(scheduler, Told(0))
     assert type(scheduler) is ReduceLROnPlateau
 
 

@@ -1,0 +1,218 @@
+"""The length of a run, as far as its scheduler tells it, and as the loop's calls settle it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from typing import Any, NamedTuple
+
+from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, SequentialLR
+
+log = logging.getLogger(__name__)
+
+STEPPED_BY_THE_EPOCH = (
+    "the scheduler's %s is a whole number of epochs' batches, but it is stepped once an epoch: the run is taken to "
+    "have %d epochs. Give epochs= if it has another number of them."
+)
+SHORTER_THAN_ITS_CYCLE = (
+    "the scheduler's %s is no whole number of epochs, and it is stepped from batch to batch: it may be the length of "
+    "the run or of one of several cycles, so the length of the run is not known and decisions are paced by the epoch. "
+    "Give epochs=, or loop over loader.epochs(n)."
+)
+NEVER_STEPPED = (
+    "the scheduler that the loader was given has not been stepped in a whole epoch, so it is not clear whether its %s "
+    "counts batches or epochs. The batch is held until its step() is called. Give epochs= if it is not to be called."
+)
+GOES_ON = (
+    "the run goes on after the %s epochs that the scheduler's %s stands for: its length is not known from here on, and "
+    "decisions are paced by the epoch. Give epochs= to say how long it is."
+)
+
+
+class Total(NamedTuple):
+    """Steps that a scheduler says that it has.
+
+    Attributes:
+        steps: how many.
+        name: the argument that says so.
+        of_the_run: True if they are those of a whole run; else they may be those of a cycle.
+    """
+
+    steps: int
+    name: str
+    of_the_run: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.steps}"
+
+
+def total_of(scheduler: Any) -> Total | None:
+    """The steps that a scheduler says that it has; None where it does not tell."""
+    if isinstance(scheduler, ChainedScheduler):
+        known = [total for total in map(total_of, scheduler._schedulers) if total is not None]
+        return min(known, key=lambda total: (not total.of_the_run, -total.steps), default=None)
+    if isinstance(scheduler, SequentialLR):
+        last = total_of(scheduler._schedulers[-1])
+        return last and last._replace(steps=last.steps + scheduler._milestones[-1])
+    for name in ("total_steps", "T_max"):
+        steps = getattr(scheduler, name, None)
+        if isinstance(steps, int) and steps >= 1:
+            return Total(steps, name, name == "total_steps")
+    if isinstance(scheduler, LambdaLR):  # as Hugging Face's schedules are made
+        for function in scheduler.lr_lambdas:
+            steps = function.keywords.get("num_training_steps") if isinstance(function, functools.partial) else None
+            if isinstance(steps, int) and steps >= 1:
+                return Total(steps, "num_training_steps", True)
+    return None
+
+
+def whole_epochs(total: int, epoch_steps: int, batches_per_call: int = 1) -> int | None:
+    """Epochs that so many calls make, one for each so many batches; None where they make no whole number.
+
+    What is left of a call's batches at an epoch's end may make one more or not.
+    """
+    for calls in (epoch_steps // batches_per_call, -(-epoch_steps // batches_per_call)):
+        if 0 < calls <= total and total % calls == 0:
+            return total // calls
+    return None
+
+
+def run_epochs(scheduler: object, epoch_steps: int, accumulation_steps: int = 1) -> int | None:
+    """The likely length of the run, epochs, as far as the scheduler tells; else None.
+
+    A whole number of epochs' steps counts steps, and fewer than one epoch's steps counts epochs: that scheduler is
+    stepped once an epoch. Anything else could be either.
+
+    Args:
+        scheduler: a torch LR scheduler.
+        epoch_steps: batches of an epoch of the fixed run.
+        accumulation_steps: batches of an optimizer step.
+    """
+    total = total_of(scheduler)
+    if total is None:
+        return None
+    epochs = whole_epochs(total.steps, epoch_steps, accumulation_steps)
+    return total.steps if epochs is None and total.steps < epoch_steps // accumulation_steps else epochs
+
+
+class RunLength:
+    """The length of a run. Where only a scheduler tells it, and two readings are possible, its calls settle it.
+
+    Steps may count batches, several of them, or epochs. A run shorter than an epoch has fewer steps than the epoch has
+    batches, and so has a run whose scheduler is stepped once an epoch.
+
+    Args:
+        epochs: as the user says; None: the scheduler tells, if it does.
+        scheduler: the loop's; None where there is none.
+        start: batch size of the fixed run, samples.
+        epoch_samples: samples of an epoch.
+        epoch_steps: batches of an epoch of the fixed run.
+        accumulation_steps: batches of an optimizer step.
+
+    Attributes:
+        epochs: the length, as far as it is known; no whole number where the run ends within an epoch.
+        is_open: True while calls of the scheduler have yet to show what its steps count.
+    """
+
+    epochs: float | None
+
+    def __init__(
+        self,
+        epochs: int | None,
+        scheduler: object,
+        *,
+        start: int,
+        epoch_samples: int,
+        epoch_steps: int,
+        accumulation_steps: int = 1,
+    ) -> None:
+        self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
+        self._per_step = accumulation_steps
+        self._total = total_of(scheduler) if epochs is None and scheduler is not None else None
+        self.epochs = epochs if epochs is not None else run_epochs(scheduler, epoch_steps, accumulation_steps)
+        self.is_open = self._total is not None
+        self._warned = False
+
+    @property
+    def holds(self) -> bool:
+        """True if the batch is held until it is settled: read the other way, the run would be much longer."""
+        return self.is_open and self._total is not None and self.epochs != self._total.steps
+
+    def settle(self, batches_per_call: float | None) -> bool:
+        """Take note of what the scheduler's calls count. Return True if that changes the length.
+
+        Args:
+            batches_per_call: batches of the fixed run that a call stands for, below 1 where there are several a batch;
+                None: it is made once an epoch.
+        """
+        total, before = self._total, self.epochs
+        if total is None:
+            return False
+        if batches_per_call is None:
+            whole = whole_epochs(total.steps, self._epoch_steps, self._per_step)
+            if whole is not None and whole != total.steps:
+                self._say(STEPPED_BY_THE_EPOCH, total, total.steps)
+            self.epochs = total.steps
+        else:
+            self.epochs = self._by_batches(total, batches_per_call)
+        self.is_open = False
+        return self.epochs != before
+
+    def _by_batches(self, total: Total, batches: float) -> float | None:
+        """Epochs of a run whose scheduler is called after each so many batches."""
+        calls, per_call = (total.steps, round(batches)) if batches >= 1 else (round(total.steps * batches), 1)
+        whole = whole_epochs(calls, self._epoch_steps, per_call)
+        if whole is not None:
+            return whole
+        if not total.of_the_run:
+            self._say(SHORTER_THAN_ITS_CYCLE, total)
+            return None
+        epochs, rest = divmod(calls * per_call, self._epoch_steps)
+        return epochs + rest * self._start / self._epoch_samples
+
+    def say(self, epochs: int) -> bool:
+        """Let the user say the length. Return False if that contradicts what is known of it."""
+        if self.epochs is None or self._means(epochs):
+            self.epochs, self.is_open, self._total = epochs, False, None
+            return True
+        return self.epochs == epochs
+
+    def _means(self, epochs: int) -> bool:
+        """True if one of the readings is that the run has so many epochs."""
+        if not self.is_open or self._total is None:
+            return False
+        readings = [self._total.steps, whole_epochs(self._total.steps, self._epoch_steps, self._per_step)]
+        if self._total.of_the_run:
+            readings.append(math.ceil(self._total.steps * self._per_step / self._epoch_steps))
+        return epochs in readings
+
+    def begin_epoch(self, samples: int) -> bool:
+        """Take note that an epoch begins. Return True if that changes the length.
+
+        Args:
+            samples: of the run so far.
+        """
+        if self._total is None or self.epochs is None:
+            return False
+        if self.is_open:
+            if self.holds and samples >= self._epoch_samples:
+                self._say(NEVER_STEPPED, self._total)
+        elif samples >= round(self.epochs * self._epoch_samples):
+            self._say(GOES_ON, f"{self.epochs:g}", self._total)
+            self.epochs = self._total = None
+            return True
+        return False
+
+    def _say(self, text: str, *values: object) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(text, *values)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs, "is_open": self.is_open}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what a saved run had come to know."""
+        if self._total is not None or self.epochs is None:
+            self.epochs, self.is_open = state["epochs"], state["is_open"] and self._total is not None

@@ -1,0 +1,138 @@
+"""Notices a loop of which it is not known which batch its steps belong to."""
+
+from __future__ import annotations
+
+import logging
+from threading import get_ident
+from typing import Any
+
+from torch.compiler import is_compiling
+
+from ..run import LookAhead, NoLookAhead, TrainingRun
+from .latest_input import LatestInput
+
+log = logging.getLogger(__name__)
+
+WHICH_BATCH = "not known which batch a step belongs to"  # reason to hold the batch
+
+STEPS_AFTER = 1  # an iteration, on what is left of an accumulated step; one more for a batch that was fetched ahead
+
+THREAD = (
+    "the loader is iterated in one thread and the optimizer is stepped in another, as by a prefetcher in the "
+    "background. Which batch a step belongs to is not known, so the batch is held and nothing is measured. Leave the "
+    "prefetcher out: num_workers= and pin_memory= of the loader fetch ahead."
+)
+DEEP = (
+    "%d batches had been fetched when the first backward pass came: the loop fetches several ahead, or passes some "
+    "over. Which batch a step belongs to is not known, so the batch is held. Fetch at most one ahead: num_workers= and "
+    "prefetch_factor= of the loader do the rest. To go on within an epoch use loader.load_state_dict()."
+)
+NO_DELIVERY = (
+    "the optimizer is stepped on after the iteration over the loader has ended, as by itertools.cycle(loader), "
+    "list(loader) or a loop over other data. Which batch a step belongs to is not known, so the batch is held. Begin "
+    "an iteration for every pass, as in `while True: for batch in loader: ...`."
+)
+
+
+class WhichBatch:
+    """Watches in which thread, and after which deliveries, the optimizer is stepped.
+
+    Where it is not known which batch a step belongs to, the batch is held and that is said once. The hyperparameters
+    then go by the number of rows that the model was called on, as far as batches with so many have been delivered.
+
+    Args:
+        run: the training run.
+        ranks: how many ranks share a batch.
+
+    Attributes:
+        thread: the thread that iterates.
+        trains_here: True if that is the thread that trains, as far as is known: it has built the loader, or a step was
+            made in it.
+        delivering: True while an iteration is under way, and before the first.
+        is_lost: True once it is not known which batch a step belongs to.
+    """
+
+    def __init__(self, run: TrainingRun, ranks: int) -> None:
+        self._run, self._ranks = run, ranks
+        self._built_in = self.thread = get_ident()
+        self.trains_here, self.delivering, self.is_lost = True, True, False
+        self._steps_after = 0  # the end of the latest iteration
+        self._iterations = 0
+        self._look_ahead: LookAhead = NoLookAhead()
+        self._called = LatestInput()
+        self._handle: Any = None
+        self._warned = False
+        self._lost_by: str | None = None  # the warning that fits
+
+    def follow(self, look_ahead: LookAhead) -> None:
+        """Take note of how the loop takes the batches of the next iteration."""
+        self._look_ahead = look_ahead
+
+    @property
+    def has_trained(self) -> bool:
+        """True once a backward pass or a step has been made in the latest iteration."""
+        return self._look_ahead.settled
+
+    def begin_iteration(self) -> None:
+        """Take note that an iteration begins, in this thread."""
+        self._iterations += 1
+        self._steps_after, self.delivering = 0, True
+        if self.thread != get_ident():
+            self.thread = get_ident()
+            self.trains_here = self.thread == self._built_in
+        if not self.trains_here:  # until a step is made here: nothing may be measured before
+            self._run.controller.holds.add(WHICH_BATCH)
+
+    def end_iteration(self) -> None:
+        """Take note that an iteration is over, or was broken off."""
+        self._iterations -= 1
+        self.delivering = self._iterations > 0
+
+    def look_ahead(self, unclear: bool, fetched: int | None) -> None:
+        """Take note of what a backward pass has shown; see `DetectLookAhead`."""
+        if unclear and fetched is not None:
+            self._lose(DEEP, fetched)
+        elif unclear:
+            self._run.controller.holds.add(WHICH_BATCH)
+        elif self.trains_here and self._lost_by in (None, DEEP):
+            self._find()
+
+    def step(self) -> None:
+        """Take note of a step of the optimizer: in another thread, or when nothing is being delivered."""
+        if not is_compiling() and get_ident() != self.thread:
+            self._lose(THREAD)
+        elif not self.delivering:
+            self._steps_after += 1
+            if self._steps_after > STEPS_AFTER + (self._look_ahead.ahead or 0):
+                self._lose(NO_DELIVERY)
+        elif not self.trains_here:
+            self.trains_here = True
+            if not self.is_lost:
+                self._run.controller.holds.remove(WHICH_BATCH)
+
+    def cut_size(self) -> int:
+        """The size that the batch of this step was cut at, as far as the model's input tells, samples."""
+        tracker, shapes = self._run.tracker, self._called.shapes
+        current = tracker.current.cut_size
+        return tracker.cut_sizes.get(shapes[0][0] * self._ranks, current) if shapes else current
+
+    def _lose(self, warning: str, *values: object) -> None:
+        self._run.controller.holds.add(WHICH_BATCH)
+        if self._handle is None:
+            self._handle = self._run.model.register_forward_pre_hook(self._called, with_kwargs=True)
+        self.is_lost, self._lost_by = True, self._lost_by or warning
+        if not self._warned:
+            self._warned = True
+            log.warning(warning, *values)
+
+    def _find(self) -> None:
+        """Hold no longer: a loop that has passed batches over once may train on each in another iteration."""
+        self._run.controller.holds.remove(WHICH_BATCH)
+        self.close()
+        self.is_lost, self._lost_by = False, None
+
+    def close(self) -> None:
+        """Watch the model no longer."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None

@@ -1,0 +1,121 @@
+"""Measures steps of a run, by watching them or in a pass of its own. No failure ends the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from ..gradients import NoiseMeter, Unsupported
+from ..memory import is_out_of_memory
+from ..model import LossNotScalarError, describe_batch, slice_batch
+from .controller import Controller
+from .tracker import BatchTracker
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 16  # optimizer steps' worth of batches for which a step is waited for that is to be measured
+INSTEAD = (
+    "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves of a batch in a pass of its own; "
+    "overhead=0 measures nothing and holds the batch."
+)
+
+
+class StepMeasuring:
+    """Hands the steps whose turn it is to a meter, and its measurements to the controller.
+
+    Args:
+        meter: measures steps; None where nothing is measured.
+        controller: takes in the measurements, and the time that they take.
+        tracker: knows the batches that the loop may work on.
+        world_size: number of ranks that a step's samples are spread over.
+
+    Attributes:
+        meter: None once nothing can be measured.
+        watches: True while a step is being watched: call `before_step` when its gradients are ready.
+    """
+
+    def __init__(
+        self, meter: NoiseMeter | None, controller: Controller, tracker: BatchTracker, world_size: int = 1
+    ) -> None:
+        self.meter, self.watches = meter, False
+        self._controller, self._tracker, self._world_size = controller, tracker, world_size
+        self._delivered: list[int] = []  # this rank's samples of each batch delivered while a step is watched
+
+    def begin(self, batch: Any) -> None:
+        """Begin to watch the step that comes, or measure its batch in a pass of its own.
+
+        Raises:
+            LossNotScalarError: if the loss that was given returns something other than one number.
+        """
+        meter, controller = self.meter, self._controller
+        if meter is None:
+            return
+        num_samples = self._tracker.latest_fetched.num_samples
+        self._delivered = [num_samples // self._world_size]
+        if not meter.in_step and num_samples > controller.memory.piece:  # it is trained on in pieces, too
+            num_samples = int(controller.memory.piece)
+            batch = slice_batch(batch, 0, num_samples)
+        if meter.in_step:
+            controller.measuring_step()
+        timed = nullcontext() if meter.in_step else controller.measuring(num_samples)
+        with self._may_fail(batch), timed:
+            controller.measured(meter.begin(batch, num_samples, self._sizes))
+        self.watches = meter.is_armed
+
+    def go_on(self) -> None:
+        """Take note of another batch while a step is watched."""
+        self._delivered.append(self._tracker.latest_fetched.num_samples // self._world_size)
+        if self.meter is None or len(self._delivered) > PATIENCE * self._controller.batches_per_step:
+            self.stop()  # no step is made, or by another optimizer
+        else:
+            self._controller.measuring_step()
+            self.meter.expect(*self._sizes)
+
+    def before_step(self) -> None:
+        """Take in the measurement of the step that was watched.
+
+        Its gradients are ready, and nothing has changed them but a loss scale or clipping.
+        """
+        if self.meter is not None:
+            with self._may_fail(None):
+                self._controller.measured(self.meter.end(sum(self._delivered), self._sizes))
+            self.watches = self.meter is not None and self.meter.is_armed
+
+    def stop(self) -> None:
+        """Watch the step no longer."""
+        if self.watches and self.meter is not None:
+            self.meter.stop()
+        self.watches = False
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Samples of this rank in the batches that the loop may work on."""
+        infos = (self._tracker.current, self._tracker.latest_fetched)
+        return [info.num_samples // self._world_size for info in infos] + self._delivered
+
+    @contextmanager
+    def _may_fail(self, batch: Any) -> Iterator[None]:
+        """Let a measurement that fails end no run: it is left out if memory ran out, else the batch size is held."""
+        failure: Exception | None = None
+        try:
+            yield
+        except LossNotScalarError:
+            raise  # a fault of the argument, seen at the first batch
+        except Exception as error:
+            failure = error.with_traceback(None)  # its frames would keep alive what the failed pass holds
+        if failure is None:
+            return
+        self.stop()
+        if is_out_of_memory(failure):
+            self._controller.memory.release()
+            log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
+            return
+        said = str(failure)
+        if not isinstance(failure, Unsupported):
+            on = "" if batch is None else f" (the loss was called on a batch of {describe_batch(batch)})"
+            said = f"{type(failure).__name__}: {said}{on}"
+        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, INSTEAD)
+        self.meter = None
+        self._controller.forget_measurements()

@@ -1,0 +1,77 @@
+"""How many batches an epoch has: those that have been cut, and those left at the size of now."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
+from .draw import Rest
+
+
+class Sizes(Protocol):
+    """The part of a batch sampler that says how long its batches are; see AdaptiveBatchSampler."""
+
+    size: Callable[[], int]
+    first: int
+    batches_per_step: int
+
+    @property
+    def shortest_tail(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
+class CountsBatches:
+    """Counts the batches of an iteration.
+
+    Attributes:
+        count: batches that have been cut.
+    """
+
+    count: int
+    _sampler: Sizes
+    _rest: Rest | None
+    _left: int
+    _cut_size: int
+    _batch: int
+
+    @property
+    def length(self) -> int:
+        """Batches that this iteration delivers, if the size stays as it is now."""
+        if self.count or self._left:
+            return self.count + self._to_cut
+        if self._rest is None:
+            return len(self._sampler)
+        left: int = self._rest.state["left"]
+        return len(self._rest.state["issued"]) + -(-left * self._sampler.batches_per_step // self._sampler.size())
+
+    @property
+    def _to_cut(self) -> int:
+        """Batches left to be cut: a twin cuts the last of them, and those before are all alike."""
+        twin, sampler, found = copy.copy(self), self._sampler, 0
+        size, shortest_tail = sampler.size(), sampler.shortest_tail
+        while twin._left:
+            if not twin._batch:
+                found += twin._skip(size) * sampler.batches_per_step
+            length = twin._length(shortest_tail)
+            if not length:
+                break
+            twin._advance(length)
+            found += 1
+        return found
+
+    def _skip(self, size: int) -> int:
+        """Begin a step of this size, after as many whole ones as are far from the end. Return how many those are."""
+        far = self._left - 4 * max(size, self._sampler.first * self._sampler.batches_per_step)
+        steps = max(far // size, 0)
+        self._left, self._cut_size = self._left - steps * size, size
+        return steps
+
+    def _advance(self, length: int) -> None:
+        self._left -= length
+        self._batch = (self._batch + 1) % self._sampler.batches_per_step
+
+    def _length(self, shortest_tail: int) -> int:
+        """Samples of the next batch, over all ranks."""
+        raise NotImplementedError

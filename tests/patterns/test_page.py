@@ -1,0 +1,19 @@
+"""The page on loops names every reason to hold the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adaptbs.loader.misuse import RATE, STEP
+from adaptbs.loader.rows import ROWS
+from adaptbs.loader.session import LENGTH
+from adaptbs.loader.which_batch import WHICH_BATCH
+
+PAGE = Path(__file__).parents[2] / "docs" / "your_loop.md"
+
+
+@pytest.mark.parametrize("reason", [RATE, STEP, ROWS, LENGTH, WHICH_BATCH])
+def test_a_reason_to_hold_is_told(reason):
+    assert f"| `{reason}` |" in PAGE.read_text(encoding="utf-8")

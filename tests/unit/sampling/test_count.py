@@ -1,0 +1,29 @@
+"""The length of an epoch is what it comes to when the size stays."""
+
+import pytest
+
+from adaptbs.ranks import ALONE
+from adaptbs.sampling import AdaptiveBatchSampler
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("per_step", [1, 3])
+@pytest.mark.parametrize("n", [7, 64, 100, 1000, 1003])
+@pytest.mark.parametrize("size", [2, 4, 12, 20, 300])
+def test_it_is_what_comes_of_it(n, size, per_step, drop_last):
+    if n < 4 * per_step:
+        return
+    step = size * per_step
+    current = [4 * per_step]
+    sampler = AdaptiveBatchSampler(range(n), lambda: current[0], 4, drop_last, per_step, ALONE)
+    with sampler.going_on_from(None) as begun:
+        batches = iter(sampler)
+    cut, delivered = begun[-1], 0
+    for _ in range(3 * per_step):
+        if next(batches, None) is not None:
+            delivered += 1
+    current[0] = step
+    said = cut.length
+    assert said >= delivered
+    assert said == delivered + sum(1 for _ in batches)
+    assert cut.length == said
