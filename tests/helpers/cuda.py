@@ -28,6 +28,8 @@ from tests.helpers.waits import Waits, tensors_in
 
 LAUNCH = 1e-5  # seconds of the host for a kernel
 KERNEL = 2e-6  # seconds of the device for an operation on its tensors
+FACTORIES = ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
+             "tensor", "zeros")  # fmt: skip
 READS = (torch.Tensor.tolist, torch.Tensor.numpy)  # which torch does on a CPU without any operation
 GiB = 1 << 30
 
@@ -106,6 +108,10 @@ class FakeCuda:
     def __enter__(self) -> FakeCuda:
         for name, replaced in self.functions().items():
             self._patches.enter_context(patch.object(torch.cuda, name, replaced))
+        for name in FACTORIES:
+            self._patches.enter_context(patch.object(torch, name, self._factory(getattr(torch, name))))
+        for name, method in self._methods().items():
+            self._patches.enter_context(patch.object(torch.Tensor, name, method))
         clock = types.SimpleNamespace(perf_counter=lambda: self.now)
         self._patches.enter_context(patch("adaptbs.timing.clock.time", clock))
         self._patches.enter_context(_Moves(self))
@@ -191,6 +197,58 @@ class FakeCuda:
             self._storages[storage._cdata] = size
             weakref.finalize(storage, self._gone, storage._cdata, allocator, block, size)
 
+    def _factory(self, make: Any) -> Any:
+        """The same factory of tensors, which can make them on this device.
+
+        A mode would not do: torch switches modes off within a function, as in hooks that a backward pass calls.
+        """
+
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            device = kwargs.get("device")
+            if device is None or torch.device(device).type != "cuda":
+                return make(*args, **kwargs)
+            if make.__name__ in ("tensor", "as_tensor"):
+                self.waits.note("torch.tensor(..., device=...)")
+            del kwargs["device"]
+            return self.tensor(make(*args, **kwargs), self._index(device))
+
+        return made
+
+    def _methods(self) -> dict[str, Any]:
+        """The methods of a tensor that move it between the host and the device."""
+        to = torch.Tensor.to
+
+        def moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            target, non_blocking = _target(args, kwargs), kwargs.get("non_blocking", False)
+            if target == "cuda":
+                return self._to_device(tensor, non_blocking, kwargs.get("dtype"))
+            if target == "cpu" and self.holds(tensor):
+                return self._to_host(tensor, non_blocking, kwargs.get("dtype"))
+            return to(tensor, *args, **kwargs)
+
+        return {
+            "to": moved,
+            "cuda": lambda tensor, device=None, non_blocking=False: moved(tensor, "cuda", non_blocking=non_blocking),
+            "cpu": lambda tensor: moved(tensor, "cpu"),
+        }
+
+    def _to_host(self, tensor: Tensor, non_blocking: bool, dtype: Any) -> Tensor:
+        if not non_blocking:
+            self.waits.note(f"a copy of {tuple(tensor.shape)} to the host")
+        self.to_host += tensor.numel() * tensor.element_size()
+        self.leaving = True
+        try:
+            return torch.ops.aten._to_copy(tensor, dtype=dtype)
+        finally:
+            self.leaving = False
+
+    def _to_device(self, tensor: Tensor, non_blocking: bool, dtype: Any = None) -> Tensor:
+        if self.holds(tensor):
+            return tensor if dtype is None else tensor.to(dtype)
+        if not non_blocking:
+            self.waits.note(f"a copy of {tuple(tensor.shape)} to the device")
+        return self.tensor(tensor.clone() if dtype is None else tensor.to(dtype, copy=True))
+
     def _gone(self, key: int, allocator: CachingAllocator, block: Any, size: int) -> None:
         self._storages.pop(key, None)
         if block is not None:
@@ -264,7 +322,7 @@ class _Made(TorchDispatchMode):
 
 
 class _Moves(TorchFunctionMode):
-    """Moves between the host and the device, which the CPU build of torch would refuse or not see."""
+    """Sees values that are read, and makes tensors on the device that the CPU build of torch would refuse to make."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         super().__init__()
@@ -276,36 +334,11 @@ class _Moves(TorchFunctionMode):
             return torch.device("cuda", args[0])
         if func in READS and self._cuda.holds(args[0]):
             self._cuda.waits.note(func.__name__)
-        if func is torch.Tensor.cuda:
-            return self._to_device(args[0], kwargs.get("non_blocking", False))
-        if func is torch.Tensor.cpu or (func is torch.Tensor.to and _target(args[1:], kwargs) == "cpu"):
-            if not self._cuda.holds(args[0]):
-                return func(*args, **kwargs)
-            return self._to_host(args[0], kwargs.get("non_blocking", False), kwargs.get("dtype"))
-        if func is torch.Tensor.to and _target(args[1:], kwargs) == "cuda":
-            return self._to_device(args[0], kwargs.get("non_blocking", False), kwargs.get("dtype"))
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == "cuda" and func is not torch._C._nn._parse_to:
             made = func(*args, **{**kwargs, "device": "cpu"})
             return self._cuda.tensor(made, self._cuda._index(device))
         return func(*args, **kwargs)
-
-    def _to_host(self, tensor: Tensor, non_blocking: bool, dtype: Any) -> Tensor:
-        if not non_blocking:
-            self._cuda.waits.note(f"a copy of {tuple(tensor.shape)} to the host")
-        self._cuda.to_host += tensor.numel() * tensor.element_size()
-        self._cuda.leaving = True
-        try:
-            return torch.ops.aten._to_copy(tensor, dtype=dtype)
-        finally:
-            self._cuda.leaving = False
-
-    def _to_device(self, tensor: Tensor, non_blocking: bool, dtype: Any = None) -> Tensor:
-        if self._cuda.holds(tensor):
-            return tensor if dtype is None else tensor.to(dtype)
-        if not non_blocking:
-            self._cuda.waits.note(f"a copy of {tuple(tensor.shape)} to the device")
-        return self._cuda.tensor(tensor.clone() if dtype is None else tensor.to(dtype, copy=True))
 
 
 def _target(args: Any, kwargs: Any) -> str | None:

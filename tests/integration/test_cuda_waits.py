@@ -66,7 +66,7 @@ def waits_outside_of_readings(cuda: FakeCuda, monkeypatch) -> list[tuple[str, st
 
 CASES = [
     *(("halves", optimizer, False) for optimizer in OPTIMIZERS),
-    *(("per_example", optimizer, True) for optimizer in OPTIMIZERS),
+    *(("in_step", optimizer, True) for optimizer in OPTIMIZERS),
 ]
 
 
@@ -149,8 +149,10 @@ def test_a_learner_is_not_held_up(monkeypatch):
         with learn.no_logging():
             learn.fit(1, 1e-3, cbs=[callback])
     assert callback.history.to_dict()["event"].count("measurement") >= 8
-    # fastai's Recorder reads the loss at each batch, and its loader waits for each batch's copy to the device.
-    assert [line for _, line in outside if line != ELSEWHERE and "to_device(batch" not in line] == []
+    # fastai's Recorder reads the loss at each batch, and its loader waits for each batch's copy. What kind
+    # of loss this is, is looked at a few times in a run.
+    expected = (ELSEWHERE, "to_device(batch", "gradients/coupling.py")
+    assert [line for _, line in outside if not any(known in line for known in expected)] == []
 
 
 def test_a_loader_made_before_the_model_is_moved_is_timed_on_the_device():
