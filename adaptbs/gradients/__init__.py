@@ -2,9 +2,8 @@
 
 from .coupling import FEWEST, Coupling
 from .halves import GradientPool
-from .layers import why_not_in_step
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
-from .meter import FEW, NoiseMeter, why_loss_is_needed
+from .meter import FEW, HALVES, IN_STEP, NoiseMeter, why_loss_is_needed
 from .ranks import RankGradients, waits_for_nobody
 from .terms import Unsupported
 from .views import views_of
@@ -12,6 +11,8 @@ from .views import views_of
 __all__ = [
     "FEW",
     "FEWEST",
+    "HALVES",
+    "IN_STEP",
     "Coupling",
     "GradientPool",
     "MeanGradient",
@@ -23,5 +24,4 @@ __all__ = [
     "views_of",
     "waits_for_nobody",
     "why_loss_is_needed",
-    "why_not_in_step",
 ]

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checks import check_model, check_optimizer, check_size, check_trains
-from ..gradients import why_loss_is_needed
+from ..gradients import IN_STEP, why_loss_is_needed
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
 
@@ -67,7 +67,7 @@ def check(
 
 def check_measurable(model: nn.Module, parameters: Sequence[nn.Parameter], settings: Settings) -> None:
     """Raise ValueError if measuring this model needs its loss, which was not given."""
-    if not settings.overhead:
+    if not settings.measures:
         return
     views = settings.metric != "plain" or settings.by_group
     why = why_loss_is_needed(model, parameters, choice=settings.source, views=views)
@@ -131,13 +131,13 @@ def check_ranks(
             "dataset is an IterableDataset, whose shards may end at different times, and then ranks wait for ever: "
             "give several ranks a map-style dataset"
         )
-    if not ranks.connected and (settings.overhead or settings.step_time is None):
+    if not ranks.connected and (settings.measures or settings.step_time is None):
         raise ValueError(
             f"world_size={ranks.world_size} without a process group: the ranks cannot agree on what they measure: "
             "call torch.distributed.init_process_group() before, or give overhead=0 and step_time=(a, b), with which "
             "nothing is read that differs between them"
         )
-    if settings.overhead and (settings.source != "auto" or settings.metric != "plain" or settings.by_group):
+    if settings.measures and (settings.source != "auto" or settings.metric != "plain" or settings.by_group):
         raise ValueError(
             "source=, metric= and by_group=: several ranks measure by their own gradients, "
             "and the plain noise scale only: leave them out"
@@ -145,7 +145,7 @@ def check_ranks(
     ranks.check_alike(
         {
             "batch_size": batch_size, "accumulation_steps": accumulation_steps, "drop_last": drop_last,
-            "the length of the dataset": len(dataset), "overhead": settings.overhead,
+            "the length of the dataset": len(dataset), "overhead": settings.overhead_for(IN_STEP),
             # A new size arrives as many batches later as workers have fetched ahead.
             "num_workers": stock.get("num_workers", 0), "prefetch_factor": stock.get("prefetch_factor") or 0,
         },

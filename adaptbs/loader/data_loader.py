@@ -131,7 +131,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         )  # fmt: skip
         source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
         meter: RankMeter | None = None
-        if settings.overhead and ranks.connected:
+        if settings.measures and ranks.connected:
             meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps)
         rows = RowCheck(others.get("collate_fn"), dataset, run)
         self._session = LoaderSession(source, run, length, optimizer, settings.following, meter, driver, loss, rows)

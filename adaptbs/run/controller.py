@@ -11,6 +11,7 @@ from typing import Any
 from torch import device as Device
 
 from ..decision import NEWS, DecisionTimer, Progress, decide, is_urgent
+from ..gradients import IN_STEP
 from ..memory import MemoryLimit
 from ..noise_scale import NoiseScaleTracker, student_t
 from ..ranks import ALONE, Ranks
@@ -38,6 +39,7 @@ class Controller:
         views: names of other noise scales that are measured and only reported.
         batches_per_step: batches that make up an optimizer step, of all ranks together.
         ranks: the ranks that decide alike.
+        source: how the run is measured at first.
 
     Raises:
         ValueError: a batch size that this dataset or `max_batch_size` does not allow.
@@ -53,15 +55,15 @@ class Controller:
         views: Sequence[str] = (),
         batches_per_step: int = 1,
         ranks: Ranks = ALONE,
+        source: str = IN_STEP,
     ) -> None:
         settings.check_start(batch_size, epoch_samples)
         batch_size = int(batch_size) * batches_per_step  # int: torch.load refuses NumPy's
-        self._settings, self._views, self._ranks = settings, tuple(views), ranks
+        self._settings, self._overhead = settings, settings.overhead_for(source)
+        self._views, self._ranks = tuple(views), ranks
         self.start_batch_size, self.epoch_samples, self.batches_per_step = batch_size, epoch_samples, batches_per_step
-        self.rules = RunRules(
-            settings, batch_size=batch_size, epoch_samples=epoch_samples, adaptive=adaptive,
-            batches_per_step=batches_per_step,
-        )  # fmt: skip
+        sizes = {"batch_size": batch_size, "epoch_samples": epoch_samples, "batches_per_step": batches_per_step}
+        self.rules = RunRules(settings, adaptive=adaptive, **sizes)
         self._clock: Clock | None = None  # in place of the device's
         self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
         self.holds = Holds()
@@ -78,11 +80,11 @@ class Controller:
         self.device, self.memory, self.batch_size = device, memory, self.start_batch_size
         self.progress_tracker = Progress(self.epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
-        self._budget = OverheadBudget(given, device, self.batch_size, settings.overhead, self._ranks)
+        self._budget = OverheadBudget(given, device, self.batch_size, self._overhead, self._ranks)
         if self._clock is not None:
             self._budget.use_clock(self._clock)
         self._noise_scales = NoiseScaleTracker(self.progress_tracker.planned, self._views)
-        if settings.overhead:
+        if self._overhead:
             student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
         self._timer = DecisionTimer(settings.decide_every * self.progress_tracker.planned)
         self.noise_scale: NoiseScale | None = None
@@ -107,7 +109,7 @@ class Controller:
 
     def end_by_progress(self) -> None:
         """End the run when its progress is complete, if that is its budget and progress is measured."""
-        if self._settings.budget == "progress" and self._settings.overhead and self.progress_tracker.epochs:
+        if self._settings.budget == "progress" and self._overhead and self.progress_tracker.epochs:
             self.progress_tracker.end_by_progress(self._settings.max_extra)
 
     def end_by_epochs(self) -> None:
@@ -127,7 +129,7 @@ class Controller:
 
     @property
     def progress(self) -> float:
-        """Share of the run done, 0..1; share of an epoch, and above 1, where the run's length is not known."""
+        """Share of the run done, 0..1; of an epoch, and above 1, where the run's length is not known."""
         return self.progress_tracker.share
 
     @property
@@ -145,8 +147,7 @@ class Controller:
 
     def _sample_efficiency(self, cut_size: int) -> float:
         # A coupled loss has no noise scale to tell, so every sample counts.
-        coupled = self._noise_scales.caveat == COUPLED
-        return 1.0 if coupled else self.rules.sample_efficiency(cut_size, self.noise_scale)
+        return 1.0 if self._noise_scales.caveat == COUPLED else self.rules.sample_efficiency(cut_size, self.noise_scale)
 
     def start_clock(self) -> None:
         """Take note that an iteration begins: what lies before it is not timed."""

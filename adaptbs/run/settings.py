@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from ..checks import check_choice, check_share, check_size
 from ..decision import TARGETS
+from ..gradients import HALVES, IN_STEP
 from ..hyperparameters import LR_SCALINGS, following
 from ..timing import StepTime
 from ..types import LRRule, Target
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SOURCES = ("auto", "in_step", "halves")
 METRICS = ("plain", "adam")
 BUDGETS = ("progress", "epochs")
+OVERHEADS = {IN_STEP: 0.02, HALVES: 0.05}  # share of the run's time, by how it is measured
 
 T = TypeVar("T", bound=type)
 
@@ -38,7 +40,7 @@ class SharedArguments(TypedDict, total=False):
     exceed_memory: bool
     decide_every: float
     confidence: float
-    overhead: float
+    overhead: float | None
     step_time: tuple[float, float] | None
     source: str
     metric: str
@@ -71,7 +73,8 @@ class Settings:
         decide_every: share of the run between two decisions.
         confidence: confidence of the reported interval of the noise scale.
         overhead: share of the run's time, as it would be at the first batch size, that measuring may cost; 0 measures
-            nothing.
+            nothing. None: 0.02 for a model that is measured in its step, 0.05 for one that is measured by halves, which
+            cost more.
         step_time: (a, b): a step takes a + b B seconds. Given, no clock and no device is read, and a run can be
             repeated to the bit.
         source: how to measure. "in_step" measures in the training step itself, by hooks on the layers, which most
@@ -94,7 +97,7 @@ class Settings:
     exceed_memory: bool = False
     decide_every: float = 0.05
     confidence: float = 0.9
-    overhead: float = 0.02
+    overhead: float | None = None
     step_time: tuple[float, float] | None = None
     source: str = "auto"
     metric: str = "plain"
@@ -121,7 +124,8 @@ class Settings:
             raise ValueError("metric='adam' and by_group=True are measured by halves: leave source= at 'auto'")
         check_share("decide_every", self.decide_every)
         check_share("confidence", self.confidence)
-        check_share("overhead", self.overhead, or_zero=True)
+        if self.overhead is not None:
+            check_share("overhead", self.overhead, or_zero=True)
         if self.step_time is not None:
             object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
 
@@ -129,6 +133,15 @@ class Settings:
     def taken_from(cls, arguments: dict[str, Any]) -> Self:
         """The settings among a function's keyword arguments, which are taken out of them."""
         return cls(**{f.name: arguments.pop(f.name) for f in fields(cls) if f.name in arguments})
+
+    @property
+    def measures(self) -> bool:
+        """False if measuring is switched off."""
+        return self.overhead != 0
+
+    def overhead_for(self, source: str) -> float:
+        """The share of the run's time that measuring by this source may cost, "in step" or "halves"."""
+        return OVERHEADS[source] if self.overhead is None else self.overhead
 
     @property
     def following(self) -> frozenset[str]:

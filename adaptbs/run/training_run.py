@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..gradients import NoiseMeter, views_of, why_not_in_step
+from ..gradients import HALVES, IN_STEP, NoiseMeter, views_of, why_loss_is_needed
 from ..hyperparameters import HyperparameterScaler
 from ..memory import MemoryLimit, MemoryTrial, memory_of
 from ..model import BatchLoss
@@ -86,17 +86,22 @@ class TrainingRun:
         on_schedule_moved: Callable[[float, float], None] | None = None,
     ) -> None:
         views = views_of(optimizer, metric=settings.metric, by_group=settings.by_group)
+        measures, source = measures and settings.measures, IN_STEP
+        if measures:
+            stepped = parameters() if parameters is not None else ()
+            why = why_loss_is_needed(model, stepped, choice=settings.source, views=bool(views))
+            if why is not None and settings.source == "in_step":
+                raise ValueError(f"source='in_step' cannot measure this model: {why}. Leave source= at 'auto'")
+            source = HALVES if why is not None else IN_STEP
         self.controller = Controller(
             settings, batch_size=batch_size, epoch_samples=epoch_samples, adaptive=adaptive,
-            views=tuple(views), batches_per_step=batches_per_step, ranks=ranks,
+            views=tuple(views), batches_per_step=batches_per_step, ranks=ranks, source=source,
         )  # fmt: skip
         self.model, self._settings, self._ranks = model, settings, ranks
         self._trial_loss, self._trial_model, self._micro_batch_size = trial_loss, trial_model, micro_batch_size
         self._on_schedule_moved = on_schedule_moved
         self._meter: NoiseMeter | None = None
-        if settings.overhead and measures:
-            if settings.source == "in_step" and (why := why_not_in_step(model)):
-                raise ValueError(f"source='in_step' cannot measure this model: {why}. Leave source= at 'auto'")
+        if measures:
             self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, parameters=parameters)
         self._at, self._step_ended = -1, True  # samples at the latest batch, and whether it ends an optimizer step
         self._scaler: HyperparameterScaler | None = None

@@ -16,7 +16,7 @@ from adaptbs.timing.step_time import StepTime
 
 def test_no_argument_is_needed():
     settings = Settings()
-    assert (settings.target, settings.lr_scaling, settings.overhead) == ("goodput", "auto", 0.02)
+    assert (settings.target, settings.lr_scaling, settings.overhead) == ("goodput", "auto", None)
     assert settings.max_batch_size is settings.base_batch_size is settings.step_time is None
 
 
