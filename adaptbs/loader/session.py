@@ -198,7 +198,13 @@ class LoaderSession:
                 "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
             )
         cut, fetched = self.source.iterate(fetch)
-        self._look_ahead = DetectLookAhead(a_few_trained(self._optimizer), self.which_batch.look_ahead)
+        tell = weakref.WeakMethod(self.which_batch.look_ahead)  # which follows it in turn
+
+        def told(unclear: bool, fetched: int | None) -> None:
+            if (live := tell()) is not None:
+                live(unclear, fetched)
+
+        self._look_ahead = DetectLookAhead(a_few_trained(self._optimizer), told)
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(
             cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,

@@ -42,6 +42,10 @@ class ByCutSize(dict[int, T]):
         self[cut_size] = value = compute(cut_size)
         return value
 
+    def __reduce__(self) -> Any:
+        # In a pickle, as of an exported Learner with its callback, the run is over: what is known stays.
+        return dict, (dict(self),)
+
 
 class RunRules:
     """All that is fixed when a run is set up. All sizes are samples of an optimizer step.
