@@ -23,6 +23,7 @@ class LoaderEpoch:
         step_hook: sets the hyperparameters inside the optimizer's step.
         misuse: warns of what should follow the batch and does not.
         meter: measures the steps of several ranks; None on one process.
+        owner: kept while the iteration lasts, also where the loop keeps nothing but the iteration.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class LoaderEpoch:
         step_hook: StepHook,
         misuse: MisuseWarnings,
         meter: RankMeter | None,
+        owner: object,
     ) -> None:
         self._cut, self._source, self._run, self._driver = cut, source, run, driver
         self._step_hook, self._misuse, self._meter = step_hook, misuse, meter
         self._rank_step: RankStep | None = None
+        self._owner = owner
 
     def begin_epoch(self) -> None:
         self._step_hook.scaler.count_steps(wait=True)

@@ -139,7 +139,7 @@ class LoaderSession:
             )
         cut, fetched = self.source.iterate(fetch)
         self._look_ahead = DetectLookAhead(p for group in self._optimizer.param_groups for p in group["params"])
-        events = LoaderEpoch(cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter)
+        events = LoaderEpoch(cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self)
         return self.run.deliver(fetched, cut.queue, self._look_ahead, events, cut.is_new)
 
     def _follow_the_model(self) -> None:
