@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -15,12 +16,13 @@ from torch.utils.hooks import RemovableHandle
 
 from ..types import SquaredNorms
 from .attention import watch_projections
-from .examples import examples_first
-from .formulas import formula_of
+from .examples import Places
+from .formulas import formula_of, ties_examples
+from .layer_hook import LayerHook
 from .layers import Watched
 from .leaf import by_differentiating
 from .passes import Pass, Step
-from .terms import Term, Unsupported
+from .terms import NotNow, Term, Unsupported
 
 log = logging.getLogger(__name__)
 HALF = (torch.float16, torch.bfloat16)
@@ -40,8 +42,8 @@ class InStep:
 
     Nothing is run twice and nothing has to be restored. Each layer's squared norms are computed when its gradient
     arrives, so nothing is held longer than autograd holds it, except where a layer is used several times in a pass and
-    its terms have to be added up first. At the first step, and whenever other parameters are trained, each parameter's
-    sum of terms is compared with its gradient.
+    its terms have to be added up first. At the first step, and whenever other parameters are trained, other layers are
+    in training mode or hooks of the user's come or go, each parameter's sum of terms is compared with its gradient.
 
     Args:
         model: the model that the loop trains.
@@ -53,11 +55,14 @@ class InStep:
     def __init__(self, model: nn.Module, parameters: Callable[[], Sequence[nn.Parameter]] | None = None) -> None:
         self._model, self._parameters = model, parameters
         self._watched: Watched | None = None
-        self._checked: set[int] = set()  # ids of the parameters trained at an earlier check
+        self._places = Places(model)
+        self._checked: set[int] = set()  # states of the model at earlier checks
         self._handles: list[RemovableHandle] = []
         self._failure: Exception | None = None
         self._sizes: tuple[int, ...] = ()
-        self._computing = False
+        self._computing: set[int] = set()  # threads that are inside one of these hooks
+        self._lock = threading.RLock()  # layers on several devices have their gradients in several threads
+        self._inputs: list[list[Any]] = []  # of each call
         self._step = Step([])
         self._pass: Pass | None = None
         self._announced: Counter[Tensor] = Counter()
@@ -86,8 +91,8 @@ class InStep:
         self._sizes, self._failure, self._step, self._pass = sizes, None, Step(watched.parameters), None
         self._announced.clear()
         self._in_half = False  # True if a gradient arrived in half precision
-        self._checking = not self._step.ids <= self._checked
-        called = self._guarded(self._called)
+        self._checking = watched.state not in self._checked
+        called = LayerHook(self._guarded(self._called))
         self._handles = [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
         if self._checking:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
@@ -102,7 +107,9 @@ class InStep:
         """Take the hooks off the layers, and drop what has been seen."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._step, self._pass = [], Step([]), None
+        for inputs in self._inputs:  # whoever keeps a loss keeps its graph, and with it these hooks
+            inputs.clear()
+        self._handles, self._inputs, self._step, self._pass = [], [], Step([]), None
         self._announced.clear()
 
     @property
@@ -118,13 +125,16 @@ class InStep:
     def norms(self) -> SquaredNorms | None:
         """Squared norms of the backward passes since the gradients were None, on the device. None if there were none.
 
-        They are nan if `.grad` was neither None nor zero when the first of these passes began.
+        They are nan if `.grad` was neither None nor zero when the first of these passes began, or was changed unseen
+        between two of them.
 
         Raises:
             Unsupported: if what was seen is not all of the step's gradient. No parameter is ever left out silently.
             NotNow: if another step may be measured.
             Exception: whatever a hook raised.
         """
+        if self._watched is not None and not self._watched.has_same_parameters():
+            raise NotNow("parameters were frozen or unfrozen after the step's batch was delivered")
         if self._failure is not None:
             raise self._failure
         if not self._step.passes:
@@ -134,57 +144,75 @@ class InStep:
             if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else ROUNDING)) is not None:
                 name = next(name for name, p in self._model.named_parameters() if p is odd)
                 raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")
-            if self._step.was_conclusive():
-                self._checked |= {id(p) for p in self._step.parameters}
+            if self._step.was_conclusive() and self._watched is not None:
+                self._checked.add(self._watched.state)
         return SquaredNorms(1, n * self._step.small(), n, self._step.large())
 
     def _guarded(self, function: F) -> F:
         """The same function, which keeps a failure instead of raising it into the user's pass."""
 
         def safe(*args: Any, **kwargs: Any) -> None:
-            if self._computing or self._failure is not None or not self._handles or torch.compiler.is_compiling():
+            thread = threading.get_ident()
+            if thread in self._computing or self._failure is not None or not self._handles:
                 return
-            self._computing = True
+            if torch.compiler.is_compiling():
+                return
+            self._computing.add(thread)
             try:
                 function(*args, **kwargs)
             except Exception as error:  # such as memory running out here: the user's step goes on
                 self._failure = error.with_traceback(None)  # its frames would keep tensors alive
             finally:
-                self._computing = False
+                self._computing.discard(thread)
 
         return safe  # type: ignore[return-value]
 
     def _called(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        backward = torch._C._current_graph_task_id() != -1
-        if not backward and self._pass is not None:  # the pass was broken off, as where memory ran out
-            self._pass = None
-            self._announced.clear()
         inputs = in_order(layer, args, kwargs) if kwargs else args
         if isinstance(layer, nn.MultiheadAttention):
             if output[0].requires_grad:
+                self._forward()
                 watch_projections(layer, inputs, output[0], self._announce, self._arrived, self._guarded)
             return
         if not isinstance(output, Tensor):
             raise Unsupported(f"a {type(layer).__name__} does not return one tensor")
         if not output.requires_grad:
             return
-        formula = formula_of(layer) or by_differentiating
+        backward = self._forward()
         own = [p for p in layer.parameters(recurse=False) if id(p) in self._step.ids]
+        if ties_examples(layer) and (own or any(isinstance(x, Tensor) and x.requires_grad for x in inputs)):
+            raise Unsupported(f"a {type(layer).__name__} in training mode ties the examples of a batch together")
+        if not own and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            return
+        formula = formula_of(layer) or by_differentiating
         for parameter in own:
             # A checkpoint calls its layers again within the backward pass. Those that were called before are known.
             if not backward or not self._announced[parameter]:
                 self._announce(parameter)
         kept = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+        self._inputs.append(kept)
 
         def arrives(g: Tensor) -> None:
+            if not kept:
+                raise Unsupported("a layer gets several gradients from one call")
             self._in_half |= g.dtype in HALF
             with plainly(g.device.type):
-                first = examples_first(layer, [*kept, g.detach()], self._sizes, self._model)
+                first = self._places.examples_first(layer, [*kept, g.detach()], self._sizes)
+                if not torch._C._autograd._get_current_graph_task_keep_graph():
+                    kept.clear()  # autograd lets go of them now, too
                 for parameter, term in formula(layer, first[:-1], first[-1]).items():
                     if parameter.requires_grad:
                         self._arrived(parameter, term)
 
         output.register_hook(self._guarded(arrives))  # type: ignore[no-untyped-call]
+
+    def _forward(self) -> bool:
+        """Take note of a layer's call. True if it is made within a backward pass, as by a checkpoint."""
+        backward: bool = torch._C._current_graph_task_id() != -1
+        if not backward and self._pass is not None:  # the pass was broken off, as where memory ran out
+            self._pass = None
+            self._announced.clear()
+        return backward
 
     def _announce(self, parameter: Tensor) -> None:
         self._announced[parameter] += 1
@@ -192,17 +220,20 @@ class InStep:
     def _arrived(self, parameter: Tensor, term: Term) -> None:
         if id(parameter) not in self._step.ids:
             return
-        self._current_pass().add(parameter, term, is_last=self._announced[parameter] <= 1)
+        with self._lock:
+            self._current_pass().add(parameter, term, is_last=self._announced[parameter] <= 1)
 
     def _current_pass(self, *_: Any) -> Pass:
         """The backward pass under way, which may be new."""
         task = torch._C._current_graph_task_id()
-        if self._pass is None:
-            self._pass = Pass(self._step.parameters, task, checking=self._checking)
-            self._step.begin(self._pass)
-        if self._pass.is_new_task(task):
-            _queue(self._guarded(lambda: self._ended(task)))
-        return self._pass
+        with self._lock:
+            if self._pass is None:
+                self._pass = Pass(self._step.parameters, task, checking=self._checking)
+                with torch.no_grad():
+                    self._step.begin(self._pass)
+            if self._pass.is_new_task(task):
+                _queue(self._guarded(lambda: self._ended(task)))
+            return self._pass
 
     def _ended(self, task: int) -> None:
         """A backward pass is over, or one of a checkpoint inside it."""

@@ -56,6 +56,8 @@ class NoiseMeter:
         self._coupling = Coupling(model, loss) if loss is not None else None
         self._longest = 0  # rows
         self._missed = 0  # steps in a row in which no layer was called
+        self._not_now = 0  # steps in a row that could not be measured, though others may be
+        self._begun_before = False
         self._source, self._why = IN_STEP, "what the layers see in the step"
         if choice == "halves":
             self._source, self._why = HALVES, "asked for"
@@ -91,13 +93,17 @@ class NoiseMeter:
             return None  # the whole model may be frozen for a while
         if self.in_step:
             self._look_for_coupling(batch, samples)
-            try:
-                self._in_step.arm(*sizes)
-            except Unsupported as error:
-                self._change(error)
-            else:
+            self._watch(sizes)
+            if self._in_step.is_armed:
                 return None
         return self._by_halves(batch, samples)
+
+    def _watch(self, sizes: Sequence[int]) -> None:
+        """Watch the step that comes, or change to halves if that is not possible."""
+        try:
+            self._in_step.arm(*sizes)
+        except Unsupported as error:
+            self._change(error)
 
     def expect(self, *sizes: int) -> None:
         """Say which lengths the batches may have, while a step is watched."""
@@ -107,12 +113,13 @@ class NoiseMeter:
         """Watch no longer, and drop what has been seen."""
         self._in_step.disarm()
 
-    def end(self, samples: int, sizes: Sequence[int]) -> Measurement | None:
+    def end(self, samples: int, sizes: Sequence[int], batches: int = 1) -> Measurement | None:
         """The measurement of the step that was watched, when its gradients are ready.
 
         Args:
             samples: samples delivered while it was watched.
             sizes: lengths of the batches that it may have been made of.
+            batches: number of batches delivered while it was watched.
 
         Returns:
             None if there is nothing to tell: no backward pass has been seen yet, or the step had begun before, in which
@@ -125,8 +132,10 @@ class NoiseMeter:
         try:
             norms = found.norms()
         except NotNow as error:
-            log.info("a step was not measured: %s", error)
             found.disarm()
+            self._not_now += 1
+            level = logging.WARNING if self._not_now == PATIENCE else logging.INFO
+            log.log(level, "a step was not measured: %s", error)
             return None
         except Unsupported as error:
             found.disarm()
@@ -138,21 +147,24 @@ class NoiseMeter:
                 found.disarm()
                 self._change(Unsupported(NOT_CALLED))
             return None
-        self._missed = 0
+        self._missed = self._not_now = 0
         if not found.begins_clean and not self._begun_before:
             self._begun_before = True  # maybe in the middle of a step, or gradients are set to 0 instead of None
-            found.arm(*sizes)
+            self._watch(sizes)
             return None
         counts = found.examples
         found.disarm()
         self._begun_before = False
+        if len(counts) > batches and norms.large_size > samples:
+            # An example's term would be the sum of those of its passes, which are not kept that long.
+            several = f"{len(counts)} backward passes are made for {batches} of its batches"
+            self._change(Unsupported(f"{several}, so examples are counted several times"))
+            return None
         if self._loss is not None and self._loss.reduction == "sum":
             norms = norms.divided_by(norms.large_size**2)
         rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
         return Measurement(norms, IN_STEP, self._why, self._coupled() or caveat)
-
-    _begun_before = False
 
     def _by_halves(self, batch: Any, samples: int) -> Measurement | None:
         assert self._halves is not None

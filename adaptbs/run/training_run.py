@@ -199,8 +199,9 @@ class TrainingRun:
         but a loss scale."""
         if self._meter is not None:
             with self._measurement_may_fail():
-                self.controller.measured(self._meter.end(sum(self._delivered), self._sizes))
+                self.controller.measured(self._meter.end(sum(self._delivered), self._sizes, len(self._delivered)))
             self.watches_step = self._meter is not None and self._meter.is_armed
+            self._delivered = []  # if it watches on, it watches the next step
 
     def after_epoch(self) -> None:
         """Keep no batch any more, and watch no step."""
@@ -256,11 +257,9 @@ class TrainingRun:
             self.controller.memory.release()
             log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
             return
-        said = (
-            str(failure)
-            if isinstance(failure, Unsupported)
-            else (f"{type(failure).__name__}: {failure} (the loss was called on a batch of {shapes_of(self._batch)})")
-        )
+        said = str(failure)
+        if not isinstance(failure, Unsupported):
+            said = f"{type(failure).__name__}: {failure} (measured on a batch of {shapes_of(self._batch)})"
         log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, INSTEAD)
         self._meter = None
         self.controller.forget_measurements()
