@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections import Counter
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..types import SquaredNorms
+from .arguments import detached, in_order
 from .attention import watch_projections
+from .checkpoints import Calls, in_checkpoint
 from .examples import Places
 from .formulas import formula_of, ties_examples
 from .layer_hook import LayerHook
@@ -63,6 +64,7 @@ class InStep:
         self._computing: set[int] = set()  # threads that are inside one of these hooks
         self._lock = threading.RLock()  # layers on several devices have their gradients in several threads
         self._inputs: list[list[Any]] = []  # of each call
+        self._calls = Calls()  # those inside checkpoints
         self._step = Step([])
         self._pass: Pass | None = None
         self._announced: Counter[Tensor] = Counter()
@@ -109,6 +111,7 @@ class InStep:
             handle.remove()
         for inputs in self._inputs:  # whoever keeps a loss keeps its graph, and with it these hooks
             inputs.clear()
+        self._calls.clear()
         self._handles, self._inputs, self._step, self._pass = [], [], Step([]), None
         self._announced.clear()
 
@@ -189,22 +192,45 @@ class InStep:
             # A checkpoint calls its layers again within the backward pass. Those that were called before are known.
             if not backward or not self._announced[parameter]:
                 self._announce(parameter)
-        kept = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+
+        def use(inputs: Sequence[Any], g: Tensor) -> None:
+            self._in_half |= g.dtype in HALF
+            with plainly(g.device.type):
+                first = self._places.examples_first(layer, [*inputs, g.detach()], self._sizes)
+                for parameter, term in formula(layer, first[:-1], first[-1]).items():
+                    if parameter.requires_grad:
+                        self._arrived(parameter, term)
+
+        # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.
+        if in_checkpoint() and formula is not by_differentiating:
+            if backward and self._calls.knows(layer):
+                return  # it is being run again
+            if not self._calls.knows(layer):
+                again = LayerHook(self._guarded(self._called_again))
+                self._handles.append(layer.register_forward_pre_hook(again, with_kwargs=True))
+            arrives: Callable[[Tensor], None] = self._calls.add(layer, use).arrives
+        else:
+            arrives = self._use_once(detached(inputs), use)
+        output.register_hook(self._guarded(arrives))  # type: ignore[no-untyped-call]
+
+    def _use_once(self, inputs: list[Any], use: Callable[[list[Any], Tensor], None]) -> Callable[[Tensor], None]:
+        """The same function of a gradient, which lets go of the inputs when autograd does."""
+        kept = [inputs]
         self._inputs.append(kept)
 
         def arrives(g: Tensor) -> None:
             if not kept:
                 raise Unsupported("a layer gets several gradients from one call")
-            self._in_half |= g.dtype in HALF
-            with plainly(g.device.type):
-                first = self._places.examples_first(layer, [*kept, g.detach()], self._sizes)
-                if not torch._C._autograd._get_current_graph_task_keep_graph():
-                    kept.clear()  # autograd lets go of them now, too
-                for parameter, term in formula(layer, first[:-1], first[-1]).items():
-                    if parameter.requires_grad:
-                        self._arrived(parameter, term)
+            inputs = kept[0]
+            if not torch._C._autograd._get_current_graph_task_keep_graph():
+                kept.clear()
+            use(inputs, g)
 
-        output.register_hook(self._guarded(arrives))  # type: ignore[no-untyped-call]
+        return arrives
+
+    def _called_again(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch._C._current_graph_task_id() != -1 and in_checkpoint():
+            self._calls.run_again(layer, detached(in_order(layer, args, kwargs) if kwargs else args))
 
     def _forward(self) -> bool:
         """Take note of a layer's call. True if it is made within a backward pass, as by a checkpoint."""
@@ -240,17 +266,10 @@ class InStep:
         if self._pass is not None and self._pass.task == task:
             ended, self._pass = self._pass, None
             self._announced.clear()
+            if self._calls.any_waits:
+                raise Unsupported("a layer inside an activation checkpoint is not called again in the backward pass")
             with torch.no_grad():
                 self._step.end(ended)
-
-
-def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call in the order of the layer's signature, defaults included."""
-    bound = inspect.signature(layer.forward).bind(*args, **kwargs)
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in bound.signature.parameters.values()):
-        raise Unsupported(f"a {type(layer).__name__} is called by keywords that its signature does not name")
-    bound.apply_defaults()
-    return tuple(bound.arguments.values())
 
 
 def plainly(device_type: str) -> AbstractContextManager[Any]:

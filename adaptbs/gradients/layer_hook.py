@@ -17,14 +17,14 @@ class LayerHook:
     nothing of ours.
 
     Args:
-        function: called with the layer, its arguments, its keyword arguments and its output.
+        function: called with the layer, its arguments, its keyword arguments and, after its forward, its output.
     """
 
-    def __init__(self, function: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]) -> None:
+    def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._function(layer, args, kwargs, output)
+    def __call__(self, layer: nn.Module, *given: Any) -> None:
+        self._function(layer, *given)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
         return Passing()
@@ -40,6 +40,8 @@ class Passing(LayerHook):
         super().__init__(self._remove)
 
     def _remove(self, layer: nn.Module, *_: Any) -> None:
-        for number in [n for n, hook in layer._forward_hooks.items() if hook is self]:
-            del layer._forward_hooks[number]
-            layer._forward_hooks_with_kwargs.pop(number, None)
+        before = layer._forward_pre_hooks, layer._forward_pre_hooks_with_kwargs
+        for hooks, with_kwargs in (before, (layer._forward_hooks, layer._forward_hooks_with_kwargs)):
+            for number in [n for n, hook in hooks.items() if hook is self]:
+                del hooks[number]
+                with_kwargs.pop(number, None)

@@ -558,3 +558,63 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoints(reentrant, nested):
     assert compared(plain(lambda: Checkpointed(reentrant=reentrant, nested=nested))).check() == 6
+
+
+def live(width: int) -> int:
+    """The number of tensors of so many columns."""
+    gc.collect()
+    return sum(type(o) is Tensor and o.dim() == 2 and o.shape[1] == width for o in gc.get_objects())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_checkpoint_lets_go_of_is_not_kept(reentrant):
+    inside = nn.Sequential(nn.Linear(8, 37), nn.Linear(37, 37), nn.LayerNorm(37), nn.Linear(37, 8))
+    model = nn.Sequential(mlp(), nn.Linear(3, 8), inside)
+    optimizer = SGD(model.parameters(), 0.1)
+    for x, _ in Bench(measures=True).loader(model, optimizer):
+        optimizer.zero_grad()
+        before = live(37)
+        loss = checkpoint(inside, model[1](model[0](x)), use_reentrant=reentrant).square().mean()
+        assert live(37) == before
+        loss.backward()
+        optimizer.step()
+        assert live(37) <= before + 2  # the gradients
+
+
+class Siamese(Checkpointed):
+    """Both of its checkpoints use the same layers, each twice, and end with what no layer of ours sees."""
+
+    def inside(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.two(self.one(self.two(self.one(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(self._run(self.inside, h) * self._run(self.inside, h.cos()))
+
+
+def test_layers_that_several_checkpoints_share():
+    assert compared(plain(lambda: Siamese(reentrant=False))).check() == 6
+
+
+def test_two_losses_computed_before_either_goes_backward():
+    def loop(bench: Bench) -> nn.Module:
+        model = Checkpointed(reentrant=False)
+        optimizer = SGD(model.parameters(), 0.1)
+        for x, y in bench.loader(model, optimizer):
+            optimizer.zero_grad()
+            halves = zip(x.chunk(2), y.chunk(2), strict=True)
+            for loss in [mean(model, *half) / 2 for half in halves]:
+                loss.backward()
+            bench.truth(model, each(x, y))
+            optimizer.step()
+        return model
+
+    assert compared(loop).check() == 6
+
+
+def test_saved_tensors_on_another_device():
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return mean(model, x, y)
+
+    assert compared(plain(mlp, loss)).check() == 6
