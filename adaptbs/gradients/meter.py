@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SHORT = 4  # samples; a shorter batch is skipped if longer ones have been seen
 FEW = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
-PATIENCE = 3  # steps in a row in which no layer was called, after which the layers are taken not to be called at all
+PATIENCE = 3  # steps in a row that could not be measured for one reason, after which it is taken to be there to stay
 
 IN_STEP, HALVES = "in step", "halves"
 NOT_CALLED = "its layers are not called one by one in the loop's step, as in compiled code"
@@ -57,6 +57,7 @@ class NoiseMeter:
         self._longest = 0  # rows
         self._missed = 0  # steps in a row in which no layer was called
         self._not_now = 0  # steps in a row that could not be measured, though others may be
+        self._repeated = 0  # steps in a row that went through examples several times
         self._begun_before = False
         self._source, self._why = IN_STEP, "what the layers see in the step"
         if choice == "halves":
@@ -158,8 +159,12 @@ class NoiseMeter:
         if len(counts) > batches and norms.large_size > samples:
             # An example's term would be the sum of those of its passes, which are not kept that long.
             several = f"{len(counts)} backward passes are made for {batches} of its batches"
-            self._change(Unsupported(f"{several}, so examples are counted several times"))
+            self._repeated += 1
+            log.info("a step was not measured: %s", several)
+            if self._repeated >= PATIENCE:
+                self._change(Unsupported(f"{several}, so examples are counted several times"))
             return None
+        self._repeated = 0
         if self._loss is not None and self._loss.reduction == "sum":
             norms = norms.divided_by(norms.large_size**2)
         rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)

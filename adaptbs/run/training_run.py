@@ -187,6 +187,7 @@ class TrainingRun:
             return
         samples = self.controller.progress_tracker.samples
         if samples == self._at:
+            self._delivered.append(self.tracker.latest_fetched.num_samples // self._ranks.world_size)
             return  # the loop looks ahead, and works on the same batch as before
         begins, self._at, self._step_ended = self._step_ended, samples, self.tracker.current.ends_step
         if self.watches_step:
@@ -257,9 +258,8 @@ class TrainingRun:
             self.controller.memory.release()
             log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
             return
-        said = str(failure)
-        if not isinstance(failure, Unsupported):
-            said = f"{type(failure).__name__}: {failure} (measured on a batch of {shapes_of(self._batch)})"
+        known, batch = isinstance(failure, Unsupported), shapes_of(self._batch)
+        said = f"{failure}" if known else f"{type(failure).__name__}: {failure} (measured on a batch of {batch})"
         log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, INSTEAD)
         self._meter = None
         self.controller.forget_measurements()
