@@ -137,7 +137,7 @@ class InStep:
             Exception: whatever a hook raised.
         """
         if self._watched is not None and not self._watched.has_same_parameters():
-            raise NotNow("parameters were frozen or unfrozen after the step's batch was delivered")
+            raise NotNow("parameters were frozen, unfrozen or replaced after the step's batch was delivered")
         if self._failure is not None:
             raise self._failure
         if not self._step.passes:

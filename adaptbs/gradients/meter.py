@@ -24,7 +24,10 @@ FEW = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believin
 PATIENCE = 3  # steps in a row that could not be measured for one reason, after which it is taken to be there to stay
 
 IN_STEP, HALVES = "in step", "halves"
-NOT_CALLED = "its layers are not called one by one in the loop's step, as in compiled code"
+NOT_CALLED = (
+    "its layers are not called one by one in the loop's step, as in compiled code, or they leave no gradient, as where "
+    "the optimizer steps within the backward pass"
+)
 
 
 class NoiseMeter:

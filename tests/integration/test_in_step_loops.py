@@ -263,6 +263,27 @@ def test_what_is_unfrozen_after_its_batch_was_delivered_is_not_left_out():
     assert compared(loop).check() == 5
 
 
+@pytest.mark.parametrize("change", ["added", "replaced"])
+def test_layers_that_are_added_or_replaced_in_mid_run(change):
+    def loop(bench: Bench) -> nn.Module:
+        model = mlp()
+        optimizer = SGD(model.parameters(), 0.1)
+        for i, (x, y) in enumerate(bench.loader(model, optimizer)):
+            optimizer.zero_grad()
+            mean(model, x, y).backward()
+            bench.truth(model, each(x, y))
+            optimizer.step()
+            if i == 2 and change == "added":
+                model.append(nn.Linear(3, 3))
+                optimizer.add_param_group({"params": model[3].parameters()})
+            elif i == 2:
+                model[2] = nn.Linear(6, 3)
+                optimizer.param_groups[0]["params"] = list(model.parameters())
+        return model
+
+    assert compared(loop).check() == 6
+
+
 def batch_norm(affine: bool = True) -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6, affine=affine), nn.Tanh(), nn.Linear(6, 3))
