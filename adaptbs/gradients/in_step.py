@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 HALF = (torch.float16, torch.bfloat16)
 ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
 ROUNDING_IN_HALF = 0.05  # where the backward pass is in half precision
+LOCK = threading.RLock()  # layers on several devices have their gradients in several threads
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -62,7 +63,6 @@ class InStep:
         self._failure: Exception | None = None
         self._sizes: tuple[int, ...] = ()
         self._computing: set[int] = set()  # threads that are inside one of these hooks
-        self._lock = threading.RLock()  # layers on several devices have their gradients in several threads
         self._inputs: list[list[Any]] = []  # of each call
         self._calls = Calls()  # those inside checkpoints
         self._step = Step([])
@@ -246,13 +246,13 @@ class InStep:
     def _arrived(self, parameter: Tensor, term: Term) -> None:
         if id(parameter) not in self._step.ids:
             return
-        with self._lock:
+        with LOCK:
             self._current_pass().add(parameter, term, is_last=self._announced[parameter] <= 1)
 
     def _current_pass(self, *_: Any) -> Pass:
         """The backward pass under way, which may be new."""
         task = torch._C._current_graph_task_id()
-        with self._lock:
+        with LOCK:
             if self._pass is None:
                 self._pass = Pass(self._step.parameters, task, checking=self._checking)
                 with torch.no_grad():

@@ -187,7 +187,6 @@ class TrainingRun:
             return
         samples = self.controller.progress_tracker.samples
         if samples == self._at:
-            self._delivered.append(self.tracker.latest_fetched.num_samples // self._ranks.world_size)
             return  # the loop looks ahead, and works on the same batch as before
         begins, self._at, self._step_ended = self._step_ended, samples, self.tracker.current.ends_step
         if self.watches_step:

@@ -204,6 +204,23 @@ def test_two_passes_over_the_same_batch_are_not_taken_for_two_batches(caplog):
     assert "2 backward passes are made for 1 of its batches" in caplog.text
 
 
+def test_nor_where_the_loop_looks_one_batch_ahead():
+    def loop(bench: Bench) -> nn.Module:
+        model = mlp()
+        optimizer = SGD(model.parameters(), 0.1)
+        batches = iter(bench.loader(model, optimizer))
+        following = next(batches)
+        while following is not None:
+            (x, y), following = following, next(batches, None)
+            optimizer.zero_grad()
+            for _ in range(2):
+                mean(model, x, y).backward()
+            optimizer.step()
+        return model
+
+    assert compared(loop).found == []
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_accumulated_batches(given):
     def loop(bench: Bench) -> nn.Module:
