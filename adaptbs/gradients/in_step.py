@@ -100,6 +100,7 @@ class InStep:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
             self._handles += [p.register_hook(begins) for p in watched.parameters]  # type: ignore[no-untyped-call]
+        self._hooks = watched.hooks()
 
     def expect(self, *sizes: int) -> None:
         """Say which lengths the coming batches may have, while armed."""
@@ -138,6 +139,8 @@ class InStep:
         """
         if self._watched is not None and not self._watched.has_same_parameters():
             raise NotNow("parameters were frozen, unfrozen or replaced after the step's batch was delivered")
+        if self._watched is not None and self._handles and self._watched.hooks() != self._hooks:
+            raise NotNow("a parameter was given a hook after the step's batch was delivered")
         if self._failure is not None:
             raise self._failure
         if not self._step.passes:

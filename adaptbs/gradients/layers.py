@@ -41,16 +41,19 @@ class Watched:
         """True while the same parameters are trainable."""
         return self._trained == self._trainable()
 
+    def hooks(self) -> list[int]:
+        """The number of hooks on each parameter."""
+        return [len(p._backward_hooks or ()) for p in self._model.parameters()]
+
     def _trainable(self) -> list[int]:
         return [id(p) for p in self._model.parameters() if p.requires_grad]
 
     def _look(self) -> list[int]:
-        hooks = [len(p._backward_hooks or ()) for p in self._model.parameters()]
         modules = [
             (id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
             for m in self._model.modules()
         ]
-        return [*self._trainable(), *hooks, *chain.from_iterable(modules)]
+        return [*self._trainable(), *self.hooks(), *chain.from_iterable(modules)]
 
 
 def owners(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:
