@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from .checkpoints import packs
 from .terms import OuterProducts, Stored, Term, Unsupported
 
 #: Where torch's nodes of a matrix product keep its first factor.
@@ -43,7 +44,7 @@ def watch_projections(
     query = inputs[0]
     if query.dim() != 3 or query.is_nested:
         raise Unsupported("MultiheadAttention: only batches of sequences of one length are supported")
-    if packing():
+    if packs() is not None:
         raise Unsupported("MultiheadAttention inside an activation checkpoint is not supported")
     examples = query.shape[0 if layer.batch_first else 1]
     biases = {layer.in_proj_weight: layer.in_proj_bias, layer.out_proj.weight: layer.out_proj.bias}
@@ -121,9 +122,3 @@ def _weight_behind(node: Any, index: int) -> tuple[Tensor, tuple[int, int, int] 
             return None
         node, index = node.next_functions[0]
     return None
-
-
-def packing() -> bool:
-    """True inside a context that packs what autograd saves, such as a checkpoint's, which can be unpacked once only."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(True) is not None

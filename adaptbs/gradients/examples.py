@@ -13,34 +13,63 @@ from .terms import NotNow, Unsupported
 BATCH_FIRST = (*CONVOLUTIONS, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm)
 
 
-def examples_first(layer: nn.Module, tensors: Sequence[Any], sizes: Collection[int], model: nn.Module) -> list[Any]:
-    """A layer's inputs and gradient with the examples along the first dimension.
+class Places:
+    """Finds the dimension of a layer's tensors that the examples are along.
+
+    Where lengths alone do not tell, it goes by where the same layer had its examples when they did.
 
     Args:
-        layer: the layer.
-        tensors: its inputs, and last the gradient of its output.
-        sizes: lengths that a batch may have.
         model: the model; if one of its layers says batch_first=False, positions may come first.
-
-    Raises:
-        Unsupported: for a single example without a batch dimension.
-        NotNow: if both dimensions have a batch's length.
     """
-    g = tensors[-1]
-    if g.dim() < (3 if isinstance(layer, BATCH_FIRST) else 2) and not isinstance(layer, (nn.BatchNorm1d, nn.PReLU)):
-        raise Unsupported(f"a {type(layer).__name__} does not have the examples of a batch along its first dimension")
-    if isinstance(layer, BATCH_FIRST) or g.dim() < 3 or not sizes:
-        return list(tensors)
-    first, second = (g.shape[i] in sizes for i in (0, 1))
-    if not second or (first and not _positions_first(model)):
-        return list(tensors)
-    if first:
-        raise NotNow(f"a {type(layer).__name__} has as many positions as examples, and either may come first")
-    return [_swapped(x, g) for x in tensors]
 
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._seen: dict[nn.Module, set[int]] = {}  # dimensions, where lengths left no doubt
 
-def _positions_first(model: nn.Module) -> bool:
-    return any(getattr(m, "batch_first", True) is False for m in model.modules())
+    def examples_first(self, layer: nn.Module, tensors: Sequence[Any], sizes: Collection[int]) -> list[Any]:
+        """A layer's inputs and gradient with the examples along the first dimension.
+
+        Args:
+            layer: the layer.
+            tensors: its inputs, and last the gradient of its output.
+            sizes: lengths that a batch may have.
+
+        Raises:
+            Unsupported: for a single example without a batch dimension.
+            NotNow: if the lengths do not show which dimension it is.
+        """
+        g = tensors[-1]
+        if g.dim() < (3 if isinstance(layer, BATCH_FIRST) else 2) and not isinstance(layer, (nn.BatchNorm1d, nn.PReLU)):
+            raise Unsupported(
+                f"a {type(layer).__name__} does not have the examples of a batch along its first dimension"
+            )
+        if isinstance(layer, BATCH_FIRST) or g.dim() < 3 or not sizes:
+            return list(tensors)
+        return [_swapped(x, g) for x in tensors] if self._dimension(layer, g, sizes) == 1 else list(tensors)
+
+    def _dimension(self, layer: nn.Module, g: Tensor, sizes: Collection[int]) -> int:
+        first, second = (g.shape[i] in sizes for i in (0, 1))
+        if not second:
+            if first:
+                self._seen.setdefault(layer, set()).add(0)
+            return 0
+        # Windows of as many positions as there are examples, one after another along the first dimension, would have a
+        # multiple of that length there.
+        if not first and (g.shape[0] % g.shape[1] or self._positions_first()):
+            self._seen.setdefault(layer, set()).add(1)
+            return 1
+        seen = self._seen.get(layer, set())
+        if len(seen) == 1:
+            return next(iter(seen))
+        if first and not self._positions_first():
+            return 0
+        why = "as many positions as examples" if first else "a multiple of the examples along its first dimension"
+        raise NotNow(f"a {type(layer).__name__} has {why}, and either may come first")
+
+    def _positions_first(self) -> bool:
+        """True if positions come first somewhere in the model."""
+        said = (getattr(m, "batch_first", True) is False for m in self._model.modules())
+        return any(1 in seen for seen in self._seen.values()) or any(said)
 
 
 def _swapped(x: Any, g: Tensor) -> Any:

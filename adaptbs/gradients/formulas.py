@@ -40,9 +40,15 @@ def why_no_formula(layer: nn.Module) -> str | None:
         return "max_norm and scale_grad_by_freq are not supported"
     if isinstance(layer, nn.EmbeddingBag) and layer.mode == "max":
         return "mode='max' is not supported"
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+    if ties_examples(layer):
         return "in training mode it ties the examples of a batch together"
     return None
+
+
+def ties_examples(layer: nn.Module) -> bool:
+    """True if a layer computes with statistics of the batch."""
+    batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    return batch_norm and (layer.training or layer.running_mean is None)
 
 
 def _linear(layer: nn.Linear, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:

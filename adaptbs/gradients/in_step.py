@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..types import SquaredNorms
+from .arguments import detached, in_order
 from .attention import watch_projections
-from .examples import examples_first
-from .formulas import formula_of
+from .checkpoints import Calls, in_checkpoint
+from .examples import Places
+from .formulas import formula_of, ties_examples
+from .layer_hook import LayerHook
 from .layers import Watched
 from .leaf import by_differentiating
 from .passes import Pass, Step
@@ -26,6 +29,7 @@ log = logging.getLogger(__name__)
 HALF = (torch.float16, torch.bfloat16)
 ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
 ROUNDING_IN_HALF = 0.05  # where the backward pass is in half precision
+LOCK = threading.RLock()  # layers on several devices have their gradients in several threads
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -44,8 +48,8 @@ class InStep:
 
     Nothing is run twice and nothing has to be restored. Each layer's squared norms are computed when its gradient
     arrives, so nothing is held longer than autograd holds it, except where a layer is used several times in a pass and
-    its terms have to be added up first. At the first step, and whenever other parameters are trained, each parameter's
-    sum of terms is compared with its gradient.
+    its terms have to be added up first. At the first step, and whenever other parameters are trained, other layers are
+    in training mode or hooks of the user's come or go, each parameter's sum of terms is compared with its gradient.
 
     Args:
         model: the model that the loop trains.
@@ -57,12 +61,15 @@ class InStep:
     def __init__(self, model: nn.Module, parameters: Callable[[], Sequence[nn.Parameter]] | None = None) -> None:
         self._model, self._parameters = model, parameters
         self._watched: Watched | None = None
-        self._checked: set[int] = set()  # ids of the parameters trained at an earlier check
+        self._places = Places(model)
+        self._checked: set[int] = set()  # states of the model at earlier checks
         self._sets_to_zero = False  # True once the loop is known to set gradients to zero instead of None
         self._handles: list[RemovableHandle] = []
         self._failure: Exception | None = None
         self._sizes: tuple[int, ...] = ()
-        self._computing = False
+        self._computing: set[int] = set()  # threads that are inside one of these hooks
+        self._inputs: list[list[Any]] = []  # of each call
+        self._calls = Calls()  # those inside checkpoints
         self._step = Step([])
         self._pass: Pass | None = None
         self._announced: Counter[Tensor] = Counter()
@@ -91,13 +98,14 @@ class InStep:
         self._sizes, self._failure, self._step, self._pass = sizes, None, Step(watched.parameters), None
         self._announced.clear()
         self._in_half = False  # True if a gradient arrived in half precision
-        self._checking = not self._step.ids <= self._checked
-        called = self._guarded(self._called)
+        self._checking = watched.state not in self._checked
+        called = LayerHook(self._guarded(self._called))
         self._handles = [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
         if self._checking:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
             self._handles += [p.register_hook(begins) for p in watched.parameters]  # type: ignore[no-untyped-call]
+        self._hooks = watched.hooks()
 
     def expect(self, *sizes: int) -> None:
         """Say which lengths the coming batches may have, while armed."""
@@ -107,7 +115,10 @@ class InStep:
         """Take the hooks off the layers, and drop what has been seen."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._step, self._pass = [], Step([]), None
+        for inputs in self._inputs:  # whoever keeps a loss keeps its graph, and with it these hooks
+            inputs.clear()
+        self._calls.clear()
+        self._handles, self._inputs, self._step, self._pass = [], [], Step([]), None
         self._announced.clear()
 
     @property
@@ -119,7 +130,8 @@ class InStep:
         """Squared norms of the backward passes since the gradients were None, on the device. None if there were none.
 
         The first time that `.grad` was not None when the first of these passes began, this waits for the device to see
-        whether it was zero. In a loop that sets gradients to zero the norms are nan if it is not in a later step.
+        whether it was zero. In a loop that sets gradients to zero the norms are nan if it is not in a later step. They
+        are nan too if `.grad` was changed unseen between two of them.
 
         Raises:
             Unsupported: if what was seen is not all of the step's gradient. No parameter is ever left out silently.
@@ -127,6 +139,10 @@ class InStep:
             NotNow: if another step may be measured.
             Exception: whatever a hook raised.
         """
+        if self._watched is not None and not self._watched.has_same_parameters():
+            raise NotNow("parameters were frozen, unfrozen or replaced after the step's batch was delivered")
+        if self._watched is not None and self._handles and self._watched.hooks() != self._hooks:
+            raise NotNow("a parameter was given a hook after the step's batch was delivered")
         if self._failure is not None:
             raise self._failure
         if not self._step.passes:
@@ -140,57 +156,98 @@ class InStep:
             if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else ROUNDING)) is not None:
                 name = next(name for name, p in self._model.named_parameters() if p is odd)
                 raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")
-            if self._step.was_conclusive():
-                self._checked |= {id(p) for p in self._step.parameters}
+            if self._step.was_conclusive() and self._watched is not None:
+                self._checked.add(self._watched.state)
         return SquaredNorms(1, n * self._step.small(), n, self._step.large())
 
     def _guarded(self, function: F) -> F:
         """The same function, which keeps a failure instead of raising it into the user's pass."""
 
         def safe(*args: Any, **kwargs: Any) -> None:
-            if self._computing or self._failure is not None or not self._handles or torch.compiler.is_compiling():
+            thread = threading.get_ident()
+            if thread in self._computing or self._failure is not None or not self._handles:
                 return
-            self._computing = True
+            if torch.compiler.is_compiling():
+                return
+            self._computing.add(thread)
             try:
                 function(*args, **kwargs)
             except Exception as error:  # such as memory running out here: the user's step goes on
                 self._failure = error.with_traceback(None)  # its frames would keep tensors alive
             finally:
-                self._computing = False
+                self._computing.discard(thread)
 
         return safe  # type: ignore[return-value]
 
     def _called(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        backward = torch._C._current_graph_task_id() != -1
-        if not backward and self._pass is not None:  # the pass was broken off, as where memory ran out
-            self._pass = None
-            self._announced.clear()
         inputs = in_order(layer, args, kwargs) if kwargs else args
         if isinstance(layer, nn.MultiheadAttention):
             if output[0].requires_grad:
+                self._forward()
                 watch_projections(layer, inputs, output[0], self._announce, self._arrived, self._guarded)
             return
         if not isinstance(output, Tensor):
             raise Unsupported(f"a {type(layer).__name__} does not return one tensor")
         if not output.requires_grad:
             return
-        formula = formula_of(layer) or by_differentiating
+        backward = self._forward()
         own = [p for p in layer.parameters(recurse=False) if id(p) in self._step.ids]
+        if ties_examples(layer) and (own or any(isinstance(x, Tensor) and x.requires_grad for x in inputs)):
+            raise Unsupported(f"a {type(layer).__name__} in training mode ties the examples of a batch together")
+        if not own and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            return
+        formula = formula_of(layer) or by_differentiating
         for parameter in own:
             # A checkpoint calls its layers again within the backward pass. Those that were called before are known.
             if not backward or not self._announced[parameter]:
                 self._announce(parameter)
-        kept = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
 
-        def arrives(g: Tensor) -> None:
+        def use(inputs: Sequence[Any], g: Tensor) -> None:
             self._in_half |= g.dtype in HALF
             with plainly(g.device.type):
-                first = examples_first(layer, [*kept, g.detach()], self._sizes, self._model)
+                first = self._places.examples_first(layer, [*inputs, g.detach()], self._sizes)
                 for parameter, term in formula(layer, first[:-1], first[-1]).items():
                     if parameter.requires_grad:
                         self._arrived(parameter, term)
 
+        # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.
+        if in_checkpoint() and formula is not by_differentiating:
+            if backward and self._calls.knows(layer):
+                return  # it is being run again
+            if not self._calls.knows(layer):
+                again = LayerHook(self._guarded(self._called_again))
+                self._handles.append(layer.register_forward_pre_hook(again, with_kwargs=True))
+            arrives: Callable[[Tensor], None] = self._calls.add(layer, use).arrives
+        else:
+            arrives = self._use_once(detached(inputs), use)
         output.register_hook(self._guarded(arrives))  # type: ignore[no-untyped-call]
+
+    def _use_once(self, inputs: list[Any], use: Callable[[list[Any], Tensor], None]) -> Callable[[Tensor], None]:
+        """The same function of a gradient, which lets go of the inputs when autograd does."""
+        kept = [inputs]
+        self._inputs.append(kept)
+
+        def arrives(g: Tensor) -> None:
+            if not kept:
+                raise Unsupported("a layer gets several gradients from one call")
+            inputs = kept[0]
+            if not torch._C._autograd._get_current_graph_task_keep_graph():
+                kept.clear()
+            use(inputs, g)
+
+        return arrives
+
+    def _called_again(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch._C._current_graph_task_id() != -1 and in_checkpoint():
+            self._calls.run_again(layer, detached(in_order(layer, args, kwargs) if kwargs else args))
+
+    def _forward(self) -> bool:
+        """Take note of a layer's call. True if it is made within a backward pass, as by a checkpoint."""
+        backward: bool = torch._C._current_graph_task_id() != -1
+        if not backward and self._pass is not None:  # the pass was broken off, as where memory ran out
+            self._pass = None
+            self._announced.clear()
+        return backward
 
     def _announce(self, parameter: Tensor) -> None:
         self._announced[parameter] += 1
@@ -198,34 +255,30 @@ class InStep:
     def _arrived(self, parameter: Tensor, term: Term) -> None:
         if id(parameter) not in self._step.ids:
             return
-        self._current_pass().add(parameter, term, is_last=self._announced[parameter] <= 1)
+        with LOCK:
+            self._current_pass().add(parameter, term, is_last=self._announced[parameter] <= 1)
 
     def _current_pass(self, *_: Any) -> Pass:
         """The backward pass under way, which may be new."""
         task = torch._C._current_graph_task_id()
-        if self._pass is None:
-            self._pass = Pass(self._step.parameters, task, checking=self._checking)
-            self._step.begin(self._pass)
-        if self._pass.is_new_task(task):
-            _queue(self._guarded(lambda: self._ended(task)))
-        return self._pass
+        with LOCK:
+            if self._pass is None:
+                self._pass = Pass(self._step.parameters, task, checking=self._checking)
+                with torch.no_grad():
+                    self._step.begin(self._pass)
+            if self._pass.is_new_task(task):
+                _queue(self._guarded(lambda: self._ended(task)))
+            return self._pass
 
     def _ended(self, task: int) -> None:
         """A backward pass is over, or one of a checkpoint inside it."""
         if self._pass is not None and self._pass.task == task:
             ended, self._pass = self._pass, None
             self._announced.clear()
+            if self._calls.any_waits:
+                raise Unsupported("a layer inside an activation checkpoint is not called again in the backward pass")
             with torch.no_grad():
                 self._step.end(ended)
-
-
-def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call in the order of the layer's signature, defaults included."""
-    bound = inspect.signature(layer.forward).bind(*args, **kwargs)
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in bound.signature.parameters.values()):
-        raise Unsupported(f"a {type(layer).__name__} is called by keywords that its signature does not name")
-    bound.apply_defaults()
-    return tuple(bound.arguments.values())
 
 
 def plainly(device_type: str) -> AbstractContextManager[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from itertools import chain
 
 from torch import jit, nn
 
@@ -21,20 +22,38 @@ class Watched:
     """
 
     def __init__(self, model: nn.Module, stepped: Iterable[nn.Parameter]) -> None:
-        self._all, self._modules = list(model.parameters()), list(model.modules())
-        self._flags = self._look()
+        self._model = model
+        self._trained, self._flags = self._trainable(), self._look()
+        self.state = hash(tuple(self._flags))  # where it is the same, gradients are made in the same way
         wanted = {id(p) for p in stepped}
-        trainable = [p for p in self._all if p.requires_grad]
+        trainable = [p for p in model.parameters() if p.requires_grad]
         self.parameters = [p for p in trainable if id(p) in wanted] or trainable
-        self.layers = owners(model, self.parameters)
+        # A BatchNorm ties examples together also where its own parameters, if any, do not train.
+        batch_norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        self.layers = list(dict.fromkeys([*owners(model, self.parameters), *batch_norms]))
         self.why_not = why_not_in_step(model, self.parameters)
 
     def is_current(self) -> bool:
-        """True while the same parameters are trainable, and the same layers in training mode."""
+        """True while the model has the same layers, modes and hooks, and trains the same parameters."""
         return self._flags == self._look()
 
-    def _look(self) -> list[bool]:
-        return [p.requires_grad for p in self._all] + [m.training for m in self._modules]
+    def has_same_parameters(self) -> bool:
+        """True while the same parameters are trainable."""
+        return self._trained == self._trainable()
+
+    def hooks(self) -> list[int]:
+        """The number of hooks on each parameter."""
+        return [len(p._backward_hooks or ()) for p in self._model.parameters()]
+
+    def _trainable(self) -> list[int]:
+        return [id(p) for p in self._model.parameters() if p.requires_grad]
+
+    def _look(self) -> list[int]:
+        modules = [
+            (id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in self._model.modules()
+        ]
+        return [*self._trainable(), *self.hooks(), *chain.from_iterable(modules)]
 
 
 def owners(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def by_differentiating(layer: nn.Module, inputs: Sequence[Any], g: Tensor) -> Ma
         return product
 
     inputs = [dense(x.detach()) if isinstance(x, Tensor) else x for x in inputs]
-    terms = vmap(grad(inner_product), in_dims=(None, 0, *batched), randomness="error")
+    terms = _or_unsupported(layer, vmap(grad(inner_product), in_dims=(None, 0, *batched), randomness="error"))
     if n * numbers <= AT_ONCE:
         found = terms(values, dense(g), *inputs)
         return {p: Stored(found[name]) for name, p in parameters.items()}
@@ -62,6 +62,22 @@ def by_differentiating(layer: nn.Module, inputs: Sequence[Any], g: Tensor) -> Ma
             squares, total = sums.get(name, (zero, zero))
             sums[name] = squares + squared(term), total + term.sum(0)
     return {p: Reduced(n, *sums[name]) for name, p in parameters.items()}
+
+
+def _or_unsupported(layer: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which says that the layer is not supported where torch cannot differentiate it this way."""
+
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise Unsupported(
+                f"a {type(layer).__name__} cannot be differentiated example by example: {error}"
+            ) from error.with_traceback(None)
+
+    return call
 
 
 class Reduced:

@@ -22,10 +22,13 @@ log = logging.getLogger(__name__)
 
 SHORT = 4  # samples; a shorter batch is skipped if longer ones have been seen
 FEW = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
-PATIENCE = 3  # steps in a row in which no layer was called, after which the layers are taken not to be called at all
+PATIENCE = 3  # steps in a row that could not be measured for one reason, after which it is taken to be there to stay
 
 IN_STEP, HALVES = "in step", "halves"
-NOT_CALLED = "its layers are not called one by one in the loop's step, as in compiled code"
+NOT_CALLED = (
+    "its layers are not called one by one in the loop's step, as in compiled code, or they leave no gradient, as where "
+    "the optimizer steps within the backward pass"
+)
 
 
 class NoiseMeter:
@@ -58,6 +61,8 @@ class NoiseMeter:
         self._coupling = Coupling(model, loss) if loss is not None else None
         self._longest = 0  # rows
         self._missed = 0  # steps in a row in which no layer was called
+        self._not_now = 0  # steps in a row that could not be measured, though others may be
+        self._repeated = 0  # steps in a row that went through examples several times
         self._source, self._why = IN_STEP, "what the layers see in the step"
         if choice == "halves":
             self._source, self._why = HALVES, "asked for"
@@ -93,13 +98,17 @@ class NoiseMeter:
             return None  # the whole model may be frozen for a while
         if self.in_step:
             self._look_for_coupling(batch, samples)
-            try:
-                self._in_step.arm(*sizes)
-            except Unsupported as error:
-                self._change(error)
-            else:
+            self._watch(sizes)
+            if self._in_step.is_armed:
                 return None
         return self._by_halves(batch, samples)
+
+    def _watch(self, sizes: Sequence[int]) -> None:
+        """Watch the step that comes, or change to halves if that is not possible."""
+        try:
+            self._in_step.arm(*sizes)
+        except Unsupported as error:
+            self._change(error)
 
     def expect(self, *sizes: int) -> None:
         """Say which lengths the batches may have, while a step is watched."""
@@ -109,12 +118,13 @@ class NoiseMeter:
         """Watch no longer, and drop what has been seen."""
         self._in_step.disarm()
 
-    def end(self, samples: int, sizes: Sequence[int]) -> Measurement | None:
+    def end(self, samples: int, sizes: Sequence[int], batches: int = 1) -> Measurement | None:
         """The measurement of the step that was watched, when its gradients are ready.
 
         Args:
             samples: samples delivered while it was watched.
             sizes: lengths of the batches that it may have been made of.
+            batches: number of batches delivered while it was watched.
 
         Returns:
             None if there is nothing to tell: no backward pass has been seen yet, or the step had begun before, in which
@@ -128,11 +138,13 @@ class NoiseMeter:
         try:
             norms = found.norms()
         except BegunBeforeError:
-            found.arm(*sizes)  # the next step is watched from its beginning
+            self._watch(sizes)  # the next step is watched from its beginning
             return None
         except NotNow as error:
-            log.info("a step was not measured: %s", error)
             found.disarm()
+            self._not_now += 1
+            level = logging.WARNING if self._not_now == PATIENCE else logging.INFO
+            log.log(level, "a step was not measured: %s", error)
             return None
         except Unsupported as error:
             found.disarm()
@@ -144,11 +156,20 @@ class NoiseMeter:
                 found.disarm()
                 self._change(Unsupported(NOT_CALLED))
             return None
-        self._missed = 0
+        self._missed = self._not_now = 0
         counts = found.examples
         found.disarm()
         if norms.large_size < 2:
             return None  # one example shows no noise
+        if len(counts) > batches and norms.large_size > samples:
+            # An example's term would be the sum of those of its passes, which are not kept that long.
+            several = f"{len(counts)} backward passes are made for {batches} of its batches"
+            self._repeated += 1
+            log.info("a step was not measured: %s", several)
+            if self._repeated >= PATIENCE:
+                self._change(Unsupported(f"{several}, so examples are counted several times"))
+            return None
+        self._repeated = 0
         if self._loss is not None and self._loss.reduction == "sum":
             norms = norms.divided_by(norms.large_size**2)
         rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .mean_gradient import dense, square, squared_norm, together
-from .terms import Term, Unsupported
+from .terms import NotNow, Term, Unsupported
 
 FLOOR = 0.1  # part of the rounding error that is relative to the whole gradient: some parameters' is nothing but that
 
@@ -43,6 +43,10 @@ class Pass:
         """Add terms of a parameter; those of one that is used several times are held until the pass ends."""
         if parameter in self._held or not is_last:
             held = self._held.get(parameter)
+            if held is not None and held.examples != term.examples:
+                raise Unsupported(
+                    f"a layer is called on {held.examples} and on {term.examples} examples for one backward pass"
+                )
             self._held[parameter] = term if held is None else held.joined(term)
         else:
             self._count(parameter, term)
@@ -66,7 +70,7 @@ class Pass:
 
 
 class Step:
-    """The backward passes of an optimizer step, from the first after its gradients were None.
+    """The backward passes of an optimizer step, from the first after its gradients were None or zero.
 
     Args:
         parameters: those that are watched.
@@ -82,14 +86,35 @@ class Step:
         self._examples: dict[Tensor, list[int]] = {}
         self._large: Tensor | None = None
         self._left: Tensor | None = None  # squared norm of what `.grad` held before the first pass
+        self._after: list[tuple[int, int]] = []  # the gradients after the latest pass, see `_identity`
+        self._same: Tensor | None = None  # True if no pass found the gradients changed since the one before
         self._errors: dict[Tensor, tuple[Tensor, Tensor]] = {}  # squared norms of difference and gradient
 
     def begin(self, new: Pass) -> None:
-        """A pass begins. If the gradients are None, earlier passes do not count for the step."""
-        if self.passes and not new.before:
+        """A pass begins. If the gradients are None or were set to zero, earlier passes do not count for the step.
+
+        Raises:
+            NotNow: if the gradients were changed after the pass before, as by clipping or an unscaling.
+        """
+        if self.passes and not self._go_on(new.before):
             self._start()
-        if not self.passes and new.before:
+        elif not self.passes and new.before:
             self._left = squared_norm(new.before)
+
+    def _go_on(self, before: Sequence[Tensor]) -> bool:
+        """True if a pass adds to what the step's earlier passes have added up."""
+        if not before:
+            return False
+        size = squared_norm(before)
+        if _identity(before) != self._after:
+            # It waits for the device, which happens only where gradients are changed in place and passes follow.
+            if size.item() == 0:
+                return False
+            raise NotNow("the gradients were changed between two backward passes of the step")
+        # A change by way of `.data` leaves no trace but the values.
+        same = size == self.large()
+        self._same = same if self._same is None else self._same & same
+        return True
 
     def end(self, ended: Pass) -> None:
         """A pass is over. It does not count if it has added to no `.grad`, as one by `torch.autograd.grad`."""
@@ -107,6 +132,7 @@ class Step:
         for watched, n in ended.examples.items():
             self._examples.setdefault(watched, []).append(n)
         self._large = squared_norm(gradients)
+        self._after = _identity([g for g in gradients if g is not None])
         if ended.totals and self.passes == 1:
             for watched, total in ended.totals.items():
                 assert watched.grad is not None
@@ -129,9 +155,11 @@ class Step:
         return 0.0 if self._left is None else self._left.item()
 
     def small(self) -> Tensor:
-        """sum_i |c_i|^2; nan if the step had begun before, or if nothing has a gradient, as where no target counts."""
+        """sum_i |c_i|^2; nan if it is 0, as where no target counts, or if `.grad` held or became something else."""
         small = together(self._squares).sum()
         found = small > 0 if self._left is None else (small > 0) & (self._left.to(small.device) == 0)
+        if self._same is not None:
+            found = found & self._same.to(small.device)
         return torch.where(found, small, torch.nan)
 
     def large(self) -> Tensor:
@@ -155,3 +183,8 @@ class Step:
     def was_conclusive(self) -> bool:
         """False if the gradient was 0 or not finite, so that comparing said nothing."""
         return 0 < self.large().item() < math.inf
+
+
+def _identity(gradients: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Which tensors they are, and how often each has been changed in place."""
+    return [(id(g), g._version) for g in gradients]

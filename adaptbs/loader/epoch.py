@@ -27,6 +27,7 @@ class LoaderEpoch:
         meter: measures the steps of several ranks; None on one process.
         rows: checks that rows follow samples.
         which_batch: notices a loop of which it is not known which batch its steps belong to.
+        owner: kept while the iteration lasts, also where the loop keeps nothing but the iteration.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class LoaderEpoch:
         meter: RankMeter | None,
         rows: RowCheck,
         which_batch: WhichBatch,
+        owner: object,
     ) -> None:
         self._cut, self._source, self._run, self._driver = cut, source, run, driver
         self._step_hook, self._misuse, self._meter = step_hook, misuse, meter
         self._rank_step: RankStep | None = None
         self._rows, self._which_batch = rows, which_batch
+        self._owner = owner
 
     def begin_epoch(self) -> None:
         self._step_hook.scaler.count_steps(wait=True)

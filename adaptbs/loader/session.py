@@ -208,7 +208,7 @@ class LoaderSession:
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(
             cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
-            self.which_batch,
+            self.which_batch, self,
         )  # fmt: skip
         return self.run.deliver(fetched, cut.queue, self._look_ahead, events, cut.is_new)
 

@@ -79,9 +79,10 @@ class MeasurementWindow:
         if self._skipped and not self._warned:
             self._warned = True
             log.warning(
-                "a gradient was not finite (nan or inf): such batches are left out of the noise scale. That is usual "
-                "now and then in float16, and where no target of a batch counts; otherwise, or if the loss is nan, "
-                "lower the learning rate. This is said once."
+                "a gradient was not finite (nan or inf), or was added to one that was never zeroed: such batches are "
+                "left out of the noise scale. That is usual now and then in float16, and where no target of a batch "
+                "counts; otherwise, or if the loss is nan, call zero_grad() at each step and lower the learning rate. "
+                "This is said once."
             )
         self._entries += finite
         self._unread = []

@@ -80,8 +80,9 @@ class StepMeasuring:
         """
         if self.meter is not None:
             with self._may_fail(None):
-                self._controller.measured(self.meter.end(sum(self._delivered), self._sizes))
+                self._controller.measured(self.meter.end(sum(self._delivered), self._sizes, len(self._delivered)))
             self.watches = self.meter is not None and self.meter.is_armed
+            self._delivered = []  # if it watches on, it watches the next step
 
     def stop(self) -> None:
         """Watch the step no longer."""

@@ -1,0 +1,112 @@
+"""Layers inside activation checkpoints, whose inputs are computed anew in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Computes the terms of a call from its inputs and the gradient of its output.
+Use = Callable[[Sequence[Any], Tensor], None]
+
+
+def packs() -> Any:
+    """What packs the tensors that autograd saves, as inside a checkpoint; None outside."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    hooks = top(True) if top is not None else None
+    return hooks[0] if hooks is not None else None
+
+
+def in_checkpoint() -> bool:
+    """True inside a checkpoint that is not reentrant, also while it is run again."""
+    return getattr(packs(), "__module__", None) == "torch.utils.checkpoint"
+
+
+class Call:
+    """A call of a layer inside a checkpoint. Its gradient may arrive before its inputs are there again.
+
+    To keep the inputs from the forward pass on would hold what the checkpoint is there to let go of.
+    """
+
+    def __init__(self, use: Use) -> None:
+        self._use = use
+        self._g: Tensor | None = None
+        self._inputs: Sequence[Any] | None = None
+        self.is_run_again = False
+
+    @property
+    def waits(self) -> bool:
+        """True while its gradient waits for its inputs."""
+        return self._g is not None
+
+    def arrives(self, g: Tensor) -> None:
+        """Take its gradient."""
+        self._g = g
+        self._meet()
+
+    def run_again(self, inputs: Sequence[Any]) -> None:
+        """Take its inputs."""
+        self._inputs, self.is_run_again = inputs, True
+        self._meet()
+
+    def drop(self) -> None:
+        """Let go of what it holds. Whoever keeps a loss keeps its graph, and with it this call."""
+        self._g = self._inputs = None
+
+    def _meet(self) -> None:
+        g, inputs = self._g, self._inputs
+        if g is not None and inputs is not None:
+            self._g = self._inputs = None
+            self._use(inputs, g)
+
+
+class Calls:
+    """The calls inside checkpoints.
+
+    A checkpoint is run again when the backward pass comes to it, most often the latest first, and makes the calls of a
+    layer in the order of the forward pass.
+    """
+
+    def __init__(self) -> None:
+        self._checkpoints: list[tuple[Any, dict[nn.Module, list[Call]]]] = []
+
+    def knows(self, layer: nn.Module) -> bool:
+        """True if the layer was called inside a checkpoint."""
+        return any(layer in calls for _, calls in self._checkpoints)
+
+    def add(self, layer: nn.Module, use: Use) -> Call:
+        """Take note of a call in the forward pass."""
+        call, checkpoint = Call(use), packs()
+        calls = next((calls for known, calls in reversed(self._checkpoints) if known is checkpoint), None)
+        if calls is None:
+            calls = {}
+            self._checkpoints.append((checkpoint, calls))
+        calls.setdefault(layer, []).append(call)
+        return call
+
+    def run_again(self, layer: nn.Module, inputs: Sequence[Any]) -> None:
+        """Take the inputs of a call that is made again."""
+        found: Call | None = None
+        for _, calls in reversed(self._checkpoints):
+            call = next((call for call in calls.get(layer, ()) if not call.is_run_again), None)
+            if call is not None and any(c.waits or c.is_run_again for each in calls.values() for c in each):
+                found = call
+                break
+            found = found or call
+        if found is not None:
+            found.run_again(inputs)
+
+    @property
+    def any_waits(self) -> bool:
+        """True if a gradient still waits for its inputs."""
+        return any(call.waits for _, calls in self._checkpoints for each in calls.values() for call in each)
+
+    def clear(self) -> None:
+        """Forget them all."""
+        for _, calls in self._checkpoints:
+            for each in calls.values():
+                for call in each:
+                    call.drop()
+        self._checkpoints = []
