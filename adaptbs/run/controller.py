@@ -162,8 +162,10 @@ class Controller:
             longest: the longest batch so far, samples of all ranks together.
         """
         self._budget.clock.step(num_samples)
-        turn = self._timer.is_turn(self.progress_tracker.effective_samples)
-        if turn or (self._timer.new_measurements and self._look(cut_size)):
+        timer = self._timer
+        turn = timer.is_turn(self.progress_tracker.effective_samples)
+        news = timer.unread_measurements >= NEWS or (timer.new_measurements >= TRY and not self._budget.knows_cost)
+        if turn or (news and self._look(cut_size)):
             with self._budget.clock.deciding():
                 self._decide(cut_size, longest)
 
@@ -199,14 +201,13 @@ class Controller:
 
     def _look(self, cut_size: int) -> bool:
         """Look at the new measurements, if there are enough of them; whether they are reason for a decision."""
-        timer = self._timer
-        if timer.new_measurements == TRY and not self._budget.knows_cost:
+        if not self._budget.knows_cost:
             with self._budget.clock.deciding():
                 self._take_in()
                 self._calibrate(cut_size)
-        if callable(self._settings.target) or timer.unread_measurements < NEWS:
+        if callable(self._settings.target) or self._timer.unread_measurements < NEWS:
             return False
-        timer.looked()
+        self._timer.looked()
         with self._budget.clock.deciding():
             estimate = self._read()
             self._calibrate(cut_size)

@@ -46,6 +46,7 @@ class OverheadBudget:
         self._pending: list[tuple[int, float]] = []  # measured steps of sizes of which no other step was timed so far
         # The first measurement loads kernels and chooses algorithms, which is not what measuring costs.
         self._warming_up = given is None
+        self.knows_cost = False  # True once a measurement has been timed
 
     def use_clock(self, clock: Clock) -> None:
         """Read another clock from here on."""
@@ -55,11 +56,6 @@ class OverheadBudget:
     def step_time(self) -> Time | None:
         """t(B), seconds, as given or as fitted to the steps so far. None until enough steps of two sizes were timed."""
         return self._given or self.step_times.fit()
-
-    @property
-    def knows_cost(self) -> bool:
-        """True if a measurement has been timed."""
-        return bool(self._costs)
 
     def read(self, *, alone: bool = False) -> None:
         """Add up what the clock has recorded since the last call. The host may have to wait for the device.
@@ -77,6 +73,7 @@ class OverheadBudget:
         if costs and self._warming_up:
             self._warming_up, costs = False, costs[1:]
         self._costs.extend(costs)
+        self.knows_cost = bool(self._costs)
         self._spent += sum(costs) + timings.deciding
 
     def _extra_of(self, measured_steps: Sequence[tuple[int, float]]) -> list[float]:
@@ -138,5 +135,6 @@ class OverheadBudget:
         self.duty.load_state_dict(state["duty"])
         self._elapsed, self._spent = state["elapsed"], state["spent"]
         self._costs = deque(state["costs"], KEEP)
+        self.knows_cost = bool(self._costs)
         self._pending = [(size, seconds) for size, seconds in state["pending"]]
         self._warming_up = state["warming_up"]
