@@ -23,17 +23,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 
 import torch
 from fastai.basics import Callback, CancelValidException, DataLoaders, Learner
 from fastai.basics import DataLoader as FastaiLoader
 from fastai.callback import schedule  # noqa: F401  (adds fit_one_cycle)
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.timing.clock import DeviceClock, Timings
+from adaptbs.timing.clock import DeviceClock
 from benchmarks.common.machine import save
 from benchmarks.cost.measuring import cnn, mlp, tabular
 
@@ -41,7 +43,7 @@ BATCH_SIZE = 64
 EPOCH_STEPS = 200
 BLOCK = 2  # steps at a time: the machine's speed varies within tenths of a second
 RUNS: dict[str, float | None] = {"plain": None, "control": None, "0": 0.0, "0.02": 0.02, "0.05": 0.05}
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cpu")  # benchmarks.gpu measures a GPU
 
 
 class RunClock(DeviceClock):
@@ -49,28 +51,13 @@ class RunClock(DeviceClock):
 
     def __init__(self) -> None:
         super().__init__(DEVICE)
-        self._unread = 0  # steps since the clock was read
-        self._pauses: list[tuple[int, float]] = []  # which of the unread steps, seconds
-
-    def step(self, batch_size: int) -> None:
-        super().step(batch_size)
-        self._unread += 1
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
         begin = time.perf_counter()
         yield
-        self._pauses.append((self._unread, time.perf_counter() - begin))
-
-    def read(self) -> Timings:
-        timings = super().read()
-        for step, paused in self._pauses:
-            size, seconds = timings.steps[step]
-            timings.steps[step] = (size, seconds - paused)
-        self._unread, self._pauses = 0, []
-        return timings
+        if self._last is not None:  # the step under way has begun so much later
+            self._last += time.perf_counter() - begin
 
 
 def stay(noise_scale, batch_size: int, progress: float) -> int:
@@ -78,8 +65,13 @@ def stay(noise_scale, batch_size: int, progress: float) -> int:
     return batch_size
 
 
-def loop(make: Callable, data: tuple, epochs: int, overhead: float | None) -> Iterator[None]:
-    """A loop in plain torch that stops every few steps; overhead None is without adaptbs."""
+def loop(make: Callable, data: tuple, epochs: int, overhead: float | None, base: int = BATCH_SIZE) -> Iterator[None]:
+    """A loop in plain torch that stops every few steps; overhead None is without adaptbs.
+
+    Args:
+        base: the batch size that the hyperparameters are stated for. With a smaller one than the loader's they are set
+            at every step, as where the batch has grown.
+    """
     model, loss_func, _ = make(BATCH_SIZE)
     model.to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -91,7 +83,7 @@ def loop(make: Callable, data: tuple, epochs: int, overhead: float | None) -> It
         else:
             loader = AdaptiveDataLoader(
                 TensorDataset(*data), BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func,
-                epochs=epochs, max_batch_size=BATCH_SIZE, target=stay, overhead=overhead,
+                epochs=epochs, max_batch_size=BATCH_SIZE, base_batch_size=base, target=stay, overhead=overhead,
             )  # fmt: skip
             loader.training_run.use_clock(clock)
         step = count(1)
@@ -107,6 +99,12 @@ def loop(make: Callable, data: tuple, epochs: int, overhead: float | None) -> It
     return train()
 
 
+def small_mlp(n: int) -> tuple[nn.Module, nn.Module, tuple]:
+    """A model whose step takes about a millisecond."""
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    return model, nn.CrossEntropyLoss(), (torch.randn(n, 64), torch.randint(10, (n,)))
+
+
 class Rows(Dataset):
     """(categories, numbers, target) of one row."""
 
@@ -120,15 +118,17 @@ class Rows(Dataset):
         return tuple(t[i] for t in self.tensors)
 
 
-def fit(make: Callable, data: tuple, epochs: int, overhead: float | None) -> Iterator[None]:
-    """A Learner's fit that stops every few steps; overhead None is without adaptbs."""
+def fit(make: Callable, data: tuple, epochs: int, overhead: float | None, base: int = BATCH_SIZE) -> Iterator[None]:
+    """A Learner's fit that stops every few steps; the arguments are as for `loop`."""
     model, loss_func, _ = make(BATCH_SIZE)
     train = FastaiLoader(Rows(data), bs=BATCH_SIZE, shuffle=True)
     dls = DataLoaders(train, FastaiLoader(Rows(data), bs=BATCH_SIZE, n=BATCH_SIZE), device=DEVICE)
     learn = Learner(dls, model.to(DEVICE), loss_func=loss_func)
     adaptive = []
     if overhead is not None:
-        adaptive.append(AdaptiveBatchSize(max_batch_size=BATCH_SIZE, target=stay, overhead=overhead))
+        adaptive.append(
+            AdaptiveBatchSize(max_batch_size=BATCH_SIZE, base_batch_size=base, target=stay, overhead=overhead)
+        )
     turns = Turns(*adaptive)
 
     def train_in_turns() -> None:
@@ -197,8 +197,6 @@ def in_turn(runs: dict[str, Iterator[None]]) -> dict[str, tuple[float, float]]:
             wall, cpu = time.perf_counter(), time.process_time()
             if next(runs[name], StopIteration) is StopIteration:
                 left.remove(name)
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
             total_wall, total_cpu = seconds[name]
             seconds[name] = total_wall + time.perf_counter() - wall, total_cpu + time.process_time() - cpu
     return seconds
@@ -206,9 +204,12 @@ def in_turn(runs: dict[str, Iterator[None]]) -> dict[str, tuple[float, float]]:
 
 #: how to run it, the model, and epochs in a full run: about as long as each other
 TASKS: dict[str, tuple[Callable, Callable, int]] = {
+    "small MLP, plain loop": (loop, small_mlp, 24),
     "MLP, plain loop": (loop, mlp, 12),
+    "MLP, plain loop, k = 4": (partial(loop, base=BATCH_SIZE // 4), mlp, 12),
     "CNN with BatchNorm, plain loop": (loop, cnn, 6),
     "fastai tabular with BatchNorm": (fit, tabular, 8),
+    "fastai tabular, k = 4": (partial(fit, base=BATCH_SIZE // 4), partial(tabular, batch_norm=False), 8),
 }
 
 
