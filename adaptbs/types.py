@@ -74,13 +74,18 @@ class Measurement:
         norms: the squared norms.
         source: how they were measured: "in step", "halves" or "ranks".
         why: reason for this source, for the history.
-        caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples.
+        caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples. If
+            it takes a look at numbers on the device, a function that tells it once the norms are read too.
     """
 
     norms: SquaredNorms
     source: str
     why: str
-    caveat: str | None = None
+    caveat: str | Callable[[], str | None] | None = None
+
+    def read_caveat(self) -> str | None:
+        """The caveat; may wait for the device."""
+        return self.caveat() if callable(self.caveat) else self.caveat
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..model import BatchLoss, LossNotScalarError, batch_length, describe_batch, slice_batch, without_chance
 
@@ -36,7 +36,7 @@ class Coupling:
 
     def __init__(self, model: nn.Module, batch_loss: BatchLoss) -> None:
         self._model, self._batch_loss = model, batch_loss
-        self._ratios: list[float] = []  # losses of two halves over that of the whole batch
+        self._ratios: list[Tensor | float] = []  # losses of two halves over that of the whole batch
         self._looks = LOOKS
         self._called = False  # True once the loss was called on a batch, of whatever length
 
@@ -44,15 +44,18 @@ class Coupling:
     def found(self) -> bool:
         """True if all `LOOKS` batches deviated from a mean by more than `OFF`, all in the same direction.
 
-        Deviations that come from samples' weights have a random sign.
+        Deviations that come from samples' weights have a random sign. This waits for the device.
         """
-        if len(self._ratios) < LOOKS or all(abs(ratio - 1) < EXACT for ratio in self._ratios):
+        if self._looks:
             return False
-        deviations = [ratio / 2 - 1 for ratio in self._ratios]
+        ratios = self._read()
+        if len(ratios) < LOOKS or all(abs(ratio - 1) < EXACT for ratio in ratios):
+            return False
+        deviations = [ratio / 2 - 1 for ratio in ratios]
         return min(deviations) > OFF or max(deviations) < -OFF
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ratios": list(self._ratios), "looks": self._looks}
+        return {"ratios": self._read(), "looks": self._looks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._ratios, self._looks = list(state["ratios"]), state["looks"]
@@ -77,7 +80,7 @@ class Coupling:
             return
         self._called = True
         self._looks -= 1
-        ratio = math.nan
+        ratio: Tensor | float = math.nan
         try:
             ratio = self._ratio(batch)
         except LossNotScalarError:
@@ -89,9 +92,14 @@ class Coupling:
             )  # fmt: skip
             # The other ranks call again, so with `agreed` this rank must too.
             self._looks = self._looks if agreed else 0
-        if agreed is not None:
-            ratio = agreed(ratio)
-        self._ratios += [ratio] if math.isfinite(ratio) else []
+        self._ratios.append(ratio if agreed is None else agreed(float(ratio)))
+
+    def _read(self) -> list[float]:
+        """The ratios, those that are no numbers left out."""
+        read = [float(ratio) for ratio in self._ratios]
+        finite = [ratio for ratio in read if math.isfinite(ratio)]
+        self._ratios = list(finite)
+        return finite
 
     def _call_once(self, batch: Any) -> None:
         try:
@@ -104,12 +112,12 @@ class Coupling:
             what = type(error).__name__, error, describe_batch(batch)
             log.info("the loss could not be called: %s: %s (on a batch of %s)", *what)
 
-    def _ratio(self, batch: Any) -> float:
+    def _ratio(self, batch: Any) -> Tensor:
         n = batch_length(batch) // 2 * 2
         slices = [slice_batch(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
         with torch.enable_grad(), without_chance(self._model), self._batch_loss.preserving(self._model):
-            whole, *halves = (self._batch_loss(self._model, each).item() for each in slices)
-        return sum(halves) / whole if whole else math.nan
+            whole, *halves = (self._batch_loss(self._model, each).detach().reshape(()) for each in slices)
+        return torch.stack(halves).sum() / whole  # nan or inf where the loss is 0
 
 
 def _long_enough(batch: Any) -> bool:

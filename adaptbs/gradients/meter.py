@@ -174,7 +174,7 @@ class NoiseMeter:
             norms = norms.divided_by(norms.large_size**2)
         rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
-        return Measurement(norms, IN_STEP, self._why, self._coupled() or caveat)
+        return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or caveat)
 
     def _by_halves(self, batch: Any, samples: int) -> Measurement | None:
         assert self._halves is not None
@@ -184,7 +184,10 @@ class NoiseMeter:
             return None  # the last few samples of an epoch; a model that never trains on one sample may fail on it
         self._look_for_coupling(batch, samples)
         norms = self._halves.measure(batch)
-        return None if norms is None else Measurement(norms, HALVES, self._why, self._caveat(norms, rows, samples))
+        if norms is None:
+            return None
+        caveat = self._caveat(norms, rows, samples)
+        return Measurement(norms, HALVES, self._why, lambda: self._coupled() or caveat)
 
     def _look_for_coupling(self, batch: Any, samples: int) -> None:
         if self._coupling is not None:
@@ -232,8 +235,6 @@ class NoiseMeter:
         return COUPLED if self._coupling is not None and self._coupling.found else None
 
     def _caveat(self, norms: SquaredNorms, rows: int, samples: int) -> str | None:
-        if self._coupled():
-            return COUPLED
         if rows != samples:
             return f"{rows} rows of {samples} samples"
         if norms.small_size < FEW and has_batch_norm(self._model):

@@ -55,7 +55,7 @@ class NoiseScaleTracker:
         finite = dict(self._plain.read())
         read = [(samples, progress, made, finite.get(samples)) for samples, (progress, made) in self._unread.items()]
         if read and self.caveat != COUPLED:  # a loss that couples samples always will, also in a resumed run
-            self.caveat = read[-1][2].caveat
+            self.caveat = read[-1][2].read_caveat()
         self._unread = {}
         return read
 

@@ -61,7 +61,7 @@ class History:
             batch_size=made.norms.large_size,
             source=made.source,
             reason=made.why,
-            doubt=made.caveat if norms else "not finite",
+            doubt=made.read_caveat() if norms else "not finite",
             grad_sq=norms.grad_sq if norms else None,
             trace=norms.trace if norms else None,
         )

@@ -274,5 +274,7 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks) -> Iterator[Work]:
 
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
-    for part in (base_lr, own_lr, fixed, adaptive, in_step, cpu, peers, article, ablations, fixed_beta1, fixed_small, lengths)
+    for part in (
+        base_lr, own_lr, fixed, adaptive, in_step, cpu, peers, article, ablations, fixed_beta1, fixed_small, lengths,
+    )
 }

@@ -57,7 +57,7 @@ class Bench:
         if measurement is not None:
             norms = measurement.norms
             self.found.append((len(self.truths), float(norms.small), float(norms.large), norms.large_size))
-            self.caveats.add(measurement.caveat)
+            self.caveats.add(measurement.read_caveat())
 
     def truth(self, model: nn.Module, losses: Losses) -> None:
         """Each example's loss, as it counts in the step's gradient."""

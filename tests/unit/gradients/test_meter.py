@@ -159,7 +159,7 @@ def test_the_optimizers_parameters_are_the_ones_that_count():
 def test_batch_norm_over_few_samples_is_a_caveat(half, caveat):
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     batch = torch.randn(2 * half, 4), torch.randn(2 * half, 1)
-    assert step(meter_of(model), model, batch).caveat == caveat
+    assert step(meter_of(model), model, batch).read_caveat() == caveat
 
 
 def contrastive(model: nn.Module, batch) -> torch.Tensor:
@@ -195,14 +195,14 @@ def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for
         for _ in range(LOOKS + 1):  # the first may show only that the model cannot be measured in its step
             made = step(meter, model, (torch.randn(64, 4), torch.zeros(64)), loss=loss) or made
         assert all(m.training for m in model.modules())
-        found.append(made.caveat == COUPLED)
+        found.append(made.read_caveat() == COUPLED)
     assert found == [coupled] * 10
 
 
 def test_rows_that_are_not_the_samples_are_a_caveat():
     model = nn.Linear(4, 1)
-    assert step(meter_of(model), model, samples=5).caveat == "8 rows of 5 samples"
-    assert step(meter_of(model, choice="halves"), model, samples=5).caveat == "8 rows of 5 samples"
+    assert step(meter_of(model), model, samples=5).read_caveat() == "8 rows of 5 samples"
+    assert step(meter_of(model, choice="halves"), model, samples=5).read_caveat() == "8 rows of 5 samples"
 
 
 def test_a_loss_that_asks_for_gradients_itself_can_be_measured():
@@ -225,4 +225,4 @@ def test_coupled_samples_are_said_even_where_rows_are_not_the_samples():
     meter = NoiseMeter(model, BatchLoss(batch_loss=contrastive), choice="halves")
     for _ in range(LOOKS):
         made = step(meter, model, (torch.randn(64, 4), torch.zeros(64)), samples=32)
-    assert made.caveat == COUPLED
+    assert made.read_caveat() == COUPLED
