@@ -15,7 +15,7 @@ from ..gradients import IN_STEP
 from ..memory import MemoryLimit
 from ..noise_scale import NoiseScaleTracker, student_t
 from ..ranks import ALONE, Ranks
-from ..report import History
+from ..report import History, in_words
 from ..timing import TRY, Clock, OverheadBudget, StepTime, Time
 from ..types import COUPLED, Measurement, NoiseScale, Scale
 from .holds import Holds
@@ -92,7 +92,7 @@ class Controller:
         # Both are asked for at every step, and stay as they are from one decision to the next.
         self.scales.clear()
         self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
-        self.history = History(self._views)
+        self.history = History(self._views, settings.log if self._ranks.rank == 0 else None)
         self._record("start", reason="start")
 
     def use_clock(self, clock: Clock) -> None:
@@ -246,7 +246,7 @@ class Controller:
         decision = self.memory.clip(decision, self.batch_size, longest)
         if decision.batch_size != self.batch_size:
             sizes = self.batch_size, decision.batch_size
-            log.info("batch size %d -> %d (%s) at %.0f %%", *sizes, decision.reason, 100 * share)
+            log.info("batch size %d -> %d (%s) at %.0f %%", *sizes, in_words(decision.reason), 100 * share)
         self._noise_scales.say(noise_scale, share)
         # Nobody knows how sure a function of the user's needs to be; and a decision without news says nothing.
         if not callable(settings.target) and self._timer.new_measurements:
@@ -297,4 +297,3 @@ class Controller:
             "progress": self.progress_tracker, "memory": self.memory, "budget": self._budget,
             "noise_scales": self._noise_scales, "timer": self._timer, "history": self.history, "holds": self.holds,
         }  # fmt: skip
-
