@@ -122,10 +122,7 @@ class NoiseScale:
         return self.trace / self.grad_sq
 
     def __str__(self) -> str:
-        if math.isinf(self.high):
-            return f"at least {self.low:,.0f}" if self.low > 0 else "not known yet"
-        limits = f"{self.low:,.0f} to {self.high:,.0f}"
-        return limits if self.simple is None else f"{self.simple:,.0f} ({limits})"
+        return noise_scale_text(self.simple, self.low, self.high)
 
     def __float__(self) -> float:
         if self.simple is None:
@@ -157,6 +154,14 @@ class NoiseScale:
         if self.drifting:
             return "drifting"
         return "at least low" if math.isinf(self.high) else None
+
+
+def noise_scale_text(simple: float | None, low: float, high: float) -> str:
+    """B_simple and its limits, samples, as people read them: "241 (129 to 977)" or "at least 1,671"."""
+    if math.isinf(high):
+        return f"at least {low:,.0f}" if low > 0 else "not known yet"
+    limits = f"{low:,.0f} to {high:,.0f}"
+    return limits if simple is None else f"{simple:,.0f} ({limits})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ..memory import MemoryLimit
 from ..noise_scale import NoiseScaleTracker, student_t
 from ..ranks import ALONE, Ranks
 from ..report import History, in_words
-from ..timing import TRY, Clock, OverheadBudget, StepTime, Time
+from ..timing import TRY, Clock, OverheadBudget, Spent, StepTime, Time
 from ..types import COUPLED, Measurement, NoiseScale, Scale
 from .holds import Holds
 from .rules import SHAPE, ByCutSize, RunRules, check_shape
@@ -136,6 +136,10 @@ class Controller:
     def step_time(self) -> Time | None:
         """Seconds of a step by batch size, as given or as fitted to the run so far."""
         return self._budget.step_time
+
+    @property
+    def overhead_spent(self) -> Spent:
+        return self._budget.spent
 
     @property
     def doubt(self) -> str | None:
@@ -264,12 +268,9 @@ class Controller:
     def _record(self, event: str, reason: str) -> None:
         progress, size = self.progress_tracker, self.batch_size
         self.history.add_estimate(
-            self.noise_scale,
-            self.views,
-            event=event, reason=reason, doubt=self.doubt,
+            self.noise_scale, self.views, event=event, reason=reason, doubt=self.doubt,
             samples=progress.samples, progress=progress.share if progress.epochs else None,
-            batch_size=size // self.batches_per_step, global_batch_size=size,
-            lr_factor=self.scales[size].lr_factor,
+            batch_size=size // self.batches_per_step, global_batch_size=size, lr_factor=self.scales[size].lr_factor,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
