@@ -159,3 +159,19 @@ def test_a_logger_is_a_function_and_stays_in_its_process():
     settings = Settings(log=lambda values, step: None, step_time=(1, 0.5), overhead=0.1)
     copied = pickle.loads(pickle.dumps(settings))
     assert copied.log is None and (copied.step_time, copied.overhead) == (settings.step_time, 0.1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"transfer": ["betas"]},
+        {"transfer": ["lr"], "lr_scaling": "linear"},
+        {"lr_scaling": "none"},
+        {"overhead": 0},
+    ],
+)
+def test_a_pickle_has_the_same_settings(given):
+    settings = Settings(**given)
+    copied = pickle.loads(pickle.dumps(settings))
+    assert copied == settings and copied.following == settings.following
