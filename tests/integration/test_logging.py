@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fastai.learner import load_learner
 
 from adaptbs.fastai import AdaptiveBatchSize
 from adaptbs.memory.limit import MemoryLimit
 from adaptbs.ranks import Ranks
 from adaptbs.run.controller import Controller
 from adaptbs.run.settings import Settings
-from tests.integration.fastai.learners import make_learner
+from tests.integration.fastai.learners import make_learner, make_tabular_learner
 from tests.integration.test_readme import surroundings
 from tests.integration.training import Numbered, adaptive, network, train
 
@@ -85,6 +86,19 @@ def test_rank_0_alone_logs(rank):
     made.start(1, torch.device("cpu"), MemoryLimit())
     made.ran_out_of_memory(4)
     assert [values["reason"] for values, _ in log.calls] == ["memory"] * (rank == 0)
+
+
+@pytest.mark.filterwarnings("ignore:load_learner:UserWarning")
+def test_a_learner_whose_callback_has_a_logger_can_be_exported(tmp_path):
+    learn = make_tabular_learner()
+    learn.path = tmp_path
+    with open(tmp_path / "log.txt", "w") as file:  # which cannot be pickled, as most loggers
+        learn.add_cb(AdaptiveBatchSize(log=lambda values, step: file.write(f"{step}: {values}"), **QUICK))
+        learn.fit(2)
+        learn.export("learner.pkl")
+    assert (tmp_path / "log.txt").read_text()
+    loaded = load_learner(tmp_path / "learner.pkl")
+    assert len(loaded.adaptive_batch_size.history) == len(learn.adaptive_batch_size.history)
 
 
 class Writer:
