@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import __version__
 from .gradients import why_loss_is_needed
 
-PACKAGES = ("adaptbs", "torch", "numpy", "scipy", "fastai", "matplotlib", "pandas")
+PACKAGES = ("torch", "numpy", "scipy", "fastai", "matplotlib", "pandas")
 FORMS = "give FILE.py:make_model, a function without arguments that returns the model, or a fastai export.pkl"
 TIES = "in training mode it ties the examples of a batch together"  # a BatchNorm that trains no parameter
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> str:
 def versions() -> Iterator[str]:
     """Versions of Python, of adaptbs, and of the packages that it works with."""
     yield f"python      {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield f"adaptbs     {__version__}"  # of the code that runs, installed or not
     for name in PACKAGES:
         try:
             version = metadata.version(name)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import adaptbs
 from adaptbs import doctor
 from adaptbs.__main__ import main
 from tests.integration.fastai.learners import make_tabular_learner
@@ -32,7 +33,7 @@ def models(tmp_path):
 def test_without_a_model_it_prints_versions_and_devices(capsys):
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    assert f"torch       {torch.__version__}" in shown and "adaptbs     0.1.0" in shown
+    assert f"torch       {torch.__version__}" in shown and f"adaptbs     {adaptbs.__version__}" in shown
     assert "cpu         " in shown and "layer" not in shown
 
 
