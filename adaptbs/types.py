@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENOUGH = 4  # fewest measurements that a decision is based on
+TEXT_FORMAT = re.compile(r"(.?[<>^])?\d*s?")  # a format that only pads or aligns, as of a table's cell
 TOO_MANY_SKIPPED = 0.25  # largest share of non-finite recent measurements at which the finite ones are still trusted
 COUPLED = "samples are coupled"  # caveat for a loss that is neither a mean nor a sum over samples
 
@@ -92,6 +94,9 @@ class Measurement:
 class NoiseScale:
     """An estimate of the simple noise scale B_simple = tr(Sigma)/|G|^2, with its confidence limits.
 
+    Prints as "241 (129 to 977)", or as "at least 1,671" while there is no upper limit. `float()` and number formats
+    such as `f"{noise_scale:.0f}"` give `simple`.
+
     Attributes:
         grad_sq: |G|^2, gradient^2, unbiased, so it may be negative.
         trace: tr(Sigma), gradient^2.
@@ -121,6 +126,20 @@ class NoiseScale:
             return None
         return self.trace / self.grad_sq
 
+    def __str__(self) -> str:
+        return noise_scale_text(self.simple, self.low, self.high)
+
+    def __float__(self) -> float:
+        if self.simple is None:
+            raise ValueError(
+                f"float(noise_scale): the noise scale is {self}, which is no single number. "
+                "Use .low and .high, or ask for `noise_scale.simple is None` first"
+            )
+        return self.simple
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec) if TEXT_FORMAT.fullmatch(spec) else format(float(self), spec)
+
     @property
     def doubt(self) -> str | None:
         """Reason not to trust `simple` as a number; None if there is none.
@@ -140,6 +159,14 @@ class NoiseScale:
         if self.drifting:
             return "drifting"
         return "at least low" if math.isinf(self.high) else None
+
+
+def noise_scale_text(simple: float | None, low: float, high: float) -> str:
+    """B_simple and its limits, samples, as people read them: "241 (129 to 977)" or "at least 1,671"."""
+    if math.isinf(high):
+        return f"at least {low:,.0f}" if low > 0 else "not known yet"
+    limits = f"{low:,.0f} to {high:,.0f}"
+    return limits if simple is None else f"{simple:,.0f} ({limits})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +197,9 @@ class Scale(NamedTuple):
 
 #: `target=`: (noise scale or None, current batch size, progress 0..1) -> wanted batch size, samples.
 Target: TypeAlias = Callable[["NoiseScale | None", int, float], float]
+
+#: `log=`: (values by name, samples seen so far) -> anything, which is ignored.
+LogFunction: TypeAlias = Callable[[dict[str, "float | str"], int], object]
 
 #: `lr_scaling=`: (k = batch size / base batch size, noise scale or None) -> factor on the learning rate.
 LRRule: TypeAlias = Callable[[float, "NoiseScale | None"], float]

@@ -1,7 +1,19 @@
-"""Reports on a run: its history, the trade-off between batch sizes, and plots of both."""
+"""Reports on a run: its history and summary, the trade-off between batch sizes, and plots of both."""
 
 from .history import History
 from .plot import plot_history, plot_suggestion
+from .summary import RunSummary, summary_of_run
 from .trade_off import TradeOff, trade_off_at, trade_off_of_run
+from .words import in_words
 
-__all__ = ["History", "TradeOff", "plot_history", "plot_suggestion", "trade_off_at", "trade_off_of_run"]
+__all__ = [
+    "History",
+    "RunSummary",
+    "TradeOff",
+    "in_words",
+    "plot_history",
+    "plot_suggestion",
+    "summary_of_run",
+    "trade_off_at",
+    "trade_off_of_run",
+]

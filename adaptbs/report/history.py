@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
-from ..types import Measurement, NoiseScale, SquaredNorms
+from ..types import LogFunction, Measurement, NoiseScale, SquaredNorms
+from .log_hook import LogHook
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 COLUMNS = (
     "event",  # "start", "measurement", "decision" or "out of memory"
@@ -26,10 +32,14 @@ COLUMNS = (
 
 
 class History:
-    """Records with the columns in `COLUMNS`; unknown values are None. `pandas.DataFrame(history.to_dict())` works.
+    """Records with the columns in `COLUMNS`; unknown values are None.
+
+    `history[-1]` is the latest record, `history[-10:]` a history of the last ten. `to_frame()`, `to_csv(path)` and
+    `to_dict()` give all of it.
 
     Args:
         views: names of the views whose noise scales decisions report. Each adds three columns (`view_columns`).
+        log: called for each record of a measurement or decision that is added (`log_hook.LogHook`); None for nothing.
 
     Attributes:
         records: the records, oldest first, as dicts.
@@ -37,8 +47,8 @@ class History:
         view_columns: names of each view's three columns: its noise scale, low and high.
     """
 
-    def __init__(self, views: Sequence[str] = ()) -> None:
-        self.views = tuple(views)
+    def __init__(self, views: Sequence[str] = (), log: LogFunction | None = None) -> None:
+        self.views, self._log = tuple(views), LogHook(log)
         self.view_columns = {view: view_columns(view) for view in self.views}
         self.columns = (*COLUMNS, *(name for names in self.view_columns.values() for name in names))
         self.records: list[dict[str, Any]] = []
@@ -49,6 +59,7 @@ class History:
         if unknown:
             raise ValueError(f"no such column: {sorted(unknown)}. The columns are {', '.join(self.columns)}")
         self.records.append(dict.fromkeys(self.columns) | values)
+        self._log(self.records[-1])
 
     def add_measurement(
         self, samples: int, progress: float | None, made: Measurement, norms: SquaredNorms | None
@@ -84,6 +95,26 @@ class History:
         kept = [record for record in self.records if record["event"] != "measurement"]
         return {name: [record[name] for record in kept] for name in self.columns}
 
+    def to_frame(self) -> DataFrame:
+        """All records as a `pandas.DataFrame`, one row each. Raises ImportError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "history.to_frame() needs pandas: pip install pandas. Without it, history.to_dict() has the columns, "
+                "and history.to_csv(path) writes a file"
+            ) from error
+        return pandas.DataFrame(self.to_dict())
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write all records to a CSV file, with a line of column names. Unknown values are empty cells."""
+        import csv
+
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.records)
+
     def state_dict(self) -> list[dict[str, Any]]:
         return [dict(record) for record in self.records]
 
@@ -92,6 +123,25 @@ class History:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.records)
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, at: slice) -> History: ...
+    def __getitem__(self, at: int | slice) -> dict[str, Any] | History:
+        if isinstance(at, slice):
+            part = History(self.views)
+            part.load_state_dict(self.records[at])
+            return part
+        try:
+            return self.records[index(at)]
+        except TypeError:
+            raise TypeError(
+                f"history[{at!r}]: it must be an integer or a slice, of records. The columns are in history.to_dict()"
+            ) from None
 
     def __repr__(self) -> str:
         sizes = [s for s in self.decisions()["batch_size"] if s is not None]

@@ -15,8 +15,8 @@ from ..gradients import IN_STEP
 from ..memory import MemoryLimit
 from ..noise_scale import NoiseScaleTracker, student_t
 from ..ranks import ALONE, Ranks
-from ..report import History
-from ..timing import TRY, Clock, OverheadBudget, StepTime, Time
+from ..report import History, in_words
+from ..timing import TRY, Clock, OverheadBudget, Spent, StepTime, Time
 from ..types import COUPLED, Measurement, NoiseScale, Scale
 from .holds import Holds
 from .rules import SHAPE, ByCutSize, RunRules, check_shape
@@ -92,7 +92,7 @@ class Controller:
         # Both are asked for at every step, and stay as they are from one decision to the next.
         self.scales.clear()
         self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
-        self.history = History(self._views)
+        self.history = History(self._views, settings.log if self._ranks.rank == 0 else None)
         self._record("start", reason="start")
 
     def use_clock(self, clock: Clock) -> None:
@@ -136,6 +136,10 @@ class Controller:
     def step_time(self) -> Time | None:
         """Seconds of a step by batch size, as given or as fitted to the run so far."""
         return self._budget.step_time
+
+    @property
+    def overhead_spent(self) -> Spent:
+        return self._budget.spent
 
     @property
     def doubt(self) -> str | None:
@@ -246,7 +250,7 @@ class Controller:
         decision = self.memory.clip(decision, self.batch_size, longest)
         if decision.batch_size != self.batch_size:
             sizes = self.batch_size, decision.batch_size
-            log.info("batch size %d -> %d (%s) at %.0f %%", *sizes, decision.reason, 100 * share)
+            log.info("batch size %d -> %d (%s) at %.0f %%", *sizes, in_words(decision.reason), 100 * share)
         self._noise_scales.say(noise_scale, share)
         # Nobody knows how sure a function of the user's needs to be; and a decision without news says nothing.
         if not callable(settings.target) and self._timer.new_measurements:
@@ -264,12 +268,9 @@ class Controller:
     def _record(self, event: str, reason: str) -> None:
         progress, size = self.progress_tracker, self.batch_size
         self.history.add_estimate(
-            self.noise_scale,
-            self.views,
-            event=event, reason=reason, doubt=self.doubt,
+            self.noise_scale, self.views, event=event, reason=reason, doubt=self.doubt,
             samples=progress.samples, progress=progress.share if progress.epochs else None,
-            batch_size=size // self.batches_per_step, global_batch_size=size,
-            lr_factor=self.scales[size].lr_factor,
+            batch_size=size // self.batches_per_step, global_batch_size=size, lr_factor=self.scales[size].lr_factor,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -297,4 +298,3 @@ class Controller:
             "progress": self.progress_tracker, "memory": self.memory, "budget": self._budget,
             "noise_scales": self._noise_scales, "timer": self._timer, "history": self.history, "holds": self.holds,
         }  # fmt: skip
-

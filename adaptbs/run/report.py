@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..report import History, TradeOff, plot_history, trade_off_of_run
+from ..report import History, RunSummary, TradeOff, in_words, plot_history, summary_of_run, trade_off_of_run
 from ..types import NoiseScale
 from .controller import Controller
 from .training_run import TrainingRun
@@ -60,6 +61,41 @@ class RunReport:
         decisions = self.history.decisions()
         return trade_off_of_run(decisions, step_time, base=base, largest=largest, critical_over_simple=critical)
 
+    def summary(self) -> RunSummary:
+        """Table of the changes of the batch size, with the reasons and the time saved by the run's own step times.
+
+        Raises:
+            RuntimeError: before the first run.
+        """
+        run = self._controller
+        if run is None:
+            raise RuntimeError("summary(): there has been no run yet, so there is nothing to sum up: train first")
+        progress = run.progress_tracker
+        return summary_of_run(
+            run.history.decisions(), samples=progress.samples, planned_samples=progress.effective_samples,
+            step_time=run.step_time, spent=run.overhead_spent,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        # It may be asked for while an object is half made, as by a debugger.
+        run = getattr(self, "training_run", None)
+        history = getattr(run.controller, "history", None) if run else None
+        if run is None or history is None:
+            return f"{type(self).__name__}(no run yet)"
+        return f"{type(self).__name__}({'; '.join(_state(run.controller))})"
+
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""
         return plot_history(self.history.decisions(), self.history.view_columns)
+
+
+def _state(run: Controller) -> Iterator[str]:
+    """Where a run stands, in words. Reads neither device nor clock."""
+    size = run.batch_size // run.batches_per_step
+    yield f"batch size {size:,}" + (f", {run.batch_size:,} a step" if run.batches_per_step > 1 else "")
+    yield f"noise scale {run.noise_scale or 'not known yet'}"
+    yield in_words(run.holds.reason or run.history.decisions()["reason"][-1])
+    if run.progress_tracker.epochs:
+        yield f"{100 * run.progress:.0f} % of the run done"
+    share = run.overhead_spent.share
+    yield "overhead not timed yet" if share is None else f"overhead so far {100 * share:.1f} %"

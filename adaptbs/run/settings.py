@@ -14,7 +14,7 @@ from ..decision import TARGETS
 from ..gradients import HALVES, IN_STEP
 from ..hyperparameters import LR_SCALINGS, following
 from ..timing import StepTime
-from ..types import LRRule, Target
+from ..types import LogFunction, LRRule, Target
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +45,7 @@ class SharedArguments(TypedDict, total=False):
     source: str
     metric: str
     by_group: bool
+    log: LogFunction | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,9 @@ class Settings:
             known. "auto" measures in the step if the model allows it, and else by halves.
         metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.
         by_group: report the noise scale of each of the optimizer's parameter groups too.
+        log: called as `log(values, step)` at each decision and measurement, for TensorBoard and the like
+            (docs/logging.md). `values` holds floats and texts by name, `step` is the number of samples seen. On several
+            ranks rank 0 alone calls it. An error in it ends no run.
 
     Raises:
         ValueError, TypeError: for a value that cannot be.
@@ -102,6 +106,7 @@ class Settings:
     source: str = "auto"
     metric: str = "plain"
     by_group: bool = False
+    log: LogFunction | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "base_batch_size"):
@@ -126,8 +131,14 @@ class Settings:
         check_share("confidence", self.confidence)
         if self.overhead is not None:
             check_share("overhead", self.overhead, or_zero=True)
+        if self.log is not None and not callable(self.log):
+            raise TypeError(f"log={self.log!r}: it must be a function, called as log(values, step)")
         if self.step_time is not None:
             object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
+
+    def __reduce__(self) -> Any:
+        # A logger belongs to its process, and most cannot be pickled. So an exported Learner's callback has none.
+        return _settings_of, ({f.name: getattr(self, f.name) for f in fields(self) if f.name != "log"},)
 
     @classmethod
     def taken_from(cls, arguments: dict[str, Any]) -> Self:
@@ -171,6 +182,10 @@ class Settings:
                 f"max_batch_size={self.max_batch_size} is below batch_size={batch_size}, which the run starts with: "
                 "raise max_batch_size or lower batch_size"
             )
+
+
+def _settings_of(arguments: dict[str, Any]) -> Settings:
+    return Settings(**arguments)
 
 
 def shows_shared_arguments(cls: T) -> T:

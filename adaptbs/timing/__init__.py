@@ -2,7 +2,7 @@
 
 from .clock import Clock, Moment, Stopwatch
 from .duty_cycle import TRY
-from .overhead import OverheadBudget
+from .overhead import OverheadBudget, Spent
 from .step_time import ENOUGH, KEEP, WARM_UP, StepTime, StepTimes, Time
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Clock",
     "Moment",
     "OverheadBudget",
+    "Spent",
     "StepTime",
     "StepTimes",
     "Stopwatch",

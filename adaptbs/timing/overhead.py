@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ranks import ALONE, Ranks
 from .clock import AgreedClock, Clock, DeviceClock, GivenClock, NoClock
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 KEEP = 16  # latest measurements whose cost is kept
 CHEAPEST = 0.02  # of a step: a measurement is taken to cost at least that much, as the difference of two steps is noisy
 CREDIT = 3  # a run that measuring has made faster may spend up to this many times `overhead` of its time on measuring
+
+
+class Spent(NamedTuple):
+    """What measuring and deciding have cost so far, as of the latest reading of the clock.
+
+    Attributes:
+        seconds: seconds of measuring and deciding.
+        share: the same as a share of the time that training would have taken so far at the first batch size, as
+            `overhead` is one. None until steps have been timed.
+    """
+
+    seconds: float
+    share: float | None
 
 
 class OverheadBudget:
@@ -56,6 +69,11 @@ class OverheadBudget:
     def step_time(self) -> Time | None:
         """t(B), seconds, as given or as fitted to the steps so far. None until enough steps of two sizes were timed."""
         return self._given or self.step_times.fit()
+
+    @property
+    def spent(self) -> Spent:
+        """What measuring and deciding have cost so far. Reads no clock."""
+        return Spent(self._spent, self._spent / self._elapsed if self._elapsed else None)
 
     def read(self, *, alone: bool = False) -> None:
         """Add up what the clock has recorded since the last call. The host may have to wait for the device.

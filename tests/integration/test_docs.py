@@ -14,6 +14,7 @@ import torch
 from adaptbs.decision.policy import Situation, decide
 from adaptbs.memory.limit import within_memory
 from adaptbs.report.trade_off import trade_off_at
+from adaptbs.report.words import REASONS, in_words
 from adaptbs.timing.step_time import StepTime
 from adaptbs.types import NoiseScale
 from tests.integration.test_readme import surroundings
@@ -55,8 +56,11 @@ def situations() -> Iterator[Situation]:
 
 def test_every_reason_of_a_decision_is_told():
     page = (DOCS / "how_it_works.md").read_text()
-    (table,) = re.findall(r"\| reason \| the batch \|\n\|---\|---\|\n(.*?)\n\n", page, re.DOTALL)
-    told = set(re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE))
+    (table,) = re.findall(r"\| reason \| in words \| the batch \|\n\|---\|---\|---\|\n(.*?)\n\n", page, re.DOTALL)
+    words = dict(re.findall(r"^\| `(.*?)` \| (.*?) \|", table, re.MULTILINE))
+    told = set(words)
+    assert words == {reason: in_words(reason) for reason in told}
+    assert told | {"start"} == set(REASONS)
     targets = ("goodput", lambda noise_scale, size, progress: size)
     decisions = [decide(now, target) for now in situations() for target in targets]
     assert {within_memory(decision, memory).reason for decision in decisions for memory in (1024, math.inf)} == told

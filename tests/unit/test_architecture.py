@@ -19,7 +19,7 @@ ORDER = (
     "model", "noise_scale", "timing", "hyperparameters", "sampling", "gradients", "decision", "targets", "report",
     "memory", "run", "finder", "loader",
     "",
-    "fastai", "demo", "__main__",
+    "fastai", "demo", "doctor", "__main__",
 )  # fmt: skip
 
 

@@ -52,3 +52,32 @@ def test_doubt_is_spoken(low, high, measurements, doubt):
 def test_an_estimate_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         noise_scale(12.0, 3.0).low = 1.0
+
+
+def estimate(grad_sq: float, low: float, high: float) -> NoiseScale:
+    return NoiseScale(grad_sq, 241.2, low, high, cautious=low, measurements=9)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (estimate(1.0, 129.0, 977.4), "241 (129 to 977)"),
+        (estimate(0.1, 1670.6, float("inf")), "at least 1,671"),
+        (estimate(-1.0, 1670.6, float("inf")), "at least 1,671"),
+        (estimate(-1.0, 10.0, 20.0), "10 to 20"),
+        (estimate(1.0, 0.0, float("inf")), "not known yet"),
+    ],
+)
+def test_it_prints_as_people_read_it(value, text):
+    assert str(value) == f"{value}" == text
+    assert f"{value:>30}" == text.rjust(30)
+    assert repr(value).startswith("NoiseScale(grad_sq=")
+
+
+def test_it_is_a_number_where_there_is_one():
+    known, unknown = estimate(1.0, 129.0, 977.0), estimate(-1.0, 1671.0, float("inf"))
+    assert float(known) == known.simple == 241.2
+    assert f"{known:.0f} {known:8.1f} {known:,.2f} {known:.3g}" == "241    241.2 241.20 241"
+    for ask in (float, "{:.0f}".format):
+        with pytest.raises(ValueError, match=r"float\(noise_scale\): .* is at least 1,671, .* Use \.low and \.high"):
+            ask(unknown)

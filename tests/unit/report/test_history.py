@@ -1,3 +1,6 @@
+import csv
+import sys
+
 import pytest
 
 from adaptbs.report.history import COLUMNS, History
@@ -41,3 +44,43 @@ def test_it_is_summed_up_by_its_decisions():
     for event, size in (("start", 33), ("measurement", 32), ("decision", 33), ("decision", 66), ("measurement", 66)):
         history.add(event=event, batch_size=size)
     assert repr(history) == "History(5 records, batch size 33 -> 66)"
+
+
+def test_records_are_reached_by_position(history):
+    assert history[-1] is history.records[-1]
+    assert [record["samples"] for record in history] == [0, 40, 80, 160]
+    last = history[-2:]
+    assert isinstance(last, History) and last.columns == history.columns
+    assert last.to_dict()["reason"] == ["pace", "max_batch_size"]
+    with pytest.raises(IndexError):
+        history[4]
+    with pytest.raises(TypeError, match=r"history\['samples'\]: it must be an integer or a slice.*to_dict"):
+        history["samples"]
+
+
+def test_a_slice_keeps_the_views():
+    history = History(["adam"])
+    history.add(event="start")
+    assert history[:1].view_columns == history.view_columns
+
+
+def test_it_becomes_a_frame(history):
+    pandas = pytest.importorskip("pandas")
+    frame = history.to_frame()
+    assert isinstance(frame, pandas.DataFrame) and tuple(frame.columns) == COLUMNS
+    assert frame["batch_size"].tolist() == [8, 8, 16, 16]
+    assert len(history[-2:].to_frame()) == 2
+
+
+def test_without_pandas_it_says_what_to_do(history, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"needs pandas: pip install pandas.*to_dict\(\).*to_csv"):
+        history.to_frame()
+
+
+def test_it_is_written_as_csv(history, tmp_path):
+    history.to_csv(tmp_path / "history.csv")
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS and len(rows) == 4
+    assert (rows[1]["trace"], rows[1]["reason"], rows[2]["reason"]) == ("2.5", "", "pace")

@@ -1,4 +1,5 @@
 import inspect
+import pickle
 import re
 from dataclasses import fields
 
@@ -150,3 +151,27 @@ def test_loader_and_callback_show_and_document_them():
     model = nn.Linear(1, 1)
     with pytest.raises(TypeError, match="'max_batch'"):
         AdaptiveDataLoader(range(64), 8, model=model, optimizer=SGD(model.parameters(), 0.1), overhead=0, max_batch=64)
+
+
+def test_a_logger_is_a_function_and_stays_in_its_process():
+    with pytest.raises(TypeError, match=r"log=3: it must be a function, called as log\(values, step\)"):
+        Settings(log=3)
+    settings = Settings(log=lambda values, step: None, step_time=(1, 0.5), overhead=0.1)
+    copied = pickle.loads(pickle.dumps(settings))
+    assert copied.log is None and (copied.step_time, copied.overhead) == (settings.step_time, 0.1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"transfer": ["betas"]},
+        {"transfer": ["lr"], "lr_scaling": "linear"},
+        {"lr_scaling": "none"},
+        {"overhead": 0},
+    ],
+)
+def test_a_pickle_has_the_same_settings(given):
+    settings = Settings(**given)
+    copied = pickle.loads(pickle.dumps(settings))
+    assert copied == settings and copied.following == settings.following

@@ -1,0 +1,161 @@
+"""`python -m adaptbs doctor`: versions, devices, and which layers of a model can be measured in their step."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata, util
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import __version__
+from .gradients import why_loss_is_needed
+
+PACKAGES = ("torch", "numpy", "scipy", "fastai", "matplotlib", "pandas")
+FORMS = "give FILE.py:make_model, a function without arguments that returns the model, or a fastai export.pkl"
+TIES = "in training mode it ties the examples of a batch together"  # a BatchNorm that trains no parameter
+
+
+class NoModelError(ValueError):
+    """The named model cannot be had. The message says why, and what to name instead."""
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The report, as text.
+
+    Args:
+        arguments: nothing, or one of `FILE.py:make_model` and the file of a fastai Learner's `export()`.
+
+    Raises:
+        NoModelError: for arguments that name no model.
+    """
+    if len(arguments) > 1:
+        raise NoModelError(f"doctor {' '.join(arguments)}: it takes one model at a time: {FORMS}")
+    lines = [*versions(), *devices()]
+    if arguments:
+        lines += ["", *examine(load(arguments[0]), arguments[0])]
+    return "\n".join(lines)
+
+
+def versions() -> Iterator[str]:
+    """Versions of Python, of adaptbs, and of the packages that it works with."""
+    yield f"python      {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield f"adaptbs     {__version__}"  # of the code that runs, installed or not
+    for name in PACKAGES:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version = "not installed"
+        yield f"{name:<11} {version}"
+
+
+def devices() -> Iterator[str]:
+    """The devices that torch can train on."""
+    yield f"cpu         {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    for i in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(i)
+        yield f"{f'cuda:{i}':<11} {about.name}, {about.total_memory / 2**30:.1f} GiB"
+    if not torch.cuda.device_count():
+        yield "cuda        none"
+    if torch.backends.mps.is_available():
+        yield "mps         available"
+    if torch.xpu.is_available():
+        yield "xpu         available"
+
+
+def load(name: str) -> nn.Module:
+    """The model of a file. This runs the code in it: name no file that you do not trust.
+
+    Raises:
+        NoModelError: where there is no such file or no such function, or it returns no model.
+    """
+    if name.endswith(".pkl"):
+        return _exported(Path(name))
+    file, colon, function = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise NoModelError(f"doctor {name}: it names no model: {FORMS}")
+    return _made_by(Path(file), function)
+
+
+def _exported(path: Path) -> nn.Module:
+    _check_exists(path)
+    try:
+        from fastai.learner import load_learner
+    except ImportError as error:
+        raise NoModelError(f'{path} is opened by fastai: pip install "adaptbs[fastai]"') from error
+    model: nn.Module = load_learner(path).model
+    return model
+
+
+def _made_by(path: Path, function: str) -> nn.Module:
+    _check_exists(path)
+    spec = util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise NoModelError(f"{path} cannot be imported: {FORMS}")
+    module = util.module_from_spec(spec)
+    before = list(sys.path)
+    sys.path.insert(0, str(path.resolve().parent))  # so that it finds the files beside it
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, function, None)
+        if make is None:
+            raise NoModelError(f"{path} has no {function}: {FORMS}")
+        model = make if isinstance(make, nn.Module) else make()
+    finally:
+        sys.path[:] = before
+    if not isinstance(model, nn.Module):
+        raise NoModelError(f"{path}:{function} gives a {type(model).__name__}: it must return a torch.nn.Module")
+    return model
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise NoModelError(f"there is no file {path}: {FORMS}")
+
+
+def examine(model: nn.Module, name: str) -> Iterator[str]:
+    """Each layer that trains, whether it can be measured in the step that trains, and how the model is measured then.
+
+    The model is put into training mode, which is the one that counts.
+    """
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    yield f"{name}: {type(model).__name__}, {_count(trained):,} parameters that train, {frozen:,} frozen"
+    if not trained:
+        yield "Nothing of it trains, so there is no gradient to measure the noise of: unfreeze it."
+        return
+    yield ""
+    yield f"{'in step':<9}{'parameters':>12}  layer"
+    reasons = []
+    for label, parameters in layers(model):
+        why = why_loss_is_needed(model, parameters, choice="auto", views=False) if parameters else TIES
+        reasons.append(why)
+        reason = "" if why is None else f": {why.removeprefix(f'{label}: ')}"
+        yield f"{'yes' if why is None else 'no':<9}{_count(parameters):>12,}  {label}{reason}"
+    yield ""
+    if not any(reasons):
+        yield "The model is measured in the step that trains. No loss has to be given."
+    else:
+        yield "The model is measured by halves of a batch, in a pass of its own, which needs the loss:"
+        yield "give loss_func= or batch_loss= to AdaptiveDataLoader. A fastai Learner's is known."
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
+    """What the layers that own trained parameters are called, and these parameters. Every BatchNorm is among them."""
+    inside = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}  # part of their attention
+    for name, module in model.named_modules():
+        if module in inside:
+            continue
+        of_attention = isinstance(module, nn.MultiheadAttention)
+        own = [p for p in module.parameters(recurse=of_attention) if p.requires_grad]
+        if own or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield (f"{type(module).__name__} {name!r}" if name else f"the model, a {type(module).__name__},"), own
+
+
+def _count(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)

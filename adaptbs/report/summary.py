@@ -1,0 +1,161 @@
+"""Summary of a run: when and why its batch changed, and the time that this saved by the run's own step times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from ..timing import Spent, Time
+from ..types import noise_scale_text
+from .words import in_words
+
+
+class Change(NamedTuple):
+    """One change of the batch size.
+
+    Attributes:
+        progress: share of the run done, 0..1; None if the length of the run was not known.
+        samples: samples seen.
+        before, after: samples of a batch.
+        noise_scale: the estimate that decided, as text; empty where there was none.
+        lr_factor: factor on the learning rate from here on.
+        reason: the reason as the history records it.
+    """
+
+    progress: float | None
+    samples: int
+    before: int
+    after: int
+    noise_scale: str
+    lr_factor: float
+    reason: str
+
+
+@dataclass(frozen=True, repr=False)
+class RunSummary:
+    """What a run's batch did, and what that brought. Prints as a table.
+
+    Attributes:
+        start: batch size at the start, samples of a batch.
+        global_start: the same for an optimizer step, samples.
+        samples: samples seen.
+        changes: the changes of the batch size, oldest first.
+        reason: the reason of the latest decision, as the history records it.
+        spent: what measuring and deciding have cost.
+        seconds: seconds of training, measuring and deciding, by the step times of the run; None if they are not known.
+        fixed_seconds: seconds that as much of the plan would have taken at the first batch size, nothing measured; None
+            if not known.
+    """
+
+    start: int
+    global_start: int
+    samples: int
+    changes: tuple[Change, ...]
+    reason: str
+    spent: Spent
+    seconds: float | None
+    fixed_seconds: float | None
+
+    @property
+    def saved(self) -> float | None:
+        """Seconds saved; below 0 if the run took longer. None if not known."""
+        if self.seconds is None or self.fixed_seconds is None:
+            return None
+        return self.fixed_seconds - self.seconds
+
+    def __repr__(self) -> str:
+        return "\n".join([self._title, *self._table, *self._time])
+
+    @property
+    def _title(self) -> str:
+        seen = f"over {self.samples:,} samples"
+        if not self.changes:
+            return f"The batch size stayed {self.start:,} {seen} ({in_words(self.reason)})."
+        path = f"from {self.start:,} to {self.changes[-1].after:,}"
+        times = "once" if len(self.changes) == 1 else f"{len(self.changes)} times"
+        return f"The batch size went {path} {seen}. It changed {times}:"
+
+    @property
+    def _table(self) -> list[str]:
+        if not self.changes:
+            return []
+        cells = [["done", "samples", "batch size", "noise scale", "lr times", "reason"]]
+        for at in self.changes:
+            done = "" if at.progress is None else f"{100 * at.progress:.0f} %"
+            sizes = f"{at.before:,} -> {at.after:,}"
+            factor = f"{at.lr_factor:.2f}"
+            cells.append([done, f"{at.samples:,}", sizes, at.noise_scale, factor, in_words(at.reason)])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for *numbers, reason in cells:
+            padded = [cell.rjust(width) for cell, width in zip(numbers, widths, strict=False)]
+            lines.append("  ".join([*padded, reason]))
+        return ["", *lines, ""]
+
+    @property
+    def _time(self) -> list[str]:
+        cost = f"Measuring and deciding took {_seconds(self.spent.seconds)}"
+        if self.spent.share is not None:
+            cost += f", {100 * self.spent.share:.1f} % of the time at the first batch size"
+        if self.saved is None or self.seconds is None or self.fixed_seconds is None:
+            unknown = ["The time saved is not known: too few steps of two batch sizes were timed."]
+            return [f"{cost}.", *(unknown if self.changes else [])]
+        fixed = f"{self.start:,}"
+        if self.global_start != self.start:
+            fixed += f" ({self.global_start:,} a step)"
+        share = 100 * abs(self.saved) / self.fixed_seconds
+        gain = f"{share:.0f} % of the time {'saved' if self.saved >= 0 else 'lost'}"
+        return [
+            f"{cost}.",
+            f"By this run's own step times it took {_seconds(self.seconds)} with that, and a fixed batch of {fixed}",
+            f"would have taken {_seconds(self.fixed_seconds)} for as much of the plan: {gain}.",
+        ]
+
+
+def summary_of_run(
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    samples: int,
+    planned_samples: float,
+    step_time: Time | None,
+    spent: Spent,
+) -> RunSummary:
+    """Sum up a run by its history.
+
+    The seconds are those of its steps alone: neither validation nor saving is in them. n samples in batches of B are
+    n/B steps of t(B) seconds.
+
+    Args:
+        columns: `history.decisions()`.
+        samples: samples seen so far.
+        planned_samples: samples that a fixed batch would have seen for as much of the plan. They are fewer than
+            `samples` where the run ends by its progress.
+        step_time: t(B), seconds of an optimizer step of B samples; None if not known.
+        spent: what measuring and deciding have cost.
+    """
+    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    changes = tuple(
+        Change(
+            now["progress"], now["samples"], before["batch_size"], now["batch_size"],
+            "" if now["low"] is None else noise_scale_text(now["noise_scale"], now["low"], now["high"]),
+            now["lr_factor"], now["reason"],
+        )
+        for before, now in pairwise(records)
+        if now["batch_size"] != before["batch_size"]
+    )  # fmt: skip
+    start, global_start = records[0]["batch_size"], records[0]["global_batch_size"]
+    seconds = fixed = None
+    if step_time is not None and changes:
+        ends = [*(record["samples"] for record in records[1:]), samples]
+        stretches = [(end - r["samples"], r["global_batch_size"]) for r, end in zip(records, ends, strict=True)]
+        seconds = spent.seconds + sum(n / size * step_time(size) for n, size in stretches)
+        fixed = planned_samples / global_start * step_time(global_start)
+    return RunSummary(start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed or None)
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,26 @@
+"""The reasons of decisions in words for people who have not read the documentation."""
+
+from __future__ import annotations
+
+from ..types import COUPLED
+
+#: By the name that the history records, which stays as it is.
+REASONS = {
+    "noise scale": "as large as the noise allows",
+    "step time": "a larger batch would save no time here",
+    "pace": "on its way, step by step",
+    "early": "kept small early in the run",
+    "max_batch_size": "at the upper limit, max_batch_size",
+    "memory": "as large as memory holds",
+    "target": "as target= asked",
+    "few measurements": "waiting for more measurements",
+    "unresolved": "too noisy to tell yet",
+    "nothing new": "waiting for a new measurement",
+    COUPLED: "held, because the loss couples samples",
+    "start": "the start of the run",
+}
+
+
+def in_words(reason: str) -> str:
+    """A reason for people. One that is not listed, such as a doubt about the loop, is in words already."""
+    return REASONS.get(reason, reason)
