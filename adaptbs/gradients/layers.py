@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from itertools import chain
 
 from torch import jit, nn
 
@@ -23,7 +22,7 @@ class Watched:
 
     def __init__(self, model: nn.Module, stepped: Iterable[nn.Parameter]) -> None:
         self._model = model
-        self._trained, self._flags = self._trainable(), self._look()
+        self._trained, self._flags = [id(p) for p in walk(model)[1] if p.requires_grad], self._look()
         self.state = hash(tuple(self._flags))  # where it is the same, gradients are made in the same way
         wanted = {id(p) for p in stepped}
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -39,21 +38,40 @@ class Watched:
 
     def has_same_parameters(self) -> bool:
         """True while the same parameters are trainable."""
-        return self._trained == self._trainable()
+        return self._trained == [id(p) for p in walk(self._model)[1] if p.requires_grad]
 
     def hooks(self) -> list[int]:
         """The number of hooks on each parameter."""
-        return [len(p._backward_hooks or ()) for p in self._model.parameters()]
-
-    def _trainable(self) -> list[int]:
-        return [id(p) for p in self._model.parameters() if p.requires_grad]
+        return [len(p._backward_hooks or ()) for p in walk(self._model)[1]]
 
     def _look(self) -> list[int]:
-        modules = [
-            (id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
-            for m in self._model.modules()
-        ]
-        return [*self._trainable(), *self.hooks(), *chain.from_iterable(modules)]
+        modules, parameters = walk(self._model)
+        flags = []
+        for p in parameters:
+            flags += id(p) if p.requires_grad else 0, len(p._backward_hooks or ())
+        for m in modules:
+            flags += id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)
+        return flags
+
+
+def walk(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """All modules and parameters of a model, each once, in some order.
+
+    `model.modules()` and `model.parameters()` make names on the way, and take as long as the norms of a small layer.
+    """
+    modules: dict[nn.Module, None] = {model: None}
+    parameters: dict[int, nn.Parameter] = {}
+    todo = [model]
+    while todo:
+        module = todo.pop()
+        for p in module._parameters.values():
+            if p is not None:
+                parameters[id(p)] = p
+        for child in module._modules.values():
+            if child is not None and child not in modules:
+                modules[child] = None
+                todo.append(child)
+    return list(modules), list(parameters.values())
 
 
 def owners(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:
