@@ -46,7 +46,7 @@ class Watched:
 
     def _look(self) -> list[int]:
         modules, parameters = walk(self._model)
-        flags = []
+        flags: list[int] = []
         for p in parameters:
             flags += id(p) if p.requires_grad else 0, len(p._backward_hooks or ())
         for m in modules:
