@@ -103,6 +103,10 @@ class NoiseMeter:
                 return None
         return self._by_halves(batch, samples)
 
+    def first(self, batch: Any, samples: int) -> Any:
+        """The first samples of a batch. Raises NotCutError if it is not certain which entries are theirs."""
+        return self._loss.split(batch, 0, samples) if self._loss is not None else batch
+
     def _watch(self, sizes: Sequence[int]) -> None:
         """Watch the step that comes, or change to halves if that is not possible."""
         try:
@@ -178,17 +182,19 @@ class NoiseMeter:
 
     def _by_halves(self, batch: Any, samples: int) -> Measurement | None:
         assert self._halves is not None
-        rows = batch_length(batch)
+        said = samples if self._loss is not None and self._loss.split_given else None  # of parts that the user cuts
+        rows = batch_length(batch) if said is None else said
         self._longest = max(self._longest, rows)
         if rows < SHORT <= self._longest:
             return None  # the last few samples of an epoch; a model that never trains on one sample may fail on it
         self._look_for_coupling(batch, samples)
-        norms = self._halves.measure(batch)
+        norms = self._halves.measure(batch, said)
         return None if norms is None else Measurement(norms, HALVES, self._why, self._caveat(norms, rows, samples))
 
     def _look_for_coupling(self, batch: Any, samples: int) -> None:
         if self._coupling is not None:
-            self._coupling.look(batch)
+            said = samples if self._loss is not None and self._loss.split_given else None
+            self._coupling.look(batch, samples=said)
 
     def _change(self, why: Unsupported) -> None:
         """Measure by halves from here on, since the step cannot be measured."""

@@ -297,4 +297,3 @@ class Controller:
             "progress": self.progress_tracker, "memory": self.memory, "budget": self._budget,
             "noise_scales": self._noise_scales, "timer": self._timer, "history": self.history, "holds": self.holds,
         }  # fmt: skip
-

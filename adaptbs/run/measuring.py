@@ -9,7 +9,7 @@ from typing import Any
 
 from ..gradients import NoiseMeter, Unsupported
 from ..memory import is_out_of_memory
-from ..model import LossNotScalarError, describe_batch, slice_batch
+from ..model import LossNotScalarError, NotCutError, describe_batch
 from .controller import Controller
 from .tracker import BatchTracker
 
@@ -56,7 +56,10 @@ class StepMeasuring:
         self._delivered = [num_samples // self._world_size]
         if not meter.in_step and num_samples > controller.memory.piece:  # it is trained on in pieces, too
             num_samples = int(controller.memory.piece)
-            batch = slice_batch(batch, 0, num_samples)
+            with self._may_fail(batch):
+                batch = meter.first(batch, num_samples)
+            if self.meter is None:
+                return
         if meter.in_step:
             controller.measuring_step()
         timed = nullcontext() if meter.in_step else controller.measuring(num_samples)
@@ -113,10 +116,12 @@ class StepMeasuring:
             self._controller.memory.release()
             log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
             return
-        said = str(failure)
-        if not isinstance(failure, Unsupported):
+        said, instead = str(failure), INSTEAD
+        if isinstance(failure, NotCutError):
+            instead = "overhead=0 measures nothing and holds the batch."
+        elif not isinstance(failure, Unsupported):
             on = "" if batch is None else f" (the loss was called on a batch of {describe_batch(batch)})"
             said = f"{type(failure).__name__}: {said}{on}"
-        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, INSTEAD)
+        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, instead)
         self.meter = None
         self._controller.forget_measurements()
