@@ -75,12 +75,14 @@ class Measurement:
         source: how they were measured: "in step", "halves" or "ranks".
         why: reason for this source, for the history.
         caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples.
+        wrong: True if they are norms of something other than samples, so that the batch must not follow them.
     """
 
     norms: SquaredNorms
     source: str
     why: str
     caveat: str | None = None
+    wrong: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class NoiseScale:
         measurements: number of pooled measurements.
         skipped: number of recent measurements left out because they were not finite.
         drifting: True if the older and the newer half of the measurements contradict each other.
+        caveat: reason to doubt the number that more measurements do not remove; None if there is none.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162.
     """
@@ -108,6 +111,7 @@ class NoiseScale:
     measurements: int
     skipped: int = 0
     drifting: bool = False
+    caveat: str | None = None
 
     @property
     def simple(self) -> float | None:
@@ -120,12 +124,15 @@ class NoiseScale:
     def doubt(self) -> str | None:
         """Reason not to trust `simple` as a number; None if there is none.
 
+        - the caveat: "samples are coupled", "24 rows of 16 samples", "BatchNorm over 16", or why the batch is held.
         - "non-finite steps": too many gradients were nan or inf.
         - "few measurements": fewer than `ENOUGH`.
         - "nothing resolved": the measurements do not even set a lower limit.
         - "drifting": the noise scale moves faster than the window forgets, so the estimate lags behind.
         - "at least low": |G|^2 is lost in its noise, so there is no upper limit.
         """
+        if self.caveat is not None:
+            return self.caveat
         if self.skipped > TOO_MANY_SKIPPED * (self.skipped + self.measurements):
             return "non-finite steps"
         if self.measurements < ENOUGH:

@@ -27,6 +27,7 @@ from .learner import (
     loss_apart,
     splitting,
 )
+from .others import LaterChanges
 from .pictures import plot_bs_find, plot_sched_by_samples
 from .step import FastaiStep
 
@@ -136,6 +137,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         # As many epochs as there may be: fastai counts them when all callbacks are through with `before_fit`.
         self._planned, learn.n_epoch = self.n_epoch, run.controller.progress_tracker.most_epochs
         self._steps = FastaiStep(learn, run, apart)
+        self._changes = LaterChanges(learn, run.controller.holds, self.order)
 
     def before_epoch(self) -> None:
         """Show the epochs that are planned, and those that come on top; end the fit where its progress is complete."""
@@ -168,11 +170,15 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             if hasattr(learn, "progress") and hasattr(learn.progress, "pbar"):
                 learn.progress.pbar.total = learn.n_iter
         run.before_batch((learn.xb, learn.yb, carried(learn)))
+        if run.measuring.by_halves:
+            self._changes.measured()
 
     def before_step(self) -> None:
         """The gradients are ready: take in the measurement, if this step is measured."""
         if self._run.measuring.watches:
             self._run.measuring.before_step()
+        if self._run.measuring.by_halves:
+            self._changes.check()
 
     def after_batch(self) -> None:
         """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""

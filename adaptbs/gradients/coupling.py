@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from ..model import BatchLoss, LossNotScalarError, batch_length, describe_batch, without_chance
+from ..types import ENOUGH
 
 log = logging.getLogger(__name__)
 
-LOOKS = 5  # number of batches examined
+LOOKS = ENOUGH  # number of batches examined: all of them before the first decision
 FEWEST = 16  # samples; in smaller batches the weights of samples (class weights, ignored targets) could look the same
 # Share of the loss. Samples' weights rarely change a mean loss by as much in every batch. A contrastive loss changes by
 # log 2 / log n.

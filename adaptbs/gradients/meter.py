@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SHORT = 4  # samples; a shorter batch is skipped if longer ones have been seen
 FEW = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
+NEAR = 0.1  # share of the samples; a loop may leave some out, which moves the number less than its interval is wide
 PATIENCE = 3  # steps in a row that could not be measured for one reason, after which it is taken to be there to stay
 
 IN_STEP, HALVES = "in step", "halves"
@@ -178,7 +179,9 @@ class NoiseMeter:
             norms = norms.divided_by(norms.large_size**2)
         rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
-        return Measurement(norms, IN_STEP, self._why, self._coupled() or caveat)
+        wrong = not rows_are_samples and is_far(norms.large_size, samples)
+        coupled = self._coupled()  # which holds the batch by itself
+        return Measurement(norms, IN_STEP, self._why, coupled or caveat, wrong and not coupled)
 
     def _by_halves(self, batch: Any, samples: int) -> Measurement | None:
         assert self._halves is not None
@@ -189,7 +192,9 @@ class NoiseMeter:
             return None  # the last few samples of an epoch; a model that never trains on one sample may fail on it
         self._look_for_coupling(batch, samples)
         norms = self._halves.measure(batch, said)
-        return None if norms is None else Measurement(norms, HALVES, self._why, self._caveat(norms, rows, samples))
+        caveat = None if norms is None else self._caveat(norms, rows, samples)
+        wrong = caveat != COUPLED and is_far(rows, samples)
+        return None if norms is None else Measurement(norms, HALVES, self._why, caveat, wrong)
 
     def _look_for_coupling(self, batch: Any, samples: int) -> None:
         if self._coupling is not None:
@@ -245,6 +250,11 @@ class NoiseMeter:
         if norms.small_size < FEW and has_batch_norm(self._model):
             return f"BatchNorm over {norms.small_size}"
         return None
+
+
+def is_far(rows: int, samples: int) -> bool:
+    """True if the noise scale of rows is another number than that of samples, not only off by a few rows."""
+    return abs(rows - samples) > NEAR * samples
 
 
 def why_loss_is_needed(model: nn.Module, parameters: Sequence[nn.Parameter], *, choice: str, views: bool) -> str | None:

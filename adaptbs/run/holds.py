@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..types import Decision
 
+NOT_SAMPLES = "rows are not samples"  # reason to hold it where the noise scale is that of something else
 NOT_CUT = "batch cannot be cut"  # reason to hold it where it would have to be
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..report import History, TradeOff, plot_history, trade_off_of_run
@@ -27,8 +28,10 @@ class RunReport:
 
     @property
     def noise_scale(self) -> NoiseScale | None:
-        """The latest estimate; None before the first."""
-        return self._controller.noise_scale if self._controller else None
+        """The latest estimate; None before the first. Its doubt is also why the batch is held, if it is."""
+        run = self._controller
+        found = run.noise_scale if run else None
+        return replace(found, caveat=run.holds.reason) if run and found and run.holds.reason else found
 
     @property
     def views(self) -> dict[str, NoiseScale]:
