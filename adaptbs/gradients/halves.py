@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..model import BatchLoss, batch_length, has_batch_norm, trainable
 from ..types import SquaredNorms
 from .mean_gradient import Gradient, MeanGradient, dense, squared_norm, together
-from .views import View
+from .views import Group, View
 
 
 class GradientPool:
@@ -68,6 +68,11 @@ class HalfBatches:
     def __init__(self, model: nn.Module, batch_loss: BatchLoss, views: Mapping[str, View] | None = None) -> None:
         self._model, self._batch_loss, self._views = model, batch_loss, views or {}
         self.mean_gradient = MeanGradient(batch_loss)
+
+    @property
+    def outside(self) -> list[str]:
+        """Names of the views of groups that have no parameter of the model, and so are not measured."""
+        return [name for name, view in self._views.items() if isinstance(view, Group) and view.is_outside(self._model)]
 
     def measure(self, batch: Any, samples: int | None = None) -> SquaredNorms | None:
         """Squared norms, on the device; None if the batch is too short to halve.

@@ -104,6 +104,11 @@ class NoiseMeter:
                 return None
         return self._by_halves(batch, samples)
 
+    @property
+    def outside(self) -> list[str]:
+        """Names of the views of parameter groups outside of the model, which are not measured."""
+        return self._halves.outside if self._halves is not None else []
+
     def first(self, batch: Any, samples: int) -> Any:
         """The first samples of a batch. Raises NotCutError if it is not certain which entries are theirs."""
         return self._loss.split(batch, 0, samples) if self._loss is not None else batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from .training_run import TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+#: Of a group that is not measured.
+OUTSIDE = NoiseScale(0.0, 0.0, 0.0, math.inf, 0.0, 0, caveat="no parameter of the model")
 
 
 class RunReport:
@@ -35,8 +40,16 @@ class RunReport:
 
     @property
     def views(self) -> dict[str, NoiseScale]:
-        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`)."""
-        return self._controller.views if self._controller else {}
+        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`).
+
+        A group without a parameter of the model, as that of a loss with weights of its own, is not measured. It is here
+        with that as its doubt.
+        """
+        run = self.training_run
+        if run is None or not run.controller.views:
+            return {}
+        meter = run.measuring.meter
+        return {**run.controller.views, **{name: OUTSIDE for name in (meter.outside if meter else [])}}
 
     @property
     def progress(self) -> float | None:
