@@ -32,6 +32,7 @@ class LaterChanges:
         self._learn, self._holds, self._order = learn, holds, order
         self._measured: tuple[Any, Any] | None = None
         self._said = False
+        holds.remove(CHANGED)  # of a resumed run, whose callbacks may be others
 
     def measured(self) -> None:
         """Take note of the batch, which is as it is measured."""

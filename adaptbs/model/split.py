@@ -32,7 +32,9 @@ def certain_split(batch: Any, start: int, stop: int) -> Any:
 def certain_repeat(batch: Any, n: int) -> Any:
     """A batch of n samples, made by repeating those of this one. Raises NotCutError as `certain_split` does."""
     if why := why_not_cut(batch):
-        raise NotCutError(f"the batch cannot be repeated: {why}")
+        raise NotCutError(
+            f"the batch cannot be repeated: {why}. Let collate_fn= make an entry a sample of all that it returns"
+        )
     return repeat_batch(batch, n)
 
 

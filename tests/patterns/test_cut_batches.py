@@ -197,17 +197,27 @@ def test_a_list_with_an_entry_a_sample_is_cut_and_verified(loss):
     torch.testing.assert_close(step(lists, loss, limit=SIZE // 4), step(lists, loss))
 
 
-def test_a_batch_that_cannot_be_cut_does_not_grow_past_memory(caplog):
-    """`exceed_memory=True` counts on pieces."""
+def exceeding(**arguments):
     model = Net()
-    loader = AdaptiveDataLoader(
+    return AdaptiveDataLoader(
         items(256), SIZE, collate_fn=yolo, model=model, optimizer=SGD(model.parameters(), 0.01),
-        batch_loss=LAYOUTS["targets name their image"][2], exceed_memory=True, target=lambda *_: 32, **FIXED,
+        batch_loss=LAYOUTS["targets name their image"][2], exceed_memory=True, target=lambda *_: 32,
+        **FIXED | {"epochs": 2}, **arguments,
     )  # fmt: skip
+
+
+def test_a_batch_that_cannot_be_cut_does_not_grow_past_memory(caplog):
+    """`exceed_memory=True` counts on pieces. A resumed run may be told how to cut."""
+    loader = exceeding()
     for batch in loader:
         loader.step(batch)
     assert loader.batch_size == SIZE and loader.history.records[-1]["reason"] == "batch cannot be cut"
     assert caplog.text.count("split=") == 1
+    resumed = exceeding(split=yolo_split)
+    resumed.load_state_dict(loader.state_dict())
+    for batch in resumed:
+        resumed.step(batch)
+    assert resumed.batch_size == 32
 
 
 def measured(layout, **arguments):
