@@ -15,7 +15,6 @@ from torch.optim import SGD
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.model import NotCutError, certain_repeat, why_not_cut
 
 FIXED = {"epochs": 1, "overhead": 0, "step_time": (1e-3, 1e-6)}
 SIZE = 16
@@ -276,38 +275,6 @@ def test_a_learner_cuts_as_the_user_says_or_not_at_all():
     with pytest.raises(torch.OutOfMemoryError) as raised:
         fastai_step(yolo, of_yolo, limit=4)
     assert "split=(batch, start, stop)" in said_by(raised.value)
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        (torch.ones(4, 3), torch.ones(9, 2)),  # rows of all graphs together
-        (torch.ones(4, 3), {"edges": torch.ones(2, 30)}),
-        (torch.ones(4, 3), torch.ones(3)),  # weights of classes
-        (torch.ones(4, 3), (1, 2, 3, 4)),
-        (torch.ones(4, 3), ({"boxes": torch.ones(2, 4)},) * 4),
-        (torch.ones(4, 3), Graphs(None, None)),
-        {"names": ["a", "b"]},
-    ],
-)
-def test_what_is_not_certain(batch):
-    assert why_not_cut(batch)
-    with pytest.raises(NotCutError):
-        certain_repeat(batch, 8)
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        torch.ones(4, 3),
-        [torch.ones(4, 3), torch.ones(4)],
-        (torch.ones(4, 3), [torch.ones(i, 4) for i in range(4)], "train", 3, None, torch.tensor(0.5)),
-        {"x": torch.ones(4, 3), "texts": ["a", "b", "c", "d"], "more": {"lengths": [1, 2, 3, 4]}},
-        (torch.ones(4, 3), ("a", "b", "c", "d")),
-    ],
-)
-def test_what_is_certain(batch):
-    assert why_not_cut(batch) is None
 
 
 def test_split_that_is_no_function():
