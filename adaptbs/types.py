@@ -78,12 +78,14 @@ class Measurement:
         why: reason for this source, for the history.
         caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples. If
             it takes a look at numbers on the device, a function that tells it once the norms are read too.
+        wrong: True if they are norms of something other than samples, so that the batch must not follow them.
     """
 
     norms: SquaredNorms
     source: str
     why: str
     caveat: str | Callable[[], str | None] | None = None
+    wrong: bool = False
 
     def read_caveat(self) -> str | None:
         """The caveat; may wait for the device."""
@@ -106,6 +108,7 @@ class NoiseScale:
         measurements: number of pooled measurements.
         skipped: number of recent measurements left out because they were not finite.
         drifting: True if the older and the newer half of the measurements contradict each other.
+        caveat: reason to doubt the number that more measurements do not remove; None if there is none.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162.
     """
@@ -118,6 +121,7 @@ class NoiseScale:
     measurements: int
     skipped: int = 0
     drifting: bool = False
+    caveat: str | None = None
 
     @property
     def simple(self) -> float | None:
@@ -144,12 +148,15 @@ class NoiseScale:
     def doubt(self) -> str | None:
         """Reason not to trust `simple` as a number; None if there is none.
 
+        - the caveat: "samples are coupled", "24 rows of 16 samples", "BatchNorm over 16", or why the batch is held.
         - "non-finite steps": too many gradients were nan or inf.
         - "few measurements": fewer than `ENOUGH`.
         - "nothing resolved": the measurements do not even set a lower limit.
         - "drifting": the noise scale moves faster than the window forgets, so the estimate lags behind.
         - "at least low": |G|^2 is lost in its noise, so there is no upper limit.
         """
+        if self.caveat is not None:
+            return self.caveat
         if self.skipped > TOO_MANY_SKIPPED * (self.skipped + self.measurements):
             return "non-finite steps"
         if self.measurements < ENOUGH:

@@ -25,7 +25,9 @@ from .learner import (
     hand_back_accumulation,
     is_language_model,
     loss_apart,
+    splitting,
 )
+from .others import LaterChanges
 from .pictures import plot_bs_find, plot_sched_by_samples
 from .step import FastaiStep
 
@@ -113,11 +115,14 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
         start, samples = accumulation(learn, dl.bs), epoch_samples(dl)
+        certain, given = is_language_model(dl), self._settings.split is not None or is_language_model(dl)
+        split = splitting(self._settings.split, certain=certain)
+        apart = loss_apart(learn, split, given)
         self._training = run = TrainingRun(
             self._settings, model, getattr(self.opt, "opt", self.opt),
             batch_size=start, epoch_samples=samples, adaptive=is_adaptive(self.opt),
-            loss=BatchLoss(batch_loss=batch_loss(learn), called="learn.loss_func"),
-            trial_loss=loss_apart(learn), trial_model=model,
+            loss=BatchLoss(batch_loss=batch_loss(learn), called="learn.loss_func", split=split, split_given=given),
+            trial_loss=apart, trial_model=model,
             micro_batch_size=dl.bs if start != dl.bs or is_language_model(dl) else None,
         )  # fmt: skip
         self._hook = FastaiStepHook(self.opt, self._settings.following)
@@ -131,7 +136,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         run.controller.end_by_progress()
         # As many epochs as there may be: fastai counts them when all callbacks are through with `before_fit`.
         self._planned, learn.n_epoch = self.n_epoch, run.controller.progress_tracker.most_epochs
-        self._steps = FastaiStep(learn, run.controller)
+        self._steps = FastaiStep(learn, run, apart)
+        self._changes = LaterChanges(learn, run.controller.holds, self.order)
 
     def before_epoch(self) -> None:
         """Show the epochs that are planned, and those that come on top; end the fit where its progress is complete."""
@@ -164,11 +170,15 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             if hasattr(learn, "progress") and hasattr(learn.progress, "pbar"):
                 learn.progress.pbar.total = learn.n_iter
         run.before_batch((learn.xb, learn.yb, carried(learn)))
+        if run.measuring.by_halves:
+            self._changes.measured()
 
     def before_step(self) -> None:
         """The gradients are ready: take in the measurement, if this step is measured."""
         if self._run.measuring.watches:
             self._run.measuring.before_step()
+        if self._run.measuring.by_halves:
+            self._changes.check()
 
     def after_batch(self) -> None:
         """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""

@@ -13,7 +13,7 @@ from fastai.torch_core import default_device
 from fastprogress.fastprogress import progress_bar
 from torch.utils.data import DataLoader as TorchLoader
 
-from ..finder import BatchSizeSuggestion, copy_of, find_batch_size
+from ..finder import BatchSizeSuggestion, copy_of, find_batch_size, samples_of
 from ..model import BatchLoss, preserved_loader
 from .hyperparameters import is_adaptive
 from .learner import batch_loss
@@ -62,6 +62,7 @@ def bs_find(
             beta=beta,
             confidence=0.9,
             adaptive=is_adaptive(_optimizer_copy(self, 0.0)),
+            samples_of_batch=samples_of(self.dls.train, "bs"),
         )
     found = found.suggested_by(*([suggest_funcs] if callable(suggest_funcs) else suggest_funcs))
     if hasattr(self, "recorder"):

@@ -10,7 +10,7 @@ from fastai.data.load import DataLoader as FastaiLoader
 from fastai.torch_core import to_float
 from torch import Tensor, nn
 
-from ..model import BatchLoss
+from ..model import BatchLoss, Split, certain_split, slice_batch
 
 # Names of callbacks, because importing their classes takes long.
 ACCUMULATION = "GradientAccumulation"
@@ -175,11 +175,36 @@ def _mixing(learn: Any) -> list[Any]:
     return [cb for cb in learn.cbs if {"yb1", "lam"} <= cb.__dict__.keys()]
 
 
-def loss_apart(learn: Any) -> BatchLoss:
+def splitting(given: Split | None, *, certain: bool) -> Split:
+    """A function that cuts a batch of (inputs, targets, result of `carried`).
+
+    Args:
+        given: the user's, of batches `(*inputs, *targets)`; None: only what is certain is cut.
+        certain: True if the layout is known, as that of a language model.
+    """
+
+    def split(batch: Any, start: int, stop: int) -> Any:
+        xb, yb, *beside = batch
+        if given is not None:
+            parts = tuple(given((*xb, *yb), start, stop))
+            if len(parts) != len(xb) + len(yb):
+                raise ValueError(f"split= returned {len(parts)} parts of a batch of {len(xb) + len(yb)}: return all")
+            cut = (parts[: len(xb)], parts[len(xb) :])
+        else:
+            cut = slice_batch((xb, yb), start, stop) if certain else certain_split((xb, yb), start, stop)
+        # Targets and shares that a callback keeps are as long as the batch, or are for all of it.
+        return (*cut, *slice_batch((xb, beside), start, stop)[1]) if beside and any(beside) else (*cut, *beside)
+
+    return split
+
+
+def loss_apart(learn: Any, split: Split, split_given: bool) -> BatchLoss:
     """A Learner's loss between two batches, where no callback has entered the context of mixed precision."""
 
     def autocast() -> AbstractContextManager[Any]:
         mixed = getattr(learn, "mixed_precision", None)
         return mixed.autocast if mixed is not None else nullcontext()
 
-    return BatchLoss(batch_loss=batch_loss(learn), autocast=autocast, called="learn.loss_func")
+    return BatchLoss(
+        batch_loss=batch_loss(learn), autocast=autocast, called="learn.loss_func", split=split, split_given=split_given
+    )

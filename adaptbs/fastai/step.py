@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.learner import Learner
 from torch import Tensor
 
-from ..memory import SafeStep, cut_in_pieces, run_in_pieces, shares
-from ..model import Snapshot, batch_length, has_batch_norm, preserved, summing, trainable
-from ..run import Controller
+from ..memory import BatchCuts, SafeStep, bounds, run_in_pieces, shares
+from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm, preserved, summing, trainable
+from ..run import NOT_CUT, TrainingRun
 from .learner import carried, carrying, prediction
 
 NAME = "_do_one_batch"  # the method that is replaced, on this Learner only
@@ -28,11 +29,15 @@ class FastaiStep:
 
     Args:
         learn: the Learner whose training steps are taken here between `start` and `stop`.
-        controller: the controller of the run.
+        run: the training run of this fit.
+        loss: the Learner's loss of a batch (inputs, targets, result of `carried`), which knows how to cut it.
     """
 
-    def __init__(self, learn: Any, controller: Controller) -> None:
-        self._learn, self._controller = learn, controller
+    def __init__(self, learn: Any, run: TrainingRun, loss: BatchLoss) -> None:
+        self._learn, self._controller, self._loss = learn, run.controller, loss
+        self._tracker, holds = run.tracker, run.controller.holds
+        holds.remove(NOT_CUT)  # of a resumed run, which may have been given `split=` meanwhile
+        self._cuts = BatchCuts(loss, learn.model, self._shares, lambda: holds.add(NOT_CUT))
         self._safe_step = SafeStep(getattr(learn.opt, "opt", learn.opt), lambda: learn.model.parameters())
         self._mixed: Any = None  # the Learner's MixedPrecision callback, if it has one
         self._left_autocast = False  # True once the callback's context has been left in this batch
@@ -60,7 +65,7 @@ class FastaiStep:
             type(learn)._do_one_batch(learn)
             return
         xb, yb, _ = whole = learn.xb, learn.yb, carried(learn)
-        samples = batch_length(xb)
+        samples = self._tracker.current.num_samples if self._loss.split_given else batch_length(xb)
         before = self._before
         before.take(all_random=samples > memory.largest_run)
 
@@ -71,17 +76,20 @@ class FastaiStep:
             before.restore()
 
         self._left_autocast = False
-        _, fits = run_in_pieces(partial(self._backward, whole), samples, memory, undo=undo, least=self._least)
+        run, why_not = partial(self._backward, whole, samples), partial(self._cuts.why_not, whole, samples)
+        if memory.may_be_exceeded and samples > memory.largest_run:
+            why_not()  # before the batch grows past what can be run
+        _, fits = run_in_pieces(run, samples, memory, undo=undo, least=self._least, why_not=why_not)
         if fits is not None:
             self._controller.ran_out_of_memory(fits)
         learn._with_events(partial(self._safe_step, learn._step, memory), "step", CancelStepException)
         learn.opt.zero_grad()
 
-    def _backward(self, whole: tuple[Any, Any, Any], pieces: int) -> None:
+    def _backward(self, whole: tuple[Any, Any, Any], samples: int, pieces: int) -> None:
         learn = self._learn
-        cut = cut_in_pieces(whole, pieces)
+        cut = self._cuts.in_pieces(whole, samples, pieces)
         losses, preds = [], []
-        for (learn.xb, learn.yb, beside), share in zip(cut, self._shares(cut), strict=True):
+        for (learn.xb, learn.yb, beside), share in zip(cut, self._shares(whole, samples, cut), strict=True):
             if self._left_autocast:
                 self._mixed.before_batch()
                 self._left_autocast = False
@@ -104,7 +112,7 @@ class FastaiStep:
             if all(isinstance(pred, Tensor) for pred in preds):
                 learn.pred = torch.cat([pred.detach() for pred in preds])
 
-    def _shares(self, cut: Sequence[Any]) -> list[float]:
+    def _shares(self, whole: Any, samples: int, cut: Sequence[Any]) -> list[float]:
         """The weight of each micro-batch's loss in the loss of the whole batch."""
         if len(cut) == 1:
             return [1.0]
@@ -113,6 +121,8 @@ class FastaiStep:
             return [1.0] * len(cut)
         sums = summing(loss_func)
         if sums is None:
+            if self._loss.split_given:
+                return shares([end - begin for begin, end in pairwise(bounds(samples, len(cut)))])
             return shares([batch_length(xb) for xb, _, _ in cut])
         weights = []
         with torch.no_grad(), preserved(model):

@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import islice
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from ..memory import memory_of, probe_batches
 from ..model import BatchLoss, batch_length, preserved_loader, preserved_weights
 from ..noise_scale import estimate, to_floats
 from ..types import NoiseScale, SquaredNorms
+from .doubts import FinderDoubts, samples_of
 from .step_timer import measure_step_time, train_step
 from .suggestion import BatchSizeSuggestion
 
@@ -109,7 +111,7 @@ def bs_find(
         return find_batch_size(
             model, loss, _fetch(loader), make_optimizer,
             lr=lr, num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
-            adaptive=optimizer is not None and traits_of(optimizer).adaptive,
+            adaptive=optimizer is not None and traits_of(optimizer).adaptive, samples_of_batch=samples_of(loader),
         )  # fmt: skip
 
 
@@ -125,6 +127,7 @@ def find_batch_size(
     beta: float,
     confidence: float,
     adaptive: bool,
+    samples_of_batch: int | None = None,
 ) -> BatchSizeSuggestion:
     """Do the same as `bs_find` on an iterator of batches.
 
@@ -134,6 +137,7 @@ def find_batch_size(
         fetched: the batches.
         make_optimizer: called as `make_optimizer(lr)`. Returns any object with `step` and `zero_grad`.
         adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
+        samples_of_batch: samples of a batch; None: not known.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
@@ -148,12 +152,14 @@ def find_batch_size(
     measured: list[SquaredNorms] = []
     curve: list[NoiseScale] = []
     samples: list[int] = []
-    seen, fullest = 0, list[Any]()
+    seen, fullest, doubts = 0, list[Any](), FinderDoubts(model, loss, samples_of_batch)
     with preserved_weights(model):
         model.train()
         gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         for block in _blocks(islice(fetched, num_it), n_batch):
             seen += sum(batch_length(batch) for batch in block)
+            for batch in block:
+                doubts.look(batch)
             norms = measure_block(model, gradient, block)
             if norms is not None:
                 measured += to_floats([norms])
@@ -173,6 +179,7 @@ def find_batch_size(
             "lower its batch size or raise num_it"
         )
     batch_size = measured[0].small_size
+    curve = [replace(each, caveat=doubts.reason) for each in curve]
     critical = critical_over_simple(adaptive)
     useful, most = suggest(curve, samples, batch_size, critical).useful, _largest(samples, batch_size)
     fits = _fits(model, loss, make_optimizer(lr or 0.0), fullest, most, useful)
@@ -221,13 +228,15 @@ def suggest(
         noise_scale=last, batch_size=batch_size, reference=reference_batch_size(batch_size), progress=0.0,
         step_time=None, max_batch_size=largest, critical=critical,
     )  # fmt: skip
-    useful = min(goodput(now)[0], largest) if last.cautious > 0 else None
+    known = last.cautious > 0 and last.caveat is None
+    useful = min(goodput(now)[0], largest) if known else None
     fastest = None
-    if step_time is not None and last.cautious > 0:
+    if step_time is not None and known:
         fastest = nearest_power_of_2(min(goodput_optimum(now.critical * last.cautious, step_time), largest))
     return BatchSizeSuggestion(
         last.simple, last.low, last.high, min(useful, fits) if useful and fits else useful,
         tuple(samples), tuple(curve), batch_size, step_time, useful, fastest, fits, critical_over_simple=critical,
+        doubt=last.doubt,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from ..model import BatchLoss, batch_length, concat_batches, preserved_grads, slice_batch
+from ..model import BatchLoss, batch_length, check_certain, concat_batches, preserved_grads
 from ..timing import ENOUGH, KEEP, WARM_UP, StepTimes, Stopwatch
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
     for factor in LARGER:
         if len(alike) < factor or took >= LONG:
             break
+        check_certain(block[0])
         larger = concat_batches(alike[:factor])
         tried = _attempt(lambda larger=larger: try_one(larger))  # type: ignore[misc]
         if tried is None:
@@ -93,7 +94,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
         chosen[factor * size], took = larger, tried
         round_takes += took
     if size // 2 >= SMALLEST:
-        smaller = slice_batch(block[0], 0, size // 2)
+        smaller = loss.split(block[0], 0, size // 2)
         if _attempt(lambda: try_one(smaller)) is not None:
             chosen[size // 2] = smaller
     affordable = min(KEEP // together, int(BUDGET / (round_takes * together)))

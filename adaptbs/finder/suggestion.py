@@ -39,6 +39,8 @@ class BatchSizeSuggestion:
             eighth of the samples seen, and on a CPU up to `useful`. None if it could not be determined.
         others: further suggestions as (name, batch size), see `suggested_by`.
         critical_over_simple: the critical batch over B_simple: 2.5 for SGD, 4 for Adam and its kin.
+        doubt: reason not to trust `noise_scale` as a number (`NoiseScale.doubt`); None if there is none. Where samples
+            are coupled, or rows are not samples, no size is suggested.
     """
 
     noise_scale: float | None
@@ -54,6 +56,7 @@ class BatchSizeSuggestion:
     fits: int | None = field(repr=False, default=None)
     others: tuple[tuple[str, float], ...] = field(repr=False, default=())
     critical_over_simple: float = field(repr=False, default=1.0)
+    doubt: str | None = field(repr=False, default=None)
 
     @property
     def suggestions(self) -> Any:

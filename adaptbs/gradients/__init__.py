@@ -3,7 +3,7 @@
 from .coupling import FEWEST, Coupling
 from .halves import GradientPool
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
-from .meter import FEW, HALVES, IN_STEP, NoiseMeter, why_loss_is_needed
+from .meter import FEW, HALVES, IN_STEP, NoiseMeter, is_far, why_loss_is_needed
 from .ranks import RankGradients, waits_for_nobody
 from .terms import Unsupported
 from .views import views_of
@@ -19,6 +19,7 @@ __all__ = [
     "NoiseMeter",
     "RankGradients",
     "Unsupported",
+    "is_far",
     "shows_a_sum",
     "squared_norm",
     "views_of",

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchLoss, LossNotScalarError, batch_length, describe_batch, slice_batch, without_chance
+from ..model import BatchLoss, LossNotScalarError, batch_length, describe_batch, without_chance
+from ..types import ENOUGH
 
 log = logging.getLogger(__name__)
 
-LOOKS = 5  # number of batches examined
+LOOKS = ENOUGH  # number of batches examined: all of them before the first decision
 FEWEST = 16  # samples; in smaller batches the weights of samples (class weights, ignored targets) could look the same
 # Share of the loss. Samples' weights rarely change a mean loss by as much in every batch. A contrastive loss changes by
 # log 2 / log n.
@@ -60,7 +61,7 @@ class Coupling:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._ratios, self._looks = list(state["ratios"]), state["looks"]
 
-    def look(self, batch: Any, agreed: Callable[[float], float] | None = None) -> None:
+    def look(self, batch: Any, agreed: Callable[[float], float] | None = None, samples: int | None = None) -> None:
         """Examine a batch. Does nothing once `LOOKS` batches have been examined.
 
         Args:
@@ -68,13 +69,14 @@ class Coupling:
             agreed: function from this rank's ratio of losses to the one all ranks agree on, where nan means that a rank
                 could not compute it. With it the caller must check the number of samples, so that either all ranks call
                 this or none.
+            samples: samples of the batch; None: as its layout tells.
 
         Raises:
             LossNotScalarError: if the loss is not one number, which the first batch shows.
         """
         if not self._looks:
             return
-        if agreed is None and not _long_enough(batch):
+        if agreed is None and not _long_enough(batch, samples):
             if not self._called:
                 self._call_once(batch)
             return
@@ -82,7 +84,7 @@ class Coupling:
         self._looks -= 1
         ratio: Tensor | float = math.nan
         try:
-            ratio = self._ratio(batch)
+            ratio = self._ratio(batch, samples)
         except LossNotScalarError:
             raise  # a fault of the argument
         except Exception as error:  # any fault that matters shows in the measurement too
@@ -112,16 +114,16 @@ class Coupling:
             what = type(error).__name__, error, describe_batch(batch)
             log.info("the loss could not be called: %s: %s (on a batch of %s)", *what)
 
-    def _ratio(self, batch: Any) -> Tensor:
-        n = batch_length(batch) // 2 * 2
-        slices = [slice_batch(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
+    def _ratio(self, batch: Any, samples: int | None) -> Tensor:
+        n = (batch_length(batch) if samples is None else samples) // 2 * 2
+        slices = [self._batch_loss.split(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
         with torch.enable_grad(), without_chance(self._model), self._batch_loss.preserving(self._model):
             whole, *halves = (self._batch_loss(self._model, each).detach().reshape(()) for each in slices)
         return torch.stack(halves).sum() / whole  # nan or inf where the loss is 0
 
 
-def _long_enough(batch: Any) -> bool:
+def _long_enough(batch: Any, samples: int | None) -> bool:
     try:
-        return batch_length(batch) >= FEWEST
+        return (batch_length(batch) if samples is None else samples) >= FEWEST
     except TypeError:  # a batch without tensors, as a loop may get and skip
         return False

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchLoss, batch_length, has_batch_norm, slice_batch, trainable
+from ..model import BatchLoss, batch_length, has_batch_norm, trainable
 from ..types import SquaredNorms
 from .mean_gradient import Gradient, MeanGradient, dense, squared_norm, together
-from .views import View
+from .views import Group, View
 
 
 class GradientPool:
@@ -69,16 +69,29 @@ class HalfBatches:
         self._model, self._batch_loss, self._views = model, batch_loss, views or {}
         self.mean_gradient = MeanGradient(batch_loss)
 
-    def measure(self, batch: Any) -> SquaredNorms | None:
+    @property
+    def outside(self) -> list[str]:
+        """Names of the views of groups that have no parameter of the model, and so are not measured."""
+        return [name for name, view in self._views.items() if isinstance(view, Group) and view.is_outside(self._model)]
+
+    def measure(self, batch: Any, samples: int | None = None) -> SquaredNorms | None:
         """Squared norms, on the device; None if the batch is too short to halve.
 
         An odd last sample is left out, so that both halves have the same size.
+
+        Args:
+            batch: of 2 b samples, or one more.
+            samples: so many; None: as its layout tells.
+
+        Raises:
+            NotCutError: if it is not certain which entries belong to which sample.
         """
-        half = batch_length(batch) // 2
+        half = (batch_length(batch) if samples is None else samples) // 2
         if half < (2 if has_batch_norm(self._model) else 1):
             return None
         with self._batch_loss.preserving(self._model):
-            halves = [self.mean_gradient(self._model, slice_batch(batch, start, start + half)) for start in (0, half)]
+            parts = [self._batch_loss.split(batch, start, start + half) for start in (0, half)]
+            halves = [self.mean_gradient(self._model, part, samples and half) for part in parts]
         looks = {name: view(trainable(self._model)) for name, view in self._views.items()}
         seen = {name: (look(halves[0]), look(halves[1])) for name, look in looks.items() if look}
         views = {name: pooled(half, *pair) for name, pair in seen.items() if any(g is not None for g in chain(*pair))}

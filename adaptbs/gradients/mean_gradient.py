@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..model import BatchLoss, batch_length, has_batch_norm, slice_batch, trainable, without_chance
+from ..model import BatchLoss, NotCutError, batch_length, has_batch_norm, trainable, without_chance
 from .backward import Graph
 from .loss_scale import LossScale
 
@@ -40,9 +40,9 @@ class MeanGradient:
         self.sums: bool | None = {"sum": True, "mean": False}.get(batch_loss.reduction or "")
         self.scale: Tensor | None = None
 
-    def __call__(self, model: nn.Module, batch: Any) -> list[Tensor | None]:
+    def __call__(self, model: nn.Module, batch: Any, samples: int | None = None) -> list[Tensor | None]:
         if self.sums is None:
-            self.sums = shows_a_sum(model, self._batch_loss, batch)
+            self.sums = shows_a_sum(model, self._batch_loss, batch, samples)
         parameters = trainable(model)
         with torch.enable_grad():
             loss = self._batch_loss(model, batch).reshape(())
@@ -56,7 +56,8 @@ class MeanGradient:
         gradient = _not_finite_if(loss.detach(), gradient)
         if not self.sums:
             return gradient
-        return [g / batch_length(batch) if g is not None else None for g in gradient]
+        n = batch_length(batch) if samples is None else samples
+        return [g / n if g is not None else None for g in gradient]
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums, "loss_scale": self._loss_scale.state_dict()}
@@ -66,23 +67,27 @@ class MeanGradient:
         self._loss_scale.load_state_dict(state["loss_scale"])
 
 
-def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any) -> bool | None:
+def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any, samples: int | None = None) -> bool | None:
     """True if the loss sums over the batch, False if it takes the mean, None if this batch does not show it.
 
     The loss's own `.reduction` decides. Without it the losses of two halves of the batch do: they add up to once the
     whole loss for a sum, and to twice the whole loss for a mean. Dropout and BatchNorm are switched off meanwhile,
     because in a few samples their effect could look like that difference. Other layers may still add noise, so the
-    nearer of once and twice is taken. A loss of 0 or nan shows nothing; try again with another batch.
+    nearer of once and twice is taken. A loss of 0 or nan shows nothing, nor does a batch that cannot be cut. Try again
+    with another batch.
     """
     said = {"sum": True, "mean": False}.get(batch_loss.reduction or "")
     if said is not None:
         return said
-    n = batch_length(batch)
+    n = batch_length(batch) if samples is None else samples
     if n < (4 if has_batch_norm(model) else 2):  # BatchNorm raises an error on a half of one sample
+        return None
+    try:
+        slices = (batch, batch_loss.split(batch, 0, n // 2), batch_loss.split(batch, n // 2, n))
+    except NotCutError:
         return None
     # Gradients are enabled because a checkpoint warns without them.
     with torch.enable_grad(), without_chance(model), batch_loss.preserving(model):
-        slices = (batch, slice_batch(batch, 0, n // 2), slice_batch(batch, n // 2, n))
         whole, *halves = (batch_loss(model, each).item() for each in slices)
     ratio = sum(halves) / whole if whole else float("nan")
     return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None

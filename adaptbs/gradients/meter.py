@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SHORT = 4  # samples; a shorter batch is skipped if longer ones have been seen
 FEW = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
+NEAR = 0.1  # share of the samples; a loop may leave some out, which moves the number less than its interval is wide
 PATIENCE = 3  # steps in a row that could not be measured for one reason, after which it is taken to be there to stay
 
 IN_STEP, HALVES = "in step", "halves"
@@ -103,6 +104,15 @@ class NoiseMeter:
                 return None
         return self._by_halves(batch, samples)
 
+    @property
+    def outside(self) -> list[str]:
+        """Names of the views of parameter groups outside of the model, which are not measured."""
+        return self._halves.outside if self._halves is not None else []
+
+    def first(self, batch: Any, samples: int) -> Any:
+        """The first samples of a batch. Raises NotCutError if it is not certain which entries are theirs."""
+        return self._loss.split(batch, 0, samples) if self._loss is not None else batch
+
     def _watch(self, sizes: Sequence[int]) -> None:
         """Watch the step that comes, or change to halves if that is not possible."""
         try:
@@ -174,24 +184,27 @@ class NoiseMeter:
             norms = norms.divided_by(norms.large_size**2)
         rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
-        return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or caveat)
+        wrong = not rows_are_samples and is_far(norms.large_size, samples)
+        return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or caveat, wrong)
 
     def _by_halves(self, batch: Any, samples: int) -> Measurement | None:
         assert self._halves is not None
-        rows = batch_length(batch)
+        said = samples if self._loss is not None and self._loss.split_given else None  # of parts that the user cuts
+        rows = batch_length(batch) if said is None else said
         self._longest = max(self._longest, rows)
         if rows < SHORT <= self._longest:
             return None  # the last few samples of an epoch; a model that never trains on one sample may fail on it
         self._look_for_coupling(batch, samples)
-        norms = self._halves.measure(batch)
+        norms = self._halves.measure(batch, said)
         if norms is None:
             return None
         caveat = self._caveat(norms, rows, samples)
-        return Measurement(norms, HALVES, self._why, lambda: self._coupled() or caveat)
+        return Measurement(norms, HALVES, self._why, lambda: self._coupled() or caveat, is_far(rows, samples))
 
     def _look_for_coupling(self, batch: Any, samples: int) -> None:
         if self._coupling is not None:
-            self._coupling.look(batch)
+            said = samples if self._loss is not None and self._loss.split_given else None
+            self._coupling.look(batch, samples=said)
 
     def _change(self, why: Unsupported) -> None:
         """Measure by halves from here on, since the step cannot be measured."""
@@ -240,6 +253,11 @@ class NoiseMeter:
         if norms.small_size < FEW and has_batch_norm(self._model):
             return f"BatchNorm over {norms.small_size}"
         return None
+
+
+def is_far(rows: int, samples: int) -> bool:
+    """True if the noise scale of rows is another number than that of samples, not only off by a few rows."""
+    return abs(rows - samples) > NEAR * samples
 
 
 def why_loss_is_needed(model: nn.Module, parameters: Sequence[nn.Parameter], *, choice: str, views: bool) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .mean_gradient import Gradient, dense
 
@@ -43,20 +43,29 @@ def views_of(optimizer: Any, *, metric: str, by_group: bool) -> dict[str, View]:
             )
         views["adam"] = adam(optimizer)
     if by_group:
-        views |= {f"group {i}": group(optimizer, i) for i in range(len(optimizer.param_groups))}
+        views |= {f"group {i}": Group(optimizer, i) for i in range(len(optimizer.param_groups))}
     return views
 
 
-def group(optimizer: Any, i: int) -> View:
-    """The gradient of the optimizer's i-th parameter group alone. Leaves out all other parameters."""
+class Group:
+    """The view of the optimizer's i-th parameter group alone. Leaves out all other parameters."""
 
-    def view(parameters: Sequence[Tensor]) -> Look:
+    def __init__(self, optimizer: Any, i: int) -> None:
+        self._optimizer, self._i = optimizer, i
+
+    def __call__(self, parameters: Sequence[Tensor]) -> Look:
         # Found anew each time, because groups may be frozen and unfrozen while a model trains.
-        inside = {id(p) for p in optimizer.param_groups[i]["params"]}
+        inside = self._inside
         kept = [id(p) in inside for p in parameters]
         return lambda gradient: [g if keep else None for g, keep in zip(gradient, kept, strict=True)]
 
-    return view
+    def is_outside(self, model: nn.Module) -> bool:
+        """True if the model has none of its parameters, as where a loss has weights of its own (ArcFace)."""
+        return self._inside.isdisjoint(id(p) for p in model.parameters())
+
+    @property
+    def _inside(self) -> set[int]:
+        return {id(p) for p in self._optimizer.param_groups[self._i]["params"]}
 
 
 def adam(optimizer: Any) -> View:

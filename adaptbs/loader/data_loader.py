@@ -117,7 +117,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             accumulation_steps=accumulation_steps,
         )  # fmt: skip
         driver = SchedulerDriver(start_samples, batches.epoch_samples, epoch_steps, given=scheduler is not None)
-        loss = BatchLoss(loss_func, batch_loss, autocast) if loss_func or batch_loss else None
+        loss = BatchLoss(loss_func, batch_loss, autocast, split=settings.split) if loss_func or batch_loss else None
         stepped = partial(parameters_of, optimizer)
         if loss is None and not ranks.connected:
             check_measurable(model, stepped(), settings)

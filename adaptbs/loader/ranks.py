@@ -35,6 +35,7 @@ class RankMeter:
         self.optimizer, self.ranks = optimizer, ranks
         self.gradients = RankGradients(model, ranks, passes)
         self.coupling = Coupling(self._inner, batch_loss) if batch_loss is not None else None
+        self._split_given = batch_loss is not None and batch_loss.split_given
         self._sums = batch_loss is not None and batch_loss.reduction == "sum"
 
     def measurement(self, samples: int, length: int) -> Measurement:
@@ -52,6 +53,10 @@ class RankMeter:
         if self.coupling is not None and self.coupling.found:
             return COUPLED
         return f"BatchNorm over {length}" if length < FEW and has_batch_norm(self._inner) else None
+
+    def said(self, samples: int) -> int | None:
+        """Samples of a batch that the user cuts; None where its layout tells them."""
+        return samples if self._split_given else None
 
     def agreed(self, deviation: float) -> float:
         """The mean of what all ranks found, nan where one found nothing; collective."""
@@ -95,7 +100,7 @@ class RankStep:
             # Not charged: five looks would be taken for what a measurement costs, which is much less.
             coupling = self._meter.coupling
             if coupling and self._tracker.latest_fetched.num_samples >= FEWEST * self._meter.ranks.world_size:
-                coupling.look(batch, agreed=self._meter.agreed)
+                coupling.look(batch, agreed=self._meter.agreed, samples=self._meter.said(own))
             self._meter.gradients.arm(lambda: self._ended)
             self._watched = True
             self._hook = self._meter.optimizer.register_step_pre_hook(self._step)

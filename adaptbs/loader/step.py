@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..gradients import shows_a_sum
-from ..memory import SafeStep, cut_in_pieces, run_in_pieces, shares
-from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm, slice_batch, trainable
-from ..run import TrainingRun
+from ..memory import BatchCuts, SafeStep, bounds, run_in_pieces, shares
+from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm, trainable
+from ..run import NOT_CUT, TrainingRun
 
 FEW = 8  # samples that show whether a loss is a mean or a sum
 
@@ -31,6 +32,9 @@ class LoaderStep:
         self._run, self._model, self._optimizer, self._loss = run, run.model, optimizer, loss
         self._safe_step = SafeStep(optimizer, self._model.parameters)
         self._before: Snapshot | None = None
+        holds = run.controller.holds
+        holds.remove(NOT_CUT)  # of a resumed run, which may have been given `split=` meanwhile
+        self._cuts = BatchCuts(loss, run.model, self._shares, lambda: holds.add(NOT_CUT))
         self._sums: bool | None = None  # whether the loss adds up over a batch; None until that was asked
 
     def __call__(
@@ -38,9 +42,13 @@ class LoaderStep:
     ) -> Tensor:
         controller, memory = self._run.controller, self._run.controller.memory
         memory.expect_pieces()
-        new = batch_length(batch) > memory.largest_run
-        run = partial(self._pass, batch, scaler, 1 / controller.batches_per_step)
-        loss, fits = self._backward(run, batch_length(batch), new)
+        samples = self._run.tracker.current.num_samples if self._loss.split_given else batch_length(batch)
+        new = samples > memory.largest_run
+        why_not = partial(self._cuts.why_not, batch, samples)
+        if new and memory.may_be_exceeded:
+            why_not()  # before the batch grows past what can be run
+        run = partial(self._pass, batch, samples, scaler, 1 / controller.batches_per_step)
+        loss, fits = self._backward(run, samples, new, why_not)
         if fits is not None:
             controller.ran_out_of_memory(fits)
         if self._run.tracker.current.ends_step:
@@ -55,7 +63,9 @@ class LoaderStep:
             self._optimizer.zero_grad()
         return loss
 
-    def _backward(self, run: Callable[[int], Tensor], samples: int, new: bool) -> tuple[Tensor, int | None]:
+    def _backward(
+        self, run: Callable[[int], Tensor], samples: int, new: bool, why_not: Callable[[], str | None]
+    ) -> tuple[Tensor, int | None]:
         """Add the batch's gradient to `.grad`; its loss, and the largest piece that fitted, where it did not whole."""
         if self._before is None:
             self._before = Snapshot(self._model)
@@ -72,7 +82,7 @@ class LoaderStep:
             p.grad = None
         try:
             least = 2 if has_batch_norm(self._model) else 1
-            loss, fits = run_in_pieces(run, samples, memory, undo=undo, least=least)
+            loss, fits = run_in_pieces(run, samples, memory, undo=undo, least=least, why_not=why_not)
         except BaseException:
             for p, grad in zip(parameters, held, strict=True):
                 p.grad = grad
@@ -82,10 +92,12 @@ class LoaderStep:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
         return loss, fits
 
-    def _pass(self, batch: Any, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int) -> Tensor:
-        cut = cut_in_pieces(batch, pieces)
+    def _pass(
+        self, batch: Any, samples: int, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int
+    ) -> Tensor:
+        cut = self._cuts.in_pieces(batch, samples, pieces)
         losses = []
-        for piece, share in zip(cut, self._shares(batch, cut), strict=True):
+        for piece, share in zip(cut, self._shares(batch, samples, cut), strict=True):
             if share == 0:  # of targets that are all ignored
                 continue
             with torch.enable_grad():
@@ -98,13 +110,17 @@ class LoaderStep:
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
-    def _shares(self, batch: Any, cut: Sequence[Any]) -> list[float]:
+    def _shares(self, batch: Any, samples: int, cut: Sequence[Any]) -> list[float]:
         """The share of each piece's loss in the whole batch's."""
         if len(cut) == 1:
             return [1.0]
         if self._sums is None:
-            few = min(batch_length(batch), FEW)
-            self._sums = bool(shows_a_sum(self._model, self._loss, slice_batch(batch, 0, few)))
+            few = max(min(samples // len(cut), FEW), 2)  # no more than a piece, which has to fit
+            part, said = self._loss.split(batch, 0, few), few if self._loss.split_given else None
+            self._sums = shows_a_sum(self._model, self._loss, part, said)
         if self._sums:
             return [1.0] * len(cut)
-        return shares([self._loss.weight(self._model, piece) for piece in cut])
+        lengths: list[int | None] = [None] * len(cut)  # as their layouts tell
+        if self._loss.split_given:
+            lengths = [end - begin for begin, end in pairwise(bounds(samples, len(cut)))]
+        return shares([self._loss.weight(self._model, *piece) for piece in zip(cut, lengths, strict=True)])

@@ -1,18 +1,20 @@
 """A device's memory: trials of a size, the limit of a run, and going on after memory has run out."""
 
+from .cuts import BatchCuts, bounds
 from .device import memory_of
 from .limit import MemoryLimit
-from .pieces import cut_in_pieces, run_in_pieces, shares
+from .pieces import run_in_pieces, shares
 from .probe import MemoryProbe, probe_batches, probe_memory
 from .recovery import SafeStep, is_out_of_memory
 from .trial import MemoryTrial
 
 __all__ = [
+    "BatchCuts",
     "MemoryLimit",
     "MemoryProbe",
     "MemoryTrial",
     "SafeStep",
-    "cut_in_pieces",
+    "bounds",
     "is_out_of_memory",
     "memory_of",
     "probe_batches",

@@ -1,28 +1,18 @@
-"""A batch in pieces: where it is cut, how the pieces are run, and what each counts for."""
+"""A batch in pieces: how they are run, and what each counts for."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ..model import add_note, batch_length, slice_batch
+from ..model import add_note
 from .limit import MemoryLimit
 from .recovery import is_out_of_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-def cut_in_pieces(batch: Any, pieces: int) -> list[Any]:
-    """The batch in so many pieces, as equally long as can be."""
-    if pieces == 1:
-        return [batch]
-    n = batch_length(batch)
-    bounds = [n * i // pieces for i in range(pieces + 1)]
-    return [slice_batch(batch, begin, end) for begin, end in pairwise(bounds)]
 
 
 def shares(weights: Sequence[float]) -> list[float]:
@@ -32,7 +22,13 @@ def shares(weights: Sequence[float]) -> list[float]:
 
 
 def run_in_pieces(
-    run: Callable[[int], T], samples: int, limit: MemoryLimit, *, undo: Callable[[], None], least: int
+    run: Callable[[int], T],
+    samples: int,
+    limit: MemoryLimit,
+    *,
+    undo: Callable[[], None],
+    least: int,
+    why_not: Callable[[], str | None] | None = None,
 ) -> tuple[T, int | None]:
     """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ...; each time from its beginning.
 
@@ -42,16 +38,20 @@ def run_in_pieces(
         limit: knows what fits so far; what runs out is told to it.
         undo: takes back all that `run` has done before it ran out.
         least: samples that a piece must have.
+        why_not: the reason why the batch cannot be cut, with what to do; None if it can. Asked before the first cut.
 
     Returns:
         The result of `run`, and the largest size known to fit where a piece did not; else None.
 
     Raises:
-        the error of memory that ran out, where there is no smaller piece.
+        the error of memory that ran out, where there is no smaller piece, or the batch cannot be cut.
     """
     pieces, failed = max(1, math.ceil(samples / limit.piece)), False
+    asked, reason = pieces > 1, why_not() if pieces > 1 and why_not else None
+    if reason is not None:
+        pieces = 1
     while True:
-        said = None
+        failure: Exception | None = None
         try:
             result = run(pieces)
         except Exception as error:
@@ -60,15 +60,20 @@ def run_in_pieces(
             if samples // (2 * pieces) < least:
                 add_note(error, f"adaptbs ran this batch of {samples} in {pieces} pieces: no smaller one can be run")
                 raise
-            said = str(error)
+            failure = error.with_traceback(None)  # its frames keep alive what the failed pass holds
         largest = -(-samples // pieces)
-        if said is None:
+        if failure is None:
             limit.ran(largest)
             return result, limit.fall_back(largest) if failed else None
-        # Outside of the except block, which keeps alive what the failed pass holds.
+        # Outside of the except block, which keeps alive what the failed pass holds too.
         limit.fails(largest, again=failed)
         failed = True
         undo()
         limit.release()
+        if not asked and why_not is not None:
+            asked, reason = True, why_not()
+        if reason is not None:
+            add_note(failure, f"adaptbs did not run this batch of {samples} samples again in pieces: {reason}")
+            raise failure
         pieces *= 2
-        log.warning("memory ran out with %d samples, so they are run again in %d pieces: %s", samples, pieces, said)
+        log.warning("memory ran out with %d samples, so they are run again in %d pieces: %s", samples, pieces, failure)

@@ -16,9 +16,9 @@ from ..gradients import NoiseMeter
 from ..model import (
     BatchLoss,
     WeightSnapshot,
+    certain_repeat,
     preserved,
     preserved_grads,
-    repeat_batch,
     trainable,
 )
 from .device import DeviceMemory
@@ -52,6 +52,9 @@ def try_size(
         optimizer: takes the step without its hooks. None: forward and backward passes only.
         more: bytes that training sometimes needs on top, as measuring by halves does for another gradient.
         watching: makes the context of forward and backward passes, as measuring in the step has one.
+
+    Raises:
+        NotCutError: if it is not certain what repeats a sample of the batch.
     """
     parameters = list(model.parameters())  # frozen ones too: optimizers step them if an old gradient is left
     rest = memory.in_use()
@@ -60,7 +63,7 @@ def try_size(
     peak: int | None = None
     with preserved_grads(parameters), preserved(model):
         try:
-            peak = _peak(model, loss, repeat_batch(batch, size), parameters, memory, twin, watching)
+            peak = _peak(model, loss, certain_repeat(batch, size), parameters, memory, twin, watching)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,7 +1,7 @@
 """The user's model and batch: slice batches, compute the loss, and restore all state afterwards."""
 
 from .batch_loss import BatchLoss, LossNotScalarError, summing
-from .batches import batch_bytes, batch_length, concat_batches, describe_batch, repeat_batch, slice_batch
+from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import with_index
 from .modules import has_batch_norm, trainable, without_chance
 from .preserve import (
@@ -14,15 +14,22 @@ from .preserve import (
     preserved_weights,
 )
 from .samples import collates_all, has_a_row_a_sample, takes_one_apart
+from .split import ADVICE, NotCutError, Split, certain_repeat, certain_split, check_certain, why_not_cut
 
 __all__ = [
+    "ADVICE",
     "BatchLoss",
     "LossNotScalarError",
+    "NotCutError",
     "Snapshot",
+    "Split",
     "WeightSnapshot",
     "add_note",
     "batch_bytes",
     "batch_length",
+    "certain_repeat",
+    "certain_split",
+    "check_certain",
     "collates_all",
     "concat_batches",
     "describe_batch",
@@ -32,11 +39,11 @@ __all__ = [
     "preserved_grads",
     "preserved_loader",
     "preserved_weights",
-    "repeat_batch",
     "slice_batch",
     "summing",
     "takes_one_apart",
     "trainable",
+    "why_not_cut",
     "with_index",
     "without_chance",
 ]

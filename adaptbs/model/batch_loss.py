@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .batches import batch_length, describe_batch, to_device
 from .preserve import add_note, preserved
+from .split import Split, certain_split
 
 
 class LossNotScalarError(ValueError):
@@ -29,6 +30,13 @@ class BatchLoss:
         batch_loss: function (model, batch) -> scalar, for any other layout. Give exactly one of the two.
         autocast: function that makes the context of the forward pass, such as `lambda: torch.autocast("cuda")`.
         called: what errors call the loss. None: the argument that was given.
+        split: function (batch, start, stop) -> batch of the samples start:stop. None: batches are cut only where their
+            layout leaves no doubt.
+        split_given: False if `split` is not the user's. None: True where there is one.
+
+    Attributes:
+        split: cuts a batch. Raises NotCutError if that is not certain.
+        split_given: True if the user has said how to cut, which is then relied on.
 
     Raises:
         ValueError: if both or neither of `loss_func` and `batch_loss` are given.
@@ -41,6 +49,8 @@ class BatchLoss:
         batch_loss: Callable[[nn.Module, Any], Tensor] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
         called: str | None = None,
+        split: Split | None = None,
+        split_given: bool | None = None,
     ) -> None:
         if (loss_func is None) == (batch_loss is None):
             raise ValueError(
@@ -52,6 +62,8 @@ class BatchLoss:
                 raise TypeError(f"{name}={function!r}: it must be a function")
         self._loss_func, self._batch_loss = loss_func, batch_loss
         self._autocast = autocast or nullcontext
+        self.split: Split = split or certain_split
+        self.split_given = split is not None if split_given is None else split_given
         self._called = called or ("batch_loss=" if batch_loss else "loss_func=")
 
     @property
@@ -74,7 +86,7 @@ class BatchLoss:
         """A context at whose end the model, and the modules of the loss function, are in the state they were in."""
         return preserved(nn.ModuleList([model, *self.modules]) if self.modules else model)
 
-    def weight(self, model: nn.Module, batch: Any) -> float:
+    def weight(self, model: nn.Module, batch: Any, samples: int | None = None) -> float:
         """Denominator of the batch's mean loss: the number of samples, or the total weight of the targets that count.
 
         The two differ for a loss with class weights or ignored targets. Then it is the summed loss over the mean loss,
@@ -82,7 +94,7 @@ class BatchLoss:
         """
         sums = summing(self._loss_func)
         if sums is None:
-            return float(batch_length(batch))
+            return float(batch_length(batch) if samples is None else samples)
         with torch.no_grad(), self.preserving(model):
             mean, total = self(model, batch), BatchLoss(sums, autocast=self._autocast)(model, batch)
         return (total / mean).item() if total else 0.0

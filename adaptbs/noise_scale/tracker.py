@@ -77,7 +77,8 @@ class NoiseScaleTracker:
 
     def estimate(self, confidence: float) -> NoiseScale | None:
         """The noise scale as of the latest measurement; None if nothing has been measured."""
-        return self._plain.estimate(confidence)
+        found = self._plain.estimate(confidence)
+        return replace(found, caveat=self.caveat) if found is not None and self.caveat else found
 
     def estimate_views(self, confidence: float) -> dict[str, NoiseScale]:
         """Noise scales of the views, by name. Leaves out views without a measurement."""

@@ -1,13 +1,14 @@
 """One training run, as every face shares it."""
 
 from .controller import Controller
-from .holds import Holds
+from .holds import NOT_CUT, Holds
 from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
 from .training_run import TrainingRun, check_version
 
 __all__ = [
+    "NOT_CUT",
     "Controller",
     "DetectLookAhead",
     "Holds",

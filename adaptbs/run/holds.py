@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ..types import Decision
 
+NOT_SAMPLES = "rows are not samples"  # reason to hold it where the noise scale is that of something else
+NOT_CUT = "batch cannot be cut"  # reason to hold it where it would have to be
+
 
 class Holds:
     """Holds the batch for as long as something that it depends on is not clear. A held run is the run without adaptbs.

@@ -9,8 +9,10 @@ from typing import Any
 
 from ..gradients import NoiseMeter, Unsupported
 from ..memory import is_out_of_memory
-from ..model import LossNotScalarError, describe_batch, slice_batch
+from ..model import LossNotScalarError, NotCutError, describe_batch
+from ..types import COUPLED, Measurement
 from .controller import Controller
+from .holds import NOT_SAMPLES
 from .tracker import BatchTracker
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,11 @@ PATIENCE = 16  # optimizer steps' worth of batches for which a step is waited fo
 INSTEAD = (
     "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves of a batch in a pass of its own; "
     "overhead=0 measures nothing and holds the batch."
+)
+WRONG = (
+    "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "
+    "dimension of what collate_fn= returns and the model is called on, or give batch_size= in rows: let an item of the "
+    "dataset be a row."
 )
 
 
@@ -41,6 +48,7 @@ class StepMeasuring:
     ) -> None:
         self.meter, self.watches = meter, False
         self._controller, self._tracker, self._world_size = controller, tracker, world_size
+        self._said = False
         self._delivered: list[int] = []  # this rank's samples of each batch delivered while a step is watched
 
     def begin(self, batch: Any) -> None:
@@ -56,12 +64,15 @@ class StepMeasuring:
         self._delivered = [num_samples // self._world_size]
         if not meter.in_step and num_samples > controller.memory.piece:  # it is trained on in pieces, too
             num_samples = int(controller.memory.piece)
-            batch = slice_batch(batch, 0, num_samples)
+            with self._may_fail(batch):
+                batch = meter.first(batch, num_samples)
+            if self.meter is None:
+                return
         if meter.in_step:
             controller.measuring_step()
         timed = nullcontext() if meter.in_step else controller.measuring(num_samples)
         with self._may_fail(batch), timed:
-            controller.measured(meter.begin(batch, num_samples, self._sizes))
+            self._take_in(meter.begin(batch, num_samples, self._sizes))
         self.watches = meter.is_armed
 
     def go_on(self) -> None:
@@ -80,9 +91,27 @@ class StepMeasuring:
         """
         if self.meter is not None:
             with self._may_fail(None):
-                self._controller.measured(self.meter.end(sum(self._delivered), self._sizes, len(self._delivered)))
+                self._take_in(self.meter.end(sum(self._delivered), self._sizes, len(self._delivered)))
             self.watches = self.meter is not None and self.meter.is_armed
             self._delivered = []  # if it watches on, it watches the next step
+
+    def _take_in(self, made: Measurement | None) -> None:
+        """Take in a measurement, and hold the batch for as long as it is not one of samples."""
+        self._controller.measured(made)
+        if made is None:
+            return
+        if not made.wrong or made.read_caveat() == COUPLED:  # which holds the batch by itself
+            self._controller.holds.remove(NOT_SAMPLES)
+            return
+        self._controller.holds.add(NOT_SAMPLES)
+        if not self._said:
+            self._said = True
+            log.warning(WRONG, made.read_caveat())
+
+    @property
+    def by_halves(self) -> bool:
+        """True if batches are measured in passes of their own, before the step."""
+        return self.meter is not None and not self.meter.in_step
 
     def stop(self) -> None:
         """Watch the step no longer."""
@@ -113,10 +142,12 @@ class StepMeasuring:
             self._controller.memory.release()
             log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
             return
-        said = str(failure)
-        if not isinstance(failure, Unsupported):
+        said, instead = str(failure), INSTEAD
+        if isinstance(failure, NotCutError):
+            instead = "overhead=0 measures nothing and holds the batch."
+        elif not isinstance(failure, Unsupported):
             on = "" if batch is None else f" (the loss was called on a batch of {describe_batch(batch)})"
             said = f"{type(failure).__name__}: {said}{on}"
-        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, INSTEAD)
+        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, instead)
         self.meter = None
         self._controller.forget_measurements()

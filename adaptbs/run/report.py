@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..report import History, RunSummary, TradeOff, in_words, plot_history, summary_of_run, trade_off_of_run
@@ -12,6 +14,10 @@ from .training_run import TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+#: Of a group that is not measured.
+OUTSIDE = NoiseScale(0.0, 0.0, 0.0, math.inf, 0.0, 0, caveat="no parameter of the model")
 
 
 class RunReport:
@@ -28,13 +34,23 @@ class RunReport:
 
     @property
     def noise_scale(self) -> NoiseScale | None:
-        """The latest estimate; None before the first."""
-        return self._controller.noise_scale if self._controller else None
+        """The latest estimate; None before the first. Its doubt is also why the batch is held, if it is."""
+        run = self._controller
+        found = run.noise_scale if run else None
+        return replace(found, caveat=run.holds.reason) if run and found and run.holds.reason else found
 
     @property
     def views(self) -> dict[str, NoiseScale]:
-        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`)."""
-        return self._controller.views if self._controller else {}
+        """The noise scales beside the plain one: "adam" (`metric="adam"`), "group 0", ... (`by_group=True`).
+
+        A group without a parameter of the model, as that of a loss with weights of its own, is not measured. It is here
+        with that as its doubt.
+        """
+        run = self.training_run
+        if run is None or not run.controller.views:
+            return {}
+        meter = run.measuring.meter
+        return {**run.controller.views, **{name: OUTSIDE for name in (meter.outside if meter else [])}}
 
     @property
     def progress(self) -> float | None:

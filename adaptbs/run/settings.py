@@ -13,6 +13,7 @@ from ..checks import check_choice, check_share, check_size
 from ..decision import TARGETS
 from ..gradients import HALVES, IN_STEP
 from ..hyperparameters import LR_SCALINGS, following
+from ..model import Split
 from ..timing import StepTime
 from ..types import LogFunction, LRRule, Target
 
@@ -46,6 +47,7 @@ class SharedArguments(TypedDict, total=False):
     metric: str
     by_group: bool
     log: LogFunction | None
+    split: Split | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,9 @@ class Settings:
         log: called as `log(values, step)` at each decision and measurement, for TensorBoard and the like
             (docs/logging.md). `values` holds floats and texts by name, `step` is the number of samples seen. On several
             ranks rank 0 alone calls it. An error in it ends no run.
+        split: (batch, start, stop) -> a batch of its samples start:stop, laid out as the batch is delivered (in fastai
+            `(*xb, *yb)`). Measuring by halves and pieces after memory ran out cut by it. None: a batch is cut only
+            where each of its tensors and lists has one entry a sample.
 
     Raises:
         ValueError, TypeError: for a value that cannot be.
@@ -107,6 +112,7 @@ class Settings:
     metric: str = "plain"
     by_group: bool = False
     log: LogFunction | None = None
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "base_batch_size"):
@@ -127,6 +133,8 @@ class Settings:
         check_choice("metric", self.metric, METRICS)
         if self.source == "in_step" and (self.metric != "plain" or self.by_group):
             raise ValueError("metric='adam' and by_group=True are measured by halves: leave source= at 'auto'")
+        if self.split is not None and not callable(self.split):
+            raise TypeError(f"split={self.split!r}: it must be a function (batch, start, stop) -> batch")
         check_share("decide_every", self.decide_every)
         check_share("confidence", self.confidence)
         if self.overhead is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from ..types import COUPLED, Decision, NoiseScale
@@ -55,7 +56,7 @@ def has_settled(decision: Decision, estimate: NoiseScale | None, kept: int) -> b
         return False
     if decision.reason in ("max_batch_size", "memory"):
         return estimate.low >= OUT_OF_REACH * decision.batch_size
-    return kept >= KEPT and estimate.doubt is None
+    return kept >= KEPT and replace(estimate, caveat=None).doubt is None  # a caveat does not go by measuring more
 
 
 class DutyCycle:

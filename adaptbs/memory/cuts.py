@@ -1,0 +1,116 @@
+"""Cuts a batch in pieces where it is certain that their losses make up the batch's."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model import ADVICE, BatchLoss, NotCutError, without_chance
+from .recovery import is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+FEW = 8  # samples that show whether the parts' losses make up the whole's
+OFF = 1e-3  # relative; more than rounding, less than what other denominators or targets of other samples do
+
+
+def bounds(samples: int, pieces: int) -> list[int]:
+    """Where samples are cut into so many pieces, as equally long as can be: the first is 0, the last is `samples`."""
+    return [samples * i // pieces for i in range(pieces + 1)]
+
+
+class BatchCuts:
+    """Cuts batches, after the first cut has been verified on a few samples.
+
+    With the losses l_i of parts and their shares s_i (1 each for a loss that sums, and for a mean each part's weight
+    over that of all), the loss of the whole has to be sum s_i l_i. A contrastive loss is not, nor is a mean over boxes.
+    A `split` that the user gave is relied on.
+
+    Args:
+        loss: the loss of a batch, which knows how to cut it.
+        model: the model.
+        shares: function (batch, samples, its parts) -> the parts' shares.
+        on_refused: called when a batch is found that cannot be cut.
+    """
+
+    def __init__(
+        self,
+        loss: BatchLoss,
+        model: nn.Module,
+        shares: Callable[[Any, int, Sequence[Any]], list[float]],
+        on_refused: Callable[[], None],
+    ) -> None:
+        self._loss, self._model, self._shares, self._on_refused = loss, model, shares, on_refused
+        self._verified: str | bool | None = None  # None: not yet; else True, or the reason why not
+        self._said = False
+
+    def in_pieces(self, batch: Any, samples: int, pieces: int) -> list[Any]:
+        """The batch in so many pieces, as equally long as can be."""
+        if pieces == 1:
+            return [batch]
+        return [self._loss.split(batch, begin, end) for begin, end in pairwise(bounds(samples, pieces))]
+
+    def why_not(self, batch: Any, samples: int) -> str | None:
+        """The reason why the batch cannot be cut, with what to do; None if it can."""
+        if self._loss.split_given:
+            return None
+        reason = self._reason(batch, samples)
+        if reason is not None:
+            self._on_refused()
+            if not self._said:
+                self._said = True
+                log.warning("%s. Until then the batch is held, and is not run in pieces where memory runs out", reason)
+        return reason
+
+    def _reason(self, batch: Any, samples: int) -> str | None:
+        try:
+            self._loss.split(batch, 0, samples // 2)
+        except NotCutError as error:
+            return str(error)
+        except Exception as error:  # a tensor of a kind that cannot be sliced
+            return f"the batch cannot be cut: {type(error).__name__}: {error}. {ADVICE}"
+        if self._verified is None:
+            self._verified = self._verify(batch, samples)
+        return self._verified if isinstance(self._verified, str) else None
+
+    def _verify(self, batch: Any, samples: int) -> str | bool | None:
+        n, failure = min(samples, FEW) // 2 * 2, None
+        if n < 2:
+            return None  # shows nothing
+        try:
+            # Parts of another length too, as in two halves as many targets may happen to be.
+            found = [self._losses(batch, n, middle) for middle in sorted({n // 2, max(n // 4, 1)})]
+        except Exception as error:  # the model or the loss refuses a part, or even a few do not fit
+            if not is_out_of_memory(error):
+                return f"a part of the batch cannot be run: {type(error).__name__}: {error}. {ADVICE}"
+            failure = error.with_traceback(None)
+        if failure is not None:
+            return self._verify(batch, n - 2)
+        for whole, together, most in found:
+            if abs(together - whole) > most:
+                return (
+                    f"the losses of two parts of the batch make {together:.4g} together, that of the whole is "
+                    f"{whole:.4g}, so training on parts would be another training. {ADVICE} if the loss is a mean or "
+                    "a sum over samples"
+                )
+        return True if all(most > 0 for _, _, most in found) else None
+
+    def _losses(self, batch: Any, n: int, middle: int) -> tuple[float, float, float]:
+        """Losses of n samples, and of those before and after the middle one together; and their largest difference."""
+        whole, *parts = (self._loss.split(batch, *span) for span in ((0, n), (0, middle), (middle, n)))
+        with torch.enable_grad(), without_chance(self._model), self._loss.preserving(self._model):
+            shares = self._shares(whole, n, parts)
+            losses = [self._loss(self._model, each) for each in (whole, *parts)]
+        of_whole, *of_parts = (loss.item() for loss in losses)
+        # A part whose targets are all ignored has no loss, and counts for nothing.
+        together = sum(share * loss for share, loss in zip(shares, of_parts, strict=True) if share)
+        if not (math.isfinite(of_whole) and math.isfinite(together)):
+            return 0.0, 0.0, 0.0  # shows nothing
+        off = max(OFF, 2 * torch.finfo(losses[0].dtype).eps)  # of a loss in half precision
+        return of_whole, together, off * max(abs(of_whole), *map(abs, of_parts))
