@@ -213,7 +213,8 @@ class DeviceClock:
     def step(self, batch_size: int) -> None:
         now = self._watch.mark()
         if self._last is not None:
-            self._marked, self._delayed = self._marked + 1, self._delayed + self._watch.reached(self._last)
+            in_time = isinstance(self._last, float) or self._watch.reached(self._last)  # a host's moment has passed
+            self._marked, self._delayed = self._marked + 1, self._delayed + in_time
             self._steps.append((batch_size, self._last, now, self._inside, self._measures))
             if len(self._steps) >= READ_EVERY:
                 self._take_in()
