@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from . import __version__
-from .gradients import why_loss_is_needed
+from .gradients import owned, why_loss_is_needed, why_no_terms
 
 PACKAGES = ("torch", "numpy", "scipy", "fastai", "matplotlib", "pandas")
 FORMS = "give FILE.py:make_model, a function without arguments that returns the model, or a fastai export.pkl"
-TIES = "in training mode it ties the examples of a batch together"  # a BatchNorm that trains no parameter
 
 
 class NoModelError(ValueError):
@@ -131,30 +130,20 @@ def examine(model: nn.Module, name: str) -> Iterator[str]:
         return
     yield ""
     yield f"{'in step':<9}{'parameters':>12}  layer"
-    reasons = []
-    for label, parameters in layers(model):
-        why = why_loss_is_needed(model, parameters, choice="auto", views=False) if parameters else TIES
-        reasons.append(why)
-        reason = "" if why is None else f": {why.removeprefix(f'{label}: ')}"
-        yield f"{'yes' if why is None else 'no':<9}{_count(parameters):>12,}  {label}{reason}"
+    needed, shown = why_loss_is_needed(model, trained, choice="auto", views=False), False
+    for label, layer, parameters in owned(model, trained):
+        why = why_no_terms(layer)
+        shown = shown or why is not None
+        said, reason = ("yes", "") if why is None else ("no", f": {why}")
+        yield f"{said:<9}{_count(parameters):>12,}  {label}{reason}"
     yield ""
-    if not any(reasons):
+    if needed is not None and not shown:  # it is no single layer's
+        yield f"{needed[0].upper()}{needed[1:]}."
+    if needed is None and not shown:
         yield "The model is measured in the step that trains. No loss has to be given."
     else:
         yield "The model is measured by halves of a batch, in a pass of its own, which needs the loss:"
         yield "give loss_func= or batch_loss= to AdaptiveDataLoader. A fastai Learner's is known."
-
-
-def layers(model: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
-    """What the layers that own trained parameters are called, and these parameters. Every BatchNorm is among them."""
-    inside = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}  # part of their attention
-    for name, module in model.named_modules():
-        if module in inside:
-            continue
-        of_attention = isinstance(module, nn.MultiheadAttention)
-        own = [p for p in module.parameters(recurse=of_attention) if p.requires_grad]
-        if own or isinstance(module, nn.modules.batchnorm._BatchNorm):
-            yield (f"{type(module).__name__} {name!r}" if name else f"the model, a {type(module).__name__},"), own
 
 
 def _count(parameters: Sequence[nn.Parameter]) -> int:

@@ -2,6 +2,7 @@
 
 from .coupling import FEWEST, Coupling
 from .halves import GradientPool
+from .layers import owned, why_no_terms
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
 from .meter import FEW, HALVES, IN_STEP, NoiseMeter, is_far, why_loss_is_needed
 from .ranks import RankGradients, waits_for_nobody
@@ -20,9 +21,11 @@ __all__ = [
     "RankGradients",
     "Unsupported",
     "is_far",
+    "owned",
     "shows_a_sum",
     "squared_norm",
     "views_of",
     "waits_for_nobody",
     "why_loss_is_needed",
+    "why_no_terms",
 ]

@@ -13,7 +13,7 @@ Use = Callable[[Sequence[Any], Tensor], None]
 
 
 def packs() -> Any:
-    """What packs the tensors that autograd saves, as inside a checkpoint; None outside."""
+    """The function that packs the tensors that autograd saves, as inside a checkpoint; None outside."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     hooks = top(True) if top is not None else None
     return hooks[0] if hooks is not None else None

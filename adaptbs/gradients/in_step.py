@@ -105,7 +105,7 @@ class InStep:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
             self._handles += [p.register_hook(begins) for p in watched.parameters]  # type: ignore[no-untyped-call]
-        self._hooks = watched.hooks()
+        self._before = watched.parameters_now()
 
     def expect(self, *sizes: int) -> None:
         """Say which lengths the coming batches may have, while armed."""
@@ -139,10 +139,8 @@ class InStep:
             NotNow: if another step may be measured.
             Exception: whatever a hook raised.
         """
-        if self._watched is not None and not self._watched.has_same_parameters():
-            raise NotNow("parameters were frozen, unfrozen or replaced after the step's batch was delivered")
-        if self._watched is not None and self._handles and self._watched.hooks() != self._hooks:
-            raise NotNow("a parameter was given a hook after the step's batch was delivered")
+        if self._watched is not None and self._handles and (why := self._watched.changed_since(self._before)):
+            raise NotNow(f"{why} after the step's batch was delivered")
         if self._failure is not None:
             raise self._failure
         if not self._step.passes:
@@ -156,7 +154,7 @@ class InStep:
             if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else ROUNDING)) is not None:
                 name = next(name for name, p in self._model.named_parameters() if p is odd)
                 raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")
-            if self._step.was_conclusive() and self._watched is not None:
+            if self._step.was_conclusive and self._watched is not None:
                 self._checked.add(self._watched.state)
         return SquaredNorms(1, n * self._step.small(), n, self._step.large())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import jit, nn
 
@@ -22,27 +22,29 @@ class Watched:
 
     def __init__(self, model: nn.Module, stepped: Iterable[nn.Parameter]) -> None:
         self._model = model
-        self._trained, self._flags = [id(p) for p in walk(model)[1] if p.requires_grad], self._look()
+        self._flags = self._look()
         self.state = hash(tuple(self._flags))  # where it is the same, gradients are made in the same way
         wanted = {id(p) for p in stepped}
         trainable = [p for p in model.parameters() if p.requires_grad]
         self.parameters = [p for p in trainable if id(p) in wanted] or trainable
-        # A BatchNorm ties examples together also where its own parameters, if any, do not train.
-        batch_norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        self.layers = list(dict.fromkeys([*owners(model, self.parameters), *batch_norms]))
+        self.layers = [layer for _, layer, _ in owned(model, self.parameters)]
         self.why_not = why_not_in_step(model, self.parameters)
 
     def is_current(self) -> bool:
         """True while the model has the same layers, modes and hooks, and trains the same parameters."""
         return self._flags == self._look()
 
-    def has_same_parameters(self) -> bool:
-        """True while the same parameters are trainable."""
-        return self._trained == [id(p) for p in walk(self._model)[1] if p.requires_grad]
+    def parameters_now(self) -> tuple[list[int], list[int]]:
+        """The trainable parameters, by their ids, and the number of hooks on each."""
+        trainable = [p for p in walk(self._model)[1] if p.requires_grad]
+        return [id(p) for p in trainable], [len(p._backward_hooks or ()) for p in trainable]
 
-    def hooks(self) -> list[int]:
-        """The number of hooks on each parameter."""
-        return [len(p._backward_hooks or ()) for p in walk(self._model)[1]]
+    def changed_since(self, before: tuple[list[int], list[int]]) -> str | None:
+        """The change of the parameters since `parameters_now` was called; None if there is none."""
+        trainable, hooks = self.parameters_now()
+        if trainable != before[0]:
+            return "parameters were frozen, unfrozen or replaced"
+        return "a parameter was given a hook" if hooks != before[1] else None
 
     def _look(self) -> list[int]:
         modules, parameters = walk(self._model)
@@ -74,16 +76,19 @@ def walk(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
     return list(modules), list(parameters.values())
 
 
-def owners(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:
-    """The layers that own these parameters. An attention layer owns those of its projections."""
+def owned(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[tuple[str, nn.Module, list[nn.Parameter]]]:
+    """The name of each layer that owns some of these parameters, the layer, and those parameters.
+
+    An attention layer owns those of its projections. A BatchNorm is among them even if it owns none, since it ties
+    examples together all the same.
+    """
     wanted = {id(p) for p in parameters}
     inside = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    found = []
-    for module in model.modules():
-        own = module.parameters() if isinstance(module, nn.MultiheadAttention) else module.parameters(recurse=False)
-        if module not in inside and any(id(p) in wanted for p in own):
-            found.append(module)
-    return found
+    for name, module in model.named_modules():
+        all_of_it = isinstance(module, nn.MultiheadAttention)
+        own = [p for p in module.parameters(recurse=all_of_it) if id(p) in wanted]
+        if module not in inside and (own or isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            yield _called(name, module), module, own
 
 
 def why_not_in_step(model: nn.Module, parameters: Iterable[nn.Parameter] | None = None) -> str | None:
@@ -101,11 +106,10 @@ def why_not_in_step(model: nn.Module, parameters: Iterable[nn.Parameter] | None 
         if isinstance(module, jit.ScriptModule):
             return f"{_called(name, module)} is TorchScript, so its layers are not called one by one"
     wanted = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
-    names = {module: name for name, module in model.named_modules()}
-    for layer in owners(model, wanted):
-        why = why_no_terms(layer)
+    for name, layer, own in owned(model, wanted):
+        why = why_no_terms(layer) if own else None
         if why is not None:
-            return f"{_called(names[layer], layer)}: {why}"
+            return f"{name}: {why}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What one backward pass adds to a step's gradient, and what the passes of a step come to."""
+"""The terms that a backward pass adds to a step's gradient, and their sums over the passes of a step."""
 
 from __future__ import annotations
 
@@ -74,7 +74,12 @@ class Step:
 
     Args:
         parameters: those that are watched.
+
+    Attributes:
+        was_conclusive: False if the gradient was 0 or not finite when it was compared, which then said nothing.
     """
+
+    was_conclusive = False
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters, self.ids = list(parameters), {id(p) for p in parameters}
@@ -173,18 +178,15 @@ class Step:
         Args:
             tolerance: relative error that rounding may cause.
         """
-        whole = math.sqrt(self.large().item())
-        for parameter, (error, size) in self._errors.items():
-            allowed = tolerance * (math.sqrt(size.item()) + FLOOR * whole)
-            if math.sqrt(error.item()) > allowed and math.isfinite(whole):
+        squares = [self.large(), *(square for pair in self._errors.values() for square in pair)]
+        whole, *sizes = together(squares).sqrt().tolist()  # read together, as each reading waits
+        self.was_conclusive = 0 < whole < math.inf
+        for parameter, error, size in zip(self._errors, sizes[::2], sizes[1::2], strict=True):
+            if error > tolerance * (size + FLOOR * whole) and math.isfinite(whole):
                 return parameter
         return None
 
-    def was_conclusive(self) -> bool:
-        """False if the gradient was 0 or not finite, so that comparing said nothing."""
-        return 0 < self.large().item() < math.inf
-
 
 def _identity(gradients: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Which tensors they are, and how often each has been changed in place."""
+    """Each tensor's identity, and the number of times that it was changed in place."""
     return [(id(g), g._version) for g in gradients]

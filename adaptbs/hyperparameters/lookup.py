@@ -67,7 +67,7 @@ def _wrapped_by(optimizer: Optimizer) -> Optimizer | None:
 
 
 def _kind(group: Mapping[str, Any]) -> str:
-    """What the groups that are stepped alike have in common: names, and settings that are no numbers."""
+    """A key that is the same for groups that are stepped alike: names, and settings that are no numbers."""
     settings = {
         name: value if isinstance(value, (bool, str)) or value is None else type(value).__name__
         for name, value in group.items()

@@ -146,7 +146,7 @@ class Run:
     tensor_lr: bool
 
     def decayed(self, plain: Run, weight_decay: float) -> float:
-        """What the last step took off the weights, over lr wd w; `plain` has made the same steps without a decay."""
+        """Weight that the last step took off, over lr wd w; `plain` has made the same steps without a decay."""
         return float(((plain.moved - self.moved) / (LR * weight_decay * self.weight)).median())
 
 

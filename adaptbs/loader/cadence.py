@@ -1,4 +1,4 @@
-"""What a loop's calls of its scheduler count: batches, samples, epochs, or numbers of its own."""
+"""The unit that a loop's calls of its scheduler count: batches, samples, epochs, or numbers of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model was called on last."""
+"""The shapes that the model was called on last."""
 
 from __future__ import annotations
 

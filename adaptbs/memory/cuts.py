@@ -21,7 +21,7 @@ OFF = 1e-3  # relative; more than rounding, less than what other denominators or
 
 
 def bounds(samples: int, pieces: int) -> list[int]:
-    """Where samples are cut into so many pieces, as equally long as can be: the first is 0, the last is `samples`."""
+    """The cut points of so many pieces, as equally long as can be: the first is 0, the last is `samples`."""
     return [samples * i // pieces for i in range(pieces + 1)]
 
 

@@ -35,7 +35,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class RunSummary:
-    """What a run's batch did, and what that brought. Prints as a table.
+    """The changes of a run's batch, and the time that they saved. Prints as a table.
 
     Attributes:
         start: batch size at the start, samples of a batch.

@@ -106,7 +106,7 @@ class RunReport:
 
 
 def _state(run: Controller) -> Iterator[str]:
-    """Where a run stands, in words. Reads neither device nor clock."""
+    """The state of a run, in words. Reads neither device nor clock."""
     size = run.batch_size // run.batches_per_step
     yield f"batch size {size:,}" + (f", {run.batch_size:,} a step" if run.batches_per_step > 1 else "")
     yield f"noise scale {run.noise_scale or 'not known yet'}"

@@ -281,7 +281,7 @@ class EpochCut(CountsBatches):
             yield self._issue(BatchInfo(cut_size, num_samples, ends_step, list(islice(self._indices, num_samples))))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epoch is, with what its indices are drawn by again.
+        """The place in the epoch, and a recipe to draw its indices again.
 
         If the sampler cannot draw them again it is read to its end, which it would be sooner or later. All indices that
         have not been delivered are saved then: a tensor, or a list where they are no integers.

@@ -48,7 +48,7 @@ class Draw:
         return self.recipe is not None or self.order is not None
 
     def state_dict(self, position: int) -> dict[str, Any]:
-        """What `redraw` needs to go on with the index at this position of the epoch."""
+        """State for `redraw`, to go on with the index at this position of the epoch."""
         if self.recipe is not None:
             return {**self.recipe, "position": position}
         if self.order is None:

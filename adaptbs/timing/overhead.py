@@ -20,7 +20,7 @@ CREDIT = 3  # a run that measuring has made faster may spend up to this many tim
 
 
 class Spent(NamedTuple):
-    """What measuring and deciding have cost so far, as of the latest reading of the clock.
+    """The cost of measuring and deciding so far, as of the latest reading of the clock.
 
     Attributes:
         seconds: seconds of measuring and deciding.
@@ -72,7 +72,7 @@ class OverheadBudget:
 
     @property
     def spent(self) -> Spent:
-        """What measuring and deciding have cost so far. Reads no clock."""
+        """The cost of measuring and deciding so far. Reads no clock."""
         return Spent(self._spent, self._spent / self._elapsed if self._elapsed else None)
 
     def read(self, *, alone: bool = False) -> None:

@@ -54,7 +54,7 @@ def make(kind: str, way: str, model: nn.Module):
 
 
 def step_or_skip(optimizer, model: nn.Module) -> None:
-    """Whether torch makes such a step at all, tried on the first one."""
+    """Make the first step, or skip the test where torch itself cannot make one on this device."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)

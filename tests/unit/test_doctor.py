@@ -7,6 +7,7 @@ from torch import nn
 import adaptbs
 from adaptbs import doctor
 from adaptbs.__main__ import main
+from adaptbs.gradients import owned
 from tests.integration.fastai.learners import make_tabular_learner
 
 MODELS = """
@@ -88,10 +89,11 @@ def test_a_fastai_export(tmp_path, capsys):
 def test_attention_owns_its_projections_and_frozen_layers_are_left_out():
     model = nn.TransformerEncoderLayer(8, 2, 16)
     model.linear1.requires_grad_(False)
-    labels = [label for label, _ in doctor.layers(model)]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    labels = [label for label, *_ in owned(model, trained)]
     assert "MultiheadAttention 'self_attn'" in labels and "Linear 'linear2'" in labels
     assert not any("out_proj" in label or "linear1" in label for label in labels)
-    assert sum(p.numel() for _, own in doctor.layers(model) for p in own) == sum(
+    assert sum(p.numel() for *_, own in owned(model, trained) for p in own) == sum(
         p.numel() for p in model.parameters() if p.requires_grad
     )
 
