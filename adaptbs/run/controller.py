@@ -116,8 +116,9 @@ class Controller:
         """Leave the end of the run to the user: its epochs are longer than was planned."""
         self.progress_tracker.end_by_epochs()
 
-    def hold(self) -> None:
-        """Keep the batch that the run starts with, and hyperparameters as they are."""
+    def hold(self, reason: str) -> None:
+        """Keep the batch, and hyperparameters as they are."""
+        self.holds.add(reason)
         self.rules.hold()
         self.scales.clear()
 
@@ -167,9 +168,8 @@ class Controller:
         """
         self._budget.clock.step(num_samples)
         timer = self._timer
-        turn = timer.is_turn(self.progress_tracker.effective_samples)
         news = timer.unread_measurements >= NEWS or (timer.new_measurements >= TRY and not self._budget.knows_cost)
-        if turn or (news and self._look(cut_size)):
+        if timer.is_turn(self.progress_tracker.effective_samples) or (news and self._look(cut_size)):
             with self._budget.clock.deciding():
                 self._decide(cut_size, longest)
 

@@ -62,7 +62,7 @@ class RunRules:
         reference: R, the batch size whose quality the run must keep.
         critical: the critical batch size over B_simple.
         max_batch_size: never exceeded.
-        holds: True if batch and hyperparameters are held.
+        holds: True if hyperparameters stay as they are.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class RunRules:
         self.critical = critical_over_simple(adaptive)
         largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
         self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
-        self._start, self.holds = batch_size, False
+        self.holds = False
         self._lr_rule = lr_rule(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
 
     def hold(self) -> None:
-        """Let the batch stay what it is at the start."""
-        self.max_batch_size, self.holds = self._start, True
+        """Let hyperparameters stay as they are."""
+        self.holds = True
 
     def scale(self, cut_size: int, noise_scale: NoiseScale | None) -> Scale:
         """How the hyperparameters change for a batch that was cut at this size."""

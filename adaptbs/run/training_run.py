@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 VERSION = 6  # of what state_dict() holds
+UNKNOWN = "optimizer not known"  # reason to hold the batch
 
 
 class TrainingRun:
@@ -148,7 +149,7 @@ class TrainingRun:
         self._scaler = scaler
         if not scaler.known and not self._settings.says_what_follows:
             scaler.hold()
-            self.controller.hold()
+            self.controller.hold(UNKNOWN)
 
     @property
     def model_device(self) -> Any:
@@ -228,6 +229,8 @@ class TrainingRun:
         """Go on from `state_dict()` of a run of the same shape; else a ValueError says what differs."""
         self.check_state(state)
         self.controller.load_state_dict(state["controller"])
+        if not self.controller.rules.holds:  # this run has been told what follows the batch
+            self.controller.holds.remove(UNKNOWN)
         self.tracker.load_state_dict(state["tracker"])
         self._at, self._step_ended = -1, self.tracker.current.ends_step or not self.tracker.under_way
         if self._meter is not None and state["meter"] is not None:

@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 from adaptbs import AdaptiveDataLoader
+from benchmarks.common.rows import Rows
 from benchmarks.gpu.cells import Cell, LeftOut, Part, Setup
-from benchmarks.gpu.tasks import START, Rows, Task, as_it_is, loss_of, tasks
+from benchmarks.gpu.tasks import START, Task, as_it_is, loss_of, tasks
 
 FIXED, SEEDS, LOOKS, HELD_OUT = (64, 256, 1024), 3, 20, 4096
 ADAPTIVE = "adaptive"

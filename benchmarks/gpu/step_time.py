@@ -18,8 +18,9 @@ from adaptbs.finder.step_timer import QUEUED, train_step
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.timing.clock import Stopwatch
 from adaptbs.timing.step_time import StepTimes
+from benchmarks.common.rows import Rows
 from benchmarks.gpu.cells import Cell, LeftOut, Setup
-from benchmarks.gpu.tasks import START, Rows, Task, as_it_is, loss_of, tasks
+from benchmarks.gpu.tasks import START, Task, as_it_is, loss_of, tasks
 
 WARM_UP, GROUPS = 3, 5  # steps of a size that are not timed, and groups of eight that are
 #: How a batch that stays is trained on: arguments of the loader, and whether by `loader.step`; None: without adaptbs.

@@ -9,30 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
+from benchmarks.common.rows import Rows
 from benchmarks.gpu.cells import Setup
 
 START = 64  # samples: the batch that learning rates are stated for
-
-
-class Rows(Dataset[Any]):
-    """Tensors of equal length on one device, cut a batch at a time."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(t[index] for t in self.tensors)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        rows = torch.tensor(indices)
-        if self.tensors[0].is_cuda:  # pinned, so that the copy of the indices is not waited for
-            rows = rows.pin_memory().to(self.tensors[0].device, non_blocking=True)
-        return tuple(t[rows] for t in self.tensors)
 
 
 def as_it_is(batch: Any) -> Any:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import Dataset
 
 from benchmarks.common.mnist import load as load_mnist
+from benchmarks.common.rows import Rows
 from benchmarks.quality.margins import MEASURES, Measure
 from benchmarks.quality.models import DotProduct, Tabular, Transformer, cnn
 
@@ -30,23 +29,6 @@ ADAM_LRS = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # ca
 SGD_LRS = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 FLIGHTS_STRIDE = 3  # every 3rd day: prime to 7, so all weekdays stay
 CONTEXT = 16  # characters
-
-
-class Rows(Dataset[Any]):
-    """Tensors of equal length, cut a batch at a time: torch's fetcher asks `__getitems__` for all of its rows."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(t[index] for t in self.tensors)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        rows = torch.tensor(indices)
-        return tuple(t[rows] for t in self.tensors)
 
 
 def mean_nll(logits: Tensor, target: Tensor) -> Tensor:

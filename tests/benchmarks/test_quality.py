@@ -12,9 +12,10 @@ from scipy import stats
 from adaptbs import AdaptiveDataLoader
 from adaptbs.decision import policy
 from adaptbs.timing.step_time import StepTime
+from benchmarks.common.rows import Rows
 from benchmarks.quality import adaptive, compared, lengths, parts, results, rules, tables
 from benchmarks.quality.model_clock import DECIDING, ModelClock, inject
-from benchmarks.quality.tasks import Adams, Rows, Task
+from benchmarks.quality.tasks import Adams, Task
 from benchmarks.quality.training import LOOKS, fixed_run
 
 DIFFERENCES = [0.004, -0.002, 0.007, 0.001, 0.0]

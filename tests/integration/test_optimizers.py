@@ -220,6 +220,9 @@ def test_an_optimizer_with_a_closure(grow, transfer, caplog):
         results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*results) != (grow and transfer is not None)
     assert ("optimizer LBFGS is not known" in caplog.text) == (transfer is None)
+    if grow:
+        held = [reason == "optimizer not known" for reason in loader.history.decisions()["reason"][1:]]
+        assert held and all(held) == (transfer is None)
 
 
 def scaled(optimizer, model, loader, poisoned: int) -> tuple[list[float], list[bool]]:
