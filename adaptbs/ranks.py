@@ -24,11 +24,14 @@ class Ranks:
         rank: rank of this process, from 0.
         world_size: number of ranks.
         connected: True if the ranks can communicate through the default process group.
+        in_runs: True if a rank's share of a batch is a run of its samples, as accelerate deals them out; else it is
+            every world_size-th, as in DistributedSampler.
     """
 
     rank: int = 0
     world_size: int = 1
     connected: bool = False
+    in_runs: bool = False
 
     @classmethod
     def from_arguments(cls, rank: int | None = None, world_size: int | None = None) -> Ranks:
@@ -61,8 +64,13 @@ class Ranks:
         return cls(rank, world_size, connected=True)
 
     def mine(self, batch: list[T]) -> list[T]:
-        """This rank's share of the samples of all ranks, every world_size-th as in DistributedSampler."""
-        return batch if self.world_size == 1 else batch[self.rank :: self.world_size]
+        """This rank's share of the samples of all ranks. They can be shared equally."""
+        if self.world_size == 1:
+            return batch
+        if self.in_runs:
+            each = len(batch) // self.world_size
+            return batch[self.rank * each : (self.rank + 1) * each]
+        return batch[self.rank :: self.world_size]
 
     def agree(self, value: T) -> T:
         """Broadcast rank 0's value. It is pickled, so keep it small."""

@@ -1,5 +1,8 @@
 """AdaptiveDataLoader: a DataLoader whose batch grows while the loop around it stays as it is."""
 
+from .adapted import AdaptedLoader
+from .arguments import made_with
 from .data_loader import AdaptiveDataLoader
+from .loop_facts import LoopFacts
 
-__all__ = ["AdaptiveDataLoader"]
+__all__ = ["AdaptedLoader", "AdaptiveDataLoader", "LoopFacts", "made_with"]

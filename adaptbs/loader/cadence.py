@@ -1,4 +1,4 @@
-"""The unit that a loop's calls of its scheduler count: batches, samples, epochs, or numbers of its own."""
+"""The unit that a loop's calls of its scheduler count: batches, samples, epochs, numbers of its own, or as stated."""
 
 from __future__ import annotations
 
@@ -56,6 +56,29 @@ class Cadence:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+class StatedCadence:
+    """The steps of the schedule that a library makes for each optimizer step, as its adapter states them.
+
+    Args:
+        steps: that number.
+        batches_per_step: batches of an optimizer step, on each rank. What an epoch's end leaves of one makes one too.
+        epoch_steps: batches of an epoch of the fixed run.
+    """
+
+    def __init__(self, steps: int, batches_per_step: int, epoch_steps: int) -> None:
+        self._steps, self._per_step, self._epoch_steps = steps, batches_per_step, epoch_steps
+
+    @property
+    def gap(self) -> float:
+        """Batches of the fixed run for a step of the schedule."""
+        return self._per_step / self._steps
+
+    def at(self, batches: int) -> int:
+        """Steps that the fixed run has made after so many of its batches."""
+        epochs, within = divmod(batches, self._epoch_steps)
+        return self._steps * (epochs * -(-self._epoch_steps // self._per_step) + within // self._per_step)
 
 
 class ExplicitEpochs:

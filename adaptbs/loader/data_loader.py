@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from ..sampling import EpochSource
 from .arguments import check, check_measurable, check_ranks, made_with, parameters_of
 from .drive import drive
+from .loop_facts import UNKNOWN, GradientsReady, LoopFacts
 from .ranks import RankMeter
 from .rows import RowCheck
 from .run_length import RunLength
@@ -70,6 +72,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
     """
 
     _session: LoaderSession
+    _facts: LoopFacts = UNKNOWN  # of the loop, where an adapter states them
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         )  # fmt: skip
         others.pop("batch_sampler", None)
         ranks, batch_size = Ranks.from_arguments(rank, world_size), int(batch_size)
+        ranks, facts = replace(ranks, in_runs=self._facts.in_runs), self._facts
         check_ranks(
             ranks, settings, dataset,
             batch_size=batch_size, accumulation_steps=accumulation_steps, drop_last=drop_last, stock=others,
@@ -113,10 +117,12 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         start_samples = batch_size * ranks.world_size
         epoch_steps = -(-batches.epoch_samples // start_samples)
         length = RunLength(
-            epochs, scheduler, start=start_samples, epoch_samples=batches.epoch_samples, epoch_steps=epoch_steps,
-            accumulation_steps=accumulation_steps,
+            facts.planned_epochs or epochs, scheduler, start=start_samples, epoch_samples=batches.epoch_samples,
+            epoch_steps=epoch_steps, accumulation_steps=accumulation_steps,
         )  # fmt: skip
         driver = SchedulerDriver(start_samples, batches.epoch_samples, epoch_steps, given=scheduler is not None)
+        if facts.schedule_steps is not None:
+            driver.state(facts.schedule_steps, accumulation_steps)
         loss = BatchLoss(loss_func, batch_loss, autocast, split=settings.split) if loss_func or batch_loss else None
         stepped = partial(parameters_of, optimizer)
         if loss is None and not ranks.connected:
@@ -131,10 +137,13 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         )  # fmt: skip
         source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
         meter: RankMeter | None = None
+        ready = GradientsReady() if facts.says_when_ready else None
         if settings.measures and ranks.connected:
-            meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps)
+            meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps, ready)
         rows = RowCheck(others.get("collate_fn"), dataset, run)
-        self._session = LoaderSession(source, run, length, optimizer, settings.following, meter, driver, loss, rows)
+        self._session = LoaderSession(
+            source, run, length, optimizer, settings.following, meter, driver, loss, rows, facts.look_ahead, ready
+        )
         if source.streams:  # DataLoader takes no batch sampler then, but asks its own one in the same way.
             super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **others)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from ..model import BatchLoss, has_batch_norm
 from ..ranks import Ranks
 from ..run import TrainingRun
 from ..types import COUPLED, Measurement
+from .loop_facts import GradientsReady
 
 
 class RankMeter:
@@ -25,14 +27,21 @@ class RankMeter:
         batch_loss: looked at on the first batches measured, for whether it is a mean over samples; None if not known.
         ranks: connected.
         passes: backward passes of an optimizer step.
+        ready: where an adapter says when gradients are ready; None: they are when the optimizer steps.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, batch_loss: BatchLoss | None, ranks: Ranks, passes: int
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        batch_loss: BatchLoss | None,
+        ranks: Ranks,
+        passes: int,
+        ready: GradientsReady | None = None,
     ) -> None:
         # The wrapped model's own forward pass would wait for the other ranks.
         self._inner = model.module if isinstance(model, DistributedDataParallel) else model
-        self.optimizer, self.ranks = optimizer, ranks
+        self.ranks, self._optimizer, self._ready = ranks, optimizer, ready
         self.gradients = RankGradients(model, ranks, passes)
         self.coupling = Coupling(self._inner, batch_loss) if batch_loss is not None else None
         self._split_given = batch_loss is not None and batch_loss.split_given
@@ -54,6 +63,12 @@ class RankMeter:
             return COUPLED
         return f"BatchNorm over {length}" if length < FEW and has_batch_norm(self._inner) else None
 
+    def when_ready(self, listener: Callable[..., None]) -> Any:
+        """Call this when the gradients of a step are ready, until `remove()` of what is returned."""
+        if self._ready is not None:
+            return self._ready.listen(listener)
+        return self._optimizer.register_step_pre_hook(listener)
+
     def said(self, samples: int) -> int | None:
         """Samples of a batch that the user cuts; None where its layout tells them."""
         return samples if self._split_given else None
@@ -67,8 +82,8 @@ class RankMeter:
 class RankStep:
     """The optimizer step that a loop is at, watched from its first backward pass to the optimizer's step.
 
-    That step is where ranks exchange what they saw, because all of them make it or none does. Each step is watched by
-    all: the coin is a pseudo-random one, and what its rate depends on has been agreed.
+    Just before that step ranks exchange what they saw, because all of them make it or none does. Each step is watched
+    by all: the coin is a pseudo-random one, and what its rate depends on has been agreed.
 
     Args:
         meter: measures the steps that the controller's coin chooses.
@@ -103,10 +118,10 @@ class RankStep:
                 coupling.look(batch, agreed=self._meter.agreed, samples=self._meter.said(own))
             self._meter.gradients.arm(lambda: self._ended)
             self._watched = True
-            self._hook = self._meter.optimizer.register_step_pre_hook(self._step)
+            self._hook = self._meter.when_ready(self._step)
 
     def _step(self, *_: Any) -> None:
-        """The optimizer is about to step."""
+        """The gradients of a step are ready."""
         # What is left of a step at an epoch's end is no whole one; and a mean of means is no mean where the batches
         # that it accumulates are not of one length.
         if self._watched and self._ended and len(set(self._lengths)) == 1:

@@ -119,7 +119,7 @@ class RunLength:
 
     def __init__(
         self,
-        epochs: int | None,
+        epochs: float | None,
         scheduler: object,
         *,
         start: int,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..decision import fixed_batches
-from .cadence import Cadence, ExplicitEpochs
+from .cadence import Cadence, ExplicitEpochs, StatedCadence
 
 
 class SchedulerDriver:
@@ -55,8 +55,14 @@ class SchedulerDriver:
         self._owed = 0.0  # part of a step that calls so far have come to beyond whole ones
         self.grown = False
         self._cadence = Cadence()
+        self._stated: StatedCadence | None = None
+        self._due = 0  # steps that the fixed run has made since the latest call, where that is stated
         self._explicit: dict[str, ExplicitEpochs] = {}
         self._told = False  # what explicit epochs count
+
+    def state(self, steps: int, batches_per_step: int) -> None:
+        """Know how many steps the loop makes for each optimizer step; see `StatedCadence`."""
+        self._stated = StatedCadence(steps, batches_per_step, self._epoch_steps)
 
     def on_call(self, listener: Callable[[float | None], None]) -> None:
         """From here on tell the listener what calls count, as they show it.
@@ -92,11 +98,15 @@ class SchedulerDriver:
             self._fixed = fixed_batches(before, self._start, self._epoch_samples, self._epoch_steps)
         since, self._fixed = self._fixed, fixed_batches(after, self._start, self._epoch_samples, self._epoch_steps)
         self._batches, self._at, self._passed = self._batches + 1, after, self._passed + self._fixed - since
+        if self._stated is not None:
+            self._due += self._stated.at(self._fixed) - self._stated.at(since)
 
     def take_steps(self) -> int:
         """Take the steps that the call being made stands for, and return how many they are."""
         passed, batches = self._passed, self._batches
         self._passed = self._batches = 0
+        if self._stated is not None:
+            return self._take_stated(self._stated.gap, grown=passed != batches, batches=batches)
         cadence = self._cadence
         # Of a loop that looks a batch ahead the last call comes when the iteration is over.
         if batches:
@@ -116,6 +126,18 @@ class SchedulerDriver:
         steps = int(self._owed + 1e-9)
         self._owed -= steps
         return steps
+
+    def _take_stated(self, gap: float, *, grown: bool, batches: int) -> int:
+        """Steps of a call where it is stated what calls count, however many of them follow each other."""
+        self._in_loop = self._in_loop or (batches > 0 and self._iterations > 0)
+        if not self._in_loop:
+            return self._epochs_passed()
+        if not self._told and self._on_call is not None:
+            self._told = True
+            self._on_call(gap)
+        self.grown = self.grown or grown
+        due, self._due = self._due, 0
+        return due if self.grown else 1
 
     def _look(self, batches: int) -> None:
         """Learn from a call what calls count."""
@@ -194,4 +216,4 @@ class SchedulerDriver:
             self._explicit[name].load_state_dict(saved)
 
 
-_REMEMBERED = ("passed", "batches", "owed", "at", "epochs", "iteration")
+_REMEMBERED = ("passed", "batches", "owed", "due", "at", "epochs", "iteration")

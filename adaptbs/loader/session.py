@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from ..checks import check_size
 from ..hyperparameters import StepHook
 from ..model import BatchLoss
-from ..run import DetectLookAhead, TrainingRun, check_version
+from ..run import DetectLookAhead, LookAhead, TrainingRun, check_version
 from ..sampling import EpochSource
 from ..types import Scale
 from .epoch import LoaderEpoch
+from .loop_facts import GradientsReady
 from .misuse import MisuseWarnings
 from .ranks import RankMeter
 from .rows import RowCheck
@@ -66,6 +67,8 @@ class LoaderSession:
         driver: drives the scheduler.
         loss: the loss of a batch; None where it was not given.
         rows: checks that rows follow samples.
+        look_ahead: makes one for each iteration; None: it is found out.
+        ready: where an adapter says when gradients are ready; None: they are when the optimizer steps.
     """
 
     def __init__(
@@ -79,14 +82,17 @@ class LoaderSession:
         driver: SchedulerDriver,
         loss: BatchLoss | None,
         rows: RowCheck,
+        look_ahead: Callable[[], LookAhead] | None = None,
+        ready: GradientsReady | None = None,
     ) -> None:
         self.source, self.run, self.driver, self.meter, self._rows = source, run, driver, meter, rows
+        self._new_look_ahead, self._ready, self.measures_at_step = look_ahead, ready, ready is None
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
         if length.holds:
             run.controller.holds.add(LENGTH)
         self._begun = False  # whether `epochs` has been called, or a state loaded
-        self._look_ahead: DetectLookAhead | None = None  # of the latest iteration
+        self._look_ahead: LookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
         self.which_batch = WhichBatch(run, source.ranks.world_size)
@@ -107,7 +113,7 @@ class LoaderSession:
                 live.misuse.stepped()
             if live._look_ahead is not None and not live._look_ahead.settled:
                 live._look_ahead.works()
-            if live.run.measuring.watches:
+            if live.measures_at_step and live.run.measuring.watches:
                 live.run.measuring.before_step()
             which = live.which_batch
             elsewhere = not is_compiling() and get_ident() != which.thread  # a compiled step cannot ask
@@ -204,7 +210,8 @@ class LoaderSession:
             if (live := tell()) is not None:
                 live(unclear, fetched)
 
-        self._look_ahead = DetectLookAhead(a_few_trained(self._optimizer), told)
+        stated = self._new_look_ahead
+        self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told)
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(
             cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
@@ -233,6 +240,12 @@ class LoaderSession:
             self.run.start(self._length.epochs)
             if self._begun:
                 self._end_by_progress()
+
+    def gradients_are_ready(self) -> None:
+        if self.run.measuring.watches:
+            self.run.measuring.before_step()
+        if self._ready is not None:
+            self._ready.say()
 
     def step(self, batch: Any, scaler: Any, before_step: Callable[[], None] | None) -> Tensor:
         if self._loss is None:

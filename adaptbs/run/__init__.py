@@ -2,7 +2,7 @@
 
 from .controller import Controller
 from .holds import NOT_CUT, Holds
-from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead
+from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAhead
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
 from .training_run import TrainingRun, check_version
@@ -14,6 +14,7 @@ __all__ = [
     "Holds",
     "LookAhead",
     "NoLookAhead",
+    "OneAhead",
     "RunReport",
     "Settings",
     "SharedArguments",

@@ -32,6 +32,10 @@ class LookAhead(Protocol):
         """Take note that the loop wants another batch; return how many batches it is through with."""
         ...
 
+    def works(self, *_: Any) -> None:
+        """Take note of a backward pass or a step."""
+        ...
+
     def close(self) -> None:
         """Watch no longer."""
         ...
@@ -51,6 +55,36 @@ class NoLookAhead:
 
     def wants_next(self) -> int:
         return self.begun
+
+    def works(self, *_: Any) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+class OneAhead:
+    """The loop fetches another batch before it trains on the one before, as it is known to."""
+
+    ahead: int | None = 1
+    settled = True
+
+    def __init__(self) -> None:
+        self._fetched = 0
+
+    def fetched(self) -> None:
+        self._fetched += 1
+
+    @property
+    def begun(self) -> int:
+        # Where only one batch was fetched, it is the one that the loop works on.
+        return max(self._fetched - 1, min(self._fetched, 1))
+
+    def wants_next(self) -> int:
+        return self._fetched - 1
+
+    def works(self, *_: Any) -> None:
+        return None
 
     def close(self) -> None:
         return None

@@ -84,6 +84,30 @@ class SharedSampler(Sampler[Any], OwnDraw):
         )
 
 
+class WholeOrder(Sampler[Any]):
+    """The order of which a DistributedSampler yields one rank's share: all of it, padded or cut as it does."""
+
+    def __init__(self, sampler: DistributedSampler[Any]) -> None:
+        self._sampler = sampler
+
+    def __len__(self) -> int:
+        return self._sampler.total_size
+
+    def __iter__(self) -> Iterator[Any]:
+        whole = copy.copy(self._sampler)  # at the epoch that it has been set to
+        vars(whole).update(rank=0, num_replicas=1, num_samples=whole.total_size)
+        return iter(whole)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the sampler's order be that of another epoch; see DistributedSampler."""
+        self._sampler.set_epoch(epoch)
+
+
+def whole_order(sampler: Any) -> Any:
+    """The sampler; or where it is a DistributedSampler, one of the whole order that it takes its share of."""
+    return WholeOrder(sampler) if isinstance(sampler, DistributedSampler) else sampler
+
+
 def _agreed_generator(ranks: Ranks) -> Generator:
     if not ranks.connected:
         raise ValueError(

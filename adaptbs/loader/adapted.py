@@ -1,0 +1,56 @@
+"""AdaptiveDataLoader inside of a library's own loop: what an adapter states, says and asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from ..sampling import whole_order
+from .arguments import made_with
+from .data_loader import AdaptiveDataLoader
+from .loop_facts import LoopFacts
+
+
+class AdaptedLoader(AdaptiveDataLoader):
+    """The loader that an adapter puts in the place of a stock one, once the library has made the optimizer.
+
+    Args:
+        facts: what the adapter knows of the library's loop.
+        loader: the stock loader that is taken over; see `from_loader`. Of a DistributedSampler the whole order is taken
+            over, of which each rank is delivered the same samples as before.
+        arguments: of AdaptiveDataLoader; they go before what the loader was made with.
+
+    Raises:
+        ValueError, TypeError: as AdaptiveDataLoader; nothing has been changed then.
+    """
+
+    def __init__(self, facts: LoopFacts, loader: DataLoader[Any], **arguments: Any) -> None:
+        self._facts = facts
+        made = {**made_with(loader), **arguments}
+        if made.get("sampler") is not None:
+            made["sampler"] = whole_order(made["sampler"])
+        super().__init__(**made)
+
+    def gradients_are_ready(self) -> None:
+        """Say that the next optimizer step's gradients are in `.grad`, changed by nothing but a loss scale or clipping.
+
+        Call it before each step of the optimizer, on all ranks, where `LoopFacts.says_when_ready`. Collective where
+        several ranks measure.
+        """
+        self._session.gradients_are_ready()
+
+    @property
+    def batches_left(self) -> int:
+        """Batches of this epoch after the one that the loop works on, at the size of now; 0 if the run ends with it.
+
+        A batch that was fetched ahead is among them. It goes by the sampler's length. Between two epochs it is that of
+        the whole next one.
+        """
+        cut, session = self._session.source.delivering, self._session
+        return session.length if cut is None else session.length - (cut.count - len(cut.queue))
+
+    @property
+    def run_is_complete(self) -> bool:
+        """True if the run ends with the batch that the loop works on, by its progress."""
+        return self._session.run.controller.progress_tracker.complete
