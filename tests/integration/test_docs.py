@@ -45,7 +45,9 @@ def test_a_tutorial_runs_from_top_to_bottom():
 
 def test_the_table_shown_is_what_is_printed():
     (shown,) = re.findall(r"```text\n(.*?)\n```", (DOCS / "trade_off.md").read_text(), re.DOTALL)
-    made = trade_off_at(448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001))
+    made = trade_off_at(
+        448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001), suggested=128
+    )
     assert shown == repr(made)
 
 
