@@ -5,7 +5,7 @@
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     loader = adaptive(accelerator, loader, model=model, optimizer=optimizer, scheduler=scheduler, epochs=5)
 
-Tried with accelerate 1.15.0. Of its private names this file relies on:
+Tried with accelerate 1.10.1, 1.13.0 and 1.15.0. Of its private names this file relies on:
 
 - `_is_accelerate_prepared` of a loader, which `prepare()` then hands back as it is, and of a model.
 - `_dataloaders` of an Accelerator: those that it has prepared.
@@ -135,15 +135,12 @@ class AcceleratedLoader(AdaptedLoader):
 
     def _one_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Fetch each batch before the one before is trained on, as accelerate does, to know which is the last."""
-        was_over = self.training_run.is_over  # then they are plain batches, which do not end with the run
         self.end_of_dataloader, self.remainder = False, -1
         self.gradient_state._add_dataloader(self)
         try:
             batch = next(batches, END)
             while batch is not END:
                 following = next(batches, END)
-                if self.run_is_complete and not was_over:
-                    following = END
                 if following is END:
                     self.end_of_dataloader, self.remainder = True, self._without_repeated(batch)
                 yield batch

@@ -64,8 +64,3 @@ class AdaptedLoader(AdaptiveDataLoader):
         """Samples that an epoch ends with again, so that every rank has equally many."""
         order = self._session.source.order
         return order.padding if isinstance(order, SharedSampler) else 0
-
-    @property
-    def run_is_complete(self) -> bool:
-        """True if the run ends with the batch that the loop works on, by its progress."""
-        return self._session.run.controller.progress_tracker.complete
