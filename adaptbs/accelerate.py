@@ -127,7 +127,8 @@ class AcceleratedLoader(AdaptedLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, on the accelerator's device."""
-        kinds = [kind for kind in self._accelerator.rng_types or () if kind != "generator"]
+        # Ours is the same on all processes already.
+        kinds = [kind for kind in self._accelerator.rng_types or () if getattr(kind, "value", kind) != "generator"]
         if kinds:
             synchronize_rng_states(kinds)
         self.set_epoch(self.epoch)

@@ -76,6 +76,23 @@ def test_with_growth_off_random_transforms_draw_what_they_draw_with_stock(monkey
     assert torch.equal(trained("adaptive", overhead=0)["last"], trained("stock")["last"])
 
 
+def test_accelerates_seedable_sampler_keeps_its_order_and_goes_on_in_it(tmp_path):
+    data = {"use_seedable_sampler": True, "data_seed": 5}
+    seedable = {"configuration": {"data": data, "rng_types": ["torch", "generator"]}}
+    stock, off = trained("stock", **seedable), trained("adaptive", overhead=0, **seedable)
+    assert all(map(torch.equal, off["indices"], stock["indices"]))
+    assert torch.equal(off["last"], stock["last"])
+    made = resumed(str(tmp_path), 34, **growing(1), **seedable)
+    assert all(map(torch.equal, made["rest"]["indices"], made["whole"]["indices"][34:]))
+    assert torch.equal(made["rest"]["last"], made["whole"]["last"])
+
+
+def test_a_state_that_was_saved_without_adaptbs_is_refused(tmp_path):
+    Run("stock").accelerator.save_state(str(tmp_path))
+    with pytest.raises(RuntimeError, match="does not match the number of registered objects"):
+        Run("adaptive", **growing(1)).accelerator.load_state(str(tmp_path))
+
+
 @PARTS
 @WAYS
 def test_the_batch_grows_and_every_sample_is_counted(way, parts):
