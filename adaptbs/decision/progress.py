@@ -123,8 +123,9 @@ class Progress:
             self.samples, self.effective_samples = self.samples + num_samples, self.effective_samples + num_samples
             return position - num_samples, position, False
         # A run that is cut off before its learning rate has come down is worse than one whose schedule hurries. So a
-        # sample counts at least as much as lets the schedule end with the whole batches that still fit.
-        fit = max(num_samples, (self.limit - self.samples) // cut_size * cut_size)
+        # sample counts at least as much as lets the schedule end with the whole batches that still fit, or with what
+        # is left where not even one does.
+        fit = max(num_samples, (self.limit - self.samples) // cut_size * cut_size or self.limit - self.samples)
         before, left = self.effective_samples, self.planned - self.effective_samples
         self.samples += num_samples
         # No batch brings more than an epoch, so that no epoch is left without one.

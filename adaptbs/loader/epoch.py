@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ..hyperparameters import StepHook
@@ -12,6 +13,8 @@ from .ranks import RankMeter, RankStep
 from .rows import RowCheck
 from .scheduler import SchedulerDriver
 from .which_batch import WhichBatch
+
+log = logging.getLogger(__name__)
 
 
 class LoaderEpoch:
@@ -90,4 +93,12 @@ class LoaderEpoch:
         self._driver.end_iteration()
         self._which_batch.end_iteration()
         self._source.ends(self._passes, self._run.goes_on)
+        self._say_samples()
         self._run.after_epoch()
+
+    def _say_samples(self) -> None:
+        """Log how many samples the epoch took, where it was given its share of the run's progress."""
+        progress, samples = self._run.controller.progress_tracker, self._run.tracker.epoch_position
+        if progress.epoch_complete and self._source.ranks.rank == 0:
+            passes = samples / progress.epoch_samples
+            log.info("epoch %d took %d samples: %.2f passes over the data", progress.epoch, samples, passes)

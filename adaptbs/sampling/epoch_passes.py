@@ -26,6 +26,7 @@ class EpochPasses:
     def __init__(self, cut: PassCut, fetched: Iterator[Any]) -> None:
         self.cut, self.fetched = cut, fetched
         self._before = -cut.begun  # batches begun in earlier passes of the epoch, less those of earlier epochs
+        self._is_known = False  # the next batch has been fetched before
 
     @property
     def queue(self) -> deque[BatchInfo]:
@@ -42,6 +43,12 @@ class EpochPasses:
         """Batches of the epoch if it ends with the pass under way and the size stays as it is now."""
         return self.begun + self.cut.left[0]
 
+    def for_the_next_epoch(self) -> EpochPasses:
+        """The same pass and iteration, as the beginning of another epoch."""
+        passes = EpochPasses(self.cut, self.fetched)
+        passes._is_known = self._is_known
+        return passes
+
     def go_on_with(self, cut: PassCut, fetched: Iterator[Any]) -> None:
         """Go on with another pass, that follows the one that is at its end."""
         self._before += self.cut.begun
@@ -49,7 +56,8 @@ class EpochPasses:
 
     def is_new(self, batch: Any) -> bool:
         """Tell whether a fetched batch is to be delivered; see PassCut."""
-        return self.cut.is_new is None or self.cut.is_new(batch)
+        known, self._is_known = self._is_known, False
+        return known or self.cut.is_new is None or self.cut.is_new(batch)
 
     def left_over(self) -> bool:
         """Return True if the pass under way goes on after the epoch. One that is at its end comes to it here."""
@@ -58,7 +66,7 @@ class EpochPasses:
         # A stock loader, too, is asked for one more batch than it has: RandomSampler draws then.
         for batch in self.fetched:
             if self.is_new(batch):  # of a stream that is longer than was assumed
-                self.fetched = chain([batch], self.fetched)
+                self.fetched, self._is_known = chain([batch], self.fetched), True
                 return True
         return False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,9 @@ from .order import indices, number_pass
 from .own import OwnBatchSampler, OwnStreamSampler
 from .pass_cut import PassCut
 from .ranks import SharedSampler
+
+
+APART = 0x5EED  # turns one seed into another
 
 
 class EpochSource:
@@ -75,7 +78,6 @@ class EpochSource:
         self._left: EpochPasses | None = None  # of which the next epoch goes on with the pass
         self._rest: Rest | None = None  # of a saved pass, for the next epoch to go on with
         self._loaded: dict[str, Any] | None = None  # its state, as long as no batch of it has been delivered
-        self._mid_epoch = False  # the saved pass was left in the middle of an epoch
 
     def follow(self, size: Callable[[], int]) -> None:
         """Ask this for the size of the next optimizer step, samples, from here on."""
@@ -85,7 +87,7 @@ class EpochSource:
         """Put around the beginning of the loader's own iteration over `batch_sampler`, which refuses any other."""
         if self._left is not None and self._one_iteration:
             # Its workers are about to be taken away: the stream is read again up to where it was.
-            self._loaded, self._mid_epoch = self._left.cut.state_dict(), False
+            self._loaded = self._left.cut.state_dict()
             self._left, self._rest = None, Rest(self._loaded)
         return self.batch_sampler.opened()
 
@@ -99,16 +101,15 @@ class EpochSource:
         left, self._left = self._left, None
         rest, self._rest = self._rest, None
         self.latest = self.delivering
-        if rest is not None:
-            # To go on draws nothing: the run that was not stopped drew its seed when the epoch began.
-            with self._drawing_nothing() if self._mid_epoch else nullcontext():
-                return EpochPasses(*self._fetched(fetch, self.batch_sampler.new_pass(rest)))
-        if left is None:
+        if rest is None and left is None:
             return EpochPasses(*self._begin_pass(fetch, by_shares))
-        if self.streams:  # a stream cannot be read again from its middle
-            return EpochPasses(left.cut, left.fetched)
-        # Workers begin anew, as at every epoch of a stock loader: they see what has been changed in the dataset.
-        return EpochPasses(*self._fetched(fetch, left.cut))
+        if rest is None and left is not None and self.streams:  # a stream cannot be read again from its middle
+            return left.for_the_next_epoch()
+        # To go on draws nothing: the sampler may not have drawn all of the pass. Workers begin anew, as at every epoch
+        # of a stock loader, and see what has been changed in the dataset.
+        cut = self.batch_sampler.new_pass(rest) if left is None else left.cut
+        with _Untouched(self._generators or [torch.default_generator]):
+            return EpochPasses(*self._fetched(fetch, cut))
 
     def next_pass(self, epoch: EpochPasses, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Begin another pass within an epoch. Return a DataLoader's iteration over it."""
@@ -193,7 +194,6 @@ class EpochSource:
         latest = self._under_way[-1] if self._under_way else self._left
         return {
             "rest": latest.cut.state_dict() if latest is not None else self._loaded,
-            "mid_epoch": under_way,
             "passes": self.passes,
             "generators": [generator.get_state() for generator in self._generators],
         }
@@ -215,19 +215,21 @@ class EpochSource:
     def go_on(self, state: dict[str, Any], rest: Rest | None) -> None:
         """Let the next epoch be the rest of the one that was under way, as `read` has read it, or begin with it."""
         self._rest, self._loaded, self._left, self._under_way, self.delivering = rest, state["rest"], None, [], None
-        self._mid_epoch, self.passes = state["mid_epoch"], state["passes"]
+        self.passes = state["passes"]
         for generator, saved in zip(self._generators, state["generators"], strict=False):
             generator.set_state(saved)
 
-    def _drawing_nothing(self) -> AbstractContextManager[Any]:
-        return _Untouched(self._generators) if self._generators else torch.random.fork_rng(devices=[])
-
 
 class _Untouched(AbstractContextManager[None]):
-    """Puts generators back to where they were."""
+    """Puts generators back to where they were. Meanwhile they make numbers of their own, not those that follow."""
 
     def __init__(self, generators: list[Generator]) -> None:
         self._saved = [(generator, generator.get_state()) for generator in generators]
+
+    def __enter__(self) -> None:
+        for generator, _ in self._saved:
+            next_one = torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator)
+            generator.manual_seed(int(next_one) ^ APART)
 
     def __exit__(self, *_: object) -> None:
         for generator, state in self._saved:
