@@ -130,7 +130,7 @@ class Progress:
         self.samples += num_samples
         # No batch brings more than an epoch, so that no epoch is left without one.
         self.effective_samples += min(num_samples * max(efficiency, left / fit), left, self.epoch_samples)
-        done = self._has_come_to(self.epoch_end) or self.samples >= self.limit
+        done = self.effective_samples >= (1 - WITHIN) * self.epoch_end or self.samples >= self.limit
         return before, self.effective_samples, done
 
     def set_epoch(self, epoch: int) -> None:

@@ -17,16 +17,17 @@ class EpochPasses:
     Args:
         cut: the pass that the epoch begins with.
         fetched: a DataLoader's iteration over it.
+        is_known: True if the first batch that comes has been fetched before.
 
     Attributes:
         cut: the pass under way.
         fetched: its iteration.
     """
 
-    def __init__(self, cut: PassCut, fetched: Iterator[Any]) -> None:
+    def __init__(self, cut: PassCut, fetched: Iterator[Any], is_known: bool = False) -> None:
         self.cut, self.fetched = cut, fetched
         self._before = -cut.begun  # batches begun in earlier passes of the epoch, less those of earlier epochs
-        self._is_known = False  # the next batch has been fetched before
+        self._is_known = is_known
 
     @property
     def queue(self) -> deque[BatchInfo]:
@@ -45,9 +46,7 @@ class EpochPasses:
 
     def for_the_next_epoch(self) -> EpochPasses:
         """The same pass and iteration, as the beginning of another epoch."""
-        passes = EpochPasses(self.cut, self.fetched)
-        passes._is_known = self._is_known
-        return passes
+        return EpochPasses(self.cut, self.fetched, self._is_known)
 
     def go_on_with(self, cut: PassCut, fetched: Iterator[Any]) -> None:
         """Go on with another pass, that follows the one that is at its end."""
