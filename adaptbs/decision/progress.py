@@ -71,6 +71,10 @@ class Progress:
         """Give the epoch that comes its share of the run."""
         self.epoch_end = share_end(self.epoch, self.effective_samples, self.epoch_samples)
 
+    def go_on_to(self, epoch_end: float) -> None:
+        """Go on with an epoch that ends there, inside of which another one has ended."""
+        self.epoch_end = epoch_end
+
     @property
     def epoch_complete(self) -> bool:
         """True once the epoch has its share. Always False under a budget of epochs, where a pass is an epoch."""

@@ -69,9 +69,8 @@ class AdaptiveBatches(GetAttr):
     def batches_left(self) -> int:
         """Batches still to come in this epoch, at the size of now."""
         controller = self._run.controller
-        samples = controller.epoch_samples
-        whole = -(-samples // controller.batch_size), samples
-        return self._run.batches_left(self._now.cut.left if self._now is not None else whole)
+        samples = self._now.cut.samples_left if self._now is not None else controller.epoch_samples
+        return self._run.batches_left((-(-samples // controller.batch_size), samples))
 
     def __len__(self) -> int:
         return self.batches_left
@@ -94,8 +93,6 @@ class AdaptiveBatches(GetAttr):
             self._at_end()
         if self.left_over is None:
             self._end_pass()
-        else:
-            self.dl.after_iter()
 
     def _begin_pass(self, after: PassCut | None = None) -> Iterator[Any]:
         """Begin a pass, which follows another within the epoch where one is given."""

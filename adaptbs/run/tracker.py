@@ -120,6 +120,7 @@ class BatchTracker:
         progress = self._progress
         resumed, at = self._resume_at is not None, self._resume_at or 0
         self._resume_at = None
+        outer = (self._iteration, progress.epoch_end, self.ends_here)  # this one may begin inside of another
         if not resumed:
             progress.begin_epoch()
         # Another iteration may be under way, so each keeps its own place.
@@ -169,6 +170,9 @@ class BatchTracker:
             if events is not None:
                 events.end_epoch()
             self._end_epoch()
+            if outer[0] is not None and not resumed:
+                progress.go_on_to(outer[1])
+                self.ends_here = outer[2]
 
     def _ends(self, events: EpochEvents | None) -> bool:
         """True where the epoch has its share of the progress, and the plan is not given up at the last moment."""

@@ -54,9 +54,15 @@ class CountsBatches:
     @property
     def left(self) -> tuple[int, int]:
         """Batches of this pass that the loop has not come to work on, at the size of now, and their samples."""
+        batches = len(self.issued) + self._to_cut if self._is_drawn else len(self._sampler)
+        return batches, self.samples_left
+
+    @property
+    def samples_left(self) -> int:
+        """Samples of this pass that the loop has not come to work on."""
         if not self._is_drawn:
-            return len(self._sampler), self._sampler.pass_samples
-        return len(self.issued) + self._to_cut, sum(issued.num_samples for issued in self.issued) + self._left
+            return self._sampler.pass_samples
+        return sum(issued.num_samples for issued in self.issued) + self._left
 
     @property
     def _to_cut(self) -> int:

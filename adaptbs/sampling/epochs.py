@@ -19,7 +19,6 @@ from .own import OwnBatchSampler, OwnStreamSampler
 from .pass_cut import PassCut
 from .ranks import SharedSampler
 
-
 APART = 0x5EED  # turns one seed into another
 
 
@@ -108,7 +107,7 @@ class EpochSource:
         # To go on draws nothing: the sampler may not have drawn all of the pass. Workers begin anew, as at every epoch
         # of a stock loader, and see what has been changed in the dataset.
         cut = self.batch_sampler.new_pass(rest) if left is None else left.cut
-        with _Untouched(self._generators or [torch.default_generator]):
+        with _Untouched(_different(*self._generators, torch.default_generator)):
             return EpochPasses(*self._fetched(fetch, cut))
 
     def next_pass(self, epoch: EpochPasses, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:

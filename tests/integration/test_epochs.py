@@ -208,6 +208,21 @@ def test_an_epoch_that_is_broken_off_ends_its_pass_and_the_next_makes_up_for_it(
     assert len(third) == N and each_once(second + third)
 
 
+def test_a_second_batch_that_the_loop_takes_from_another_iteration_each_time():
+    loader, model, optimizer, _ = made(epochs=EPOCHS)
+    seen, epochs = [], 0
+    for _ in loader.epochs(EPOCHS):
+        epochs += 1
+        for x, y, index in loader:
+            seen += index.tolist()
+            seen += next(iter(loader))[2].tolist()
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+    assert epochs == EPOCHS and loader.progress == 1
+    assert loader.training_run.controller.progress_tracker.samples == len(seen)
+
+
 @pytest.mark.parametrize("how", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}])
 @pytest.mark.parametrize("look", ["accuracy", "plain"])
 def test_a_look_at_the_data_between_two_epochs_leaves_the_pass_as_it_is(how, look):
