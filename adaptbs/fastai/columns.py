@@ -1,4 +1,4 @@
-"""Adds the batch size and the noise scale as columns to a Learner's printed table and its logs."""
+"""Adds batch size, noise scale and samples of each epoch as columns to a Learner's printed table and its logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fastai.callback.core import Callback
 from fastai.torch_core import find_bs
 
-NAMES = ("bs", "noise_scale")
+NAMES = ("bs", "noise_scale", "samples")
 
 
 class QuickCallback(Callback):
@@ -23,10 +23,10 @@ class QuickCallback(Callback):
 
 
 class Columns(QuickCallback):
-    """Adds `bs` and `noise_scale` between the metrics and the time, for ProgressCallback, CSVLogger and the like.
+    """Adds `bs`, `noise_scale` and `samples` between the metrics and the time, for whoever shows or logs them.
 
     Args:
-        source: an object with `batch_size` and `noise_scale`.
+        source: an object with `batch_size`, `noise_scale` and `training_run`.
     """
 
     order = 51  # after the Recorder has named its columns, and before other callbacks read them
@@ -57,7 +57,8 @@ class Columns(QuickCallback):
             estimate = self._source.noise_scale
             simple = estimate.simple if estimate is not None else None
             shown = math.nan if simple is None else float(f"{simple:.3g}")
-            recorder.log += [self._source.batch_size, shown]
+            run = self._source.training_run
+            recorder.log += [self._source.batch_size, shown, run.tracker.epoch_samples if run is not None else 0]
 
 
 def begins_fit(learn: Any) -> bool:

@@ -6,7 +6,7 @@ import torch
 from adaptbs.decision.progress import Progress
 from adaptbs.run.look_ahead import DetectLookAhead, NoLookAhead
 from adaptbs.run.tracker import BatchTracker
-from adaptbs.sampling.batch_sampler import BatchInfo
+from adaptbs.sampling import BatchInfo
 
 
 def parameter() -> torch.Tensor:
@@ -165,6 +165,9 @@ def test_what_a_face_does_around_the_batches_comes_in_order_also_where_an_epoch_
 
         def before_batch(self, batch: object) -> None:
             self.seen.append(batch)
+
+        def before_end(self) -> None:
+            self.seen.append("about to end")
 
         def end_epoch(self) -> None:
             self.seen.append("end")
