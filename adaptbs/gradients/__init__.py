@@ -1,5 +1,6 @@
 """Measure squared gradient norms through autograd, one file for each source."""
 
+from .accumulated import AccumulatedGradients
 from .coupling import FEWEST, Coupling
 from .halves import GradientPool
 from .layers import owned, why_no_terms
@@ -14,6 +15,7 @@ __all__ = [
     "FEWEST",
     "HALVES",
     "IN_STEP",
+    "AccumulatedGradients",
     "Coupling",
     "GradientPool",
     "MeanGradient",
