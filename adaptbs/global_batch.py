@@ -254,7 +254,7 @@ def _planned(batch_size: int, ramp: Sequence[tuple[float, int]], shift: float, s
     for start in starts:
         _check_number("ramp", start, above=0)
     if any(list(rising) != sorted(set(rising)) for rising in (starts, (batch_size, *sizes))):
-        raise ValueError(f"{batch_size=}, {ramp=}: what has been seen must rise from pair to pair, and so must the sizes")
+        raise ValueError(f"{batch_size=}, {ramp=}: the samples seen must rise from pair to pair, and so must the sizes")
     return Ramp((batch_size, *sizes), (0, *starts), shift)
 
 

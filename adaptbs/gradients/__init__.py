@@ -2,6 +2,7 @@
 
 from .accumulated import AccumulatedGradients
 from .coupling import FEWEST, Coupling
+from .fsdp import ShardedGradients, is_sharded, why_shards_are_unseen
 from .halves import GradientPool
 from .layers import owned, why_no_terms
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
@@ -21,8 +22,10 @@ __all__ = [
     "MeanGradient",
     "NoiseMeter",
     "RankGradients",
+    "ShardedGradients",
     "Unsupported",
     "is_far",
+    "is_sharded",
     "owned",
     "shows_a_sum",
     "squared_norm",
@@ -30,4 +33,5 @@ __all__ = [
     "waits_for_nobody",
     "why_loss_is_needed",
     "why_no_terms",
+    "why_shards_are_unseen",
 ]

@@ -16,6 +16,7 @@ from torch.compiler import is_compiling
 from torch.optim import Optimizer
 
 from ..checks import check_size
+from ..gradients import is_sharded
 from ..hyperparameters import StepHook
 from ..model import BatchLoss
 from ..run import DetectLookAhead, LookAhead, TrainingRun, check_version
@@ -208,7 +209,8 @@ class LoaderSession:
                 live(unclear, fetched)
 
         stated = self._new_look_ahead
-        self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told)
+        forward = self.run.model if is_sharded(self.run.model) else None
+        self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(
             passes, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,

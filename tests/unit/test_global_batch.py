@@ -143,8 +143,8 @@ def test_what_cannot_be_is_refused(arguments, error, says):
 
 def test_norms_of_another_kind_or_unit_are_refused():
     batch = made()
-    with pytest.raises(TypeError, match="norms=3.0: they must be SquaredNorms"):
+    with pytest.raises(TypeError, match=r"norms=3\.0: they must be SquaredNorms"):
         batch.step(3.0)
-    with pytest.raises(ValueError, match="large_size=65536 is above .* 64: give all sizes in one unit"):
+    with pytest.raises(ValueError, match=r"large_size=65536 is above .* 64: give all sizes in one unit"):
         batch.step(SquaredNorms(8192, 1.0, 65536, 1.0))
     assert batch.seen == 0
