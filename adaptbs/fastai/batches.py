@@ -129,9 +129,9 @@ class AdaptiveBatches(GetAttr):
 
     def _next_pass(self, passes: EpochPasses) -> Iterator[Any]:
         """Begin another pass within the epoch."""
-        passes.close()
+        before = passes.end_pass()
         self._end_pass()
-        fetched = self._begin_pass(after=passes.cut)
+        fetched = self._begin_pass(after=before)
         assert self._now is not None
         passes.go_on_with(self._now.cut, fetched)
         self._on_pass()

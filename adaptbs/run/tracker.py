@@ -134,6 +134,7 @@ class BatchTracker:
                     return
             one_by_one = False  # known to look at no batch ahead, which is the usual case and the quicker way
             more: Iterable[T] | None = batches
+            is_first = True
             while more is not None:
                 before = iteration.position
                 for batch in more:
@@ -162,9 +163,9 @@ class BatchTracker:
                         return
                 if queue:
                     raise RuntimeError(ONE_AT_A_TIME)
-                is_empty = iteration.position == before and more is not batches
-                goes_on = progress.by_shares and not progress.epoch_complete and not is_empty
-                more = next_pass() if next_pass is not None and goes_on else None
+                goes_on = progress.by_shares and not progress.epoch_complete
+                goes_on = goes_on and (is_first or iteration.position > before)  # what is left of a pass may be nothing
+                more, is_first = next_pass() if next_pass is not None and goes_on else None, False
         finally:
             look_ahead.close()
             if events is not None:

@@ -146,7 +146,12 @@ def test_what_workers_have_fetched_ahead_is_neither_lost_nor_shown_twice(how):
     runs = []
     for each in (parts, plain):
         torch.manual_seed(5)
-        runs.append([(epoch, batch) for epoch, _, batch in epochs_of(*each, 4)])
+        runs.append([])
+        lasts = []
+        for epoch, i, batch in epochs_of(*each, 4):
+            runs[-1].append((epoch, batch))
+            lasts.append((i, i + 1 == len(each[0])))
+        assert [is_last for _, is_last in lasts] == [i == 0 for i, _ in [*lasts[1:], (0, True)]]
         each[0].close()
     for run in runs:
         flat = list(itertools.chain.from_iterable(batch for _, batch in run))
