@@ -106,13 +106,14 @@ class OverheadBudget:
                 self._elapsed += usual * self._speeds([(size, usual)])[0]
         return costs
 
-    def calibrate(self, delivered: int, batch_size: int, samples_left: float) -> None:
+    def calibrate(self, delivered: int, batch_size: int, samples_left: float, decisions_left: float = 0.0) -> None:
         """Set how often to measure from here on.
 
         Args:
             delivered: size of the latest batch, samples. Steps of this size have been timed.
             batch_size: size of the batches to come, samples.
             samples_left: samples that the run still has to see.
+            decisions_left: decisions that will be due meanwhile.
         """
         fitted = self.step_time
         step = fitted(batch_size) if fitted else self.step_times.median(delivered)
@@ -126,6 +127,7 @@ class OverheadBudget:
             cost=max(sorted(self._costs)[len(self._costs) // 2], CHEAPEST * step),
             per_step=self.clock.per_step,
             speed=self._speeds([(batch_size, step)])[0],
+            decisions_left=decisions_left,
         )
 
     def _seconds_at_first(self) -> float | None:
