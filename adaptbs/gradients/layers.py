@@ -14,7 +14,7 @@ from .leaf import by_differentiating, why_not_again
 
 
 class State(NamedTuple):
-    """What gradients depend on besides the numbers. While it is the same, they are made in the same way.
+    """The facts about a model that decide how its gradients are made: what trains, in which mode, with which hooks.
 
     Attributes:
         trainable: ids of the trainable parameters.
