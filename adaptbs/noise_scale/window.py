@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ MEMORY = 0.05  # share of the run after which a measurement's weight has fallen 
 FORGET = 5  # a measurement older than this many MEMORY is dropped,
 ROUNDING = 1e-6  # relative; limits that are closer than this count as equal
 FULL = 16  # but not the latest few, which in a short run reach further back: fewer resolve nothing
+VALUES = slice(2, 4)  # where an entry has trace and grad_sq
 MOST = 256  # entries of a window; beyond it neighbours are merged, so that a long run's looks take no longer
 
 
@@ -65,21 +65,20 @@ def thinned(entries: list[Entry]) -> list[Entry]:
     return merged + latest
 
 
-def drifts(entries: Sequence[Entry], confidence: float) -> bool:
+def drifts(rows: np.ndarray, confidence: float) -> bool:
     """True if the intervals of the older and the newer half of the entries have no noise scale in common.
 
     Then the noise scale moved by more than noise explains, and their pooled estimate is one of neither.
 
     Args:
-        entries: at least `FULL`; fewer show nothing.
+        rows: the entries, as rows of an array, `FULL` or more; fewer show nothing.
         confidence: confidence of the two intervals.
     """
-    middle = len(entries) // 2
+    middle = len(rows) // 2
     if middle < FULL // 2:
         return False
-    older, newer = (
-        pool(_values(half), [e.measurements for e in half], confidence) for half in (entries[:middle], entries[middle:])
-    )
+    older = pool(rows[:middle, VALUES], rows[:middle, -1], confidence)
+    newer = pool(rows[middle:, VALUES], rows[middle:, -1], confidence)
     return older.high < (1 - ROUNDING) * newer.low or newer.high < (1 - ROUNDING) * older.low
 
 
@@ -131,9 +130,11 @@ class MeasurementWindow:
                 "counts; otherwise, or if the loss is nan, call zero_grad() at each step and lower the learning rate. "
                 "This is said once."
             )
-        for (samples_seen, norms), (trace, grad_sq) in zip(finite, _traces(finite), strict=True):
-            self._entries.append(Entry(samples_seen, norms.large_size, trace, grad_sq))
-        self._entries = thinned(self._entries)
+        if finite:
+            traces = traces_and_squares([norms for _, norms in finite]).tolist()
+            for (seen, norms), (trace, grad_sq) in zip(finite, traces, strict=True):
+                self._entries.append(Entry(seen, norms.large_size, trace, grad_sq))
+            self._entries = thinned(self._entries)
         self._unread = []
         return finite
 
@@ -150,14 +151,15 @@ class MeasurementWindow:
         newest = self._entries[-1].samples
         recent = [entry for entry in self._entries[:-FULL] if newest - entry.samples <= FORGET * self._fade]
         self._entries = recent + self._entries[-FULL:]
-        while (drifting := drifts(self._entries, confidence)) and len(self._entries) >= 2 * FULL:
-            self._entries = self._entries[len(self._entries) // 2 :]  # the older half is about another noise scale
+        rows = np.array(self._entries, float)
+        while (drifting := drifts(rows, confidence)) and len(rows) >= 2 * FULL:
+            rows = rows[len(rows) // 2 :]  # the older half is about another noise scale
+        self._entries = self._entries[-len(rows) :]
         self._skipped = [s for s in self._skipped if s >= self._entries[0].samples]
         fade = max(self._fade, (newest - self._entries[-FULL:][0].samples) / 2)
-        weights = [e.weight * math.exp((e.samples - newest) / fade) for e in self._entries]
-        pooled = pool(_values(self._entries), weights, confidence)
-        measurements = sum(e.measurements for e in self._entries)
-        return replace(pooled, measurements=measurements, skipped=len(self._skipped), drifting=drifting)
+        weights = rows[:, 1] * np.exp((rows[:, 0] - newest) / fade)
+        pooled = pool(rows[:, VALUES], weights, confidence)
+        return replace(pooled, measurements=int(rows[:, -1].sum()), skipped=len(self._skipped), drifting=drifting)
 
     def state_dict(self) -> dict[str, Any]:
         self.read()
@@ -168,12 +170,3 @@ class MeasurementWindow:
         self._entries = [Entry(*row) for row in state["entries"]]
         self._unread, self._skipped, self._warned = [], list(state["skipped"]), state["warned"]
         self._estimates = {}
-
-
-def _values(entries: Sequence[Entry]) -> np.ndarray:
-    return np.array([(e.trace, e.grad_sq) for e in entries])
-
-
-def _traces(measured: Sequence[tuple[int, SquaredNorms]]) -> list[list[float]]:
-    found: list[list[float]] = traces_and_squares([norms for _, norms in measured]).tolist() if measured else []
-    return found
