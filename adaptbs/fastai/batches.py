@@ -182,6 +182,9 @@ class _Items(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.dl.do_item(index)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:  # which torch asks for, if it is there
+        return list(map(self.dl.do_item, indices))
+
 
 class _Collate:
     def __init__(self, dl: Any) -> None:
