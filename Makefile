@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help test demo lint clean
+.PHONY: help test demo lint docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ demo: $(STAMP)  ## fixed against adaptive  (make demo ARGS=--quick)
 lint: $(STAMP)  ## ruff, and mypy on the package
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+docs: $(STAMP)  ## the documentation site, into build/site; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean:  ## remove .venv, caches and build output
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
