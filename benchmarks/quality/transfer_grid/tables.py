@@ -28,7 +28,7 @@ from benchmarks.quality.transfer_grid.tasks import TASKS
 
 COMMAND = "python -m benchmarks.quality.transfer_grid"
 EDGES = (0, 0.5, 1, 2, math.inf)  # of the batch over B_simple
-BEST = 3  # rules of each optimizer that are shown beside ours and none
+BEST = 4  # rules of each optimizer that are shown beside ours and none
 NAMES = {"lr": "lr", "beta1": "β1", "beta2": "β2", "eps": "eps", "weight_decay": "wd"}
 ABSENT = {"SGD (.9)": ("beta2", "eps", "weight_decay"), "Lion (.9, .99)": ("eps",)}  # what has one value in all rules
 
