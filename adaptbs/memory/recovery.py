@@ -92,7 +92,8 @@ class SafeStep:
         """
         if limit.memory is not None and limit.memory.careful:
             return step()  # where running out ends the process, there is nothing to look after
-        values = WeightSnapshot(self._parameters(), self._optimizer) if self._left and limit.memory is not None else None
+        copies = self._left > 0 and limit.memory is not None
+        values = WeightSnapshot(self._parameters(), self._optimizer) if copies else None
         before, said = self._versions(), None
         try:
             return step()

@@ -81,7 +81,7 @@ def batch_norms(sizes: list[int]) -> Iterator[Row]:
 
 
 def measured_run(numbers: list[int]) -> Iterator[Row]:
-    """A measured run of steps of a millisecond, by a clock that is given: what it keeps, and calls a step at its end."""
+    """A measured run of steps of a millisecond, by a given clock: what it keeps, and calls a step at its end."""
     kept, entered = {}, {}
     for n in numbers:
         model = nn.Linear(4, 1)
