@@ -57,7 +57,7 @@ class UpToTheEnd(Sampler[Any]):
 
     def begin_epoch(self, left: int) -> None:
         """Let the next epoch have at most so many indices."""
-        self._length = min(len(self._sampler), left)
+        self._length = min(len(self._sampler), max(left, 0))
 
     def __len__(self) -> int:
         return self._length
