@@ -30,6 +30,12 @@ from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .session import LoaderSession
 
+PREPARED = (
+    "accelerator.prepare() cannot take an AdaptiveDataLoader, whose batches it would cut itself: prepare the stock "
+    "DataLoader with the rest, and then write loader = adaptbs.accelerate.adaptive(accelerator, loader, model=model, "
+    "optimizer=optimizer, scheduler=scheduler, epochs=...)"
+)
+
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
@@ -267,6 +273,11 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             ValueError: saying what differs, where the loader is not one of the same run; nothing has changed then.
         """
         self._session.load_state_dict(state)
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        """Asked by accelerate alone, which would build a DataLoader of fixed batches around the batch sampler."""
+        raise TypeError(PREPARED)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A copy would grow its batch, and no optimizer would follow.

@@ -3,6 +3,6 @@
 from .batch_info import BatchInfo
 from .batch_sampler import AdaptiveBatchSampler, EpochCut
 from .epochs import EpochSource
-from .ranks import whole_order
+from .ranks import SharedSampler, whole_order
 
-__all__ = ["AdaptiveBatchSampler", "BatchInfo", "EpochCut", "EpochSource", "whole_order"]
+__all__ = ["AdaptiveBatchSampler", "BatchInfo", "EpochCut", "EpochSource", "SharedSampler", "whole_order"]
