@@ -145,7 +145,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         meter: RankMeter | None = None
         ready = GradientsReady() if facts.says_when_ready else None
         if settings.measures and ranks.connected:
-            meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps, ready)
+            passes = accumulation_steps * (1 if facts.micro_batch_size is None else 2)  # two stand for more
+            meter = RankMeter(model, optimizer, loss, ranks, passes, ready)
         rows = RowCheck(others.get("collate_fn"), dataset, run)
         self._session = LoaderSession(
             source, run, length, optimizer, settings.following, meter, driver, loss, rows, facts.look_ahead, ready
