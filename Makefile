@@ -12,7 +12,7 @@ TRAINERS_STAMP := .venv-trainers/.installed
 TRAINERS_PIP := $(TRAINERS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-trainers.txt
 TRAINERS_TESTS := $(TRAINERS_BIN)/python -m pytest tests/integration/trainers
 
-.PHONY: help test trainers demo lint clean
+.PHONY: help test trainers demo lint docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ demo: $(STAMP)  ## fixed against adaptive  (make demo ARGS=--quick)
 lint: $(STAMP)  ## ruff, and mypy on the package
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+docs: $(STAMP)  ## the documentation site, into build/site; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean:  ## remove .venv, caches and build output
 	rm -rf .venv .venv-trainers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

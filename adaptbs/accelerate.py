@@ -7,9 +7,8 @@
 
 Tried with accelerate 1.15.0. Of its private names this file relies on:
 
-- `_is_accelerate_prepared` and `use_stateful_dataloader` of a loader: `prepare()` then hands it back as it is, and
-  `save_state()` and `load_state()` call its `state_dict()` and `load_state_dict()`.
-- `_dataloaders` and `_models` of an Accelerator: what has been prepared.
+- `_is_accelerate_prepared` of a loader, which `prepare()` then hands back as it is, and of a model.
+- `_dataloaders` of an Accelerator: those that it has prepared.
 - `_add_dataloader()` and `_remove_dataloader()` of a GradientState: which loader is being iterated.
 - `base_dataloader` of a prepared loader, and `batch_sampler` of a BatchSamplerShard: the stock ones that they wrap.
 """
@@ -33,6 +32,8 @@ from .run import OneAhead
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = ["AcceleratedLoader", "adaptive"]
 
 REFUSED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")  # kinds of training whose gradients are not seen whole
 COPIED = (
@@ -81,6 +82,8 @@ def adaptive(
     if loader in accelerator._dataloaders:
         accelerator._dataloaders.remove(loader)
     accelerator.prepare(ours)
+    # Not as a stateful DataLoader: every process of a machine would write that into one file at the same time.
+    accelerator.register_for_checkpointing(ours)
     return ours
 
 
@@ -95,7 +98,6 @@ class AcceleratedLoader(AdaptedLoader):
     """
 
     _is_accelerate_prepared = True
-    use_stateful_dataloader = True
 
     def __init__(
         self,
@@ -191,8 +193,8 @@ def _check(accelerator: Accelerator, loader: Any, model: Any, optimizer: Any) ->
     line = "model, optimizer = accelerator.prepare(model, optimizer), before adaptive(...)"
     if not isinstance(optimizer, AcceleratedOptimizer):
         raise TypeError(f"optimizer= of type {type(optimizer).__name__}: it has to be prepared: write {line}")
-    if not any(model is prepared for prepared in accelerator._models):
-        raise ValueError(f"model= of type {type(model).__name__}: this accelerator has not prepared it: write {line}")
+    if not getattr(model, "_is_accelerate_prepared", False):
+        raise TypeError(f"model= of type {type(model).__name__}: it has to be prepared: write {line}")
     if isinstance(loader, AdaptedLoader):
         raise TypeError("loader= is adaptive already: give the stock DataLoader, once")
     dispatches = accelerator.dispatch_batches or type(loader) is DataLoaderDispatcher

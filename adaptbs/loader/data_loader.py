@@ -71,7 +71,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         accumulation_steps: batches that the loop accumulates gradients of before it calls `optimizer.step()`.
         rank, world_size: which process of how many this is. None: as torch's default process group says, if there is
             one. Each is delivered its slice of every batch, and all of them decide alike (docs/ranks.md).
-        {shared arguments}
+        shared arguments: documented by `Settings`.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be; nothing has been changed then.

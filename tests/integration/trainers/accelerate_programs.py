@@ -27,7 +27,7 @@ WHOLE, UNEVEN = 192, 203  # samples: of whole global batches, and not
 def network() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 1))
+        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
 def ramp(ranks: int, parts: int = 1) -> Callable[..., int]:
@@ -168,13 +168,13 @@ def trained(way: str, **arguments: Any) -> dict[str, Any]:
 PROGRAMS: dict[str, Callable[[int, str], Any]] = {
     "stock": lambda ranks, out: trained("stock", samples=WHOLE),
     "off": lambda ranks, out: trained("adaptive", samples=WHOLE, overhead=0),
-    "off, unprepared": lambda ranks, out: trained("unprepared", samples=WHOLE, overhead=0),
-    "stock, split": lambda ranks, out: trained("stock", samples=WHOLE, parts=2, configuration=SPLIT),
-    "off, split": lambda ranks, out: trained("adaptive", samples=WHOLE, parts=2, configuration=SPLIT, overhead=0),
+    "off unprepared": lambda ranks, out: trained("unprepared", samples=WHOLE, overhead=0),
+    "stock split": lambda ranks, out: trained("stock", samples=WHOLE, parts=2, configuration=SPLIT),
+    "off split": lambda ranks, out: trained("adaptive", samples=WHOLE, parts=2, configuration=SPLIT, overhead=0),
     "grown": lambda ranks, out: trained("adaptive", clip=1.0, **growing(ranks)),
     "accumulated": lambda ranks, out: trained("adaptive", parts=2, clip=1.0, **growing(ranks, 2)),
     "split": lambda ranks, out: trained("adaptive", configuration=SPLIT, **growing(ranks)),
-    "found out": lambda ranks, out: trained("unprepared", epochs=EPOCHS, **growing(ranks)),
+    "by the scheduler": lambda ranks, out: trained("unprepared", said=None, **growing(ranks)),
     "resumed": lambda ranks, out: resumed(f"{out}/state", 20, **growing(ranks)),
     "resumed within a step": lambda ranks, out: resumed(f"{out}/within", 15, parts=2, **growing(ranks, 2)),
 }

@@ -251,7 +251,7 @@ def test_what_cannot_work_raises_with_the_line_to_write():
     with pytest.raises(TypeError, match=r"has to be prepared: write model, optimizer = accelerator\.prepare"):
         adaptive(accelerator, stock, model=model, optimizer=optimizer)
     prepared_model, prepared = accelerator.prepare(model, optimizer)
-    with pytest.raises(ValueError, match="this accelerator has not prepared it: write model, optimizer ="):
+    with pytest.raises(TypeError, match="model= of type Sequential: it has to be prepared: write model, optimizer ="):
         adaptive(accelerator, stock, model=network(), optimizer=prepared)
     with pytest.raises(TypeError, match=r"must be an accelerate\.Accelerator"):
         adaptive(stock, stock, model=prepared_model, optimizer=prepared)
