@@ -1,4 +1,4 @@
-"""Embeddings that are looked up once for all examples, as of positions, and added to what each example has of its own."""
+"""Embeddings that are looked up once for all examples, as of positions, and added to what each has of its own."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class OnceForAll:
 
     BERT and GPT-2 look up positions once and add the result, shape [1, T, D], to that of the tokens, [n, T, D]. The
     gradient that arrives at the one row is a sum over examples. Example by example it is the gradient of the tokens'
-    output, because the gradients of the summands of a sum are equal. Where the two were joined in another way, the terms
-    found so do not add up to the parameter's gradient, which InStep compares before it relies on them.
+    output, because the gradients of the summands of a sum are equal. Where the two were joined in another way, the
+    terms found so do not add up to the parameter's gradient, which InStep compares before it relies on them.
 
     A batch of a single example has one row everywhere, and then each row is that example's.
     """

@@ -138,7 +138,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             batch_size=batch_size, epoch_samples=batches.epoch_samples, adaptive=traits_of(optimizer).adaptive,
             loss=loss, measures=not ranks.connected, parameters=stepped,
             trial_loss=loss, trial_model=waits_for_nobody(model) if ranks.connected else model,
-            batches_per_step=accumulation_steps * ranks.world_size, micro_batch_size=facts.micro_batch_size, ranks=ranks,
+            batches_per_step=accumulation_steps * ranks.world_size, ranks=ranks,
+            micro_batch_size=facts.micro_batch_size,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
         source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch

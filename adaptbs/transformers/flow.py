@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
-if TYPE_CHECKING:
-    from .trainer import AdaptiveTrainerMixin
+
+class AdaptiveRun(Protocol):
+    """What the callback tells the trainer that installs it."""
+
+    def begin_adaptive_run(self) -> None:
+        """Training begins: model, optimizer and scheduler are made."""
+        ...
+
+    def end_adaptive_step(self) -> tuple[int, float]:
+        """The optimizer has stepped. Returns the step and the epoch of the fixed run."""
+        ...
+
+    def save_adaptive_state(self) -> None:
+        """A checkpoint has been written."""
+        ...
 
 
 class AdaptiveFlowCallback(DefaultFlowCallback):
@@ -22,7 +35,7 @@ class AdaptiveFlowCallback(DefaultFlowCallback):
         trainer: begins and saves the run.
     """
 
-    def __init__(self, trainer: AdaptiveTrainerMixin) -> None:
+    def __init__(self, trainer: AdaptiveRun) -> None:
         self._trainer = trainer
         self._step = 0  # of the fixed run, at the latest step of the optimizer
 

@@ -1,4 +1,4 @@
-"""The loader that Trainer is handed in place of its own: it has the stock one's length, and delivers growing batches."""
+"""The loader that Trainer is handed in place of its own: as long as that, and its batches grow."""
 
 from __future__ import annotations
 
@@ -77,51 +77,72 @@ class TrainLoader:
         plain: a DataLoader as the stock one, over all processes' data.
         dataset: the dataset.
         batch_size: samples of a batch at the start, of this process.
-        adaptive: delivers the batches; None before `begin`.
-        plan: the fixed run; None before `begin`.
+        sampler: the stock one's, up to the end of the run.
     """
-
-    adaptive: AdaptedLoader | None = None
-    plan: Plan | None = None
 
     def __init__(self, stock: Any) -> None:
         self._stock, self.plain = stock, unprepared(stock)
-        self.dataset, self.batch_size = self.plain.dataset, self.plain.batch_size
+        self.dataset, self.batch_size = self.plain.dataset, int(self.plain.batch_size or 1)
         self.sampler = UpToTheEnd(self.plain.sampler)
+        self._begun: tuple[AdaptedLoader, Plan] | None = None
         self._batches: Iterator[Any] = iter(())
 
     def __len__(self) -> int:
         return len(self._stock)
 
     def begin(self, adaptive: AdaptedLoader, plan: Plan) -> None:
-        """Deliver the batches of this loader from here on."""
-        self.adaptive, self.plan = adaptive, plan
+        """Deliver the batches of this loader from here on, of a run by this plan."""
+        self._begun = adaptive, plan
 
-    def set_epoch(self, _: int) -> None:
+    @property
+    def has_begun(self) -> bool:
+        """True from `begin` on."""
+        return self._begun is not None
+
+    @property
+    def adaptive(self) -> AdaptedLoader:
+        """The loader that delivers the batches."""
+        return self._known()[0]
+
+    @property
+    def plan(self) -> Plan:
+        """The fixed run."""
+        return self._known()[1]
+
+    def _known(self) -> tuple[AdaptedLoader, Plan]:
+        if self._begun is None:
+            raise RuntimeError("the loader of an AdaptiveTrainer delivers batches within train() alone")
+        return self._begun
+
+    @property
+    def _epoch(self) -> int:
+        return self.adaptive.training_run.controller.progress_tracker.epoch
+
+    @property
+    def samples(self) -> int:
+        """Samples of the run so far, of all processes."""
+        return self.adaptive.training_run.controller.progress_tracker.samples
+
+    def set_epoch(self, epoch: int) -> None:
         """Let the sampler draw the order of the run's epoch, which is the one that Trainer's loop counts."""
-        if self.adaptive is not None and hasattr(self._stock, "set_epoch"):
-            self._stock.set_epoch(self.adaptive.training_run.controller.progress_tracker.epoch)
+        if hasattr(self._stock, "set_epoch"):
+            self._stock.set_epoch(self._epoch if self.has_begun else epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.adaptive is None or self.plan is None:
-            raise RuntimeError("the loader of an AdaptiveTrainer delivers batches within train() alone")
-        epoch = self.adaptive.training_run.controller.progress_tracker.epoch
-        self.sampler.begin_epoch(self.plan.samples - epoch * self.plan.epoch_samples)
+        self.sampler.begin_epoch(self.plan.samples - self._epoch * self.plan.epoch_samples)
         self._batches = iter(self.adaptive)
         return self._batches
 
     def delivers(self, batches: Any) -> bool:
-        """True if these are the batches of this loader's latest iteration."""
-        return self.adaptive is not None and batches is self._batches
+        """True if these are the batches of the latest iteration."""
+        return self.has_begun and batches is self._batches
 
     @property
     def ends_step(self) -> bool:
         """True if the batch delivered last is the last of its optimizer step."""
-        return self.adaptive is not None and (
-            self.adaptive.training_run.tracker.current.ends_step or not self.adaptive.batches_left
-        )
+        return self.adaptive.training_run.tracker.current.ends_step or not self.adaptive.batches_left
 
     def end_step(self) -> None:
-        """Take note of an optimizer step. After the last of an epoch the iteration is over, as in the fixed run."""
-        if self.adaptive is not None and not self.adaptive.batches_left:
+        """Take note of an optimizer step. After the last one of an epoch the iteration over it is ended."""
+        if not self.adaptive.batches_left:
             next(self._batches, None)

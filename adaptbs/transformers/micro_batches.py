@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..memory import bounds
@@ -38,7 +39,7 @@ class CollateInMicroBatches:
         if len(samples) <= self._size:
             return self._collate(samples)
         cuts = bounds(len(samples), -(-len(samples) // self._size))
-        parts = [samples[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [samples[start:stop] for start, stop in pairwise(cuts)]
         return MicroBatches([self._collate(part) for part in parts], [len(part) for part in parts])
 
 
@@ -76,4 +77,4 @@ def parts_of_step(micros: Sequence[Micro], parts: int) -> list[StepPart]:
     """So many parts of a step. Those without a micro-batch come first: after the last the optimizer steps."""
     filled = min(parts, len(micros))
     cuts = [0] * (parts - filled) + bounds(len(micros), filled)
-    return [StepPart(micros[start:stop]) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [StepPart(micros[start:stop]) for start, stop in pairwise(cuts)]

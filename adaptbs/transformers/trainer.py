@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
@@ -26,15 +26,17 @@ from ..model import preserved
 from ..run import NoLookAhead, Settings, shows_shared_arguments
 from .flow import AdaptiveFlowCallback
 from .loader import TrainLoader
-from .micro_batches import CollateInMicroBatches, MicroBatches, Micro, StepPart, micro_batches, parts_of_step
+from .micro_batches import CollateInMicroBatches, Micro, MicroBatches, StepPart, micro_batches, parts_of_step
 from .plan import Plan
+
+Base: Any = Trainer if TYPE_CHECKING else object  # the mixin comes before a Trainer in a class's bases
 
 STATE = "adaptbs.pt"  # in a checkpoint's folder
 SAME = 1e-3  # relative difference of two losses that are taken to be equal
 
 
 @shows_shared_arguments
-class AdaptiveTrainerMixin:
+class AdaptiveTrainerMixin(Base):
     """Before a Trainer in a class's bases it lets the batch grow: `class Mine(AdaptiveTrainerMixin, Seq2SeqTrainer)`.
 
     Trainer's own arguments keep their meaning. `per_device_train_batch_size` and `gradient_accumulation_steps` are what
@@ -44,14 +46,16 @@ class AdaptiveTrainerMixin:
     Args:
         args, kwargs: Trainer's.
         by_accumulation: True lets a larger batch go through the model in micro-batches of
-            `per_device_train_batch_size`: gradient accumulation grows. False lets the batch itself grow.
+            `per_device_train_batch_size`: gradient accumulation grows. On one device that saves no time, so give
+            `target="noise_scale"` with it. False lets the batch itself grow.
         {shared arguments}
 
     Raises:
         ValueError, TypeError: for what cannot be, when made or when training begins.
     """
 
-    adaptive: AdaptedLoader | None = None  # of the latest run: `.noise_scale`, `.history`, `.plot()`
+    loss_is_scaled_for_ga: bool | None
+    current_gradient_accumulation_steps: float
     _train_loader: TrainLoader | None = None
     _loss_weight = 1
     _counts_items: bool | None = None  # True once the loss is known to be divided by num_items_in_batch
@@ -85,6 +89,12 @@ class AdaptiveTrainerMixin:
                 "are the defaults, so that all of them know the order of all samples"
             )
 
+    @property
+    def adaptive(self) -> AdaptedLoader | None:
+        """The loader of the latest run, with its `.noise_scale`, `.history` and `.plot()`; None before the first."""
+        loader = self._train_loader
+        return loader.adaptive if loader is not None and loader.has_begun else None
+
     # --- a run ---
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -111,8 +121,12 @@ class AdaptiveTrainerMixin:
 
     def begin_adaptive_run(self) -> None:
         """Make the loader that delivers this run's batches, and go on from a checkpoint's state if one was given."""
-        self._close_adaptive()
         loader, args = self._train_loader, self.args
+        if loader is None or self.callback_handler.train_dataloader is not loader:
+            raise TypeError(
+                "get_train_dataloader() does not return the AdaptiveTrainer's loader. Put a method of your own behind "
+                "the mixin: class Mine(AdaptiveTrainerMixin, Base), where Base is the Trainer with that method"
+            )
         plan = Plan.of(
             loader.plain, batches=len(loader), accumulation_steps=args.gradient_accumulation_steps,
             world_size=args.world_size, max_steps=self.state.max_steps,
@@ -129,41 +143,31 @@ class AdaptiveTrainerMixin:
             schedule_steps=1, planned_epochs=plan.epochs, in_runs=True,
             micro_batch_size=loader.batch_size if self._by_accumulation else None,
         )  # fmt: skip
-        self.adaptive = AdaptedLoader(
+        adaptive = AdaptedLoader(
             facts, loader.plain, model=self.model_wrapped, scheduler=scheduler,
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer), batch_loss=self._loss_of,
             accumulation_steps=args.gradient_accumulation_steps, **self._settings, **arguments,
         )  # fmt: skip
         if self._by_accumulation:
-            self.adaptive.training_run.controller.memory.expect_pieces()
-        loader.begin(self.adaptive, plan)
+            adaptive.training_run.controller.memory.expect_pieces()
+        loader.begin(adaptive, plan)
         self._step_before = self.state.global_step
         if self._resume_from:
-            self._load_adaptive_state(Path(self._resume_from) / STATE)
-
-    def _load_adaptive_state(self, path: Path) -> None:
-        if not path.is_file():
-            raise ValueError(
-                f"resume_from_checkpoint={str(path.parent)!r} has no {path.name}, as where a stock Trainer has saved it, "
-                "or save_only_model=True: go on with transformers.Trainer, or start anew from its weights"
-            )
-        self.adaptive.load_state_dict(torch.load(path, weights_only=True))
+            path = Path(self._resume_from) / STATE
+            if not path.is_file():
+                raise ValueError(
+                    f"resume_from_checkpoint={self._resume_from!r} has no {STATE}, as where a stock Trainer has saved "
+                    "it, or save_only_model=True: go on with transformers.Trainer, or start anew from its weights"
+                )
+            adaptive.load_state_dict(torch.load(path, weights_only=True))
 
     def save_adaptive_state(self) -> None:
         """Put the state of the run into the folder of the checkpoint that Trainer has just written."""
         folder = Path(self._get_output_dir(trial=self._trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save and not self.args.save_only_model:
+        if self.adaptive is not None and self.args.should_save and not self.args.save_only_model:
             torch.save(self.adaptive.state_dict(), folder / STATE)
 
     # --- a step ---
-
-    @property
-    def _plan(self) -> Plan:
-        return self._train_loader.plan
-
-    @property
-    def _samples(self) -> int:
-        return self.adaptive.training_run.controller.progress_tracker.samples
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """A step's batches, in as many parts as Trainer's loop counts, and the number of their items."""
@@ -175,7 +179,7 @@ class AdaptiveTrainerMixin:
             batches.append(batch)
             if loader.ends_step:
                 break
-        self._loss_weight = self._plan.steps(self._samples) - self._step_before
+        self._loss_weight = loader.plan.steps(loader.samples) - self._step_before
         as_ever = len(batches) in (0, num_batches) and not any(isinstance(batch, MicroBatches) for batch in batches)
         micros = [] if as_ever else micro_batches(batches)
         inputs = batches if as_ever else [micro.inputs for micro in micros]
@@ -231,9 +235,12 @@ class AdaptiveTrainerMixin:
 
     def end_adaptive_step(self) -> tuple[int, float]:
         """Take note of an optimizer step. Return the fixed run's step and epoch."""
-        self._train_loader.end_step()
-        self._step_before = self._plan.steps(self._samples)
-        return self._step_before, self._plan.epoch(self._samples)
+        loader = self._train_loader
+        if loader is None:
+            raise RuntimeError("no run has begun")
+        loader.end_step()
+        self._step_before = loader.plan.steps(loader.samples)
+        return self._step_before, loader.plan.epoch(loader.samples)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """See Trainer."""
