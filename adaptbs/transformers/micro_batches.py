@@ -7,19 +7,18 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..memory import bounds
+from ..model import Split
 
 
-class MicroBatches(list[Any]):
-    """A delivered batch, collated as the micro-batches that go through the model one after another.
+class Piece(NamedTuple):
+    """A micro-batch, and the number of its samples."""
 
-    Args:
-        batches: the micro-batches.
-        samples: samples of each.
-    """
+    inputs: Any
+    samples: int
 
-    def __init__(self, batches: Sequence[Any] = (), samples: Sequence[int] = ()) -> None:
-        super().__init__(batches)
-        self.samples = list(samples)
+
+class MicroBatches(list[Piece]):
+    """A delivered batch, collated as the micro-batches that go through the model one after another."""
 
 
 class CollateInMicroBatches:
@@ -40,7 +39,30 @@ class CollateInMicroBatches:
             return self._collate(samples)
         cuts = bounds(len(samples), -(-len(samples) // self._size))
         parts = [samples[start:stop] for start, stop in pairwise(cuts)]
-        return MicroBatches([self._collate(part) for part in parts], [len(part) for part in parts])
+        return MicroBatches(Piece(self._collate(part), len(part)) for part in parts)
+
+
+class SplitMicroBatches:
+    """Takes samples out of a batch that CollateInMicroBatches has made.
+
+    Args:
+        split: takes samples out of a micro-batch.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __call__(self, batch: Any, start: int, stop: int) -> Any:
+        if not isinstance(batch, MicroBatches):
+            return self._split(batch, start, stop)
+        parts, begins = MicroBatches(), 0
+        for inputs, n in batch:
+            first, last = max(start - begins, 0), min(stop - begins, n)
+            if first < last:
+                whole = last - first == n
+                parts.append(Piece(inputs if whole else self._split(inputs, first, last), last - first))
+            begins += n
+        return parts
 
 
 class Micro(NamedTuple):
@@ -65,11 +87,9 @@ def micro_batches(batches: Sequence[Any]) -> list[Micro]:
     """The micro-batches of a step's batches."""
     found: list[Micro] = []
     for batch in batches:
-        whole = not isinstance(batch, MicroBatches)
-        samples = [1] if whole else batch.samples
-        for inputs, n in zip([batch] if whole else batch, samples, strict=True):
-            share = n / sum(samples)
-            found.append(Micro(inputs, share, share / len(batches)))
+        pieces = batch if isinstance(batch, MicroBatches) else [Piece(batch, 1)]
+        samples = sum(piece.samples for piece in pieces)
+        found += [Micro(inputs, n / samples, n / samples / len(batches)) for inputs, n in pieces]
     return found
 
 

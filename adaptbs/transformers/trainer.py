@@ -22,11 +22,19 @@ from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..loader import AdaptedLoader, LoopFacts
-from ..model import preserved
+from ..model import certain_split, preserved
 from ..run import NoLookAhead, Settings, shows_shared_arguments
 from .flow import AdaptiveFlowCallback
 from .loader import TrainLoader
-from .micro_batches import CollateInMicroBatches, Micro, MicroBatches, StepPart, micro_batches, parts_of_step
+from .micro_batches import (
+    CollateInMicroBatches,
+    Micro,
+    MicroBatches,
+    SplitMicroBatches,
+    StepPart,
+    micro_batches,
+    parts_of_step,
+)
 from .plan import Plan
 
 Base: Any = Trainer if TYPE_CHECKING else object  # the mixin comes before a Trainer in a class's bases
@@ -137,6 +145,7 @@ class AdaptiveTrainerMixin(Base):
             arguments["sampler"] = loader.sampler
         if self._by_accumulation:
             arguments["collate_fn"] = CollateInMicroBatches(loader.plain.collate_fn, loader.batch_size)
+            arguments["split"] = SplitMicroBatches(self._settings.get("split") or certain_split)
         scheduler = self.lr_scheduler if isinstance(self.lr_scheduler, LRScheduler) else None
         facts = LoopFacts(
             look_ahead=NoLookAhead,  # a step's batches are fetched before its first pass, and no others
@@ -146,7 +155,7 @@ class AdaptiveTrainerMixin(Base):
         adaptive = AdaptedLoader(
             facts, loader.plain, model=self.model_wrapped, scheduler=scheduler,
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer), batch_loss=self._loss_of,
-            accumulation_steps=args.gradient_accumulation_steps, **self._settings, **arguments,
+            accumulation_steps=args.gradient_accumulation_steps, **{**self._settings, **arguments},
         )  # fmt: skip
         if self._by_accumulation:
             adaptive.training_run.controller.memory.expect_pieces()
