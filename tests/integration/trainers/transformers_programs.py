@@ -28,7 +28,7 @@ from adaptbs.transformers import AdaptiveTrainer
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-VOCABULARY, LENGTH = 40, 10
+VOCABULARY, LENGTH = 40, 16  # twice the batch: where the examples are must not be guessed from lengths alone
 BATCH, EPOCHS = 8, 3
 WHOLE, UNEVEN = 192, 203  # samples: of whole global batches, and not
 
