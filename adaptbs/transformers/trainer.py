@@ -1,8 +1,9 @@
 """AdaptiveTrainer, and the mixin that makes one of any subclass of transformers.Trainer.
 
 Tried with transformers 5.24.0 and accelerate 1.15.0. Beside what they document, this relies on the order in which
-Trainer's loop calls `get_batch_samples` and `training_step`; on Trainer's `callback_handler.callbacks`,
-`current_gradient_accumulation_steps`, `loss_is_scaled_for_ga` and `_track_num_input_tokens`; and on accelerate's
+Trainer's loop calls `get_batch_samples` and `training_step`; on Trainer's `callback_handler` (`callbacks`,
+`train_dataloader`), `current_gradient_accumulation_steps`, `loss_is_scaled_for_ga`, `_track_num_input_tokens`,
+`_prepare_inputs`, `_get_output_dir` and `_trial`; on `trainer_callback.DefaultFlowCallback`; and on accelerate's
 `base_dataloader` of a prepared loader, `batch_sampler` of its BatchSamplerShard and `optimizer` of an
 AcceleratedOptimizer.
 """
@@ -124,17 +125,17 @@ class AdaptiveTrainerMixin(Base):
 
     def get_train_dataloader(self) -> Any:
         """A stand-in for the stock loader: as long as that, until training begins."""
-        self._train_loader = TrainLoader(super().get_train_dataloader())
-        return self._train_loader
+        return TrainLoader(super().get_train_dataloader())
 
     def begin_adaptive_run(self) -> None:
         """Make the loader that delivers this run's batches, and go on from a checkpoint's state if one was given."""
-        loader, args = self._train_loader, self.args
-        if loader is None or self.callback_handler.train_dataloader is not loader:
+        loader, args = self.callback_handler.train_dataloader, self.args
+        if not isinstance(loader, TrainLoader):
             raise TypeError(
                 "get_train_dataloader() does not return the AdaptiveTrainer's loader. Put a method of your own behind "
                 "the mixin: class Mine(AdaptiveTrainerMixin, Base), where Base is the Trainer with that method"
             )
+        self._close_adaptive()  # of a run that has begun anew with a smaller batch
         plan = Plan.of(
             loader.plain, batches=len(loader), accumulation_steps=args.gradient_accumulation_steps,
             world_size=args.world_size, max_steps=self.state.max_steps,
@@ -154,11 +155,14 @@ class AdaptiveTrainerMixin(Base):
         )  # fmt: skip
         adaptive = AdaptedLoader(
             facts, loader.plain, model=self.model_wrapped, scheduler=scheduler,
-            optimizer=getattr(self.optimizer, "optimizer", self.optimizer), batch_loss=self._loss_of,
+            optimizer=getattr(self.optimizer, "optimizer", self.optimizer),
+            # It may wait for the other processes, as by gather(), and these would not all make the same extra passes.
+            batch_loss=self._loss_of if args.world_size == 1 else None,
             accumulation_steps=args.gradient_accumulation_steps, **{**self._settings, **arguments},
         )  # fmt: skip
         if self._by_accumulation:
             adaptive.training_run.controller.memory.expect_pieces()
+        self._train_loader = loader
         loader.begin(adaptive, plan)
         self._step_before = self.state.global_step
         if self._resume_from:
