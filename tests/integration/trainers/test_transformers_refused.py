@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("transformers", reason="needs transformers: `make trainers` runs it in .venv-trainers")
 
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from adaptbs.transformers import AdaptiveTrainer, AdaptiveTrainerMixin
 from tests.integration.trainers.transformers_programs import (
@@ -103,8 +103,12 @@ def test_batches_are_delivered_within_train_alone(tmp_path):
     run = Run(str(tmp_path), growing(), num_train_epochs=1)
     with pytest.raises(RuntimeError, match=r"within train\(\) alone"):
         next(iter(run.trainer.get_train_dataloader()))
-    look = run.trainer.get_train_dataloader  # in the middle of a run it changes nothing
-    run.watch.on_log = lambda *args, **kwargs: look()
+
+    class Looks(TrainerCallback):  # in the middle of a run it changes nothing
+        def on_log(self, args, state, control, **kwargs):
+            assert len(run.trainer.get_train_dataloader()) == state.max_steps
+
+    run.trainer.add_callback(Looks)
     run.train()
     assert Counter(run.samples) == Counter(range(UNEVEN))
     assert run.trainer.adaptive.batch_size == 8 * BATCH
