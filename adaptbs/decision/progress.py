@@ -15,12 +15,13 @@ ROUNDING = 1e-6  # samples; sums of shares come this near to whole ones
 class Progress:
     """Counts the samples of a run, and its effective samples.
 
-    A budget of epochs counts every sample as one and leaves the end to the user. A budget of progress weights each
-    sample by its efficiency and ends the run when the effective samples have come to the plan: a larger batch, whose
-    samples bring less, is given more of them.
+    A budget of epochs counts every sample as one and leaves the end to the user: an epoch is a pass over the data. A
+    budget of progress weights each sample by its efficiency and ends the run when the effective samples have come to
+    the plan: a larger batch, whose samples bring less, is given more of them. An epoch is then an equal share of the
+    plan, which may take more than one pass.
 
     Args:
-        epoch_samples: samples of an epoch.
+        epoch_samples: samples of a pass, and effective samples of an epoch.
         epochs: planned epochs, no whole number where the run ends within one; None where the length is not known, then
             one epoch stands for the run.
 
@@ -32,6 +33,7 @@ class Progress:
         effective_samples: the same, weighted by their efficiency: the schedule's position.
         planless: True where an epoch has turned out longer than the plan says, so that no progress can end the run.
         epoch: number of the epoch under way or next, from 0.
+        epoch_end: effective samples at which that epoch ends; counts under a budget of progress.
     """
 
     def __init__(self, epoch_samples: int, epochs: float | None) -> None:
@@ -40,6 +42,7 @@ class Progress:
         self.plan(epochs)
         self.samples = self.epoch = 0
         self.effective_samples, self.planless = 0.0, False
+        self.epoch_end = float(epoch_samples)
 
     def plan(self, epochs: float | None) -> None:
         """Plan so many epochs from here on, also where the run has begun."""
@@ -60,9 +63,26 @@ class Progress:
         self.plan(self.epochs)
 
     @property
-    def most_epochs(self) -> int:
-        """The most epochs that the run may take; the last may be a short one."""
-        return math.ceil(self.limit / self.epoch_samples)
+    def by_shares(self) -> bool:
+        """True if an epoch is a share of the run's progress, and not a pass over the data."""
+        return self.max_extra is not None
+
+    def begin_epoch(self) -> None:
+        """Give the epoch that comes its share of the run."""
+        self.epoch_end = share_end(self.epoch, self.effective_samples, self.epoch_samples)
+
+    def go_on_to(self, epoch_end: float) -> None:
+        """Go on with an epoch that ends there, inside of which another one has ended."""
+        self.epoch_end = epoch_end
+
+    @property
+    def epoch_complete(self) -> bool:
+        """True once the epoch has its share. Always False under a budget of epochs, where a pass is an epoch."""
+        return self.max_extra is not None and (self._has_come_to(self.epoch_end) or self.complete)
+
+    def samples_left(self, efficiency: float) -> float:
+        """Samples that the epoch under way still takes, where a sample brings `efficiency` effective ones."""
+        return max(self.epoch_end - self.effective_samples, 0.0) / max(efficiency, self.required or 0.0)
 
     @property
     def share(self) -> float:
@@ -75,7 +95,10 @@ class Progress:
         """True if the run ends here. Always False under a budget of epochs, which the user counts."""
         if self.max_extra is None:
             return False
-        return self.effective_samples >= (1 - WITHIN) * self.planned or self.samples >= self.limit
+        return self._has_come_to(self.planned) or self.samples >= self.limit
+
+    def _has_come_to(self, planned: float) -> bool:
+        return self.effective_samples >= (1 - WITHIN) * planned
 
     @property
     def required(self) -> float | None:
@@ -88,7 +111,7 @@ class Progress:
     def count(
         self, cut_size: int, num_samples: int, epoch: int, position: int, efficiency: float
     ) -> tuple[float, float, bool]:
-        """Count a batch; return the schedule's position before and after it, and whether the run ends with it.
+        """Count a batch; return the schedule's position before and after it, and whether its epoch's share is done.
 
         The position is in samples of the epoch under a budget of epochs, else in effective samples of the plan.
 
@@ -104,13 +127,15 @@ class Progress:
             self.samples, self.effective_samples = self.samples + num_samples, self.effective_samples + num_samples
             return position - num_samples, position, False
         # A run that is cut off before its learning rate has come down is worse than one whose schedule hurries. So a
-        # sample counts at least as much as lets the schedule end with the whole batches that still fit.
-        fit = max(num_samples, (self.limit - self.samples) // cut_size * cut_size)
+        # sample counts at least as much as lets the schedule end with the whole batches that still fit, or with what
+        # is left where not even one does.
+        fit = max(num_samples, (self.limit - self.samples) // cut_size * cut_size or self.limit - self.samples)
         before, left = self.effective_samples, self.planned - self.effective_samples
         self.samples += num_samples
-        self.effective_samples += min(num_samples * max(efficiency, left / fit), left)
-        complete = self.effective_samples >= (1 - WITHIN) * self.planned or self.samples >= self.limit
-        return before, self.effective_samples, complete
+        # No batch brings more than an epoch, so that no epoch is left without one.
+        self.effective_samples += min(num_samples * max(efficiency, left / fit), left, self.epoch_samples)
+        done = self.effective_samples >= (1 - WITHIN) * self.epoch_end or self.samples >= self.limit
+        return before, self.effective_samples, done
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next epoch be this one."""
@@ -129,7 +154,22 @@ class Progress:
             setattr(self, name, state[name])
 
 
-_REMEMBERED = ("samples", "epoch", "effective_samples", "planless")
+_REMEMBERED = ("samples", "epoch", "effective_samples", "planless", "epoch_end")
+
+
+def share_end(epoch: int, done: float, share: float) -> float:
+    """Effective samples at which an epoch ends: with its share of the run, or with the next one where that is done.
+
+    Shares are equal. The batch that crosses the end of one belongs to it, and what it brings beyond counts for the
+    next. An epoch that was broken off leaves what it lacks to the next; one that is begun with its share already done,
+    as where a loop's body goes over the data twice, takes the share that follows.
+
+    Args:
+        epoch: number of the epoch, from 0.
+        done: effective samples of the run so far.
+        share: effective samples of an epoch.
+    """
+    return share * (max(epoch, math.floor(done * (1 + WITHIN) / share)) + 1)
 
 
 def sample_efficiency(batch_size: int, reference: int, noise_scale: NoiseScale | None, critical: float) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fastai.torch_core import set_seed, to_device
@@ -13,8 +14,22 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset, get_worker_info
 
 from ..run import TrainingRun
-from ..sampling import AdaptiveBatchSampler
+from ..sampling import AdaptiveBatchSampler, EpochPasses, PassCut
 from .learner import check_indices, is_language_model
+
+
+class LeftOver(NamedTuple):
+    """A pass over a loader's data that an epoch has not come to the end of.
+
+    Attributes:
+        sampler: cuts its batches.
+        cut: the pass.
+        dropped: indices of the pass that are not delivered.
+    """
+
+    sampler: AdaptiveBatchSampler
+    cut: PassCut
+    dropped: Sequence[int]
 
 
 class AdaptiveBatches(GetAttr):
@@ -23,48 +38,109 @@ class AdaptiveBatches(GetAttr):
     fastai reads a loader's size once an epoch, in the workers if there are any. So an inner torch DataLoader, whose
     batch sampler can change its mind, runs the same items, collation and transforms in the same order, and draws from
     the same random generators as the loader would.
+
+    Args:
+        dl: the loader.
+        run: the training run.
+        at_end: called when the epoch is over, or was broken off.
+        on_pass: called where another pass begins within the epoch.
+        before: those of the epoch before, which may have left the rest of a pass; None: there are none.
+
+    Attributes:
+        left_over: the pass that the epoch after this one goes on with; None: it begins a new one.
     """
 
     _default = "dl"
 
-    def __init__(self, dl: Any, run: TrainingRun, at_end: Callable[[], None]) -> None:
-        self.dl, self._run, self._at_end = dl, run, at_end
+    def __init__(
+        self,
+        dl: Any,
+        run: TrainingRun,
+        at_end: Callable[[], None],
+        on_pass: Callable[[], None] = lambda: None,
+        before: AdaptiveBatches | None = None,
+    ) -> None:
+        self.dl, self._run, self._on_pass, self._at_end = dl, run, on_pass, at_end
+        self._passes: EpochPasses | None = None  # of this epoch
+        self._now = before.left_over if before is not None and before.dl is dl else None  # the pass under way
+        self.left_over: LeftOver | None = None
+
+    @property
+    def batches_left(self) -> int:
+        """Batches still to come in this epoch, at the size of now."""
+        controller = self._run.controller
+        samples = self._now.cut.samples_left if self._now is not None else controller.epoch_samples
+        return self._run.batches_left((-(-samples // controller.batch_size), samples))
 
     def __len__(self) -> int:
-        return -(-self._run.controller.epoch_samples // self._run.controller.batch_size)
+        return self.batches_left
 
     def __iter__(self) -> Iterator[Any]:
-        dl, run, controller = self.dl, self._run, self._run.controller
+        run = self._run
         try:
-            dl.randomize()
-            dl.before_iter()
-            indices = dl.get_idxs()
-            if not hasattr(indices, "__getitem__"):  # SortedDL's is an iterator
-                indices = list(indices)
-            check_indices(dl, len(indices))
-            kept = _First(indices, controller.epoch_samples)
-            row_multiple, tail_rows = _layout(dl)
-            cut = AdaptiveBatchSampler(
-                kept, lambda: controller.batch_size, controller.start_batch_size, drop_last=False,
-                row_multiple=row_multiple, tail_rows=tail_rows,
-            )  # fmt: skip
-            loader: TorchLoader[Any] = TorchLoader(
-                _Items(dl),
-                batch_sampler=cut,
-                collate_fn=_Collate(dl),
-                num_workers=dl.fake_l.num_workers,
-                pin_memory=dl.pin_memory,
-                timeout=dl.timeout,
-                worker_init_fn=_init_worker,
-            )
-            fetched = iter(loader)
-            for batch in run.deliver(map(self._finish, fetched), cut.issued):
+            fetched = self._begin_pass() if self._now is None else self._fetch(self._now)
+            assert self._now is not None
+            passes = self._passes = EpochPasses(self._now.cut, fetched)
+            batches = map(self._finish, fetched)
+            for batch in run.deliver(batches, passes.queue, next_pass=partial(self._next_pass, passes)):
                 if batch is not None:
                     yield batch
+            if run.goes_on and passes.left_over():
+                self.left_over = self._now
         finally:  # also after Ctrl-C or an error, of which fastai tells no callback
+            if self._passes is not None:
+                self._passes.close()
             self._at_end()
-        if not dl.fake_l.num_workers:
-            for index in indices[len(kept) :]:  # what drop_last drops, fastai loads: it may draw random numbers
+        if self.left_over is None:
+            self._end_pass()
+
+    def _begin_pass(self, after: PassCut | None = None) -> Iterator[Any]:
+        """Begin a pass, which follows another within the epoch where one is given."""
+        dl, controller = self.dl, self._run.controller
+        dl.randomize()
+        dl.before_iter()
+        indices = dl.get_idxs()
+        if not hasattr(indices, "__getitem__"):  # SortedDL's is an iterator
+            indices = list(indices)
+        check_indices(dl, len(indices))
+        kept = _First(indices, controller.epoch_samples)
+        row_multiple, tail_rows = _layout(dl)
+        sampler = AdaptiveBatchSampler(
+            kept, lambda: controller.batch_size, controller.start_batch_size, drop_last=False,
+            row_multiple=row_multiple, tail_rows=tail_rows,
+        )  # fmt: skip
+        self._now = LeftOver(sampler, sampler.new_pass(after=after), indices[len(kept) :])
+        return self._fetch(self._now)
+
+    def _fetch(self, now: LeftOver) -> Iterator[Any]:
+        """Begin a DataLoader's iteration over a pass, or over what is left of it."""
+        dl = self.dl
+        loader: TorchLoader[Any] = TorchLoader(
+            _Items(dl),
+            batch_sampler=now.sampler,
+            collate_fn=_Collate(dl),
+            num_workers=dl.fake_l.num_workers,
+            pin_memory=dl.pin_memory,
+            timeout=dl.timeout,
+            worker_init_fn=_init_worker,
+        )
+        with now.sampler.over(now.cut):
+            return iter(loader)
+
+    def _next_pass(self, passes: EpochPasses) -> Iterator[Any]:
+        """Begin another pass within the epoch."""
+        before = passes.end_pass()
+        self._end_pass()
+        fetched = self._begin_pass(after=before)
+        assert self._now is not None
+        passes.go_on_with(self._now.cut, fetched)
+        self._on_pass()
+        return map(self._finish, fetched)
+
+    def _end_pass(self) -> None:
+        dl = self.dl
+        if not dl.fake_l.num_workers and self._now is not None:
+            for index in self._now.dropped:  # what drop_last drops, fastai loads: it may draw random numbers
                 dl.do_item(index)
         dl.after_iter()
 
@@ -87,7 +163,7 @@ def _layout(dl: Any) -> tuple[int, int]:
 
 
 class _First:
-    """The first indices of an epoch, without a copy of them."""
+    """The first indices of a pass, without a copy of them."""
 
     def __init__(self, indices: Any, samples: int) -> None:
         self._indices, self._samples = indices, min(samples, len(indices))
@@ -105,6 +181,9 @@ class _Items(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.dl.do_item(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:  # which torch asks for, if it is there
+        return list(map(self.dl.do_item, indices))
 
 
 class _Collate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastai.callback.core import CancelFitException
@@ -25,6 +26,7 @@ from .learner import (
     hand_back_accumulation,
     is_language_model,
     loss_apart,
+    reset_states,
     splitting,
 )
 from .others import LaterChanges
@@ -60,6 +62,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._training: TrainingRun | None = None
         self._hook: FastaiStepHook | None = None
         self._steps: FastaiStep | None = None
+        self._batches: AdaptiveBatches | None = None  # of the latest epoch
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
 
     @property
@@ -134,30 +137,28 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             self._resumed = None
         self._epoch_steps = len(dl) if start == dl.bs else -(-samples // start)
         run.controller.end_by_progress()
-        # As many epochs as there may be: fastai counts them when all callbacks are through with `before_fit`.
-        self._planned, learn.n_epoch = self.n_epoch, run.controller.progress_tracker.most_epochs
+        self._planned, self._batches = self.n_epoch, None
         self._steps = FastaiStep(learn, run, apart)
         self._changes = LaterChanges(learn, run.controller.holds, self.order)
 
     def before_epoch(self) -> None:
-        """Show the epochs that are planned, and those that come on top; end the fit where its progress is complete."""
-        complete = self._run.controller.progress_tracker.complete
-        self.learn.n_epoch = max(self._planned, self.epoch + 1)
-        bar = getattr(getattr(self.learn, "progress", None), "mbar", None)
-        if self.n_epoch > self._planned and bar is not None:
-            bar.main_bar.total = self.n_epoch
-        if complete:
+        """End a fit that goes on from a state in which the run is over."""
+        if self._run.controller.progress_tracker.complete:
             raise CancelFitException
 
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""
-        run = self._run
+        run, progress = self._run, self._run.controller.progress_tracker
         run.controller.skip_epochs(self.epoch)  # those before `start_epoch`
+        progress.set_epoch(self.epoch)
+        progress.begin_epoch()
         assert self._hook is not None and self._steps is not None
         self._hook.scaler.count_steps(wait=True)
-        if self._by_progress:
-            self._place_schedule(run.controller.progress_tracker.effective_samples)
-        self.learn.dl = AdaptiveBatches(self.dl, run, self._leave)
+        if progress.by_shares:
+            self._place_schedule(progress.effective_samples)
+        self.learn.dl = self._batches = AdaptiveBatches(
+            self.dl, run, self._leave, partial(reset_states, self.learn), self._batches
+        )  # fmt: skip
         self._steps.start()
 
     def before_batch(self) -> None:
@@ -165,8 +166,9 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         run, learn = self._run, self.learn  # looking up what a callback has of its Learner's takes long
         assert self._hook is not None
         self._hook.scale(run.scale())
-        if run.tracker.ever_changed:
-            learn.n_iter = learn.iter + 1 + run.batches_left
+        progress = run.controller.progress_tracker
+        if self._batches is not None and (run.tracker.ever_changed or progress.effective_samples != progress.samples):
+            learn.n_iter = learn.iter + 1 + self._batches.batches_left
             if hasattr(learn, "progress") and hasattr(learn.progress, "pbar"):
                 learn.progress.pbar.total = learn.n_iter
         run.before_batch((learn.xb, learn.yb, carried(learn)))
@@ -185,10 +187,6 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._restore()
         self._place_schedule(self._run.tracker.schedule_span[1])
 
-    @property
-    def _by_progress(self) -> bool:
-        return self._run.controller.progress_tracker.max_extra is not None
-
     def _place_schedule(self, samples: float) -> None:
         """Put the schedule where the fixed run's stood after so many samples, of this epoch or of the whole plan."""
         run, controller = self._run, self._run.controller
@@ -196,7 +194,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if run.tracker.ever_changed or progress.effective_samples != progress.samples:
             # While nothing has changed, fastai's own running sum is left alone: the same number but for rounding.
             epochs, within = divmod(samples + ROUNDING, controller.epoch_samples)
-            before = 0 if self._by_progress else self.epoch
+            before = 0 if progress.by_shares else self.epoch
             share = min(within / (controller.start_batch_size * self._epoch_steps), 1.0)
             self.learn.pct_train = min((before + epochs + share) / self._planned, 1.0)
 
@@ -204,7 +202,12 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         """Leave the Learner where another callback ended the batch's epoch or fit before our turn."""
         self._leave()
 
-    after_epoch = after_fit = after_train
+    after_epoch = after_train
+
+    def after_fit(self) -> None:
+        """Leave the Learner, and what is left of a pass over its data."""
+        self._leave()
+        self._batches = None
 
     def _restore(self) -> None:
         if self._hook is not None:

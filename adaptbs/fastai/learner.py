@@ -15,6 +15,7 @@ from ..model import BatchLoss, Split, certain_split, slice_batch
 # Names of callbacks, because importing their classes takes long.
 ACCUMULATION = "GradientAccumulation"
 RNN = "RNNCallback"
+RESETTER = "ModelResetter"
 
 # Methods of a loader that make its batches, which AdaptiveBatches does itself, and what to override in their place.
 PASSED_OVER = {
@@ -116,6 +117,13 @@ def hand_back_accumulation(learn: Any) -> None:
     for cb in learn.cbs:
         if type(cb).__name__ == ACCUMULATION:
             cb.run = True
+
+
+def reset_states(learn: Any) -> None:
+    """Reset a recurrent model as at the beginning of an epoch: a new pass begins with other texts."""
+    for cb in learn.cbs:
+        if type(cb).__name__ == RESETTER:
+            learn.model.reset()
 
 
 def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:

@@ -53,7 +53,7 @@ def ties_examples(layer: nn.Module) -> bool:
 
 def _linear(layer: nn.Linear, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
     (x,) = inputs
-    x, g = x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
+    x, g = x.reshape(x.shape[0], -1, x.shape[-1]), g.reshape(g.shape[0], -1, g.shape[-1])
     return {layer.weight: OuterProducts(x, g), **_bias(layer, g, 1)}
 
 
@@ -67,7 +67,7 @@ def _bias(layer: Any, g: Tensor, positions: int) -> dict[Tensor, Term]:
 
 
 def _embedding(layer: nn.Embedding, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
-    tokens = inputs[0].reshape(len(inputs[0]), -1)
+    tokens = inputs[0].reshape(inputs[0].shape[0], -1)
     g = g.reshape(*tokens.shape, -1)
     if layer.padding_idx is not None:
         g = g * (tokens != layer.padding_idx)[..., None]

@@ -143,7 +143,7 @@ class InStep:
             NotNow: if another step may be measured.
             Exception: whatever a hook raised.
         """
-        if self._handles and (why := self._before.change(state_of(self._model))):
+        if self._handles and (why := self._before.change_of_parameters(self._model)):
             raise NotNow(f"{why} after the step's batch was delivered")
         if self._failure is not None:
             raise self._failure

@@ -14,7 +14,7 @@ from .leaf import by_differentiating, why_not_again
 
 
 class State(NamedTuple):
-    """What gradients depend on besides the numbers. While it is the same, they are made in the same way.
+    """The facts about a model that decide how its gradients are made: what trains, in which mode, with which hooks.
 
     Attributes:
         trainable: ids of the trainable parameters.
@@ -26,11 +26,13 @@ class State(NamedTuple):
     hooks: list[int]
     modules: list[int]
 
-    def change(self, now: State) -> str | None:
-        """The change of the parameters from here to `now`; None if there is none."""
-        if self.trainable != now.trainable:
+    def change_of_parameters(self, model: nn.Module) -> str | None:
+        """The change of a model's parameters since this was its state; None if there is none."""
+        trainable = [p for p in walk(model)[1] if p.requires_grad]
+        if self.trainable != list(map(id, trainable)):
             return "parameters were frozen, unfrozen or replaced"
-        return "a parameter was given a hook" if self.hooks != now.hooks else None
+        hooks = [len(p._backward_hooks) if p._backward_hooks else 0 for p in trainable]
+        return "a parameter was given a hook" if self.hooks != hooks else None
 
 
 def state_of(model: nn.Module) -> State:
@@ -40,7 +42,8 @@ def state_of(model: nn.Module) -> State:
     flags: list[int] = []
     for m in modules:
         flags += id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)
-    return State([id(p) for p in trainable], [len(p._backward_hooks or ()) for p in trainable], flags)
+    hooks = [len(p._backward_hooks) if p._backward_hooks else 0 for p in trainable]
+    return State(list(map(id, trainable)), hooks, flags)
 
 
 class Watched:

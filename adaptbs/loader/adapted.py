@@ -56,8 +56,8 @@ class AdaptedLoader(AdaptiveDataLoader):
         A batch that was fetched ahead is among them. It goes by the sampler's length. Between two epochs it is that of
         the whole next one.
         """
-        cut, session = self._session.source.delivering, self._session
-        return session.length if cut is None else session.length - (cut.count - len(cut.queue))
+        epoch, session = self._session.source.delivering, self._session
+        return session.length if epoch is None else session.length - epoch.begun
 
     @property
     def repeated_samples(self) -> int:

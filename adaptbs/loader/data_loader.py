@@ -116,17 +116,17 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         )  # fmt: skip
         source = EpochSource(
             dataset, batch_size, shuffle, sampler, drop_last, generator, accumulation_steps, ranks,
-            num_workers=others.get("num_workers", 0),
+            num_workers=others.get("num_workers", 0), persistent_workers=others.get("persistent_workers", False),
         )  # fmt: skip
         batches = source.batch_sampler
-        settings.check_start(batch_size, batches.epoch_samples // ranks.world_size)
+        settings.check_start(batch_size, batches.pass_samples // ranks.world_size)
         start_samples = batch_size * ranks.world_size
-        epoch_steps = -(-batches.epoch_samples // start_samples)
+        epoch_steps = -(-batches.pass_samples // start_samples)
         length = RunLength(
-            facts.planned_epochs or epochs, scheduler, start=start_samples, epoch_samples=batches.epoch_samples,
+            facts.planned_epochs or epochs, scheduler, start=start_samples, epoch_samples=batches.pass_samples,
             epoch_steps=epoch_steps, accumulation_steps=accumulation_steps,
         )  # fmt: skip
-        driver = SchedulerDriver(start_samples, batches.epoch_samples, epoch_steps, given=scheduler is not None)
+        driver = SchedulerDriver(start_samples, batches.pass_samples, epoch_steps, given=scheduler is not None)
         if facts.schedule_steps is not None:
             driver.state(facts.schedule_steps, accumulation_steps)
         loss = BatchLoss(loss_func, batch_loss, autocast, split=settings.split) if loss_func or batch_loss else None
@@ -135,7 +135,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             check_measurable(model, stepped(), settings)
         run = TrainingRun(
             settings, model, optimizer,
-            batch_size=batch_size, epoch_samples=batches.epoch_samples, adaptive=traits_of(optimizer).adaptive,
+            batch_size=batch_size, epoch_samples=batches.pass_samples, adaptive=traits_of(optimizer).adaptive,
             loss=loss, measures=not ranks.connected, parameters=stepped,
             trial_loss=loss, trial_model=waits_for_nobody(model) if ranks.connected else model,
             batches_per_step=accumulation_steps * ranks.world_size, ranks=ranks,
@@ -180,9 +180,9 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
     def epochs(self, n: int) -> Iterator[int]:
         """The epochs of a run planned to take `n`: `for epoch in loader.epochs(5): for batch in loader: ...`.
 
-        With `budget="progress"` there may be more of them, and the last may be short, because the run ends when its
-        progress is complete, at the latest after (1 + `max_extra`) times the planned samples. A resumed run goes on
-        with the epoch that it had come to.
+        With `budget="progress"` each of them is an equal share of the run's progress. Larger batches bring less a
+        sample, so a share may take more than one pass over the data, together at most (1 + `max_extra`) times the
+        planned samples. A resumed run goes on with the epoch that it had come to.
 
         Raises:
             ValueError: where `epochs=` or the scheduler has said another length.
@@ -190,7 +190,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         return self._session.epochs(n)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """An epoch's batches, their size changing on the way."""
+        """An epoch's batches, their size changing on the way; see `epochs` for where it ends."""
         return self._session.iterate(self._fetch)
 
     def step(self, batch: Any, scaler: Any = None, before_step: Callable[[], None] | None = None) -> Tensor:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ..hyperparameters import StepHook
 from ..run import TrainingRun
-from ..sampling import EpochCut, EpochSource
+from ..sampling import EpochPasses, EpochSource
 from .misuse import MisuseWarnings
 from .ranks import RankMeter, RankStep
 from .rows import RowCheck
 from .scheduler import SchedulerDriver
 from .which_batch import WhichBatch
 
+log = logging.getLogger(__name__)
+
 
 class LoaderEpoch:
     """The events of an iteration, for `BatchTracker.deliver`.
 
     Args:
-        cut: the iteration.
-        source: the source that it belongs to.
+        passes: the epoch's passes.
+        source: the source that they belong to.
         run: the training run.
         driver: drives the scheduler.
         step_hook: sets the hyperparameters inside the optimizer's step.
@@ -32,7 +35,7 @@ class LoaderEpoch:
 
     def __init__(
         self,
-        cut: EpochCut,
+        passes: EpochPasses,
         source: EpochSource,
         run: TrainingRun,
         driver: SchedulerDriver,
@@ -43,7 +46,7 @@ class LoaderEpoch:
         which_batch: WhichBatch,
         owner: object,
     ) -> None:
-        self._cut, self._source, self._run, self._driver = cut, source, run, driver
+        self._passes, self._source, self._run, self._driver = passes, source, run, driver
         self._step_hook, self._misuse, self._meter = step_hook, misuse, meter
         self._rank_step: RankStep | None = None
         self._rows, self._which_batch = rows, which_batch
@@ -58,8 +61,8 @@ class LoaderEpoch:
             self._rank_step = RankStep(self._meter, self._run)
 
     def before_batch(self, batch: Any) -> None:
-        if self._source.delivering is not self._cut:
-            self._source.delivers(self._cut)
+        if self._source.delivering is not self._passes:
+            self._source.delivers(self._passes)
         if self._rows.is_due:
             self._rows.look(batch, self._run.tracker.latest_fetched, self._source.ranks.world_size)
         if self._step_hook.scaler.is_scaled:  # by a step that raised
@@ -67,8 +70,8 @@ class LoaderEpoch:
         if self._misuse.watches:
             waits = not self._misuse.saw_a_step
             self._misuse.look(waits and (self._run.tracker.ever_changed or self._which_batch.has_trained))
-        if self._cut.is_beyond or self._run.tracker.ends_here:
-            self._doubt_the_plan()
+        if self._passes.cut.is_beyond or self._run.tracker.ends_here:
+            self.before_end()
         # A pass through the model would meet the loop's own, if that is in another thread.
         if not self._which_batch.trains_here:
             return
@@ -76,19 +79,26 @@ class LoaderEpoch:
             self._rank_step.begin(batch)
         self._run.before_batch(batch)
 
-    def _doubt_the_plan(self) -> None:
-        """Let epochs end the run, not its progress, where the sampler yields more than the run was planned for."""
-        progress = self._run.controller.progress_tracker
-        if progress.max_extra is None:
+    def before_end(self) -> None:
+        """Let passes make the epochs, not progress, where the sampler yields more than the run was planned for."""
+        progress, cut = self._run.controller.progress_tracker, self._passes.cut
+        if not progress.by_shares:
             return
-        if self._cut.is_beyond or (progress.complete and self._cut.look_beyond()):
+        if cut.is_beyond or (progress.epoch_complete and cut.look_beyond()):
             self._run.controller.end_by_epochs()
-            self._driver.go_by_epochs()
 
     def end_epoch(self) -> None:
         if self._rank_step is not None:
             self._rank_step.end()
         self._driver.end_iteration()
         self._which_batch.end_iteration()
-        self._source.ends(self._cut)
+        self._source.ends(self._passes, self._run.goes_on)
+        self._say_samples()
         self._run.after_epoch()
+
+    def _say_samples(self) -> None:
+        """Log how many samples the epoch took, where it was given its share of the run's progress."""
+        progress, samples = self._run.controller.progress_tracker, self._run.tracker.epoch_position
+        if progress.epoch_complete and self._source.ranks.rank == 0:
+            passes = samples / progress.epoch_samples
+            log.info("epoch %d took %d samples: %.2f passes over the data", progress.epoch, samples, passes)

@@ -19,8 +19,8 @@ class SchedulerDriver:
     many samples. As long as the cadence is not known, a call stands for the fixed run's batches of each batch that was
     delivered.
 
-    A call outside an iteration, as of a scheduler stepped once an epoch, is one step. In a run that ends by progress it
-    is as many as whole epochs of the plan have been completed since the last such call.
+    A call outside an iteration, as of a scheduler stepped once an epoch, is one step: epochs are equal shares of the
+    run's progress, or passes over the data as in the fixed run.
 
     Args:
         start: the size that the run began with, samples.
@@ -44,9 +44,7 @@ class SchedulerDriver:
         self.given = given
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
         self._on_call: Callable[[float | None], None] | None = None
-        self._by_progress = False
         self._at, self._fixed = 0.0, 0  # the schedule's position, samples of the plan; the fixed run's batches there
-        self._epochs = 0  # steps made by calls outside an iteration
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
         self._in_loop = False  # whether calls have been made inside the latest of them
         self._passed = self._batches = 0  # since the latest call: batches of the fixed run, and batches delivered
@@ -72,14 +70,6 @@ class SchedulerDriver:
             listener: called with the batches of the fixed run that a call stands for. None: it is made once an epoch.
         """
         self._on_call = listener
-
-    def go_by_progress(self) -> None:
-        """Count epochs of the plan, where the run ends by its progress."""
-        self._by_progress = True
-
-    def go_by_epochs(self) -> None:
-        """Count each call outside an iteration as an epoch again."""
-        self._by_progress = False
 
     def begin_iteration(self) -> None:
         """Take note of an iteration over the loader."""
@@ -115,7 +105,7 @@ class SchedulerDriver:
         elif not self._iterations and cadence.gap >= 1:
             self._in_loop = False
         if not self._in_loop:
-            return self._epochs_passed()
+            return self._of_an_epoch()
         self._epoch_passed, self._epoch_batches = self._epoch_passed + passed, self._epoch_batches + batches
         if passed != batches:
             self.grown = True
@@ -133,7 +123,7 @@ class SchedulerDriver:
         # Of a loop that looks ahead an epoch's last call comes outside, and it may be the only one after a resume.
         self._by_step = self._by_step or (batches > 0 and self._iterations > 0)
         if not self._by_step:
-            return self._epochs_passed()
+            return self._of_an_epoch()
         if not self._told and self._on_call is not None:
             self._told = True
             self._on_call(gap)
@@ -141,27 +131,24 @@ class SchedulerDriver:
         due, self._due = self._due, 0
         return due if self.grown else 1
 
+    def _of_an_epoch(self) -> int:
+        """Steps of a call outside an iteration."""
+        if self._on_call is not None and self._at and not self._iterations and not self._cadence.calls:
+            self._on_call(None)
+        return 1
+
     def _look(self, batches: int) -> None:
         """Learn from a call what calls count."""
         cadence = self._cadence
         if not cadence.calls:  # what was delivered in iterations before, as to peek, has nothing to do with it
             batches = self._epoch_batches
-        if not cadence.calls and self._epoch_passed == self._epoch_steps:
+        # The batch that ends an epoch by its progress may stand for some of the fixed run's next epoch.
+        if not cadence.calls and self._epoch_passed >= self._epoch_steps:
             cadence.learn(self._epoch_steps)  # the loop calls at the last batch of each epoch
         else:
             cadence.look(batches)
         if self._on_call is not None and (cadence.known or cadence.calls == 1):
             self._on_call(None if cadence.gap == self._epoch_steps else cadence.gap)
-
-    def _epochs_passed(self) -> int:
-        """Steps of a call outside an iteration."""
-        if self._on_call is not None and self._at and not self._iterations and not self._cadence.calls:
-            self._on_call(None)
-        if not self._iterations and self._by_progress:
-            due = int(self._at / self._epoch_samples + 1e-9) - self._epochs
-            self._epochs += due
-            return due
-        return 1
 
     def place(self, said: float, name: str = "step") -> float:
         """The place in the plan that a call with an explicit epoch or count of updates stands for.
@@ -218,4 +205,4 @@ class SchedulerDriver:
             self._explicit[name].load_state_dict(saved)
 
 
-_REMEMBERED = ("passed", "batches", "owed", "due", "by_step", "at", "epochs", "iteration")
+_REMEMBERED = ("passed", "batches", "owed", "due", "by_step", "at", "iteration")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from itertools import chain
 from threading import get_ident
 from typing import Any
@@ -138,6 +139,7 @@ class LoaderSession:
 
     def close(self) -> None:
         self._closed = True
+        self.source.close()
         self.step_hook.remove()
         self.which_batch.close()
         self._rows.close()
@@ -154,32 +156,27 @@ class LoaderSession:
         progress = self.run.controller.progress_tracker
         if not self._begun:
             progress.set_epoch(0)  # a look at a batch before was no epoch of the run
+            self.source.begin_run()
         self._begun = True
-        self._end_by_progress()
-        if self.run.is_over or progress.epoch >= progress.most_epochs:
-            log.warning("epochs(%d): the run is over, so there are none left: to train on, build another loader", n)
-        return self._count_epochs()
-
-    def _end_by_progress(self) -> None:
         self.run.controller.end_by_progress()
-        if self.run.controller.progress_tracker.max_extra is not None:
-            self.driver.go_by_progress()
+        if self.run.is_over or progress.epoch >= n:
+            log.warning("epochs(%d): the run is over, so there are none left: to train on, build another loader", n)
+        return self._count_epochs(n)
 
-    def _count_epochs(self) -> Iterator[int]:
+    def _count_epochs(self, n: int) -> Iterator[int]:
         # A run resumed at its very end has its last batch to be done with.
-        while (progress := self.run.controller.progress_tracker).epoch < progress.most_epochs and not self.run.is_over:
-            epoch = progress.epoch
+        while (epoch := self.run.controller.progress_tracker.epoch) < n and not self.run.is_over:
             yield epoch
             # One epoch, whatever the loop's body did with the loader.
             self.run.controller.progress_tracker.set_epoch(epoch + 1)
 
     @property
     def length(self) -> int:
-        """Batches of the epoch under way, or of the one before it begins; fewer where the run ends within it."""
-        cut, tracker = self.source.latest, self.run.tracker  # no cut: before the first epoch, or of plain batches
-        if cut is not None and tracker.ends_here and self.run.controller.progress_tracker.complete:
-            return cut.count - len(cut.queue)
-        return self.source.length
+        """Batches of the epoch under way, or of the one before it begins: those delivered, and those left."""
+        passes = self.source.latest  # None: before the first epoch, or of plain batches
+        if passes is None:
+            return self.source.length
+        return passes.begun + self.run.batches_left(passes.cut.left, self.source.batch_sampler.batches_per_step)
 
     def iterate(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """An epoch's batches; `fetch` begins the DataLoader's own iteration."""
@@ -203,7 +200,7 @@ class LoaderSession:
                 "the length of the run is not known: decisions are paced by the epoch. "
                 "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
             )
-        cut, fetched = self.source.iterate(fetch)
+        passes = self.source.iterate(fetch, self.run.controller.progress_tracker.by_shares)
         tell = weakref.WeakMethod(self.which_batch.look_ahead)  # which follows it in turn
 
         def told(unclear: bool, fetched: int | None) -> None:
@@ -214,10 +211,13 @@ class LoaderSession:
         self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told)
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(
-            cut, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
+            passes, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
             self.which_batch, self,
         )  # fmt: skip
-        return self.run.deliver(fetched, cut.queue, self._look_ahead, events, cut.is_new)
+        return self.run.deliver(
+            passes.fetched, passes.queue, self._look_ahead, events, passes.is_new if self.source.streams else None,
+            partial(self.source.next_pass, passes, fetch),
+        )  # fmt: skip
 
     def _begin_epoch(self) -> None:
         progress = self.run.controller.progress_tracker
@@ -239,7 +239,7 @@ class LoaderSession:
         if not self.run.has_begun and self.run.controller.device != self.run.model_device:
             self.run.start(self._length.epochs)
             if self._begun:
-                self._end_by_progress()
+                self.run.controller.end_by_progress()
 
     def gradients_are_ready(self) -> None:
         if self.run.measuring.watches:

@@ -71,6 +71,11 @@ class StepMeasuring:
                 return
         if meter.in_step:
             controller.measuring_step()
+            if meter.looks:  # only at the first few, so it is no part of what a measurement costs
+                with self._may_fail(batch), controller.measuring(num_samples):
+                    meter.look(batch, num_samples)
+                if self.meter is None:
+                    return
         timed = nullcontext() if meter.in_step else controller.measuring(num_samples)
         with self._may_fail(batch), timed:
             self._take_in(meter.begin(batch, num_samples, self._sizes))

@@ -71,8 +71,8 @@ class Settings:
             with `lr_scaling="auto"`, else "lr" only; an optimizer that is not known then keeps its batch too.
             docs/transfer.md says which are known, and what each becomes.
         budget: "progress": the run ends when it has come as far as its epochs would have with a small batch, in fewer
-            steps and rather more samples, so there may be more epochs, the last a short one. "epochs": it ends after
-            its epochs. A plain loop over the loader has the epochs that it has.
+            steps and rather more samples. Each epoch is an equal share of that, which may take more than one pass over
+            the data. "epochs": each epoch is one pass. In a plain loop over the loader, too, it is.
         max_extra: samples beyond the plan that a budget of progress may take, as a share of the planned ones.
         exceed_memory: let the batch grow past what memory holds, and run it in pieces (the loader: by `step`). On one
             device that saves no time.

@@ -26,6 +26,10 @@ class EpochEvents(Protocol):
         """The loop is about to be given a batch."""
         ...
 
+    def before_end(self) -> None:
+        """The epoch has its share of the progress, and is about to end by that."""
+        ...
+
     def end_epoch(self) -> None:
         """The iteration is over, or was broken off."""
         ...
@@ -52,7 +56,8 @@ class BatchTracker:
         ever_changed: whether any batch so far was cut at another size than the first.
         longest: samples of the longest batch so far.
         cut_sizes: for each number of samples that a batch has had, the size that the first such was cut at.
-        ends_here: True if the run ends with the current batch, by its progress.
+        epoch_samples: samples that the latest epoch to end has taken.
+        ends_here: True if the epoch ends with the current batch's optimizer step, by its share of the progress.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class BatchTracker:
         self.current = self.latest_fetched = BatchInfo(start, start)
         self.schedule_span, self.ever_changed, self.longest = (0.0, 0.0), False, 0
         self.cut_sizes: dict[int, int] = {}
+        self.epoch_samples = 0
         self._step_samples = 0  # of the step that the current batch belongs to, so far
         self._iteration: Iteration | None = None  # the one that the loop has worked in last
         self.ends_here = False
@@ -93,57 +99,87 @@ class BatchTracker:
         look_ahead: LookAhead,
         events: EpochEvents | None = None,
         is_new: Callable[[T], bool] | None = None,
+        next_pass: Callable[[], Iterable[T]] | None = None,
     ) -> Iterator[T]:
         """Pass an epoch's batches on, or the rest of the one that was under way when a state was saved.
 
+        An epoch is a pass, or a share of the run's progress. A share ends with the optimizer step that crosses its end,
+        and goes on with another pass where one is over before.
+
         Args:
-            batches: as they are fetched.
+            batches: of a pass, as they are fetched.
             queue: their sizes when they were cut, in the same order, filled as batches are fetched. A batch leaves it
                 when the loop comes to work on it.
             look_ahead: tells which batch the loop works on.
             events: called around the batches.
             is_new: False for a batch that is not to be delivered, because it was before a stream was resumed.
+            next_pass: begins another pass, whose sizes go to the same queue. None: an epoch ends with the pass.
         """
         if events is not None:
             events.begin_epoch()
+        progress = self._progress
+        resumed, at = self._resume_at is not None, self._resume_at or 0
+        self._resume_at = None
+        outer = (self._iteration, progress.epoch_end, self.ends_here)  # this one may begin inside of another
+        if not resumed:
+            progress.begin_epoch()
         # Another iteration may be under way, so each keeps its own place.
-        iteration = Iteration(look_ahead, queue, self._progress.epoch, self._resume_at or 0)
-        resumed, self._resume_at = self._resume_at is not None, None
+        iteration = Iteration(look_ahead, queue, progress.epoch, at)
         if resumed:
             self._iteration = iteration
         try:
             if resumed:
                 self._finish()  # the batch that the saved run was working on
-            one_by_one = False  # known to look at no batch ahead, which is the usual case and the quicker way
-            for batch in batches if not (resumed and self._progress.complete) else ():
-                if is_new is not None and not is_new(batch):
-                    continue
-                if one_by_one:
-                    self._begin(iteration)
-                    self.latest_fetched = self.current
-                else:
-                    self.latest_fetched = iteration.fetch()
-                    iteration.advance(self._begin, self._finish, begun=look_ahead.begun)
-                if events is not None:
-                    events.before_batch(batch)
-                yield batch
-                if one_by_one:
-                    if self.current.ends_step:
-                        self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
-                else:
-                    iteration.advance(self._begin, self._finish, finished=look_ahead.wants_next())
-                    settled = look_ahead.settled and look_ahead.ahead == 0
-                    one_by_one = settled and iteration.finished == iteration.fetched
-                if self.ends_here and self._progress.complete:  # the plan may have been given up meanwhile
+                if progress.epoch_complete and self.current.ends_step:
                     return
-            iteration.advance(self._begin, self._finish, begun=iteration.fetched)
-            if queue:
-                raise RuntimeError(ONE_AT_A_TIME)
+            one_by_one = False  # known to look at no batch ahead, which is the usual case and the quicker way
+            more: Iterable[T] | None = batches
+            is_first = True
+            while more is not None:
+                before = iteration.position
+                for batch in more:
+                    if is_new is not None and not is_new(batch):
+                        continue
+                    if one_by_one:
+                        self._begin(iteration)
+                        self.latest_fetched = self.current
+                    else:
+                        self.latest_fetched = iteration.fetch()
+                        iteration.advance(self._begin, self._finish, begun=look_ahead.begun)
+                    if events is not None:
+                        events.before_batch(batch)
+                    yield batch
+                    if one_by_one:
+                        if self.current.ends_step:
+                            self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
+                    else:
+                        # A loop that asks for the next batch works on the latest that it was given, or has done so.
+                        iteration.advance(
+                            self._begin, self._finish, begun=iteration.fetched, finished=look_ahead.wants_next()
+                        )
+                        settled = look_ahead.settled and look_ahead.ahead == 0
+                        one_by_one = settled and iteration.finished == iteration.fetched
+                    if self.ends_here and self.current.ends_step and self._ends(events):
+                        return
+                if queue:
+                    raise RuntimeError(ONE_AT_A_TIME)
+                goes_on = progress.by_shares and not progress.epoch_complete
+                goes_on = goes_on and (is_first or iteration.position > before)  # what is left of a pass may be nothing
+                more, is_first = next_pass() if next_pass is not None and goes_on else None, False
         finally:
             look_ahead.close()
             if events is not None:
                 events.end_epoch()
             self._end_epoch()
+            if outer[0] is not None and not resumed:
+                progress.go_on_to(outer[1])
+                self.ends_here = outer[2]
+
+    def _ends(self, events: EpochEvents | None) -> bool:
+        """True where the epoch has its share of the progress, and the plan is not given up at the last moment."""
+        if events is not None:
+            events.before_end()
+        return self._progress.epoch_complete
 
     def _begin(self, iteration: Iteration) -> None:
         if self.current.ends_step:
@@ -179,6 +215,7 @@ class BatchTracker:
     def _end_epoch(self) -> None:
         self._tell_size(None)
         if self.under_way:  # also where it was broken off
+            self.epoch_samples = self.epoch_position
             self._progress.set_epoch(self._progress.epoch + 1)
         self._iteration = None
 

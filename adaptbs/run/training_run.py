@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 
+from ..decision import ROUNDING
 from ..gradients import HALVES, IN_STEP, NoiseMeter, views_of, why_loss_is_needed
 from ..hyperparameters import HyperparameterScaler
 from ..memory import MemoryLimit, MemoryTrial, memory_of
@@ -31,6 +34,10 @@ T = TypeVar("T")
 
 VERSION = 6  # of what state_dict() holds
 UNKNOWN = "optimizer not known"  # reason to hold the batch
+ANOTHER_PASS = (
+    "epoch %d takes more than one pass over the data: samples of larger batches bring less, so it is given more of "
+    'them. It stays one epoch of those asked for. budget="epochs" makes every epoch one pass.'
+)
 
 
 class TrainingRun:
@@ -41,7 +48,7 @@ class TrainingRun:
         run = TrainingRun(settings, model, optimizer, batch_size=64, epoch_samples=50_000, adaptive=True, loss=loss)
         run.start(epochs)                                        # once length and device are known
         run.follow(scaler)                                       # hyperparameters, at `run.scale()`
-        for batch in run.deliver(batches, queue):                # batches cut at `run.batch_size`
+        for batch in run.deliver(batches, queue, next_pass=...): # batches cut at `run.batch_size`
             run.before_batch(batch)                              # begins to measure, if it is this step's turn
             ...                                                  # the user's forward and backward pass
             if run.measuring.watches:
@@ -109,6 +116,7 @@ class TrainingRun:
         follows = "betas" in settings.following
         self._on_cut_size = FollowPassSize(model, self.controller, micro_batch_size) if follows else None
         self._batch: Any = None  # the latest, to try larger ones by
+        self._added_a_pass = False
 
     def start(self, epochs: float | None) -> None:
         """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
@@ -166,11 +174,25 @@ class TrainingRun:
         """True once a run that ends by its progress has come to its end, its last batch included."""
         return self.controller.progress_tracker.complete and not self.tracker.under_way
 
-    @property
-    def batches_left(self) -> int:
-        """Batches still to come in this epoch, at the size of now."""
-        controller = self.controller
-        return -(-(controller.epoch_samples - self.tracker.epoch_position) // controller.batch_size)
+    def batches_left(self, in_pass: tuple[int, int], per_step: int = 1) -> int:
+        """Batches still to come in this epoch, at the size of now.
+
+        Args:
+            in_pass: batches that are left of the pass under way, and their samples.
+            per_step: batches of an optimizer step, on each rank.
+        """
+        controller, progress = self.controller, self.controller.progress_tracker
+        batches, samples = in_pass
+        if not progress.by_shares:
+            return batches
+        if progress.epoch_complete:  # it goes on to the end of an optimizer step
+            return 0 if self.tracker.current.ends_step else min(batches, 1)
+        size = controller.batch_size
+        needed = progress.samples_left(controller.sample_efficiencies[size])
+        beyond = needed - samples
+        if beyond < -ROUNDING:
+            return min(math.ceil(needed * per_step / size - ROUNDING) or 1, max(batches, 1))
+        return batches + math.ceil(beyond * per_step / size - ROUNDING) or 1
 
     def scale(self) -> Scale:
         """Factors of the hyperparameters for the current batch, by the size it was cut at: a short last one keeps its
@@ -184,10 +206,26 @@ class TrainingRun:
         look_ahead: LookAhead | None = None,
         events: EpochEvents | None = None,
         is_new: Callable[[T], bool] | None = None,
+        next_pass: Callable[[], Iterable[T]] | None = None,
     ) -> Iterator[T]:
         """Pass an epoch's batches on, keep count, and decide between them; see `BatchTracker.deliver`."""
         self.controller.start_clock()
-        return self.tracker.deliver(batches, queue, look_ahead or NoLookAhead(), events, is_new)
+        another = partial(self._another_pass, next_pass) if next_pass is not None else None
+        return self.tracker.deliver(batches, queue, look_ahead or NoLookAhead(), events, is_new, another)
+
+    def _another_pass(self, next_pass: Callable[[], Iterable[T]]) -> Iterable[T]:
+        """Begin another pass within the epoch, and say so the first time."""
+        if not self._added_a_pass and self._ranks.rank == 0:
+            log.info(ANOTHER_PASS, self.controller.progress_tracker.epoch)
+        self._added_a_pass = True
+        self.controller.start_clock()
+        return next_pass()
+
+    @property
+    def goes_on(self) -> bool:
+        """True where an epoch ends, or has ended, within a pass that the next epoch goes on with."""
+        progress = self.controller.progress_tracker
+        return progress.epoch_complete and not progress.complete and self.tracker.current.ends_step
 
     def before_batch(self, batch: Any) -> None:
         """Take note of the batch just fetched, keep it for trials, and begin to measure if it is this step's turn.

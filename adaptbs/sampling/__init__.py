@@ -1,8 +1,18 @@
-"""Batches whose size may change at any step, and what is left of an epoch."""
+"""Batches whose size may change at any step, and what is left of a pass over the data."""
 
 from .batch_info import BatchInfo
-from .batch_sampler import AdaptiveBatchSampler, EpochCut
+from .batch_sampler import AdaptiveBatchSampler
+from .epoch_passes import EpochPasses
 from .epochs import EpochSource
+from .pass_cut import PassCut
 from .ranks import SharedSampler, whole_order
 
-__all__ = ["AdaptiveBatchSampler", "BatchInfo", "EpochCut", "EpochSource", "SharedSampler", "whole_order"]
+__all__ = [
+    "AdaptiveBatchSampler",
+    "BatchInfo",
+    "EpochPasses",
+    "EpochSource",
+    "PassCut",
+    "SharedSampler",
+    "whole_order",
+]

@@ -1,12 +1,13 @@
-"""How many batches an epoch has: those that have been cut, and those left at the size of now."""
+"""How many batches a pass has: those that have been cut, and those left at the size of now."""
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from .draw import Rest
+from .batch_info import BatchInfo
 
 
 class Sizes(Protocol):
@@ -15,6 +16,9 @@ class Sizes(Protocol):
     size: Callable[[], int]
     first: int
     batches_per_step: int
+
+    @property
+    def pass_samples(self) -> int: ...
 
     @property
     def shortest_tail(self) -> int: ...
@@ -30,21 +34,35 @@ class CountsBatches:
     """
 
     count: int
+    issued: deque[BatchInfo]
     _sampler: Sizes
-    _rest: Rest | None
+    _is_drawn: bool
     _left: int
     _cut_size: int
     _batch: int
 
     @property
     def length(self) -> int:
-        """Batches that this iteration delivers, if the size stays as it is now."""
-        if self.count or self._left:
-            return self.count + self._to_cut
-        if self._rest is None:
-            return len(self._sampler)
-        left: int = self._rest.state["left"]
-        return len(self._rest.state["issued"]) + -(-left * self._sampler.batches_per_step // self._sampler.size())
+        """Batches of this pass, if the size stays as it is now; of a resumed one those that were left."""
+        return self.begun + self.left[0]
+
+    @property
+    def begun(self) -> int:
+        """Batches that the loop has come to work on."""
+        return self.count - len(self.issued)
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Batches of this pass that the loop has not come to work on, at the size of now, and their samples."""
+        batches = len(self.issued) + self._to_cut if self._is_drawn else len(self._sampler)
+        return batches, self.samples_left
+
+    @property
+    def samples_left(self) -> int:
+        """Samples of this pass that the loop has not come to work on."""
+        if not self._is_drawn:
+            return self._sampler.pass_samples
+        return sum(issued.num_samples for issued in self.issued) + self._left
 
     @property
     def _to_cut(self) -> int:

@@ -1,4 +1,4 @@
-"""The order of an epoch's samples, and how many of them make the next batch."""
+"""The order of a pass's samples, and how many of them make the next batch."""
 
 from __future__ import annotations
 
@@ -41,3 +41,10 @@ def indices(dataset: Any, shuffle: bool | None, sampler: Any, generator: Generat
     if not hasattr(sampler, "__len__"):
         raise TypeError(f"sampler of type {type(sampler).__name__} has no length: give it a __len__")
     return sampler
+
+
+def number_pass(number: int, *sources: Any) -> None:
+    """Call `set_epoch` of those that have it, such as a sampler that shuffles by it, with the number of the pass."""
+    for source in sources:
+        if callable(set_epoch := getattr(source, "set_epoch", None)):
+            set_epoch(number)

@@ -10,14 +10,15 @@ from typing import Any
 
 from ..model import batch_length
 from .batch_info import BatchInfo
-from .batch_sampler import AdaptiveBatchSampler, EpochCut
+from .batch_sampler import AdaptiveBatchSampler
 from .draw import Rest
+from .pass_cut import CutsBy, PassCut
 
 
 class StreamSampler(AdaptiveBatchSampler):
-    """Requests batches without end. The dataset, or its last worker, ends the epoch.
+    """Requests batches without end. The dataset, or its last worker, ends the pass.
 
-    Its `sampler` only gives the assumed length of an epoch, for the pace of decisions and the schedule.
+    Its `sampler` only gives the assumed length of a pass, for the pace of decisions and the schedule.
 
     Attributes:
         dataset: the dataset, if it saves and loads its own position and this process reads it; else None.
@@ -31,57 +32,64 @@ class StreamSampler(AdaptiveBatchSampler):
             self.dataset = dataset
 
     @contextmanager
-    def going_on_from(self, rest: Rest | None) -> Iterator[list[EpochCut]]:
-        """Let the iteration that begins meanwhile go on from the rest of an epoch, and the dataset from its own."""
-        if rest is not None and rest.state["dataset"] is not None:
-            self.dataset.load_state_dict(copy.deepcopy(rest.state["dataset"]))
-        with super().going_on_from(rest) as begun:
-            yield begun
+    def over(self, cut: PassCut) -> Iterator[None]:
+        """Let the iteration that begins meanwhile be over this pass, and the dataset go on from its own state."""
+        if isinstance(cut, StreamPassCut) and cut.origin["dataset"] is not None:
+            self.dataset.load_state_dict(copy.deepcopy(cut.origin["dataset"]))
+        with super().over(cut):
+            yield
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError if the epoch goes on from a state of the dataset that it cannot load."""
+        """Raise ValueError if the pass goes on from a state of the dataset that it cannot load."""
         if state["dataset"] is not None and self.dataset is None:
             raise ValueError(
                 "the saved run has its dataset's own state_dict(), which only a dataset with load_state_dict() in this "
                 "process can load: build the loader with the same dataset and num_workers=0"
             )
 
-    def _new_cut(self) -> StreamEpochCut:
-        return StreamEpochCut(self, self._rest)
+    def new_pass(self, rest: Rest | None = None, after: PassCut | None = None) -> StreamPassCut:
+        """A pass over the stream; see StreamPassCut."""
+        return StreamPassCut(self, self.dataset, rest, after)
 
 
-class StreamEpochCut(EpochCut):
-    """One epoch of a stream.
+class StreamPassCut(PassCut):
+    """One pass over a stream.
 
     A worker whose data have ended does not deliver the batches still requested from it. They never enter `delivered`.
 
     A resumed run requests the same batches again and passes over those that were delivered. Those requests are counted
-    from `origin`: the beginning of the epoch, or the place of the latest state that the dataset has saved.
+    from `origin`: the beginning of the pass, or the place of the latest state that the dataset has saved.
 
     Attributes:
         asked: batches requested since the origin: pairs of a cut size and the number of requests at it.
         delivered: every batch that has arrived and that the loop has not begun.
-        origin: state of the dataset, and place in the optimizer step being cut. An empty state: the epoch's beginning.
+        origin: state of the dataset, and place in the optimizer step being cut. An empty state: the pass's beginning.
     """
 
-    def __init__(self, sampler: StreamSampler, rest: Rest | None = None) -> None:
-        super().__init__(sampler, rest)
+    def __init__(
+        self, sampler: CutsBy, dataset: Any = None, rest: Rest | None = None, after: PassCut | None = None
+    ) -> None:
+        super().__init__(sampler, None, after)
+        self.issued = deque()
         self.asked: list[list[int]] = []
-        self.delivered: deque[BatchInfo] = deque()
-        self._dataset = sampler.dataset
-        self.origin: dict[str, Any] = {"dataset": None, "batch": 0, "cut_size": 0}
+        self.delivered: deque[BatchInfo] = deque() if after is None else after.queue
+        self._dataset, self._saved = dataset, rest.state["asked"] if rest is not None else []
+        self.origin: dict[str, Any] = {"dataset": None, "batch": self._batch, "cut_size": self._cut_size}
+        if isinstance(after, StreamPassCut):
+            self.origin["batch"] = after.place_in_step
         if rest is not None:
             self.origin = {name: rest.state[name] for name in self.origin}
+        self._first_place = self.origin["batch"]
         self._came = 0  # number of batches that have arrived
         self._came_before = 0  # those of them that came before the origin
         self._to_skip = rest.state["begun"] if rest is not None else 0
         self._latest_is_whole = False  # the latest batch held all samples that were requested
-        self._samples = 0  # samples of the batches that were delivered
+        self._samples = rest.state["samples"] if rest is not None else 0  # of the batches that were delivered
 
     def batches(self) -> Iterator[list[int]]:
         """Yield one list per requested batch, with one entry per requested sample. The entries are not used."""
         self._batch, self._cut_size = self.origin["batch"], self.origin["cut_size"]
-        for cut_size, requests in self._rest.state["asked"] if self._rest is not None else ():
+        for cut_size, requests in self._saved:
             for _ in range(requests):
                 self._cut_size = cut_size
                 yield self._ask()
@@ -118,11 +126,28 @@ class StreamEpochCut(EpochCut):
         return True
 
     @property
-    def length(self) -> int:
-        """Batches that have arrived, and those that the assumed length of the epoch leaves at the size of now."""
+    def place_in_step(self) -> int:
+        """Batches that have arrived of the optimizer step under way."""
+        place: int = (self._first_place + self._came) % self._sampler.batches_per_step
+        return place
+
+    @property
+    def begun(self) -> int:
+        """Batches that the loop has come to work on."""
+        return self._came - min(self._came, self._to_skip) - len(self.delivered)
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Batches of this pass that the loop has not come to work on, by its assumed length, and their samples."""
         sampler = self._sampler
-        left = max(sampler.epoch_samples - self._samples, 0)
-        return self._came - min(self._came, self._to_skip) + -(-left * sampler.batches_per_step // sampler.size())
+        waiting, left = len(self.delivered), max(sampler.pass_samples - self._samples, 0)
+        batches = waiting - (-left * sampler.batches_per_step // sampler.size())
+        return batches, left + sum(batch.num_samples for batch in self.delivered)
+
+    @property
+    def is_at_its_end(self) -> bool:
+        """True where as many samples have been delivered as the pass is assumed to have."""
+        return self._samples >= self._sampler.pass_samples and not self.delivered
 
     def _answered(self, held: int | None) -> BatchInfo:
         """Take the request that a batch of `held` samples answers. `held` is None if its layout does not tell."""
@@ -144,7 +169,8 @@ class StreamEpochCut(EpochCut):
             self.origin = {"dataset": now, "batch": self._batch, "cut_size": self._cut_size}
             self.asked, self._came_before = [], self._came
         begun = self._came - self._came_before - len(self.delivered)
-        return {**self.origin, "asked": [list(run) for run in self.asked], "begun": begun}
+        samples = self._samples - sum(batch.num_samples for batch in self.delivered)
+        return {**self.origin, "asked": [list(run) for run in self.asked], "begun": begun, "samples": samples}
 
 
 def _num_samples(batch: Any) -> int | None:

@@ -25,7 +25,9 @@ def order(sizes: list[int]) -> Iterator[Row]:
     beyond = {}
     for n in sizes:
         controller = SimpleNamespace(epoch_samples=n, batch_size=10, start_batch_size=10)
-        run: Any = SimpleNamespace(controller=controller, deliver=lambda batches, queue: batches)
+        run: Any = SimpleNamespace(
+            controller=controller, deliver=lambda batches, queue, next_pass: batches, goes_on=False
+        )  # fmt: skip
         held = []
         for ours in (False, True):
             dl = DataLoader(Rows(n), bs=10, shuffle=True)

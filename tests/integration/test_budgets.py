@@ -58,10 +58,9 @@ def train(loader, model, optimizer, scheduler, epochs, each="steps"):
 def test_a_batch_that_grows_is_given_more_samples_and_the_schedule_ends():
     loader, model, optimizer, scheduler = setup(target=lambda *_: 64)
     seen = train(loader, model, optimizer, scheduler, loader.epochs(EPOCHS))
-    samples = sum(n for _, n in seen)
-    assert EPOCHS * N < samples <= 2 * EPOCHS * N
-    assert [epoch for epoch, _ in seen] == list(range(len(seen)))
-    assert all(n == N for _, n in seen[:-1]), "only the last may be short"
+    assert [epoch for epoch, _ in seen] == list(range(EPOCHS)), "n asked are n shown"
+    assert EPOCHS * N < sum(n for _, n in seen) <= 2 * EPOCHS * N
+    assert any(n > N for _, n in seen), "an epoch is a share of the progress, which may take more than a pass"
     assert scheduler.last_epoch == EPOCHS * N // START
     assert loader.history.to_dict()["progress"][-1] <= 1
     assert list(loader.epochs(EPOCHS)) == [], "the run is over"
@@ -82,7 +81,7 @@ def test_at_the_reference_it_is_the_run_of_a_stock_loader_to_the_bit():
 def test_a_scheduler_stepped_once_an_epoch_ends_too():
     loader, model, optimizer, scheduler = setup(schedule="epochs", target=lambda *_: 64)
     seen = train(loader, model, optimizer, scheduler, loader.epochs(EPOCHS), each="epochs")
-    assert len(seen) > EPOCHS
+    assert len(seen) == EPOCHS
     assert scheduler.last_epoch == EPOCHS
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
@@ -113,7 +112,7 @@ def test_another_length_than_was_said_is_refused_and_changes_nothing():
     loader, *rest = setup()
     with pytest.raises(ValueError, match=r"epochs\(3\): the run has 4 epochs: give epochs=3"):
         loader.epochs(3)
-    assert len(train(loader, *rest, loader.epochs(EPOCHS))) >= EPOCHS
+    assert len(train(loader, *rest, loader.epochs(EPOCHS))) == EPOCHS
 
 
 def test_a_run_stopped_between_epochs_goes_on_as_if_it_never_was():
@@ -135,7 +134,7 @@ def test_an_epoch_whose_body_does_nothing_or_breaks_off_is_one_epoch():
     for i, _ in enumerate(loader.epochs(EPOCHS)):
         if i % 2:
             next(iter(loader))
-    assert i + 1 == 2 * EPOCHS
+    assert i + 1 == EPOCHS
 
 
 class Epochs(Callback):
@@ -172,17 +171,18 @@ def fit(**settings):
     return learn, seen, callback
 
 
-def test_in_fastai_the_fit_has_more_epochs_each_of_them_validated():
+def test_in_fastai_epochs_asked_are_epochs_shown_validated_and_counted():
     learn, seen, callback = fit(target=lambda *_: 8 * BS, max_batch_size=8 * BS)
     planned = EPOCHS * ROWS
-    assert len(seen.ended) > EPOCHS
-    assert seen.begun == seen.ended == list(range(len(seen.ended)))
-    assert seen.valid == len(learn.recorder.values) == len(seen.ended)
-    assert seen.shown == [max(EPOCHS, epoch + 1) for epoch in seen.begun]
+    assert seen.begun == seen.ended == list(range(EPOCHS))
+    assert seen.valid == len(learn.recorder.values) == EPOCHS
+    assert seen.shown == [EPOCHS] * EPOCHS
     assert planned < seen.samples <= 2 * planned
     assert seen.pct == sorted(seen.pct)
     assert seen.pct[-1] == pytest.approx(1)
     assert callback.history.to_dict()["progress"][-1] <= 1
+    samples = [row[learn.recorder.metric_names.index("samples") - 1] for row in learn.recorder.values]
+    assert sum(samples) == seen.samples, "the table says how many each epoch took"
 
 
 def test_in_fastai_a_budget_of_epochs_keeps_them():
@@ -191,21 +191,22 @@ def test_in_fastai_a_budget_of_epochs_keeps_them():
     assert seen.samples == EPOCHS * ROWS
 
 
-def test_in_fastai_the_bar_over_the_epochs_is_told():
-    learn, seen, totals = make_learner(BS, ROWS, progress=True), Epochs(), []
+def test_in_fastai_the_bar_over_the_batches_ends_with_the_epoch():
+    learn, ends = make_learner(BS, ROWS, progress=True), []
 
     class Bar(Callback):
         order = 75
 
-        def before_train(self):
-            totals.append(self.learn.progress.mbar.main_bar.total)
+        def after_train(self):
+            bar = self.learn.progress.pbar
+            ends.append((self.learn.progress.mbar.main_bar.total, bar.total, self.iter + 1))
 
     callback = AdaptiveBatchSize(
         step_time=(1.0, 0.0), overhead=0.5, target=lambda *_: 8 * BS, max_batch_size=8 * BS
     )  # fmt: skip
-    learn.fit_one_cycle(EPOCHS, 0.01, cbs=[callback, seen, Bar()])
-    assert len(totals) > EPOCHS
-    assert totals == seen.shown
+    learn.fit_one_cycle(EPOCHS, 0.01, cbs=[callback, Bar()])
+    assert len(ends) == EPOCHS
+    assert all(epochs == EPOCHS and total == batches for epochs, total, batches in ends)
 
 
 def test_in_fastai_a_second_fit_is_a_run_of_its_own():
@@ -216,7 +217,8 @@ def test_in_fastai_a_second_fit_is_a_run_of_its_own():
     for _ in range(2):
         seen = Epochs()
         learn.fit_one_cycle(EPOCHS, 0.01, cbs=[callback, seen])
-        assert len(seen.begun) > EPOCHS
+        assert len(seen.begun) == EPOCHS
+        assert seen.samples > EPOCHS * ROWS
         assert seen.pct[0] < 0.1
 
 

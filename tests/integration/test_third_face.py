@@ -1,5 +1,7 @@
 """A face for a loop of one's own needs no more than a TrainingRun: here one in thirty lines, against the loader."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -7,7 +9,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from adaptbs import AdaptiveDataLoader
 from adaptbs.hyperparameters import StepHook, traits_of
 from adaptbs.run import Settings, TrainingRun
-from adaptbs.sampling import AdaptiveBatchSampler
+from adaptbs.sampling import AdaptiveBatchSampler, EpochPasses, PassCut
 
 EPOCHS, START = 3, 16
 SHARED = {"step_time": (2e-3, 1e-5), "decide_every": 0.1}
@@ -53,11 +55,23 @@ class Trainer:
     def fit(self, epochs: int) -> None:
         self.run.start(epochs)
         self.run.controller.end_by_progress()
-        while not self.run.is_over:
-            fetched = iter(self.loader)
-            for batch in self.run.deliver(fetched, self.sampler.issued):
+        left: PassCut | None = None
+        for _ in range(epochs):
+            with torch.random.fork_rng(devices=[], enabled=left is not None):  # to go on with a pass draws nothing
+                passes = EpochPasses(*self._fetched(left or self.sampler.new_pass()))
+            next_pass = partial(self._next_pass, passes)
+            for batch in self.run.deliver(passes.fetched, passes.queue, next_pass=next_pass):
                 self.run.before_batch(batch)
                 step(self.model, self.optimizer, *batch)
+            left = passes.cut if self.run.goes_on and passes.left_over() else None
+
+    def _fetched(self, cut):
+        with self.sampler.over(cut):
+            return cut, iter(self.loader)
+
+    def _next_pass(self, passes):
+        passes.go_on_with(*self._fetched(self.sampler.new_pass(after=passes.end_pass())))
+        return passes.fetched
 
 
 def test_it_decides_and_trains_as_the_loader_does_to_the_bit():

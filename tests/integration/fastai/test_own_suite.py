@@ -41,7 +41,7 @@ from tests.integration.fastai.learners import (
     weights,
 )
 
-OURS = ("bs", "noise_scale")
+OURS = ("bs", "noise_scale", "samples")
 
 
 def off() -> AdaptiveBatchSize:

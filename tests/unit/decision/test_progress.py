@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptbs.decision.progress import Progress, sample_efficiency
+from adaptbs.decision.progress import Progress, sample_efficiency, share_end
 from adaptbs.types import NoiseScale
 
 
@@ -63,8 +65,7 @@ def test_at_the_reference_the_run_is_exactly_as_long_as_planned():
 def test_it_ends_within_its_limit_and_with_its_schedule():
     progress = run()
     while not progress.complete:
-        *_, complete = progress.count(10, 10, 0, 10, 0.1)
-        assert complete == progress.complete
+        progress.count(10, 10, 0, 10, 0.1)
     assert progress.samples == progress.limit == 300
     assert progress.share == 1
 
@@ -76,9 +77,74 @@ def test_what_is_required_rises_where_samples_are_worth_less():
     assert progress.required == pytest.approx((200 - 27) / 270)
 
 
-def test_the_epochs_that_a_run_may_take_end_with_a_short_one():
-    assert run().most_epochs == 3
-    assert run(max_extra=None).most_epochs == 2
+@pytest.mark.parametrize(
+    ("epoch", "done", "end"),
+    [
+        (0, 0.0, 100),
+        (0, 60.0, 100),  # what a look at the data before the run has brought counts for the first epoch
+        (1, 112.0, 200),  # what a batch brought beyond the first share counts for the second
+        (2, 150.0, 300),  # an epoch was broken off: the next makes up for it
+        (0, 100.0, 200),  # the loop's body goes over the data again: that takes the share that follows
+        (1, 99.99999999999, 200),  # sums of floats
+    ],
+)
+def test_an_epoch_ends_with_its_share_of_the_run(epoch, done, end):
+    assert share_end(epoch, done, 100) == end
+
+
+def test_an_epoch_is_complete_with_the_batch_that_crosses_its_share():
+    progress = run()
+    progress.begin_epoch()
+    assert progress.count(60, 60, 0, 60, 0.9) == (0, 54, False)
+    assert not progress.epoch_complete and progress.samples_left(0.8) == pytest.approx(46 / 0.8)
+    assert progress.count(60, 60, 0, 120, 0.9) == (54, 108, True)
+    assert progress.epoch_complete and not progress.complete and progress.samples_left(0.8) == 0
+    progress.set_epoch(1)
+    progress.begin_epoch()
+    assert progress.epoch_end == 200 and not progress.epoch_complete
+
+
+def test_under_a_budget_of_epochs_no_share_ends_an_epoch():
+    progress = run(max_extra=None)
+    assert progress.count(150, 150, 0, 150, 1.0) == (0, 150, False)
+    assert not progress.by_shares and not progress.epoch_complete
+
+
+def test_samples_left_are_no_more_than_the_limit_lets_the_run_take():
+    progress = run(max_extra=0.5)
+    assert progress.samples_left(0.1) == pytest.approx(100 / (200 / 300))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 100), st.floats(0.01, 1)), min_size=1, max_size=20),
+    st.integers(1, 6),
+    st.floats(0, 2),
+)
+def test_whatever_is_delivered_n_epochs_are_n_epochs_with_a_batch_each(batches, epochs, max_extra):
+    progress, each = run(epochs, max_extra), itertools.cycle(batches)
+    for epoch in range(epochs):
+        assert not progress.complete
+        progress.set_epoch(epoch)
+        progress.begin_epoch()
+        ended = False
+        while not ended:
+            size, efficiency = next(each)
+            *_, ended = progress.count(size, size, epoch, size, efficiency)
+            assert ended == progress.epoch_complete
+    assert progress.complete
+
+
+@given(st.integers(1, 64), st.integers(1, 300), st.integers(1, 5))
+def test_at_the_reference_an_epoch_is_a_pass(size, samples, epochs):
+    progress = run(epochs, 1.0, samples)
+    for epoch in range(epochs):
+        progress.set_epoch(epoch)
+        progress.begin_epoch()
+        left = samples
+        while left:
+            batch = min(size, left)
+            left -= batch
+            assert progress.count(size, batch, epoch, samples - left, 1.0)[2] == (not left)
 
 
 def test_the_epoch_is_the_one_that_the_latest_batch_belongs_to():

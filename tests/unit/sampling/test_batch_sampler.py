@@ -2,7 +2,8 @@ from itertools import chain
 
 import pytest
 
-from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler, next_length
+from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
+from adaptbs.sampling.order import next_length
 
 
 def sampler(n: int, sizes: list[int], *, start: int, drop_last: bool = False) -> AdaptiveBatchSampler:
@@ -34,7 +35,7 @@ def test_every_index_is_issued_once(sizes):
 
 def test_drop_last_delivers_as_many_samples_as_stock_whatever_the_size():
     cut = sampler(23, [4, 16], start=4, drop_last=True)
-    assert cut.epoch_samples == 20
+    assert cut.pass_samples == 20
     assert sum(lengths(cut)) == 20
 
 

@@ -16,9 +16,9 @@ def test_it_is_what_comes_of_it(n, size, per_step, drop_last):
     step = size * per_step
     current = [4 * per_step]
     sampler = AdaptiveBatchSampler(range(n), lambda: current[0], 4, drop_last, per_step, ALONE)
-    with sampler.going_on_from(None) as begun:
+    cut, delivered = sampler.new_pass(), 0
+    with sampler.over(cut):
         batches = iter(sampler)
-    cut, delivered = begun[-1], 0
     for _ in range(3 * per_step):
         if next(batches, None) is not None:
             delivered += 1
