@@ -85,8 +85,8 @@ class BufferCopies:
         alike: dict[Any, list[Tensor]] = {}
         for buffer in (b for buffers in self._moving for b in buffers.buffers):
             alike.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        # A contiguous buffer can be flattened to a view, which is made once here rather than in every copy. It is one of
-        # `.data`, whose changes autograd does not count. A graph whose backward pass is still to come may hold a buffer.
+        # A contiguous buffer is flattened to a view once, here, and not in every copy. It is a view of `.data`: autograd
+        # does not count its changes, and a graph whose backward pass is still to come may hold the buffer.
         self._alike = [
             (found, [b.data.view(-1) for b in found] if all(b.is_contiguous() for b in found) else None)
             for found in alike.values()
