@@ -139,13 +139,15 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             loss=loss, measures=not ranks.connected, parameters=stepped,
             trial_loss=loss, trial_model=waits_for_nobody(model) if ranks.connected else model,
             batches_per_step=accumulation_steps * ranks.world_size, ranks=ranks,
+            micro_batch_size=facts.micro_batch_size,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
         source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
         meter: RankMeter | None = None
         ready = GradientsReady() if facts.says_when_ready else None
         if settings.measures and ranks.connected:
-            meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps, ready)
+            passes = accumulation_steps * (1 if facts.micro_batch_size is None else 2)  # two stand for more
+            meter = RankMeter(model, optimizer, loss, ranks, passes, ready)
         rows = RowCheck(others.get("collate_fn"), dataset, run)
         self._session = LoaderSession(
             source, run, length, optimizer, settings.following, meter, driver, loss, rows, facts.look_ahead, ready

@@ -19,7 +19,7 @@ ORDER = (
     "model", "noise_scale", "timing", "hyperparameters", "sampling", "gradients", "decision", "targets", "report",
     "memory", "run", "finder", "loader",
     "",
-    "accelerate",
+    "accelerate", "transformers",
     "fastai", "demo", "doctor", "__main__",
 )  # fmt: skip
 
@@ -182,12 +182,12 @@ def test_a_file_holds_one_idea(module):
     assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 300
 
 
-# What is set on objects of others: the user's model and tensors, torch's and fastai's own objects, and a class that is
-# being decorated. Everything else belongs to one of our objects, which alone may set it.
+# What is set on objects of others: the user's model and tensors, torch's, fastai's and Trainer's own objects, and a
+# class that is being decorated. Everything else belongs to one of our objects, which alone may set it.
 THEIRS = {
     "p", "parameter", "tensor", "module", "loader", "sampler", "scheduler", "twin", "sums", "cls", "init",
     "learn", "self.learn", "learn.progress.pbar", "bar.main_bar", "recorder", "self.recorder", "self.learn.recorder",
-    "cb",
+    "cb", "state", "self.args",
 }  # fmt: skip
 
 
