@@ -40,6 +40,17 @@ class AdaptedLoader(AdaptiveDataLoader):
         """
         self._session.gradients_are_ready()
 
+    def pause(self) -> None:
+        """Say that the loop is through with its batch, and does other work before it wants the next, as a validation.
+
+        Only where it fetches no batch ahead. Collective where several ranks measure.
+        """
+        self._session.run.tracker.finish()
+
+    def go_on(self) -> None:
+        """Say that the other work is done: what it took is no part of a step's time."""
+        self._session.run.controller.start_clock()
+
     @property
     def batches_left(self) -> int:
         """Batches of this epoch after the one that the loop works on, at the size of now; 0 if the run ends with it.

@@ -120,7 +120,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             facts.planned_epochs or epochs, scheduler, start=start_samples, epoch_samples=batches.epoch_samples,
             epoch_steps=epoch_steps, accumulation_steps=accumulation_steps,
         )  # fmt: skip
-        driver = SchedulerDriver(start_samples, batches.epoch_samples, epoch_steps, given=scheduler is not None)
+        given = scheduler is not None or facts.moves_schedules
+        driver = SchedulerDriver(start_samples, batches.epoch_samples, epoch_steps, given=given)
         if facts.schedule_steps is not None:
             driver.state(facts.schedule_steps, accumulation_steps)
         loss = BatchLoss(loss_func, batch_loss, autocast, split=settings.split) if loss_func or batch_loss else None

@@ -22,6 +22,8 @@ class LoopFacts:
         planned_epochs: length of the run, epochs, where it is no whole number of them; in place of `epochs=`.
         says_when_ready: True if the adapter calls `AdaptedLoader.gradients_are_ready()` before each optimizer step. It
             has to where the optimizer is stepped with a closure: hooks on it run before the backward pass.
+        moves_schedules: True if the adapter itself moves each schedule to its place, and gives no scheduler: a rate
+            that changes from batch to batch then follows the samples.
         in_runs: True if a rank's share of a batch is a run of its samples; see `Ranks`.
     """
 
@@ -29,6 +31,7 @@ class LoopFacts:
     schedule_steps: int | None = None
     planned_epochs: float | None = None
     says_when_ready: bool = False
+    moves_schedules: bool = False
     in_runs: bool = False
 
 

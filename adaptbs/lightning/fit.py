@@ -1,0 +1,202 @@
+"""One fit: the adaptive loader in the place of the stock one, and Lightning's counts kept where the stock run's are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..loader import AdaptedLoader, LoopFacts
+from ..run import NoLookAhead
+from ..sampling import FirstSampler, whole_order
+from .checkpoints import CheckpointsByStep
+from .loop import LightningLoop
+from .plan import StockRun
+from .randomness import RandomStates, random_state, set_random_state
+from .schedules import schedules_of
+from .view import LoaderView
+
+
+class AdaptiveFit:
+    """A fit whose batch grows.
+
+    A batch stands for those of the stock run whose samples it has. Lightning counts them all, as the stock run would:
+    `trainer.global_step` goes on by their optimizer steps, a validation, a checkpoint or a log that falls on one of
+    them comes after it, and each schedule makes the steps that it would have made.
+
+    Args:
+        trainer: the Trainer, about to train.
+        stock: its one loader.
+        states: torch's random states when Lightning began to iterate that.
+        arguments: of AdaptiveDataLoader.
+        accumulation: batches that the module makes an optimizer step of in manual optimization; the Trainer knows its
+            own.
+    """
+
+    def __init__(
+        self, trainer: Any, stock: DataLoader[Any], states: RandomStates, arguments: dict[str, Any], accumulation: int
+    ) -> None:
+        self._trainer, self._loop = trainer, LightningLoop(trainer)
+        self._states: RandomStates | None = states  # until the first iteration, which draws from them
+        self._automatic: bool = trainer.lightning_module.automatic_optimization
+        start = int(stock.batch_size or 1) * trainer.world_size
+        self._sampler, self._most = self._first_of(stock, start)
+        samples = len(stock.dataset if self._sampler is None else self._sampler)  # type: ignore[arg-type]
+        samples -= samples % start if stock.drop_last else 0
+        self._plan = StockRun(start, samples, trainer.accumulate_grad_batches)
+        facts = LoopFacts(
+            look_ahead=NoLookAhead, says_when_ready=True, moves_schedules=True,
+            planned_epochs=self._plan.epochs(trainer.max_epochs, trainer.max_steps),
+        )  # fmt: skip
+        made = {
+            "model": trainer.strategy.model, "optimizer": trainer.optimizers[0],
+            "accumulation_steps": trainer.accumulate_grad_batches if self._automatic else accumulation,
+        }  # fmt: skip
+        if self._sampler is not None:
+            made["sampler"] = self._sampler
+        self.loader = AdaptedLoader(facts, stock, **made, **arguments)
+        self.loader.training_run.controller.skip_epochs(trainer.current_epoch)
+        self._schedules = schedules_of(trainer, self._plan)
+        self._checkpoints = CheckpointsByStep(self._loop)
+        self._batches: Iterator[Any] = iter(())  # of the epoch under way
+        self._total = self._passed = 0  # batches of the stock run so far, and of the latest batch
+        self._owed = 0.0  # optimizer steps of the stock run that are not counted yet
+        self._since_step = (0, 0)  # batches since a step of a manual optimization: of the stock run, and delivered
+
+    def _first_of(self, stock: DataLoader[Any], start: int) -> tuple[FirstSampler | None, int | None]:
+        """The sampler of the batches that Lightning asks for, and the most samples that they may have, if limited."""
+        if isinstance(stock.dataset, IterableDataset):
+            return None, None
+        order = whole_order(stock.sampler)
+        whole = len(order) // start if stock.drop_last else -(-len(order) // start)
+        most = int(self._loop.stock_batches) * start if self._loop.stock_batches < whole else None
+        # Workers fetch ahead. Without them only a short last batch shows that the sampler's epoch is over.
+        asks_on = stock.num_workers > 0 or len(order) % start > 0
+        return FirstSampler(order, most, asks_on=asks_on), most
+
+    def enter(self, saved: dict[str, Any] | None) -> None:
+        """Put the loader in the stock one's place, and go on from `state_dict()`."""
+        if saved is not None:
+            self._load(saved)
+        self._loop.iterate(LoaderView(self.loader, self._sampler, self.iterate))
+
+    def iterate(self) -> Iterator[Any]:
+        """The batches of an epoch, or of the rest of one. Lightning's counts are set before each is handed on."""
+        states, self._states = self._states, None
+        if not self.loader.training_run.tracker.under_way:
+            self._end_by_max_steps()
+        with nullcontext() if states is None else states.drawn_from():
+            self._batches = iter(self.loader)
+        for schedule in self._schedules:
+            schedule.begin_epoch()
+        try:
+            for batch in self._batches:
+                self._count()
+                yield batch
+        finally:
+            for schedule in self._schedules:
+                schedule.end_epoch()
+
+    def _end_by_max_steps(self) -> None:
+        """Let the epoch that begins end where `max_steps` ends the run."""
+        if self._sampler is None or self._trainer.max_steps == -1 or not self._automatic:
+            return
+        samples = self._plan.samples_of(max(self._trainer.max_steps - self._loop.global_step, 1))
+        self._sampler.deliver(samples if samples < self._plan.epoch_samples else self._most)
+
+    @property
+    def _is_cut_off(self) -> bool:
+        """True if the run ends within this epoch."""
+        return self._sampler is not None and self._sampler.most != self._most
+
+    def _count(self) -> None:
+        """Count the batches of the stock run that the batch just fetched stands for."""
+        plan, loop = self._plan, self._loop
+        span = self.loader.training_run.tracker.schedule_span
+        before, after = map(plan.batches, span)
+        self._passed, left = after - before, self.loader.batches_left
+        beyond = plan.epoch_batches - after if self._is_cut_off else 0
+        makes_step = loop.expect(left, ends_epoch=not left and not self._is_cut_off, beyond=max(beyond, 0))
+        for schedule in self._schedules:
+            schedule.moved(*span)
+        self._checkpoints.begin_batch()
+        loop.log_as_given()
+        self._owed += plan.steps(before, after) if self._automatic else 0
+        if makes_step:
+            steps, self._owed = (int(self._owed), 0) if self._automatic else (self._passed, self._owed)
+            loop.count_logged(steps - 1)
+            if self._automatic:
+                loop.count_steps(steps - 1)
+        since = self._total if loop.validates_by_run else before
+        self._total += self._passed
+        loop.validate(since, since + self._passed)
+
+    def end_batch(self) -> None:
+        """Take note that a batch has been trained on."""
+        if not self._automatic:
+            self._count_manual_steps()
+        if not self.loader.batches_left and not self._is_cut_off:
+            next(self._batches, None)  # Lightning would leave the epoch's end to whoever begins the next
+
+    def _count_manual_steps(self) -> None:
+        """Count more steps where the module has made some, as many times as the stock run has come further."""
+        passed, delivered = self._since_step[0] + self._passed, self._since_step[1] + 1
+        made = self._loop.global_step - self._checkpoints.step_before
+        self._since_step = (0, 0) if made else (passed, delivered)
+        if made and passed != delivered:
+            self._owed += made * passed / delivered
+            steps = int(self._owed + 1e-9)
+            self._owed -= steps
+            self._loop.count_steps(steps - made)
+
+    def end_epoch(self) -> None:
+        """Take note that an epoch is over, also where it was broken off."""
+        if not self._is_cut_off and (close := getattr(self._batches, "close", None)) is not None:
+            close()
+
+    def before_validation(self) -> None:
+        self.loader.pause()
+
+    def after_validation(self) -> None:
+        self.loader.go_on()
+
+    def gradients_are_ready(self) -> None:
+        self.loader.gradients_are_ready()
+
+    def leave(self) -> None:
+        """Give Trainer and optimizer back as they were. What was found in the run is kept."""
+        self._loop.leave()
+        self._checkpoints.leave()
+        for schedule in self._schedules:
+            schedule.leave()
+        self.loader.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the fit depends on, beside what Lightning saves."""
+        state = {
+            "loader": self.loader.state_dict(),
+            "schedules": [schedule.state_dict() for schedule in self._schedules],
+            "most": None if self._sampler is None else self._sampler.most, "ahead": self._checkpoints.ahead,
+            "total": self._total, "owed": self._owed, "since_step": list(self._since_step),
+            "validates": self._loop.validates_now,
+        }  # fmt: skip
+        return state if self._trainer.world_size > 1 else {**state, "random": random_state()}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if self._sampler is not None:
+            self._sampler.deliver(state["most"])
+        self.loader.load_state_dict(state["loader"])
+        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+        self._total, self._owed = state["total"], state["owed"]
+        first, last = state["since_step"]
+        self._since_step = first, last
+        planned = self._plan.epochs(self._trainer.max_epochs, self._trainer.max_steps)
+        self.loader.training_run.controller.plan(planned)
+        self._loop.count_steps(state["ahead"])
+        self._loop.resume(under_way=self.loader.training_run.tracker.under_way, validates=state["validates"])
+        if "random" in state:
+            self._states = None
+            set_random_state(state["random"])
