@@ -7,32 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..report import BLUE, GREY, ORANGE, in_style, in_thousands, plain_numbers
 from .flights import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Two colours of Okabe and Ito's palette, which differ for any colour vision. The dashes differ in grey as well.
-FIXED: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (4, 2)), "linewidth": 1.8}
-ADAPTIVE: dict[str, Any] = {"color": "#0072B2", "linewidth": 2.0}
-GREY = "#5A5A5A"
-STYLE: dict[Any, Any] = {
-    "font.size": 11.5,
-    "axes.titlesize": 12.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlepad": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-}
+# The dashes differ in grey as well.
+FIXED: dict[str, Any] = {"color": ORANGE, "linestyle": (0, (4, 2)), "linewidth": 1.8}
+ADAPTIVE: dict[str, Any] = {"color": BLUE, "linewidth": 2.0}
 
 
 def draw(fixed: Run, adaptive: Run, history: Mapping[str, Sequence[Any]], headline: str) -> "Figure":
@@ -43,11 +26,10 @@ def draw(fixed: Run, adaptive: Run, history: Mapping[str, Sequence[Any]], headli
         history: the callback's history as columns `samples`, `noise_scale`, `low` and `high`.
         headline: the figure's title.
     """
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with matplotlib.rc_context(STYLE):
+    with in_style(**{"figure.facecolor": "white"}):  # a file for any page, also where the user's style is dark
         # pyplot is avoided, because it would choose a backend for the whole process.
         figure = Figure(figsize=(11, 6.6), dpi=150, layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09))
         axes = figure.subplots(2, 2, sharex=True)
@@ -58,7 +40,7 @@ def draw(fixed: Run, adaptive: Run, history: Mapping[str, Sequence[Any]], headli
         _training_error(axes[1, 1], fixed, adaptive)
         for axis in axes[1]:
             axis.set_xlabel("flights seen")
-            axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.0f}k" if x else "0")
+            in_thousands(axis)
         axes[0, 0].set_xlim(0, max(fixed.samples[-1], adaptive.samples[-1]))
         # Drawn inside the context, because matplotlib reads the style again when it lays out text.
         figure.draw_without_rendering()
@@ -85,7 +67,7 @@ def _noise_scale(axis: Any, history: Mapping[str, Sequence[Any]], fixed: Run, ad
     axis.plot(at, value, marker=".", markersize=9, label=r"$B_\mathrm{simple}$", **ADAPTIVE)
     axis.step(adaptive.samples, nominal(adaptive), where="pre", color="black", linewidth=1, label="batch size")
     axis.set_ylim(bottom, top)
-    _plain_numbers(axis)
+    plain_numbers(axis)
     axis.set_ylabel("flights")
     axis.legend(loc="lower right", ncols=2)
 
@@ -98,7 +80,7 @@ def _batch_size(axis: Any, fixed: Run, adaptive: Run) -> None:
         axis.step(run.samples, nominal(run), where="pre", label=name, **style)
     axis.set_yscale("log", base=2)
     axis.set_ylim(min(fixed.batch_size.min(), first) / 1.5, 1.5 * largest)
-    _plain_numbers(axis)
+    plain_numbers(axis)
     axis.set_ylabel("flights a step")
     axis.legend(loc="upper left")
 
@@ -170,7 +152,3 @@ def _or_nan(value: float | None) -> float:
     """Replace None with nan, at which matplotlib leaves a gap."""
     return math.nan if value is None else value
 
-
-def _plain_numbers(axis: Any) -> None:
-    """Label the axis with numbers such as 256 in place of 2^8."""
-    axis.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")

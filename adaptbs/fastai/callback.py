@@ -45,7 +45,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
     would have ended, and after the fit the loaders are what they were. No argument is needed.
 
     Args:
-        {shared arguments}
+        shared arguments: documented by `Settings`.
     """
 
     # After ParamScheduler and ProgressCallback (60): their learning rate is the one to scale, their bar to correct.

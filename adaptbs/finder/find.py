@@ -183,7 +183,7 @@ def find_batch_size(
     critical = critical_over_simple(adaptive)
     useful, most = suggest(curve, samples, batch_size, critical).useful, _largest(samples, batch_size)
     fits = _fits(model, loss, make_optimizer(lr or 0.0), fullest, most, useful)
-    return suggest(curve, samples, batch_size, critical, step_time, fits)
+    return replace(suggest(curve, samples, batch_size, critical, step_time, fits), confidence=confidence)
 
 
 def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) -> SquaredNorms | None:

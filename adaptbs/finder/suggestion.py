@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..report import TradeOff, trade_off_at
 from ..timing import Time
-from ..types import NoiseScale
+from ..types import NoiseScale, noise_scale_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,7 @@ class BatchSizeSuggestion:
         critical_over_simple: the critical batch over B_simple: 2.5 for SGD, 4 for Adam and its kin.
         doubt: reason not to trust `noise_scale` as a number (`NoiseScale.doubt`); None if there is none. Where samples
             are coupled, or rows are not samples, no size is suggested.
+        confidence: confidence of `low` and `high`, 0..1.
     """
 
     noise_scale: float | None
@@ -57,6 +58,12 @@ class BatchSizeSuggestion:
     others: tuple[tuple[str, float], ...] = field(repr=False, default=())
     critical_over_simple: float = field(repr=False, default=1.0)
     doubt: str | None = field(repr=False, default=None)
+    confidence: float = field(repr=False, default=0.9)
+
+    def __str__(self) -> str:
+        size = "no batch size" if self.batch_size is None else f"batch size {self.batch_size:,}"
+        doubt = "" if self.doubt is None else f" (doubt: {self.doubt})"
+        return f"{size}; noise scale {noise_scale_text(self.noise_scale, self.low, self.high)}{doubt}"
 
     @property
     def suggestions(self) -> Any:
@@ -79,6 +86,7 @@ class BatchSizeSuggestion:
             self.noise_scale, self.low, self.high,
             base_batch_size=self.loader_batch_size if base is None else base,
             largest=self.samples[-1], step_time=self.step_time, critical_over_simple=self.critical_over_simple,
+            suggested=self.batch_size,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, list[Any]]:
@@ -88,7 +96,11 @@ class BatchSizeSuggestion:
         return {"samples": list(self.samples), **columns}
 
     def plot(self) -> Figure:
-        """Plot the noise tr(Sigma), the scale |G|^2 and their ratio with its confidence band against samples."""
+        """Plot tr(Sigma), |G|^2 and their ratio with its confidence band against samples; below, the trade-off."""
         from ..report import plot_suggestion
 
-        return plot_suggestion(self.to_dict(), self.batch_size, self.suggestions._asdict())
+        known = self.noise_scale is not None or self.low > 0
+        return plot_suggestion(
+            self.to_dict(), self.batch_size, self.suggestions._asdict(), confidence=self.confidence,
+            draw_trade_off=self.trade_off().draw if known else None,
+        )  # fmt: skip

@@ -29,23 +29,23 @@ class LightningLoop:
     """
 
     def __init__(self, trainer: Any) -> None:
-        self._trainer, self._fit, self._epoch = trainer, trainer.fit_loop, trainer.fit_loop.epoch_loop
+        self._trainer, self._fit_loop, self._epoch_loop = trainer, trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._validate_every, self._log_every = trainer.val_check_batch, trainer.log_every_n_steps
         self._automatic = trainer.lightning_module.automatic_optimization
 
     @property
     def stock_loaders(self) -> list[Any]:
         """The loaders that the Trainer was given."""
-        return list(self._fit._combined_loader.flattened)
+        return list(self._fit_loop._combined_loader.flattened)
 
     @property
     def stock_batches(self) -> float:
         """Batches of an epoch of the stock loader, at most `limit_train_batches`; inf where that is not known."""
-        return float(self._fit.max_batches)
+        return float(self._fit_loop.max_batches)
 
     def iterate(self, loader: Any) -> None:
         """Iterate this loader from here on."""
-        combined, fetcher = self._fit._combined_loader, self._fit._data_fetcher
+        combined, fetcher = self._fit_loop._combined_loader, self._fit_loop._data_fetcher
         combined.reset()  # ends the stock loader's workers
         combined.flattened = [loader]
         combined.limits = None
@@ -60,7 +60,7 @@ class LightningLoop:
     @property
     def batch_number(self) -> int:
         """Number of the batch being fetched, from 1."""
-        return int(self._epoch.batch_progress.current.ready) + 1
+        return int(self._epoch_loop.batch_progress.current.ready) + 1
 
     def resume(self, *, under_way: bool, validates: bool) -> None:
         """Take note of the epoch that a checkpoint was made in.
@@ -71,8 +71,8 @@ class LightningLoop:
         """
         # Lightning warns of a loader that it takes to begin its epoch anew, unless the number of batches is not known
         # or makes one step. An epoch is over for it if no batches of this number are left.
-        one_step = min(self._epoch.batch_progress.current.ready, self._trainer.accumulate_grad_batches)
-        self._fit.max_batches = math.inf if under_way else one_step
+        one_step = min(self._epoch_loop.batch_progress.current.ready, self._trainer.accumulate_grad_batches)
+        self._fit_loop.max_batches = math.inf if under_way else one_step
         if self._counts_validations:
             number = self._latest_number
             self._trainer.val_check_batch = number if validates and number else number + 1
@@ -85,28 +85,28 @@ class LightningLoop:
             ends_epoch: True if the stock run's epoch ends with it.
             beyond: batches of the epoch that the run ends before.
         """
-        number, fetcher = self.batch_number, self._fit._data_fetcher
+        number, fetcher = self.batch_number, self._fit_loop._data_fetcher
         fetcher.length, fetcher.done = None, ends_epoch
-        if self._fit.max_batches != number + left + beyond:
-            self._fit.max_batches = number + left + beyond
+        if self._fit_loop.max_batches != number + left + beyond:
+            self._fit_loop.max_batches = number + left + beyond
         show_total(self._trainer.progress_bar_callback, number + left)
         return ends_epoch or number % self._trainer.accumulate_grad_batches == 0
 
     def count_steps(self, steps: int) -> None:
         """Count so many optimizer steps beyond the one that the loop is about to count, or has counted."""
         if steps:
-            optimization = self._epoch.automatic_optimization.optim_progress.optimizer.step
-            total = (optimization if self._automatic else self._epoch.manual_optimization.optim_step_progress).total
-            total.ready += steps
-            total.completed += steps
+            optimization = self._epoch_loop.automatic_optimization.optim_progress.optimizer.step
+            counted = optimization if self._automatic else self._epoch_loop.manual_optimization.optim_step_progress
+            counted.total.ready += steps
+            counted.total.completed += steps
 
     def count_logged(self, steps: int) -> None:
         """Count so many steps beyond the one that the loop is about to log; log if one of them was to be logged."""
-        before = self._epoch._batches_that_stepped
+        before = self._epoch_loop._batches_that_stepped
         if steps:
-            self._epoch._batches_that_stepped += steps
+            self._epoch_loop._batches_that_stepped += steps
         if self._log_every > 1:
-            now = self._epoch._batches_that_stepped + 1
+            now = self._epoch_loop._batches_that_stepped + 1
             logs = last_multiple(self._log_every, before, now) is not None
             self._trainer.log_every_n_steps = 1 if logs else now + 1
 
@@ -144,7 +144,7 @@ class LightningLoop:
     @property
     def _latest_number(self) -> int:
         """Number of the latest batch, from 1, by which the loop decides whether to validate."""
-        progress = self._epoch.batch_progress
+        progress = self._epoch_loop.batch_progress
         return int((progress.total if self.validates_by_run else progress.current).ready)
 
     def checkpoints_by_step(self) -> list[tuple[Any, int]]:

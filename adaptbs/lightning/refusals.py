@@ -68,8 +68,8 @@ def _check_trainer(trainer: Any) -> None:
     if len(trainer.optimizers) != 1:
         raise NotImplementedError(
             f"configure_optimizers() returns {len(trainer.optimizers)} optimizers, as for a GAN. Each has a noise "
-            "scale of its own, and there is one batch for all. Train with a fixed batch: leave AdaptiveBatchSize out of "
-            "callbacks=; if one optimizer is enough, give it several parameter groups, as Adam([{...}, {...}])"
+            "scale of its own, and there is one batch for all. Train with a fixed batch: leave AdaptiveBatchSize out "
+            "of callbacks=; if one optimizer is enough, give it several parameter groups, as Adam([{...}, {...}])"
         )
     if type(trainer.fit_loop._data_fetcher).__name__ == "_DataLoaderIterDataFetcher":
         raise NotImplementedError(

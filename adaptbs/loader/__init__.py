@@ -3,7 +3,7 @@
 from .adapted import AdaptedLoader
 from .arguments import made_with
 from .data_loader import AdaptiveDataLoader
-from .drive import drive
+from .driven import drive
 from .loop_facts import LoopFacts
 from .scheduler import SchedulerDriver
 

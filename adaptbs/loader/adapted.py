@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from ..sampling import whole_order
+from ..sampling import SharedSampler, whole_order
 from .arguments import made_with
 from .data_loader import AdaptiveDataLoader
 from .loop_facts import LoopFacts
@@ -21,6 +21,9 @@ class AdaptedLoader(AdaptiveDataLoader):
             over, of which each rank is delivered the same samples as before.
         arguments: of AdaptiveDataLoader; they go before what the loader was made with.
 
+    Attributes:
+        order: the sampler of all ranks' samples, which was taken over; None where they are drawn here.
+
     Raises:
         ValueError, TypeError: as AdaptiveDataLoader; nothing has been changed then.
     """
@@ -31,6 +34,7 @@ class AdaptedLoader(AdaptiveDataLoader):
         if made.get("sampler") is not None:
             made["sampler"] = whole_order(made["sampler"])
         super().__init__(**made)
+        self.order = made.get("sampler")
 
     def gradients_are_ready(self) -> None:
         """Say that the next optimizer step's gradients are in `.grad`, changed by nothing but a loss scale or clipping.
@@ -52,6 +56,11 @@ class AdaptedLoader(AdaptiveDataLoader):
         self._session.run.controller.start_clock()
 
     @property
+    def epoch(self) -> int:
+        """Number of the epoch that is under way or comes next, from 0; where a run was resumed, too."""
+        return self._session.run.controller.progress_tracker.epoch
+
+    @property
     def batches_left(self) -> int:
         """Batches of this epoch after the one that the loop works on, at the size of now; 0 if the run ends with it.
 
@@ -60,6 +69,12 @@ class AdaptedLoader(AdaptiveDataLoader):
         """
         cut, session = self._session.source.delivering, self._session
         return session.length if cut is None else session.length - (cut.count - len(cut.queue))
+
+    @property
+    def repeated_samples(self) -> int:
+        """Samples that an epoch ends with again, so that every rank has equally many."""
+        order = self._session.source.order
+        return order.padding if isinstance(order, SharedSampler) else 0
 
     @property
     def run_is_complete(self) -> bool:

@@ -22,13 +22,19 @@ from ..ranks import Ranks
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from ..sampling import EpochSource
 from .arguments import check, check_measurable, check_ranks, made_with, parameters_of
-from .drive import drive
+from .driven import drive
 from .loop_facts import UNKNOWN, GradientsReady, LoopFacts
 from .ranks import RankMeter
 from .rows import RowCheck
 from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .session import LoaderSession
+
+PREPARED = (
+    "accelerator.prepare() cannot take an AdaptiveDataLoader, whose batches it would cut itself: prepare the stock "
+    "DataLoader with the rest, and then write loader = adaptbs.accelerate.adaptive(accelerator, loader, model=model, "
+    "optimizer=optimizer, scheduler=scheduler, epochs=...)"
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,7 +71,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         accumulation_steps: batches that the loop accumulates gradients of before it calls `optimizer.step()`.
         rank, world_size: which process of how many this is. None: as torch's default process group says, if there is
             one. Each is delivered its slice of every batch, and all of them decide alike (docs/ranks.md).
-        {shared arguments}
+        shared arguments: documented by `Settings`.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be; nothing has been changed then.
@@ -268,6 +274,11 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             ValueError: saying what differs, where the loader is not one of the same run; nothing has changed then.
         """
         self._session.load_state_dict(state)
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        """Asked by accelerate alone, which would build a DataLoader of fixed batches around the batch sampler."""
+        raise TypeError(PREPARED)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A copy would grow its batch, and no optimizer would follow.

@@ -56,6 +56,7 @@ class SchedulerDriver:
         self.grown = False
         self._cadence = Cadence()
         self._stated: StatedCadence | None = None
+        self._by_step = False  # where it is stated: whether calls have been made inside of an iteration
         self._due = 0  # steps that the fixed run has made since the latest call, where that is stated
         self._explicit: dict[str, ExplicitEpochs] = {}
         self._told = False  # what explicit epochs count
@@ -129,8 +130,9 @@ class SchedulerDriver:
 
     def _take_stated(self, gap: float, *, grown: bool, batches: int) -> int:
         """Steps of a call where it is stated what calls count, however many of them follow each other."""
-        self._in_loop = self._in_loop or (batches > 0 and self._iterations > 0)
-        if not self._in_loop:
+        # Of a loop that looks ahead an epoch's last call comes outside, and it may be the only one after a resume.
+        self._by_step = self._by_step or (batches > 0 and self._iterations > 0)
+        if not self._by_step:
             return self._epochs_passed()
         if not self._told and self._on_call is not None:
             self._told = True
@@ -216,4 +218,4 @@ class SchedulerDriver:
             self._explicit[name].load_state_dict(saved)
 
 
-_REMEMBERED = ("passed", "batches", "owed", "due", "at", "epochs", "iteration")
+_REMEMBERED = ("passed", "batches", "owed", "due", "by_step", "at", "epochs", "iteration")

@@ -1,11 +1,13 @@
-"""Plots of a run, of the finder's suggestion and of a trade-off, from plain columns. Imports matplotlib late."""
+"""Plots of a run and of the finder's suggestion, from plain columns. Imports matplotlib late."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .style import BLUE, GREEN, GREY, ORANGE, beside, in_style, in_thousands, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,38 +17,56 @@ if TYPE_CHECKING:
 #: Values by column name, all of the same length. Unknown values are None.
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 PLAIN = ("noise_scale", "low", "high")  # the history's columns of the plain noise scale
+MOST_PASSES = 12  # that are marked; more would be a grid
 
 
-def plot_history(columns: Columns, views: Mapping[str, Sequence[str]]) -> Figure:
+def plot_history(
+    columns: Columns,
+    views: Mapping[str, Sequence[str]],
+    *,
+    confidence: float = 0.9,
+    critical: float | None = None,
+    pass_samples: int | None = None,
+) -> Figure:
     """Plot noise scale with its confidence band, batch size and learning-rate factor against samples seen.
 
     Args:
         columns: `history.decisions()`.
         views: `history.view_columns`. Each view (a parameter group, Adam's metric) gets a panel of its own.
+        confidence: confidence of the band, 0..1.
+        critical: the critical batch over B_simple, by which decisions are made. None: it is not drawn.
+        pass_samples: samples of a pass over the data, to mark passes. None: they are not marked.
     """
-    samples = columns["samples"]
-    figure, (*panels, bottom) = _axes(2 + len(views))
+    samples, size = columns["samples"], columns["batch_size"]
     bands = [[columns[name] for name in names] for names in (PLAIN, *views.values())]
-    size = columns["batch_size"]
+    factor = critical if critical is not None else 1.0
+    deciding = [None if simple is None else factor * simple for simple in columns["noise_scale"]]
     # All panels share these limits, so that they can be compared.
-    limits = noise_scale_limits(size, *(values for band in bands for values in band))
-    for panel, band in zip(panels, bands, strict=True):
-        plot_noise_scale(panel, samples, *band, limits=limits)
-        panel.step(samples, size, where="post", color=ORANGE, label="batch size")
-        panel.set_ylabel("samples")
-    for panel, view in zip(panels[1:], views, strict=True):
-        panel.set_title(f"Noise scale: {view}")
-    plot_doubt(panels[0], columns)
-    panels[0].set_title("Noise scale and batch size")
-    panels[0].legend()
-    bottom.step(samples, columns["lr_factor"], where="post", color=GREY)
-    bottom.set_ylabel("factor")
-    bottom.set_title("The learning rate is multiplied by")
-    bottom.set_xlabel("samples seen")
-    return figure
+    limits = noise_scale_limits(size, deciding, *(values for band in bands for values in band))
+    with in_style():
+        figure, (*panels, bottom) = _panels(2 + len(views))
+        for panel, band in zip(panels, bands, strict=True):
+            plot_noise_scale(panel, samples, *band, limits=limits, confidence=confidence)
+            panel.step(samples, size, where="post", color=ORANGE, label="batch size")
+            panel.set_ylabel("samples")
+        top = panels[0]
+        for panel, view in zip(panels[1:], views, strict=True):
+            panel.set_title(f"Noise scale: {view}")
+        if critical is not None and any(deciding):
+            label = f"critical batch,\n{critical:g} times $B_\\mathrm{{simple}}$"
+            top.plot(samples, _gaps(deciding), color=GREEN, linestyle=":", label=label)
+        plot_doubt(top, columns)
+        if pass_samples:
+            _mark_passes(top, samples, pass_samples)
+        top.set_title("Noise scale and batch size")
+        beside(top)
+        bottom.step(samples, columns["lr_factor"], where="post", color=GREY)
+        bottom.set_ylabel("factor")
+        bottom.set_title("The learning rate is multiplied by")
+        bottom.set_xlabel("samples seen")
+        in_thousands(bottom)
+        return _laid_out(figure)
 
 
 def plot_doubt(axes: Axes, columns: Columns) -> None:
@@ -57,90 +77,58 @@ def plot_doubt(axes: Axes, columns: Columns) -> None:
         # Without a point estimate only the lower limit is known.
         at = [(s, simple or low) for s, simple, low, d in points if d == doubt and (simple or low)]
         if at:
-            axes.plot(*zip(*at, strict=True), marker, mfc="white", mec=BLUE, ls="", zorder=3, label=f"doubt: {doubt}")
+            axes.plot(
+                *zip(*at, strict=True), marker, mfc=axes.get_facecolor(), mec=BLUE, ls="", zorder=3,
+                label=f"doubt: {doubt}",
+            )  # fmt: skip
 
 
-def plot_suggestion(columns: Columns, batch_size: int | None, suggestions: Mapping[str, float | None]) -> Figure:
+def plot_suggestion(
+    columns: Columns,
+    batch_size: int | None,
+    suggestions: Mapping[str, float | None],
+    *,
+    confidence: float = 0.9,
+    draw_trade_off: Callable[[Axes], None] | None = None,
+) -> Figure:
     """Plot tr(Sigma), |G|^2, and the noise scale with its confidence band and the suggestions against samples seen.
 
     Args:
         columns: `suggestion.to_dict()`.
         batch_size: suggested batch size, samples; None if there is none.
         suggestions: other suggested sizes by name, samples; None for one that is not known.
+        confidence: confidence of the band, 0..1.
+        draw_trade_off: draws the trade-off in a panel below. None: there is no such panel.
     """
-    figure, (top, bottom) = _axes(2)
     samples = columns["samples"]
-    top.plot(samples, columns["trace"], color=BLUE, marker=".", label=r"noise tr($\Sigma$)")
-    top.plot(samples, columns["grad_sq"], color=ORANGE, marker=".", label=r"scale $|G|^2$")
-    top.set_yscale("symlog", linthresh=_smallest(columns["grad_sq"]))
-    top.set_title("Noise and scale of the gradient, smoothed")
-    top.set_ylabel("gradient$^2$")
-    top.legend()
-    band = [columns[name] for name in PLAIN]
-    limits = noise_scale_limits([batch_size, *suggestions.values()], *band)
-    plot_noise_scale(bottom, samples, *band, limits=limits)
-    if batch_size is not None:
-        bottom.axhline(batch_size, color=GREY, linestyle="--", label=f"use batch size {batch_size}")
-    names: dict[float, list[str]] = {}
-    for name, size in suggestions.items():
-        if size is not None and size != batch_size:
-            names.setdefault(size, []).append(name)
-    for size, style in zip(sorted(names), cycle(((0, (1, 2)), (0, (4, 2, 1, 2)), (0, (1, 4)))), strict=False):
-        label = f"{', '.join(names[size])}: {size:,.0f}"
-        bottom.axhline(size, color=GREEN, linestyle=style, linewidth=1, label=label)
-    bottom.set_ylabel("samples")
-    bottom.set_xlabel("samples seen")
-    bottom.set_title("Noise scale")
-    bottom.legend()
-    return figure
-
-
-def plot_trade_off(columns: Columns, base_batch_size: int, critical: float | None, critical_name: str) -> Figure:
-    """Plot steps, samples and time relative to the base batch, with their bands, against batch size.
-
-    Leaves out the time if it is not known.
-
-    Args:
-        columns: `trade_off.to_dict()`.
-        base_batch_size: B0, samples, to which everything is relative.
-        critical: batch at which steps and samples are twice the fewest possible, samples; None if not known.
-        critical_name: label of the critical batch in the plot.
-    """
-    figure, axes = _axes(1)
-    figure.set_figheight(4.5)
-    sizes = columns["batch_size"]
-    known = columns["steps"][0] is not None  # False if only the limits are known
-    for name, color, marker in (("steps", BLUE, "o"), ("samples", ORANGE, "s"), ("time", GREEN, "^")):
-        if columns[f"{name}_low"][0] is None:
-            continue
-        band, line = (None, name) if known else (name, None)  # the one with a label is in the legend
-        low, high = columns[f"{name}_low"], columns[f"{name}_high"]
-        axes.fill_between(sizes, low, high, color=color, alpha=0.2, linewidth=0, label=band)
-        if known:
-            axes.plot(sizes, columns[name], color=color, marker=marker, markersize=4, label=line)
-    axes.axhline(1, color=GREY, linewidth=0.8)
-    axes.axvline(base_batch_size, color=GREY, linestyle="--", linewidth=1)
-    if critical is not None and sizes[0] <= critical <= sizes[-1]:
-        axes.axvline(critical, color=GREY, linestyle=":", linewidth=1.5)
-        axes.annotate(
-            critical_name, (critical, 1), (4, -4),
-            xycoords=("data", "axes fraction"), textcoords="offset points",
-            color=GREY, va="top",
-        )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(sizes)
-    bottom, top = axes.get_ylim()
-    decades = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)))
-    axes.set_yticks([v for i in decades for v in (10.0**i, 2 * 10.0**i, 5 * 10.0**i) if bottom <= v <= top])
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter("{x:.3g}")
-    axes.set_xlabel("batch size")
-    axes.set_ylabel(f"times what {base_batch_size:,} takes")
-    axes.set_title("To the same progress, predicted by the noise scale")
-    axes.legend()
-    return figure
+    with in_style():
+        figure, (top, middle, *below) = _panels(2 if draw_trade_off is None else 3, shared=2)
+        top.plot(samples, columns["trace"], color=BLUE, marker=".", label=r"noise tr($\Sigma$)")
+        top.plot(samples, columns["grad_sq"], color=ORANGE, marker=".", label=r"scale $|G|^2$")
+        top.set_yscale("symlog", linthresh=_smallest(columns["grad_sq"]))
+        top.set_title("Noise and scale of the gradient, smoothed")
+        top.set_ylabel("gradient$^2$")
+        beside(top)
+        band = [columns[name] for name in PLAIN]
+        limits = noise_scale_limits([batch_size, *suggestions.values()], *band)
+        plot_noise_scale(middle, samples, *band, limits=limits, confidence=confidence)
+        if batch_size is not None:
+            middle.axhline(batch_size, color=GREY, linestyle="--", label=f"use batch size {batch_size:,}")
+        names: dict[float, list[str]] = {}
+        for name, size in suggestions.items():
+            if size is not None and size != batch_size:
+                names.setdefault(size, []).append(name)
+        for size, style in zip(sorted(names), cycle(((0, (1, 2)), (0, (4, 2, 1, 2)), (0, (1, 4)))), strict=False):
+            label = f"{', '.join(names[size])}: {size:,.0f}"
+            middle.axhline(size, color=GREEN, linestyle=style, linewidth=1, label=label)
+        middle.set_ylabel("samples")
+        middle.set_xlabel("samples seen")
+        in_thousands(middle)
+        middle.set_title("Noise scale")
+        beside(middle)
+        if draw_trade_off is not None:
+            draw_trade_off(below[0])
+        return _laid_out(figure)
 
 
 def noise_scale_limits(*columns: Any) -> tuple[float, float]:
@@ -150,28 +138,63 @@ def noise_scale_limits(*columns: Any) -> tuple[float, float]:
 
 
 def plot_noise_scale(
-    axes: Axes, samples: Any, simple: Any, low: Any, high: Any, *, limits: tuple[float, float]
+    axes: Axes, samples: Any, simple: Any, low: Any, high: Any, *, limits: tuple[float, float], confidence: float
 ) -> None:
     """Plot B_simple as a line and its limits as a band.
 
-    An upper limit of inf reaches the top of the axis. An unknown limit leaves a gap.
+    An upper limit of inf reaches the top of the axis, where a mark says so. An unknown limit leaves a gap.
     """
     nan, (bottom, top) = float("nan"), limits
     below = [nan if v is None else max(v, bottom) for v in low]
     above = [nan if v is None else min(v, top) for v in high]
-    axes.fill_between(samples, below, above, color=BLUE, alpha=0.2, linewidth=0, label="confidence band")
-    axes.plot(samples, [nan if s is None else s for s in simple], color=BLUE, marker=".", label=r"$B_{simple}$")
+    label = f"{100 * confidence:g} % band"
+    axes.fill_between(samples, below, above, color=BLUE, alpha=0.25, linewidth=0, label=label)
+    axes.plot(samples, _gaps(simple), color=BLUE, marker=".", label=r"$B_\mathrm{simple}$")
+    unlimited = [s for s, value in zip(samples, high, strict=True) if value is not None and math.isinf(value)]
+    if unlimited:
+        axes.plot(
+            unlimited, [top] * len(unlimited), "^", color=BLUE, markersize=5, clip_on=False, label="no upper limit"
+        )
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    plain_numbers(axes)
     axes.set_ylim(bottom, top)
 
 
-def _axes(rows: int) -> tuple[Figure, Any]:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "adaptbs[plot]"') from error
-    return plt.subplots(rows, 1, sharex=True, figsize=(8, 3 * rows), layout="constrained")
+def _mark_passes(axes: Axes, samples: Sequence[int], pass_samples: int) -> None:
+    """Mark the ends of passes over the data by vertical lines."""
+    ends = range(pass_samples, max(samples, default=0) + 1, pass_samples)
+    for i, end in enumerate(ends if len(ends) <= MOST_PASSES else []):
+        axes.axvline(end, color=GREY, linestyle=(0, (1, 3)), linewidth=1, label=None if i else "a pass over the data")
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    """The values with nan, at which matplotlib leaves a gap, in place of None."""
+    return [math.nan if value is None else value for value in values]
+
+
+def _panels(rows: int, shared: int | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` panels, one below the other.
+
+    Args:
+        rows: number of panels.
+        shared: number of the first panels that share a horizontal axis. None: all of them.
+    """
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(8, 2.9 * rows), layout="constrained")
+    panels: list[Axes] = []
+    for row in range(rows):
+        with_first = panels and row < (rows if shared is None else shared)
+        panels.append(figure.add_subplot(rows, 1, row + 1, sharex=panels[0] if with_first else None))
+    for panel in panels[: (rows if shared is None else shared) - 1]:
+        panel.tick_params(labelbottom=False)
+    return figure, panels
+
+
+def _laid_out(figure: Figure) -> Figure:
+    # Text is laid out when a figure is drawn, by the style of that moment.
+    figure.draw_without_rendering()
+    return figure
 
 
 def _smallest(values: Sequence[float]) -> float:

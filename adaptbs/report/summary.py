@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..timing import Spent, Time
 from ..types import noise_scale_text
+from .trade_off import TradeOff
 from .words import in_words
 
 
@@ -33,6 +34,20 @@ class Change(NamedTuple):
     reason: str
 
 
+class Instead(NamedTuple):
+    """A fixed batch in place of the run's.
+
+    Attributes:
+        batch_size: samples of an optimizer step.
+        samples: samples to the same progress, relative to the first batch size.
+        seconds: seconds that it would have taken; None if not known.
+    """
+
+    batch_size: int
+    samples: float
+    seconds: float | None
+
+
 @dataclass(frozen=True, repr=False)
 class RunSummary:
     """The changes of a run's batch, and the time that they saved. Prints as a table.
@@ -47,6 +62,8 @@ class RunSummary:
         seconds: seconds of training, measuring and deciding, by the step times of the run; None if they are not known.
         fixed_seconds: seconds that as much of the plan would have taken at the first batch size, nothing measured; None
             if not known.
+        instead: a larger fixed batch that the noise scale would have borne; None if there is none, or it is not known.
+        notes: sentences on what else would save time.
     """
 
     start: int
@@ -57,6 +74,8 @@ class RunSummary:
     spent: Spent
     seconds: float | None
     fixed_seconds: float | None
+    instead: Instead | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def saved(self) -> float | None:
@@ -66,7 +85,7 @@ class RunSummary:
         return self.fixed_seconds - self.seconds
 
     def __repr__(self) -> str:
-        return "\n".join([self._title, *self._table, *self._time])
+        return "\n".join([self._title, *self._table, *self._time, *self._instead, *self.notes])
 
     @property
     def _title(self) -> str:
@@ -95,6 +114,17 @@ class RunSummary:
         return ["", *lines, ""]
 
     @property
+    def _instead(self) -> list[str]:
+        if self.instead is None:
+            return []
+        size, samples, seconds = self.instead
+        time = "" if seconds is None else f", in {_seconds(seconds)}"
+        return [
+            f"A fixed batch of {size:,} would have done too, as the noise scale predicts: with {samples:.2f} times the",
+            f"samples of {self.global_start:,}{time}.",
+        ]
+
+    @property
     def _time(self) -> list[str]:
         cost = f"Measuring and deciding took {_seconds(self.spent.seconds)}"
         if self.spent.share is not None:
@@ -121,6 +151,8 @@ def summary_of_run(
     planned_samples: float,
     step_time: Time | None,
     spent: Spent,
+    trade_off: TradeOff | None = None,
+    notes: tuple[str, ...] = (),
 ) -> RunSummary:
     """Sum up a run by its history.
 
@@ -134,6 +166,8 @@ def summary_of_run(
             `samples` where the run ends by its progress.
         step_time: t(B), seconds of an optimizer step of B samples; None if not known.
         spent: what measuring and deciding have cost.
+        trade_off: that of the run, relative to the size it began with; None if nothing was measured.
+        notes: sentences to end with.
     """
     records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     changes = tuple(
@@ -152,7 +186,26 @@ def summary_of_run(
         stretches = [(end - r["samples"], r["global_batch_size"]) for r, end in zip(records, ends, strict=True)]
         seconds = spent.seconds + sum(n / size * step_time(size) for n, size in stretches)
         fixed = planned_samples / global_start * step_time(global_start)
-    return RunSummary(start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed or None)
+    fixed = fixed or None
+    instead = fixed_instead(trade_off, fixed) if trade_off is not None else None
+    return RunSummary(
+        start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed, instead, notes
+    )
+
+
+def fixed_instead(trade_off: TradeOff, fixed_seconds: float | None) -> Instead | None:
+    """The fixed batch that a trade-off suggests; None if that is the size that the run began with.
+
+    Args:
+        trade_off: that of the run.
+        fixed_seconds: seconds at the size that the run began with; None if not known.
+    """
+    row = next((row for row in trade_off.rows if row.batch_size == trade_off.suggested), None)
+    if row is None or row.batch_size == trade_off.base_batch_size or row.samples.value is None:
+        return None
+    times = None if row.time is None else row.time.value
+    seconds = None if fixed_seconds is None or times is None else fixed_seconds * times
+    return Instead(row.batch_size, row.samples.value, seconds)
 
 
 def _seconds(seconds: float) -> str:

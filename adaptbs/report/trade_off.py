@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checks import check_size
 from ..timing import Time
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BELOW = 2  # number of sizes shown below the base
 ABOVE = 3  # least number of sizes shown above it
+THRIFTY = 1.25  # most samples at the suggested size, relative to the base
 BEYOND = 4  # the table goes up to this multiple of the critical batch; beyond it steps hardly get fewer
 
 
@@ -76,6 +78,8 @@ class TradeOff:
         step_time: t(B), seconds of a step on this device; None if not known.
         rows: one row for each batch size, from small to large.
         critical_over_simple: the critical batch, which the rows use as phi, over B_simple.
+        suggested: the batch size to use, samples: the finder's. For a run it is the largest row whose samples, by the
+            lower limit of the noise scale, still bring 80 % of what they bring at the base.
     """
 
     base_batch_size: int
@@ -85,17 +89,12 @@ class TradeOff:
     step_time: Time | None
     rows: tuple[Row, ...] = field(repr=False)
     critical_over_simple: float = 1.0
+    suggested: int | None = None
 
     @property
     def critical(self) -> float | None:
         """The critical batch, samples, where a sample brings half of what it brings at a tiny batch."""
         return None if self.phi is None else self.critical_over_simple * self.phi
-
-    @property
-    def nearest(self) -> Row | None:
-        """The row nearest to the critical batch, where steps and samples are twice the fewest possible."""
-        phi = self.critical
-        return None if phi is None else min(self.rows, key=lambda row: abs(math.log(row.batch_size / phi)))
 
     def __repr__(self) -> str:
         head = ["batch size", "steps", "samples", "time"][: 3 if self.step_time is None else 4]
@@ -116,12 +115,13 @@ class TradeOff:
 
     @property
     def _example(self) -> list[str]:
-        row = self.nearest
+        row = next((row for row in self.rows if row.batch_size == self.suggested), None)
         if row is None or row.batch_size == self.base_batch_size:
             return []
         named = {"steps": row.steps, "samples": row.samples, "time": row.time}
-        told = [f"{_figure(r.value)} times the {name}" for name, r in named.items() if r is not None and r.value]
-        return ["", f"{row.batch_size:,} instead of {self.base_batch_size:,} would take {', '.join(told)}."]
+        shown = {name: str(r) if r.value is None else _figure(r.value) for name, r in named.items() if r is not None}
+        told = [f"{figure} times the {name}" for name, figure in shown.items()]
+        return ["", f"To use: {row.batch_size:,}. Instead of {self.base_batch_size:,} it would take {', '.join(told)}."]
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Columns of equal length: batch_size, and steps, samples and time, each also with `_low` and `_high`."""
@@ -133,10 +133,20 @@ class TradeOff:
 
     def plot(self) -> Figure:
         """Plot steps, samples and time relative to the base, with their bands, against batch size."""
-        from .plot import plot_trade_off
+        from .plot_trade_off import plot_trade_off
 
+        return plot_trade_off(*self._drawn)
+
+    def draw(self, axes: Axes) -> None:
+        """Draw the same into a panel of the user's."""
+        from .plot_trade_off import draw_trade_off
+
+        draw_trade_off(axes, *self._drawn)
+
+    @property
+    def _drawn(self) -> tuple[dict[str, list[Any]], int, float | None, str, int | None]:
         name = "noise scale" if self.critical_over_simple == 1 else "critical batch"
-        return plot_trade_off(self.to_dict(), self.base_batch_size, self.critical, name)
+        return self.to_dict(), self.base_batch_size, self.critical, name, self.suggested
 
 
 def trade_off_at(
@@ -148,6 +158,7 @@ def trade_off_at(
     largest: float,
     step_time: Time | None = None,
     critical_over_simple: float = 1.0,
+    suggested: int | None = None,
 ) -> TradeOff:
     """The trade-off at one noise scale.
 
@@ -158,6 +169,7 @@ def trade_off_at(
         largest: largest size that may be shown, samples.
         step_time: t(B), seconds of a step by batch size.
         critical_over_simple: the critical batch over B_simple (`decision.critical_over_simple`).
+        suggested: the batch size to use, samples; None if there is none.
 
     Raises:
         TypeError: if `base_batch_size` is not an integer.
@@ -179,7 +191,7 @@ def trade_off_at(
         )
 
     sizes = _sizes(base, BEYOND * critical_over_simple * (low if phi is None else phi), largest)
-    return TradeOff(base, phi, low, high, step_time, tuple(map(row, sizes)), critical_over_simple)
+    return TradeOff(base, phi, low, high, step_time, tuple(map(row, sizes)), critical_over_simple, suggested)
 
 
 def trade_off_of_run(
@@ -200,7 +212,7 @@ def trade_off_of_run(
     Args:
         columns: `history.decisions()`.
         step_time: t(B), seconds of a step by batch size.
-        base: B0, samples. None means the size that the run began with.
+        base: B0, samples of an optimizer step. None means the size that the run began with.
         largest: largest size that may be shown, samples.
         critical_over_simple: the critical batch over B_simple, as for `trade_off_at`.
 
@@ -209,7 +221,7 @@ def trade_off_of_run(
         TypeError: if `base` is not an integer.
         ValueError: if `base` is below 1.
     """
-    sizes, ends = columns["batch_size"], columns["samples"]
+    sizes, ends = columns["global_batch_size"], columns["samples"]
     # An estimate describes the samples before its decision, whose batch size the previous decision set. Stretches
     # without a point estimate are left out, which assumes that they resemble the others.
     stretches = [
@@ -228,11 +240,17 @@ def trade_off_of_run(
         critical = [critical_over_simple * simple for simple in scale]
         return mean_over_run(samples, batch, critical) / critical_over_simple
 
-    return trade_off_at(
+    found = trade_off_at(
         mean(phi) if resolved else None, mean(low), mean(high),
         base_batch_size=sizes[0] if base is None else base, largest=largest, step_time=step_time,
         critical_over_simple=critical_over_simple,
     )  # fmt: skip
+    return replace(found, suggested=largest_thrifty(found.rows))
+
+
+def largest_thrifty(rows: Sequence[Row]) -> int:
+    """The largest size whose samples still bring 80 % of the base's, by the lower limit of the noise scale."""
+    return max(row.batch_size for row in rows if row.samples.high <= THRIFTY)
 
 
 def mean_over_run(samples: Sequence[float], batch_size: Sequence[float], phi: Sequence[float]) -> float:

@@ -67,7 +67,8 @@ class RunReport:
         """Steps, samples and time on this device that fixed batch sizes would have taken for the progress so far.
 
         Args:
-            base: the size that all is relative to, samples; None: the size that the run began with.
+            base: the size that all is relative to, samples of an optimizer step. None: the size that the run began
+                with.
 
         Raises:
             RuntimeError: where no noise scale has been measured yet.
@@ -86,11 +87,18 @@ class RunReport:
         run = self._controller
         if run is None:
             raise RuntimeError("summary(): there has been no run yet, so there is nothing to sum up: train first")
-        progress = run.progress_tracker
+        progress, decisions = run.progress_tracker, run.history.decisions()
+        measured = any(low is not None for low in decisions["low"][1:])
         return summary_of_run(
-            run.history.decisions(), samples=progress.samples, planned_samples=progress.effective_samples,
-            step_time=run.step_time, spent=run.overhead_spent,
+            decisions, samples=progress.samples, planned_samples=progress.effective_samples,
+            step_time=run.step_time, spent=run.overhead_spent, trade_off=self.trade_off() if measured else None,
+            notes=self._notes,
         )  # fmt: skip
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        """Sentences on what else would save time, for the end of the summary."""
+        return ()
 
     def __repr__(self) -> str:
         # It may be asked for while an object is half made, as by a debugger.
@@ -102,7 +110,13 @@ class RunReport:
 
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""
-        return plot_history(self.history.decisions(), self.history.view_columns)
+        decisions, views, run = self.history.decisions(), self.history.view_columns, self.training_run
+        if run is None:
+            return plot_history(decisions, views)
+        return plot_history(
+            decisions, views, confidence=run.settings.confidence, critical=run.controller.rules.critical,
+            pass_samples=run.controller.epoch_samples,
+        )  # fmt: skip
 
 
 def _state(run: Controller) -> Iterator[str]:

@@ -27,6 +27,9 @@ OVERHEADS = {IN_STEP: 0.02, HALVES: 0.05}  # share of the run's time, by how it 
 
 T = TypeVar("T", bound=type)
 
+# In the docstring of a face; the arguments take its place. Tools that only read the source show the line.
+SHARED_LINE = "        shared arguments: documented by `Settings`."
+
 
 class SharedArguments(TypedDict, total=False):
     """The names and types of the shared arguments, for type checkers and editors. `Settings` documents them."""
@@ -200,7 +203,7 @@ def shows_shared_arguments(cls: T) -> T:
     """Class decorator: put the shared arguments into the signature and the docstring of a class.
 
     Its `__init__` takes them by `**kwargs`; what it hands on to a base class it calls `**stock`. In the docstring they
-    take the place of the line `{shared arguments}`.
+    take the place of the line that says `shared arguments`.
     """
     init: Callable[..., None] = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
@@ -213,7 +216,7 @@ def shows_shared_arguments(cls: T) -> T:
     init.__signature__ = signature.replace(parameters=[*own, *shared, *stock])  # type: ignore[attr-defined]
     if cls.__doc__ and Settings.__doc__:  # python -OO has none
         text = Settings.__doc__.split("Args:\n")[1].split("\n\n")[0]
-        cls.__doc__ = cls.__doc__.replace("        {shared arguments}", text)
+        cls.__doc__ = cls.__doc__.replace(SHARED_LINE, text)
     return cls
 
 

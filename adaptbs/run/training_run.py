@@ -98,7 +98,7 @@ class TrainingRun:
             settings, batch_size=batch_size, epoch_samples=epoch_samples, adaptive=adaptive,
             views=tuple(views), batches_per_step=batches_per_step, ranks=ranks, source=source,
         )  # fmt: skip
-        self.model, self._settings, self._ranks = model, settings, ranks
+        self.model, self.settings, self._ranks = model, settings, ranks
         self._trial_loss, self._trial_model, self._micro_batch_size = trial_loss, trial_model, micro_batch_size
         self._on_schedule_moved = on_schedule_moved
         self._meter: NoiseMeter | None = None
@@ -121,7 +121,7 @@ class TrainingRun:
                 self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=lambda: this._meter
             )  # fmt: skip
         limit = MemoryLimit(
-            None if self._settings.step_time else memory, self._settings.exceed_memory,
+            None if self.settings.step_time else memory, self.settings.exceed_memory,
             self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,
         )  # fmt: skip
         self.controller.start(epochs, self.model_device, limit)
@@ -147,7 +147,7 @@ class TrainingRun:
         follows the batch.
         """
         self._scaler = scaler
-        if not scaler.known and not self._settings.says_what_follows:
+        if not scaler.known and not self.settings.says_what_follows:
             scaler.hold()
             self.controller.hold(UNKNOWN)
 

@@ -4,6 +4,14 @@ from .batch_info import BatchInfo
 from .batch_sampler import AdaptiveBatchSampler, EpochCut
 from .epochs import EpochSource
 from .first import FirstSampler
-from .ranks import whole_order
+from .ranks import SharedSampler, whole_order
 
-__all__ = ["AdaptiveBatchSampler", "BatchInfo", "EpochCut", "EpochSource", "FirstSampler", "whole_order"]
+__all__ = [
+    "AdaptiveBatchSampler",
+    "BatchInfo",
+    "EpochCut",
+    "EpochSource",
+    "FirstSampler",
+    "SharedSampler",
+    "whole_order",
+]

@@ -12,7 +12,8 @@ SOMEBODY_ELSE = (
     "the batch sampler of an AdaptiveDataLoader is being iterated, and not by its loader, as by a library that builds "
     "a DataLoader of its own around loader.batch_sampler: those batches would be neither counted nor measured, and "
     "their size would never change. The AdaptiveDataLoader has to be iterated itself, not rebuilt around its "
-    "batch_sampler: leave it out of what the library prepares"
+    "batch_sampler: leave it out of what the library prepares. adaptbs.accelerate.adaptive makes a loader for "
+    "accelerate, which goes on within an epoch by itself, without skip_first_batches"
 )
 
 

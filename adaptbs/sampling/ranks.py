@@ -56,6 +56,11 @@ class SharedSampler(Sampler[Any], OwnDraw):
     def __iter__(self) -> Iterator[Any]:
         return self.draw().indices
 
+    @property
+    def padding(self) -> int:
+        """How many of the first indices are appended."""
+        return len(self) - len(self._sampler)
+
     def draw(self, recipe: dict[str, Any] | None = None, position: int = 0) -> Draw:
         """Draw the order of an epoch. All ranks draw all of it before the first batch."""
         drawn = draw(self._sampler, recipe)

@@ -20,7 +20,7 @@ from adaptbs.types import NoiseScale
 from tests.integration.test_readme import surroundings
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("how_it_works.md", "targets.md", "trade_off.md", "your_loop.md")
+PAGES = ("answers.md", "how_it_works.md", "targets.md", "trade_off.md", "your_loop.md")
 BLOCKS = [
     pytest.param(page, block, id=f"{page}-{i}")
     for page in PAGES
@@ -34,9 +34,20 @@ def test_block_runs(page, block):
     exec(compile(block, page, "exec"), surroundings())
 
 
+def test_a_tutorial_runs_from_top_to_bottom():
+    torch.manual_seed(0)
+    names = surroundings()
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "plain_torch.md").read_text(), re.DOTALL):
+        exec(compile(block, "plain_torch.md", "exec"), names)
+    assert names["loader"].progress == 1
+    assert "batch size" in repr(names["loader"]) and names["state"]["loader"]
+
+
 def test_the_table_shown_is_what_is_printed():
     (shown,) = re.findall(r"```text\n(.*?)\n```", (DOCS / "trade_off.md").read_text(), re.DOTALL)
-    made = trade_off_at(448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001))
+    made = trade_off_at(
+        448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001), suggested=128
+    )
     assert shown == repr(made)
 
 
@@ -55,7 +66,7 @@ def situations() -> Iterator[Situation]:
 
 
 def test_every_reason_of_a_decision_is_told():
-    page = (DOCS / "how_it_works.md").read_text()
+    page = (DOCS / "reasons.md").read_text()
     (table,) = re.findall(r"\| reason \| in words \| the batch \|\n\|---\|---\|---\|\n(.*?)\n\n", page, re.DOTALL)
     words = dict(re.findall(r"^\| `(.*?)` \| (.*?) \|", table, re.MULTILINE))
     told = set(words)

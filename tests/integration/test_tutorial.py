@@ -30,6 +30,6 @@ def test_its_cells_run(tmp_path, monkeypatch, capsys):
     for cell in CELLS:
         exec(compile("".join(cell["source"]), "tutorial.ipynb", "exec"), names)
     said = capsys.readouterr().out
-    assert "scikit-learn's digits" in said and "BatchSizeSuggestion(" in said and "History(" in said
+    assert "scikit-learn's digits" in said and "batch size " in said and "History(" in said
     assert names["callback"].batch_size >= 64
     assert "adaptive: " in said and "fixed 64: " in said

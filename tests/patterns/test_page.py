@@ -1,4 +1,4 @@
-"""The page on loops names every reason to hold the batch."""
+"""The page of reasons names every reason to hold the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adaptbs.loader.rows import ROWS
 from adaptbs.loader.session import LENGTH
 from adaptbs.loader.which_batch import WHICH_BATCH
 
-PAGE = Path(__file__).parents[2] / "docs" / "your_loop.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reasons.md"
 
 
 @pytest.mark.parametrize("reason", [RATE, STEP, ROWS, LENGTH, WHICH_BATCH])

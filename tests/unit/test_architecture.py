@@ -19,8 +19,14 @@ ORDER = (
     "model", "noise_scale", "timing", "hyperparameters", "sampling", "gradients", "decision", "targets", "report",
     "memory", "run", "finder", "loader",
     "",
+    "accelerate", "lightning",
     "fastai", "demo", "doctor", "__main__",
 )  # fmt: skip
+
+# Libraries that are each imported in one place alone: by the adapter of that name, or by what is built on it.
+ALONE = {"fastai": {"fastai", "demo", "doctor"}, "accelerate": {"accelerate"}, "lightning": {"lightning"},
+         "pytorch_lightning": {"lightning"},
+         "transformers": {"transformers"}}  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -126,6 +132,25 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+def libraries(source: str) -> set[str]:
+    """The packages of others that a file imports: at its top, within functions, and for type checkers alone."""
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    from_others = {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return plain | from_others
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_a_trainer_is_imported_by_its_adapter_alone(module):
+    for library in libraries(FILES[module].read_text(encoding="utf-8")) & set(ALONE):
+        assert place(module) in ALONE[library], f"{module} imports {library}"
+
+
+def test_imports_of_others_are_found():
+    source = "import torch.nn\nfrom .fastai import x\ndef f():\n    from lightning.pytorch import Callback"
+    assert libraries(source) == {"torch", "lightning"}
+
+
 WHAT_IMPORTING_LOADS = """
 import sys
 import torch, torch.optim, torch.utils.data
@@ -139,7 +164,7 @@ LOADED = 12  # modules of others beyond those that `import torch` loads; 5 at to
 def test_importing_loads_little_and_no_extra():
     loaded = run(WHAT_IMPORTING_LOADS).split()
     packages = {name.split(".")[0] for name in loaded}
-    assert not {"fastai", "matplotlib", "scipy", "pandas", "IPython"} & packages
+    assert not {"matplotlib", "scipy", "pandas", "IPython", *ALONE} & packages
     assert len(loaded) <= LOADED, loaded
 
 
@@ -158,12 +183,14 @@ def test_a_file_holds_one_idea(module):
     assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 300
 
 
-# What is set on objects of others: the user's model and tensors, torch's and fastai's own objects, and a class that is
-# being decorated. Everything else belongs to one of our objects, which alone may set it.
+# What is set on objects of others: the user's model and tensors, torch's, fastai's and Lightning's own objects, and a
+# class that is being decorated. Everything else belongs to one of our objects, which alone may set it.
 THEIRS = {
     "p", "parameter", "tensor", "module", "loader", "sampler", "scheduler", "twin", "sums", "cls", "init",
     "learn", "self.learn", "learn.progress.pbar", "bar.main_bar", "recorder", "self.recorder", "self.learn.recorder",
     "cb",
+    "self._trainer", "trainer.strategy", "self._fit_loop", "self._epoch_loop", "counted.total", "combined", "fetcher",
+    "config", "self._config", "line",
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_a_run_shows_noise_scale_batch_size_and_factor():
     figure = plotted(history(START, (100, 128, 900.0, 600.0, 1500.0)))
     top, bottom = figure.axes
     assert [text.get_text() for text in top.get_legend().get_texts()] == [
-        "confidence band", "$B_{simple}$", "batch size"
+        "90 % band", r"$B_\mathrm{simple}$", "batch size"
     ]  # fmt: skip
     assert list(top.lines[0].get_ydata())[1] == 900
     assert list(top.lines[1].get_ydata()) == [64, 128]
@@ -75,7 +75,7 @@ def found(*curve: NoiseScale, batch_size: int | None) -> BatchSizeSuggestion:
 def test_a_suggestion_shows_noise_scale_and_what_to_use():
     first = NoiseScale(grad_sq=-1.0, trace=900.0, low=50.0, high=math.inf, cautious=90.0, measurements=2)
     second = NoiseScale(grad_sq=3.0, trace=900.0, low=200.0, high=500.0, cautious=250.0, measurements=3)
-    top, bottom = found(first, second, batch_size=64).plot().axes
+    top, bottom, _ = found(first, second, batch_size=64).plot().axes
     assert list(top.lines[0].get_ydata()) == [900, 900]
     assert list(top.lines[1].get_ydata()) == [-1, 3]
     assert "use batch size 64" in [text.get_text() for text in bottom.get_legend().get_texts()]
@@ -94,7 +94,9 @@ def test_doubtful_estimates_are_hollow_and_the_legend_says_why():
     for record, doubt in zip(made.records, ("no measurements", "at least low", None, "drifting"), strict=True):
         record["doubt"] = doubt
     top = plotted(made).axes[0]
-    hollow = {line.get_label(): list(line.get_xydata().tolist()) for line in top.lines if line.get_mfc() == "white"}
+    hollow = {
+        line.get_label(): line.get_xydata().tolist() for line in top.lines if line.get_mfc() == top.get_facecolor()
+    }
     assert hollow == {"doubt: at least low": [[100, 900]], "doubt: drifting": [[300, 70]]}
 
 
@@ -103,7 +105,7 @@ def test_each_view_has_a_panel_on_the_scale_of_the_plain_one():
     row = {"noise_scale": 900.0, "low": 600.0, "high": 1500.0, "noise_scale_adam": 9000.0, "low_adam": 5000.0}
     made.add(event="decision", samples=1, batch_size=64, lr_factor=1.0, high_adam=20000.0, **row)
     plain, adam, group, _ = plotted(made).axes
-    assert (adam.get_title(), group.get_title()) == ("Noise scale: adam", "Noise scale: group 0")
+    assert (adam.get_title(loc="left"), group.get_title(loc="left")) == ("Noise scale: adam", "Noise scale: group 0")
     assert list(adam.lines[0].get_ydata()) == [9000]
     assert plain.get_ylim() == adam.get_ylim() == group.get_ylim()
     assert adam.get_ylim()[1] >= 20000
@@ -116,7 +118,7 @@ def labels(axes) -> list[str]:
 def test_a_trade_off_shows_three_curves_that_meet_at_the_base():
     found = trade_off_at(1000.0, 700.0, 1500.0, base_batch_size=64, largest=4096, step_time=StepTime(0.004, 1e-5))
     axes = found.plot().axes[0]
-    assert labels(axes) == ["steps", "samples", "time"]
+    assert labels(axes) == ["steps", "samples", "time", "noise scale"]
     for line in axes.lines[:3]:
         assert dict(line.get_xydata().tolist())[64] == 1
     assert list(axes.lines[0].get_ydata()) == found.to_dict()["steps"]
@@ -129,3 +131,31 @@ def test_a_trade_off_of_an_unresolved_noise_scale_shows_bands_only():
     axes.figure.canvas.draw()
     assert labels(axes) == ["steps", "samples"]
     assert len(axes.lines) == 2  # the lines at 1 and at the base
+
+
+def test_a_run_shows_what_decides_the_passes_and_where_no_upper_limit_is_known():
+    made = history(START, (100, 128, 90.0, 60.0, 150.0), (250, 128, 200.0, 70.0, math.inf))
+    figure = plot_history(made.decisions(), made.view_columns, confidence=0.8, critical=4, pass_samples=100)
+    top = figure.axes[0]
+    curves = {line.get_label(): line for line in top.lines}
+    assert "80 % band" in labels(top)
+    assert list(curves["critical batch,\n4 times $B_\\mathrm{simple}$"].get_ydata())[1:] == [360, 800]
+    upright = [line for line in top.lines if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1]
+    assert [line.get_xdata()[0] for line in upright] == [100, 200]
+    assert list(curves["no upper limit"].get_xdata()) == [250]
+
+
+def test_the_finders_picture_has_the_trade_off_and_one_answer():
+    second = NoiseScale(grad_sq=3.0, trace=900.0, low=200.0, high=500.0, cautious=250.0, measurements=3)
+    suggestion = found(*[second] * 9, batch_size=128)
+    *_, trade_off = suggestion.plot().axes
+    assert "use batch size 128" in labels(trade_off)
+    assert "\nTo use: 128. " in repr(suggestion.trade_off())
+    assert str(suggestion) == "batch size 128; noise scale 300 (200 to 500)"
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_pictures_keep_the_users_background(style):
+    with plt.style.context(style):
+        figure = plotted(history(START, (100, 128, 900.0, 600.0, 1500.0)))
+        assert figure.get_facecolor() == plt.figure().get_facecolor()

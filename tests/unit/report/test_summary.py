@@ -1,5 +1,8 @@
+import pytest
+
 from adaptbs.report.history import History
 from adaptbs.report.summary import summary_of_run
+from adaptbs.report.trade_off import samples_ratio, steps_ratio, trade_off_of_run
 from adaptbs.timing import Spent
 from adaptbs.timing.step_time import StepTime
 
@@ -87,3 +90,26 @@ def test_without_a_known_length_and_estimate_the_cells_are_empty():
     shown = repr(summary(made, step_time=None))
     assert "          500     10 -> 5                   1.00  as large as memory holds" in shown
     assert "None" not in shown and "nan" not in shown
+
+
+def test_a_fixed_batch_that_would_have_done_is_named():
+    # phi is 241.2: at 40 a sample brings more than 80 % of what it brings at 10, by the lower limit of 129 too.
+    decisions = GROWN.decisions()
+    found = trade_off_of_run(decisions, STEP_TIME, largest=1000)
+    made = summary_of_run(
+        decisions, samples=1000, planned_samples=1000, step_time=STEP_TIME, spent=Spent(2.0, 0.02), trade_off=found
+    )
+    size, samples, seconds = made.instead
+    assert size == found.suggested == 40
+    assert samples == pytest.approx(samples_ratio(found.phi, 40, 10))
+    assert seconds == pytest.approx(100 * steps_ratio(found.phi, 40, 10))
+    assert repr(made).splitlines()[-2:] == [
+        "A fixed batch of 40 would have done too, as the noise scale predicts: with 1.12 times the",
+        "samples of 10, in 28 s.",
+    ]
+
+
+def test_what_was_not_measured_suggests_no_other_batch():
+    made = summary(GROWN)
+    assert made.instead is None
+    assert "would have done" not in repr(made)

@@ -116,7 +116,7 @@ class Face:
 
     Args:
         first: an argument of its own.
-        {shared arguments}
+        shared arguments: documented by `Settings`.
 
     Raises:
         ValueError: now and then.
@@ -133,7 +133,7 @@ def test_a_face_shows_the_shared_arguments_in_its_signature_and_docstring():
     assert parameters["overhead"].default == Settings().overhead
     documented = re.findall(r"^        (\w+): ", Face.__doc__, re.MULTILINE)[1:-1]
     assert documented == [field.name for field in fields(Settings)]
-    assert "{shared arguments}" not in Face.__doc__ and "now and then" in Face.__doc__
+    assert "shared arguments" not in Face.__doc__ and "now and then" in Face.__doc__
 
 
 def test_a_face_takes_the_settings_out_of_its_arguments():

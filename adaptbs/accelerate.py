@@ -1,0 +1,225 @@
+"""AdaptiveDataLoader in a loop of Hugging Face accelerate's, which stays as it is.
+
+    from adaptbs.accelerate import adaptive
+
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    loader = adaptive(accelerator, loader, model=model, optimizer=optimizer, scheduler=scheduler, epochs=5)
+
+Tried with accelerate 1.15.0. Of its private names this file relies on:
+
+- `_is_accelerate_prepared` of a loader, which `prepare()` then hands back as it is, and of a model.
+- `_dataloaders` of an Accelerator: those that it has prepared.
+- `_add_dataloader()` and `_remove_dataloader()` of a GradientState: which loader is being iterated.
+- `base_dataloader` of a prepared loader, and `batch_sampler` of a BatchSamplerShard: the stock ones that they wrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+from accelerate.state import GradientState
+from accelerate.utils import ignorant_find_batch_size, send_to_device, synchronize_rng_states
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from .loader import AdaptedLoader, LoopFacts
+from .run import OneAhead
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
+REFUSED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")  # kinds of training whose gradients are not seen whole
+COPIED = (
+    "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator",
+    "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
+)  # fmt: skip
+END = object()
+
+
+def adaptive(
+    accelerator: Accelerator,
+    loader: DataLoader[Any],
+    *,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    scheduler: AcceleratedScheduler | LRScheduler | None = None,
+    epochs: int | None = None,
+    **arguments: Any,
+) -> AcceleratedLoader:
+    """An adaptive loader in place of a stock one, for the loop that `accelerator` is used in.
+
+    It is prepared already. `accumulate()`, `gather_for_metrics()`, `save_state()` and `load_state()` work with it as
+    with any other; after `load_state()` it goes on within the epoch by itself, so no batches have to be skipped. The
+    scheduler goes to the place where it would be with the stock loader, and ends where that ends.
+
+    Args:
+        accelerator: the loop's. Its `gradient_accumulation_steps` and `split_batches` are taken over.
+        loader: the stock DataLoader, prepared or not. It is not used any more.
+        model, optimizer: as `accelerator.prepare()` has returned them.
+        scheduler: the one that the loop steps, prepared or not; None if there is none.
+        epochs: length of the run; read from the scheduler where None.
+        arguments: of AdaptiveDataLoader. `max_batch_size` and the batch size are those of one process, also with
+            `split_batches`.
+
+    Raises:
+        TypeError, ValueError: where it cannot work so, with the line to write; nothing has been changed then.
+    """
+    _check(accelerator, loader, model, optimizer)
+    stock = _stock(loader)
+    generator = getattr(getattr(stock, "sampler", None), "generator", None)
+    if generator is not None and accelerator.num_processes > 1:
+        synchronize_rng_states(["generator"], generator)  # as the stock one would when its iteration begins
+    ours = AcceleratedLoader(
+        accelerator, stock, model=model, optimizer=optimizer, scheduler=scheduler, epochs=epochs, **arguments
+    )
+    if loader in accelerator._dataloaders:
+        accelerator._dataloaders.remove(loader)
+    accelerator.prepare(ours)
+    # Not as a stateful DataLoader: every process of a machine would write that into one file at the same time.
+    accelerator.register_for_checkpointing(ours)
+    return ours
+
+
+class AcceleratedLoader(AdaptedLoader):
+    """An AdaptiveDataLoader that accelerate takes for one of its own; see `adaptive`.
+
+    Attributes:
+        end_of_dataloader: True while the loop works on the last batch of an epoch. `accumulate()` steps then.
+        remainder: samples of that batch, of all processes, without those that were repeated to make it even; 0 if none
+            was, and -1 at any other batch.
+        gradient_state: accelerate's, which asks for the two.
+    """
+
+    _is_accelerate_prepared = True
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        loader: DataLoader[Any],
+        *,
+        optimizer: AcceleratedOptimizer,
+        scheduler: AcceleratedScheduler | LRScheduler | None,
+        **arguments: Any,
+    ) -> None:
+        self.gradient_state = GradientState()
+        self.end_of_dataloader, self.remainder = False, -1
+        self._accelerator = accelerator
+        ranks, steps = accelerator.num_processes, None
+        if isinstance(scheduler, AcceleratedScheduler):
+            # It makes as many steps for each of the optimizer as the stock loop on one process would have made.
+            if scheduler.step_with_optimizer and self.gradient_state.sync_with_dataloader:
+                steps = 1 if scheduler.split_batches else ranks
+            scheduler = scheduler.scheduler
+        if accelerator.split_batches:
+            arguments = {"batch_size": (loader.batch_size or 0) // ranks, **arguments}
+        super().__init__(
+            LoopFacts(look_ahead=OneAhead, schedule_steps=steps, in_runs=True), loader,
+            optimizer=optimizer.optimizer, scheduler=scheduler,
+            accumulation_steps=accelerator.gradient_accumulation_steps, **arguments,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """An epoch's batches, on the accelerator's device."""
+        kinds = [kind for kind in self._accelerator.rng_types or () if kind != "generator"]
+        if kinds:
+            synchronize_rng_states(kinds)
+        self.set_epoch(self.epoch)
+        return self._one_ahead(super().__iter__())
+
+    def _one_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Fetch each batch before the one before is trained on, as accelerate does, to know which is the last."""
+        was_over = self.training_run.is_over  # then they are plain batches, which do not end with the run
+        self.end_of_dataloader, self.remainder = False, -1
+        self.gradient_state._add_dataloader(self)
+        try:
+            batch = next(batches, END)
+            while batch is not END:
+                following = next(batches, END)
+                if self.run_is_complete and not was_over:
+                    following = END
+                if following is END:
+                    self.end_of_dataloader, self.remainder = True, self._without_repeated(batch)
+                yield batch
+                batch = following
+        finally:
+            self.end_of_dataloader = False
+            self.gradient_state._remove_dataloader(self)
+
+    def _fetch(self) -> Iterator[Any]:
+        batches, accelerator = super()._fetch(), self._accelerator
+        if not accelerator.device_placement:
+            return batches
+        there, non_blocking = accelerator.device, accelerator.non_blocking
+        return (send_to_device(batch, there, non_blocking=non_blocking) for batch in batches)
+
+    def _without_repeated(self, batch: Any) -> int:
+        """Samples of the last batch, of all processes, that were not repeated; 0 if all of them, -1 if not known."""
+        if not self.repeated_samples:
+            return 0
+        own = ignorant_find_batch_size(batch)
+        return -1 if own is None else own * self._accelerator.num_processes - self.repeated_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins to a sampler and a dataset that ask for it, as a prepared loader does."""
+        for each in (self.order, self.dataset):
+            tell = getattr(each, "set_epoch", None)
+            if callable(tell):
+                tell(epoch)
+
+    @property
+    def total_batch_size(self) -> int:
+        """Samples of a batch, of all processes together."""
+        ranks: int = self._accelerator.num_processes
+        return self.batch_size * ranks
+
+
+def _check(accelerator: Accelerator, loader: Any, model: Any, optimizer: Any) -> None:
+    """Raise TypeError or ValueError for what cannot work."""
+    if not isinstance(accelerator, Accelerator):
+        raise TypeError(f"accelerator={accelerator!r}: it must be an accelerate.Accelerator")
+    kind = accelerator.distributed_type.value
+    if kind in REFUSED:
+        raise ValueError(
+            f"accelerator: training by {kind} is not supported, because no process sees its gradient whole. Train with "
+            "DistributedDataParallel, which accelerate uses without a plugin, or keep the stock loader"
+        )
+    line = "model, optimizer = accelerator.prepare(model, optimizer), before adaptive(...)"
+    if not isinstance(optimizer, AcceleratedOptimizer):
+        raise TypeError(f"optimizer= of type {type(optimizer).__name__}: it has to be prepared: write {line}")
+    if not getattr(model, "_is_accelerate_prepared", False):
+        raise TypeError(f"model= of type {type(model).__name__}: it has to be prepared: write {line}")
+    if isinstance(loader, AdaptedLoader):
+        raise TypeError("loader= is adaptive already: give the stock DataLoader, once")
+    dispatches = accelerator.dispatch_batches or type(loader) is DataLoaderDispatcher
+    if dispatches and accelerator.num_processes > 1 and not isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            "loader=: with dispatch_batches=True one process reads the batches of all, which are cut in advance: "
+            "write Accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=False)), and let each "
+            "process read its own"
+        )
+    if accelerator.split_batches and (size := _stock(loader).batch_size or 0) % accelerator.num_processes:
+        raise ValueError(
+            f"loader= has batch_size={size}: with split_batches=True that is shared by {accelerator.num_processes} "
+            "processes, so it has to be a multiple of their number"
+        )
+
+
+def _stock(loader: Any) -> Any:
+    """The DataLoader as the user has made it, inside of one that accelerate has prepared."""
+    base = getattr(loader, "base_dataloader", None)
+    if base is None:
+        return loader
+    batches = base.batch_sampler
+    if isinstance(batches, BatchSamplerShard):
+        batches = batches.batch_sampler
+    if base.batch_size is not None or type(batches) is not BatchSampler:
+        return base
+    shared = {name: getattr(base, name) for name in COPIED if hasattr(base, name)}
+    return DataLoader(
+        base.dataset, batch_size=batches.batch_size, sampler=batches.sampler, drop_last=batches.drop_last, **shared
+    )

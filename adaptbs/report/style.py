@@ -1,0 +1,60 @@
+"""The one style of all pictures: readable at half width, for any colour vision, on light and dark backgrounds."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+GREY = "#808080"  # as readable on black as on white
+
+#: Colours of background and text are left to the user's own style, such as `plt.style.use("dark_background")`.
+STYLE: dict[Any, Any] = {
+    "font.size": 11.5,
+    "axes.titlesize": 12.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "axes.grid": True,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+}
+
+
+def in_style(**changes: Any) -> AbstractContextManager[Any]:
+    """Context in which pictures are made. `changes` are rc parameters that go before the style's."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "adaptbs[plot]"') from error
+    style: dict[Any, Any] = {**STYLE, **changes}
+    return matplotlib.rc_context(style)
+
+
+def plain_numbers(axes: Axes) -> None:
+    """Label the vertical axis with numbers such as 256 in place of 2^8."""
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+
+
+def in_thousands(axes: Axes) -> None:
+    """Label the horizontal axis with numbers such as 20k."""
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.3g}k" if x else "0")
+
+
+def beside(axes: Axes) -> None:
+    """Put the legend to the right of the panel, where it covers no data."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)

@@ -1,0 +1,293 @@
+"""adaptbs.accelerate on one process: the loop as it is written for accelerate, with the stock loader and with ours."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+
+accelerate = pytest.importorskip("accelerate", reason="needs accelerate: `make trainers` runs it in .venv-trainers")
+
+from accelerate import Accelerator, skip_first_batches  # noqa: E402
+from torch.optim.lr_scheduler import LambdaLR, StepLR  # noqa: E402
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler  # noqa: E402
+
+from adaptbs import AdaptiveDataLoader  # noqa: E402
+from adaptbs.accelerate import AcceleratedLoader, adaptive  # noqa: E402
+from tests.integration.trainers.accelerate_programs import (  # noqa: E402
+    BATCH,
+    EPOCHS,
+    UNEVEN,
+    Run,
+    forget_accelerate,
+    growing,
+    network,
+    resumed,
+    trained,
+)
+from tests.integration.training import Numbered  # noqa: E402
+
+PARTS = pytest.mark.parametrize("parts", [1, 2])
+WAYS = pytest.mark.parametrize("way", ["adaptive", "unprepared"])
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    yield
+    forget_accelerate()
+
+
+def linear(step: int, num_training_steps: int) -> float:
+    return max(1 - step / num_training_steps, 0.0)
+
+
+def hugging_face(optimizer, total):
+    return LambdaLR(optimizer, partial(linear, num_training_steps=total))
+
+
+class FromGlobalRandomness(Numbered):
+    """Draws as a random transform does, so that it shows whether batches are fetched when stock's are."""
+
+    def __getitem__(self, i):
+        x, y, _ = super().__getitem__(i)
+        return x + 0.1 * torch.randn(8), y, i
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("parts", "how", "precision"),
+    [(1, {}, "no"), (2, {}, "no"), (2, {"drop_last": True}, "no"), (1, {"num_workers": 2}, "no"),
+     (1, {"shuffle": False}, "no"), (2, {}, "bf16")],
+    ids=["plain", "accumulated", "drop_last", "workers", "in order", "bfloat16"],
+)
+def test_with_growth_off_the_weights_are_bit_for_bit_stocks(way, parts, how, precision):
+    same = {"parts": parts, "loader": how, "configuration": {"mixed_precision": precision}}
+    stock, ours = trained("stock", **same), trained(way, overhead=0, **same)
+    assert torch.equal(ours["last"], stock["last"])
+    for name in ("lrs", "steps", "ends", "place", "sizes"):
+        assert ours[name] == stock[name], name
+    assert all(map(torch.equal, ours["indices"], stock["indices"]))
+
+
+def test_with_growth_off_random_transforms_draw_what_they_draw_with_stock(monkeypatch):
+    monkeypatch.setattr("tests.integration.trainers.accelerate_programs.Numbered", FromGlobalRandomness)
+    assert torch.equal(trained("adaptive", overhead=0)["last"], trained("stock")["last"])
+
+
+@PARTS
+@WAYS
+def test_the_batch_grows_and_every_sample_is_counted(way, parts):
+    seen = trained(way, parts=parts, clip=1.0, **growing(1, parts))
+    assert {8, 16, 32} <= set(seen["sizes"])
+    assert sum(seen["steps"]) < 0.6 * seen["total"]
+    assert [sorted(epoch.tolist()) for epoch in seen["epochs"]] == [list(range(UNEVEN))] * EPOCHS
+    assert [record["event"] for record in seen["history"]].count("measurement") > 3
+    assert all(record["doubt"] is None for record in seen["history"] if record["event"] == "measurement")
+    assert [torch.equal(a, b) for a, b in zip(seen["gathered"], seen["indices"], strict=True)]
+
+
+@PARTS
+@pytest.mark.parametrize("schedule", [None, hugging_face], ids=["one-cycle", "Hugging Face"])
+@pytest.mark.parametrize("epochs", [EPOCHS, None], ids=["said", "by the scheduler"])
+def test_the_schedule_ends_where_it_would_and_is_at_its_place_after_each_epoch(parts, schedule, epochs):
+    same = {"parts": parts} | ({"schedule": schedule} if schedule else {})
+    stock = trained("stock", **same)
+    ours = trained("adaptive", **same, **growing(1, parts, said=epochs))
+    assert max(ours["sizes"]) >= 32
+    assert ours["place"] == stock["place"] == stock["total"]
+
+    def after_epochs(seen):
+        return [lr for lr, is_last in zip(seen["lrs"], seen["ends"], strict=True) if is_last]
+
+    assert after_epochs(ours) == after_epochs(stock)
+
+
+@PARTS
+def test_accumulate_steps_at_the_last_batch_of_each_epoch_and_at_whole_steps(parts):
+    seen = trained("adaptive", parts=parts, **growing(1, parts))
+    assert sum(seen["ends"]) == EPOCHS
+    within = 0
+    for is_last, steps in zip(seen["ends"], seen["steps"], strict=True):
+        within += 1
+        assert steps == (is_last or within == parts)
+        if steps:
+            within = 0
+
+
+@PARTS
+@pytest.mark.parametrize("after", [14, 26, 28, 34, 40])
+def test_a_resume_within_an_epoch_ends_in_the_weights_of_the_unbroken_run(tmp_path, parts, after):
+    """After a whole step: accelerate does not save the gradients of one that is being accumulated."""
+    made = resumed(str(tmp_path), after, parts=parts, **growing(1, parts))
+    whole, rest = made["whole"], made["rest"]
+    assert torch.equal(rest["last"], whole["last"])
+    assert len(rest["indices"]) == len(whole["indices"]) - after
+    assert all(map(torch.equal, rest["indices"], whole["indices"][after:]))
+    assert rest["lrs"] == whole["lrs"][after:]
+    assert rest["place"] == whole["place"] == whole["total"]
+
+
+def test_a_budget_of_progress_by_the_loaders_own_epochs():
+    torch.manual_seed(1)
+    run = Run("adaptive", **growing(1))
+    run.train(epochs=run.loader.epochs(EPOCHS))
+    assert run.place == run.total
+    assert run.loader.progress == pytest.approx(1)
+    assert max(run.seen["sizes"]) >= 32
+
+
+def test_a_scheduler_stepped_once_an_epoch():
+    def train(way, **arguments):
+        torch.manual_seed(1)
+        run = Run(way, schedule=lambda optimizer, total: StepLR(optimizer, 1, 0.5), **arguments)
+        rates = []
+        for _ in range(EPOCHS):
+            for x, y, _ in run.loader:
+                run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+            run.scheduler.step()
+            rates.append(run.scheduler.get_last_lr())
+        return rates, run.loader.batch_size
+
+    assert train("stock")[0] == train("adaptive", **growing(1))[0]
+    assert train("adaptive", **growing(1))[1] > BATCH
+
+
+def test_a_scheduler_that_is_not_prepared():
+    forget_accelerate()
+    accelerator, model = Accelerator(cpu=True), network()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    stock = DataLoader(Numbered(UNEVEN), BATCH, shuffle=True)
+    scheduler = hugging_face(optimizer, EPOCHS * len(stock))
+    model, optimizer, stock = accelerator.prepare(model, optimizer, stock)
+    loader = adaptive(
+        accelerator, stock, model=model, optimizer=optimizer, scheduler=scheduler, epochs=EPOCHS, **growing(1)
+    )
+    for _ in range(EPOCHS):
+        for x, y, _ in loader:
+            accelerator.backward(torch.nn.functional.mse_loss(model(x), y))
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    assert loader.batch_size > BATCH
+    assert scheduler.last_epoch == EPOCHS * 26
+
+
+def test_evaluating_within_an_epoch_and_breaking_off_leave_accelerates_state_right():
+    run = Run("adaptive", **growing(1))
+    state, other = run.accelerator.gradient_state, run.accelerator.prepare(DataLoader(Numbered(20), 5))
+    for i, (x, _, _) in enumerate(run.loader):
+        assert state.active_dataloader is run.loader
+        for x, _, index in other:
+            assert state.active_dataloader is other
+            run.accelerator.gather_for_metrics((run.model(x), index))
+        assert not state.end_of_dataloader
+        if i == 3:
+            break
+    del i, x
+    assert state.active_dataloader is None
+    assert run.loader.end_of_dataloader is False
+    with torch.no_grad():
+        assert sum(len(index) for *_, index in run.loader) == UNEVEN
+
+
+def test_prepare_hands_it_back_and_the_stock_loader_is_forgotten():
+    run = Run("adaptive", **growing(1))
+    assert run.accelerator.prepare(run.loader) is run.loader
+    assert isinstance(run.loader, AcceleratedLoader)
+    assert run.accelerator._dataloaders == [run.loader]
+    assert run.loader.total_batch_size == BATCH
+
+
+def test_samplers_and_datasets_are_told_the_epoch():
+    class Told(SequentialSampler):
+        epochs: list[int] = []  # noqa: RUF012
+
+        def set_epoch(self, epoch):
+            self.epochs.append(epoch)
+
+    sampler = Told(Numbered(UNEVEN))
+    run = Run("adaptive", loader={"sampler": sampler, "shuffle": None}, epochs=2, **growing(1))
+    run.train()
+    assert sampler.epochs == [0, 1]
+
+
+def test_a_stream():
+    class Stream(IterableDataset):
+        def __len__(self):
+            return 60
+
+        def __iter__(self):
+            return iter([Numbered(60)[i] for i in range(60)])
+
+    forget_accelerate()
+    accelerator, model = Accelerator(cpu=True), network()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    model, optimizer, stock = accelerator.prepare(model, optimizer, DataLoader(Stream(), BATCH))
+    loader = adaptive(accelerator, stock, model=model, optimizer=optimizer, epochs=2, **growing(1))
+    for _ in range(2):
+        ends, indices = [], []
+        for x, y, i in loader:
+            accelerator.backward(torch.nn.functional.mse_loss(model(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+            ends.append(loader.end_of_dataloader)
+            indices += i.tolist()
+        assert indices == list(range(60))
+        assert ends == [False] * (len(ends) - 1) + [True]
+
+
+def parts_of(**configuration):
+    forget_accelerate()
+    accelerator, model = Accelerator(cpu=True, **configuration), network()
+    return accelerator, model, torch.optim.AdamW(model.parameters(), 1e-3), DataLoader(Numbered(UNEVEN), BATCH)
+
+
+def test_what_cannot_work_raises_with_the_line_to_write():
+    accelerator, model, optimizer, stock = parts_of()
+    with pytest.raises(TypeError, match=r"has to be prepared: write model, optimizer = accelerator\.prepare"):
+        adaptive(accelerator, stock, model=model, optimizer=optimizer)
+    prepared_model, prepared = accelerator.prepare(model, optimizer)
+    with pytest.raises(TypeError, match="model= of type Sequential: it has to be prepared: write model, optimizer ="):
+        adaptive(accelerator, stock, model=network(), optimizer=prepared)
+    with pytest.raises(TypeError, match=r"must be an accelerate\.Accelerator"):
+        adaptive(stock, stock, model=prepared_model, optimizer=prepared)
+    with pytest.raises(TypeError, match=r"must be a torch\.utils\.data\.DataLoader"):
+        adaptive(accelerator, [1, 2], model=prepared_model, optimizer=prepared)
+    with pytest.raises(ValueError, match=r"has a batch_sampler= of its own|cut by a"):
+        own = DataLoader(stock.dataset, batch_sampler=Pairs(SequentialSampler(stock.dataset), 4, False))
+        adaptive(accelerator, accelerator.prepare(own), model=prepared_model, optimizer=prepared)
+    loader = adaptive(accelerator, stock, model=prepared_model, optimizer=prepared, epochs=1)
+    with pytest.raises(TypeError, match="adaptive already"):
+        adaptive(accelerator, loader, model=prepared_model, optimizer=prepared)
+    skipping = skip_first_batches(loader, 2)
+    with pytest.raises(RuntimeError, match="without skip_first_batches"):
+        next(iter(skipping))
+
+
+class Pairs(BatchSampler):
+    pass
+
+
+def test_prepare_refuses_the_plain_adaptive_loader_and_names_the_adapter():
+    accelerator, model, optimizer, stock = parts_of()
+    plain = AdaptiveDataLoader.from_loader(stock, model=model, optimizer=optimizer, epochs=2)
+    with pytest.raises(TypeError, match=r"loader = adaptbs\.accelerate\.adaptive\(accelerator, loader, model=model"):
+        accelerator.prepare(model, optimizer, plain)
+
+
+def test_a_kind_of_training_that_is_not_supported(monkeypatch):
+    accelerator, model, optimizer, stock = parts_of()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    monkeypatch.setattr(type(accelerator), "distributed_type", accelerate.DistributedType.FSDP)
+    with pytest.raises(ValueError, match="training by FSDP is not supported"):
+        adaptive(accelerator, stock, model=model, optimizer=optimizer)
+
+
+def test_nothing_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        trained("adaptive", parts=2, **growing(1, 2))
+    assert not [record for record in caplog.records if record.name.startswith("adaptbs")]
