@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..checks import check_size
+from ..model import BatchLoss
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from .fit import AdaptiveFit
 from .loop import LightningLoop
@@ -38,9 +39,11 @@ class AdaptiveBatchSize(RunReport, Callback):
     and schedules come where they would come without it (docs/lightning.md).
 
     Args:
-        batch_loss: called as `batch_loss(module, batch)` on a batch that has been through the module's transfer hooks.
-            Needed only for a model that cannot be measured in its training step, as one with BatchNorm: an error says
-            so and names the layer.
+        loss_func: called as `loss_func(module(*inputs), target)` on a batch `(*inputs, target)`. Needed only for a
+            model that cannot be measured in its training step, as one with BatchNorm: an error says so and names the
+            layer.
+        batch_loss: called as `batch_loss(module, batch)`, for any other layout; instead of `loss_func`. The batch has
+            been through the module's transfer hooks.
         accumulation_steps: batches that the module makes an optimizer step of in manual optimization. In automatic
             optimization `Trainer(accumulate_grad_batches=)` says it.
         {shared arguments}
@@ -53,6 +56,7 @@ class AdaptiveBatchSize(RunReport, Callback):
     def __init__(
         self,
         *,
+        loss_func: Callable[..., Tensor] | None = None,
         batch_loss: Callable[[Any, Any], Tensor] | None = None,
         accumulation_steps: int = 1,
         **arguments: Unpack[SharedArguments],
@@ -68,7 +72,9 @@ class AdaptiveBatchSize(RunReport, Callback):
                 "budget='progress': a Trainer ends after max_epochs or max_steps. Leave budget= out, and give more "
                 "epochs if the larger batches need them"
             )
-        self._batch_loss, self._accumulation_steps = batch_loss, accumulation_steps
+        if loss_func is not None or batch_loss is not None:
+            BatchLoss(loss_func, batch_loss)  # raises where both are given, or no function
+        self._loss_func, self._batch_loss, self._accumulation_steps = loss_func, batch_loss, accumulation_steps
         self._seen: dict[int, RandomStates] = {}  # before each loader was first iterated
         self._fit: AdaptiveFit | None = None
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
@@ -102,12 +108,11 @@ class AdaptiveBatchSize(RunReport, Callback):
         """Put the adaptive loader in the stock one's place."""
         vars(trainer.strategy).pop("process_dataloader", None)
         stock = check(trainer, LightningLoop(trainer).stock_loaders)
-        arguments = dict(self._arguments)
-        if self._batch_loss is not None:
-            arguments |= {
-                "batch_loss": transferred(trainer, self._batch_loss),
-                "autocast": trainer.precision_plugin.forward_context,
-            }
+        arguments = {
+            **self._arguments, "loss_func": self._loss_func,
+            "batch_loss": self._batch_loss and transferred(trainer, self._batch_loss),
+            "autocast": trainer.precision_plugin.forward_context,
+        }  # fmt: skip
         self._fit = AdaptiveFit(trainer, stock, self._seen[id(stock)], arguments, self._accumulation_steps)
         self._seen.clear()
         resumed, self._resumed = self._resumed, None

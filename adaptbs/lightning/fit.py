@@ -61,7 +61,8 @@ class AdaptiveFit:
         self._schedules = schedules_of(trainer, self._plan)
         self._checkpoints = CheckpointsByStep(self._loop)
         self._batches: Iterator[Any] = iter(())  # of the epoch under way
-        self._total = self._passed = 0  # batches of the stock run so far, and of the latest batch
+        self._total, self._passed = self._loop.batches_so_far, 0  # of the stock run, and of the latest batch
+        self._step_of_epoch = self._loop.global_step  # when the epoch under way began
         self._owed = 0.0  # optimizer steps of the stock run that are not counted yet
         self._since_step = (0, 0)  # batches since a step of a manual optimization: of the stock run, and delivered
 
@@ -86,6 +87,7 @@ class AdaptiveFit:
         """The batches of an epoch, or of the rest of one. Lightning's counts are set before each is handed on."""
         states, self._states = self._states, None
         if not self.loader.training_run.tracker.under_way:
+            self._step_of_epoch = self._loop.global_step
             self._end_by_max_steps()
         with nullcontext() if states is None else states.drawn_from():
             self._batches = iter(self.loader)
@@ -100,11 +102,12 @@ class AdaptiveFit:
                 schedule.end_epoch()
 
     def _end_by_max_steps(self) -> None:
-        """Let the epoch that begins end where `max_steps` ends the run."""
-        if self._sampler is None or self._trainer.max_steps == -1 or not self._automatic:
+        """Let the epoch end where `max_steps` ends the run."""
+        if self._sampler is None or not self._automatic:
             return
-        samples = self._plan.samples_of(max(self._trainer.max_steps - self._loop.global_step, 1))
-        self._sampler.deliver(samples if samples < self._plan.epoch_samples else self._most)
+        left, most = self._trainer.max_steps - self._step_of_epoch, self._plan.epoch_samples
+        samples = most if self._trainer.max_steps == -1 else self._plan.samples_of(max(left, 1))
+        self._sampler.deliver(samples if samples < most else self._most)
 
     @property
     def _is_cut_off(self) -> bool:
@@ -178,16 +181,22 @@ class AdaptiveFit:
         state = {
             "loader": self.loader.state_dict(),
             "schedules": [schedule.state_dict() for schedule in self._schedules],
-            "most": None if self._sampler is None else self._sampler.most, "ahead": self._checkpoints.ahead,
+            "most": None if self._sampler is None else self._sampler.most, "max_steps": self._trainer.max_steps,
+            "step_of_epoch": self._step_of_epoch, "ahead": self._checkpoints.ahead,
             "total": self._total, "owed": self._owed, "since_step": list(self._since_step),
             "validates": self._loop.validates_now,
         }  # fmt: skip
         return state if self._trainer.world_size > 1 else {**state, "random": random_state()}
 
     def _load(self, state: dict[str, Any]) -> None:
+        loader, self._step_of_epoch = state["loader"], state["step_of_epoch"]
         if self._sampler is not None:
             self._sampler.deliver(state["most"])
-        self.loader.load_state_dict(state["loader"])
+            before = len(self._sampler)
+            if state["max_steps"] != self._trainer.max_steps:
+                self._end_by_max_steps()
+            loader = self.loader.lengthened(loader, len(self._sampler) - before)
+        self.loader.load_state_dict(loader)
         for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
         self._total, self._owed = state["total"], state["owed"]

@@ -58,6 +58,11 @@ class LightningLoop:
         return int(self._trainer.global_step)
 
     @property
+    def batches_so_far(self) -> int:
+        """Batches of all epochs so far."""
+        return int(self._epoch_loop.batch_progress.total.ready)
+
+    @property
     def batch_number(self) -> int:
         """Number of the batch being fetched, from 1."""
         return int(self._epoch_loop.batch_progress.current.ready) + 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from ..loader import AdaptiveDataLoader
+from ..loader import AdaptiveDataLoader, made_with
 
 LEAVE_OUT = "or leave AdaptiveBatchSize out of callbacks="
 CHANGES_THE_LOOP = {
@@ -42,7 +42,20 @@ def check(trainer: Any, loaders: list[Any]) -> DataLoader[Any]:
             f"the train loader is a {type(loader).__name__}, whose batches cannot be cut anew: give a "
             f"torch.utils.data.DataLoader(dataset, batch_size=...), {LEAVE_OUT}"
         )
+    try:
+        made_with(loader)
+    except (TypeError, ValueError) as error:
+        reason, _, _ = str(error).partition(": build AdaptiveDataLoader")
+        raise type(error)(
+            f"{reason}: give the Trainer a DataLoader(dataset, batch_size=..., shuffle=True), or one with sampler=, "
+            f"{LEAVE_OUT}"
+        ) from None
     streams = isinstance(loader.dataset, IterableDataset)
+    if not hasattr(loader.dataset, "__len__"):
+        raise TypeError(
+            f"the dataset, a {type(loader.dataset).__name__}, has no length: the batch grows by shares of the data. "
+            f"Give it a __len__ (of an IterableDataset an estimate will do), {LEAVE_OUT}"
+        )
     if trainer.world_size > 1 and not streams and not isinstance(loader.sampler, DistributedSampler):
         raise ValueError(
             f"use_distributed_sampler=False, and the loader has a {type(loader.sampler).__name__}, so that each of "

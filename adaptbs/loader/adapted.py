@@ -60,6 +60,15 @@ class AdaptedLoader(AdaptiveDataLoader):
         """Number of the epoch that is under way or comes next, from 0; where a run was resumed, too."""
         return self._session.run.controller.progress_tracker.epoch
 
+    @staticmethod
+    def lengthened(state: dict[str, Any], samples: int) -> dict[str, Any]:
+        """The same `state_dict()`, of an epoch that has so many samples more: its sampler ends so much later."""
+        source = state["source"]
+        if not samples or source["rest"] is None:
+            return state
+        rest = {**source["rest"], "left": source["rest"]["left"] + samples}
+        return {**state, "source": {**source, "rest": rest}}
+
     @property
     def batches_left(self) -> int:
         """Batches of this epoch after the one that the loop works on, at the size of now; 0 if the run ends with it.

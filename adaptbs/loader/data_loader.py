@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ..sampling import EpochSource
 from .arguments import check, check_measurable, check_ranks, made_with, parameters_of
 from .driven import drive
 from .loop_facts import UNKNOWN, GradientsReady, LoopFacts
+from .misuse import is_trainer, refused_to_trainer
 from .ranks import RankMeter
 from .rows import RowCheck
 from .run_length import RunLength
@@ -190,6 +192,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, their size changing on the way."""
+        if is_trainer(sys._getframe(1).f_globals.get("__name__", "")):
+            return refused_to_trainer()
         return self._session.iterate(self._fetch)
 
     def step(self, batch: Any, scaler: Any = None, before_step: Callable[[], None] | None = None) -> Tensor:
