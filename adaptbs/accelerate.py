@@ -33,6 +33,8 @@ from .run import OneAhead
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
+__all__ = ["AcceleratedLoader", "adaptive"]
+
 REFUSED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")  # kinds of training whose gradients are not seen whole
 COPIED = (
     "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator",

@@ -12,10 +12,11 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.run import training_run
+from adaptbs.loader import AdaptedLoader, LoopFacts
+from adaptbs.run import NoLookAhead, training_run
 from tests.simulated_device import OnDevice, SimulatedMemory
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -153,6 +154,39 @@ def ahead(rank, world, out):
     }  # fmt: skip
 
 
+def closure(rank, world, out):
+    """A trainer that steps its optimizer with a closure, and took a DistributedSampler's loader over."""
+    model, sampler = DistributedDataParallel(network()), torch.utils.data.DistributedSampler(Numbered(), seed=3)
+    optimizer = optimizer_of("sgd", model)
+    loader = AdaptedLoader(
+        LoopFacts(look_ahead=NoLookAhead, says_when_ready=True), DataLoader(Numbered(), 8, sampler=sampler),
+        model=model, optimizer=optimizer, epochs=2, overhead=0.5, decide_every=0.2, step_time=(1, 0), target=doubling,
+        max_batch_size=32,
+    )  # fmt: skip
+    seen = {"indices": [], "sizes": [], "weights": []}
+    for epoch in range(2):
+        loader.order.set_epoch(epoch)
+        for batch in loader:
+            seen["weights"].append(flat(model))
+            seen["indices"].append(batch[2])
+            seen["sizes"].append(loader.global_batch_size)
+
+            def backward(batch=batch):
+                optimizer.zero_grad()
+                loss = batch_loss(model, batch)
+                loss.backward()
+                loader.gradients_are_ready()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                return loss
+
+            optimizer.step(backward)
+    sampler.set_epoch(0)
+    return {
+        **seen, "last": flat(model), "history": loader.history.records, "state": loader.state_dict(),
+        "stock": list(sampler),
+    }  # fmt: skip
+
+
 def real_clock(rank, world, out):
     return grown(rank, world, out, step_time=None, overhead=0.2, drop_last=True, num_workers=1)
 
@@ -238,6 +272,7 @@ PROGRAMS = {
     "ddp": lambda *a: grown(*a, lr_scaling="linear"),
     "adamw": lambda *a: grown(*a, name="adamw", batch_loss=batch_loss),
     "by hand": lambda *a: grown(*a, way="by hand"),
+    "closure": closure,
     "accumulated": lambda *a: grown(*a, parts=2, batch_loss=batch_loss),
     "real clock": real_clock,
     "scaled": scaled,

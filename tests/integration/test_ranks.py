@@ -26,7 +26,7 @@ from tests.integration.rank_programs import (
 )
 
 TIMEOUT = 60  # seconds, after which processes are taken to hang
-TWO = "ddp,adamw,by hand,accumulated,real clock,scaled,ahead,checkpoint,wrong,memory"
+TWO = "ddp,adamw,by hand,closure,accumulated,real clock,scaled,ahead,checkpoint,wrong,memory"
 FOUR = "ddp,real clock"
 
 
@@ -40,7 +40,10 @@ def results(world: int) -> dict:
     return {name: [torch.load(f"{out}/{name} {rank}.pt") for rank in range(world)] for name in programs.split(",")}
 
 
-GROWN = [(2, "ddp"), (2, "adamw"), (2, "by hand"), (2, "accumulated"), (2, "real clock"), (4, "ddp"), (4, "real clock")]
+GROWN = [
+    (2, "ddp"), (2, "adamw"), (2, "by hand"), (2, "closure"), (2, "accumulated"), (2, "real clock"), (4, "ddp"),
+    (4, "real clock"),
+]  # fmt: skip
 each_run = pytest.mark.parametrize(("world", "name"), GROWN)
 
 
@@ -83,7 +86,9 @@ def reference(weights: torch.Tensor, shares: list[torch.Tensor]):
     return pool.norms()
 
 
-@pytest.mark.parametrize(("world", "name"), [(2, "ddp"), (2, "adamw"), (2, "by hand"), (2, "accumulated"), (4, "ddp")])
+@pytest.mark.parametrize(
+    ("world", "name"), [(2, "ddp"), (2, "adamw"), (2, "by hand"), (2, "closure"), (2, "accumulated"), (4, "ddp")]
+)
 def test_the_estimate_is_that_of_one_process_on_the_same_global_batches(world, name):
     ranks, parts = results(world)[name], 2 if name == "accumulated" else 1
     ends, batches = {}, whole(ranks)
@@ -133,6 +138,11 @@ def test_the_weights_are_those_of_one_process_through_a_growth_in_mid_epoch(worl
     assert [batch.tolist() for batch in seen["indices"]] == whole(ranks)
     torch.testing.assert_close(flat(model), ranks[0]["last"], rtol=1e-4, atol=1e-5)
     assert (flat(model) - flat(network())).abs().max() > 0.01
+
+
+def test_of_a_distributed_sampler_each_rank_is_delivered_the_samples_that_it_was():
+    for rank in results(2)["closure"]:
+        assert torch.cat(rank["indices"])[:203].tolist() == rank["stock"]
 
 
 def test_a_checkpoint_of_rank_0_in_mid_epoch_is_gone_on_with_by_all():

@@ -44,9 +44,12 @@ def test_block_runs(block, tmp_path, monkeypatch):
 
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+OF_TRAINERS = ("accelerate_", "lightning_", "transformers_")  # run by tests/integration/trainers
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example", [path for path in EXAMPLES if not path.stem.startswith(OF_TRAINERS)], ids=lambda path: path.stem
+)
 def test_example_runs(example, tmp_path):
     run = run_on_ranks if example.stem == "ddp" else run_script
     code, out, err = Forked(tmp_path, run, example, "--samples", "1000").wait(120)

@@ -28,6 +28,7 @@ def names_in_all(module: str) -> list[str]:
 PUBLIC = [
     *(f"adaptbs.{name}" for name in adaptbs.__all__),
     *(f"adaptbs.fastai.{name}" for name in names_in_all("adaptbs/fastai/__init__.py")),
+    *(f"adaptbs.accelerate.{name}" for name in names_in_all("adaptbs/accelerate.py")),
     "adaptbs.targets",
 ]
 
