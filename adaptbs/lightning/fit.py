@@ -57,14 +57,16 @@ class AdaptiveFit:
         if self._sampler is not None:
             made["sampler"] = self._sampler
         self.loader = AdaptedLoader(facts, stock, **made, **arguments)
-        self.loader.training_run.controller.skip_epochs(trainer.current_epoch)
+        if trainer.current_epoch:
+            self.loader.training_run.controller.skip_epochs(trainer.current_epoch)
         self._schedules = schedules_of(trainer, self._plan)
         self._checkpoints = CheckpointsByStep(self._loop)
         self._batches: Iterator[Any] = iter(())  # of the epoch under way
-        self._total, self._passed = self._loop.batches_so_far, 0  # of the stock run, and of the latest batch
+        self._total = self._loop.batches_so_far  # of the stock run
         self._step_of_epoch = self._loop.global_step  # when the epoch under way began
-        self._owed = 0.0  # optimizer steps of the stock run that are not counted yet
-        self._since_step = (0, 0)  # batches since a step of a manual optimization: of the stock run, and delivered
+        self._owed = 0  # optimizer steps of the stock run that are not counted yet
+        self._by_hand = 1 if self._automatic else accumulation
+        self._grown = False  # whether a batch since the latest step of a manual optimization stands for several
 
     def _first_of(self, stock: DataLoader[Any], start: int) -> tuple[FirstSampler | None, int | None]:
         """The sampler of the batches that Lightning asks for, and the most samples that they may have, if limited."""
@@ -119,22 +121,26 @@ class AdaptiveFit:
         plan, loop = self._plan, self._loop
         span = self.loader.training_run.tracker.schedule_span
         before, after = map(plan.batches, span)
-        self._passed, left = after - before, self.loader.batches_left
+        passed, left = after - before, self.loader.batches_left
+        self._grown = self._grown or passed != 1
         beyond = plan.epoch_batches - after if self._is_cut_off else 0
         makes_step = loop.expect(left, ends_epoch=not left and not self._is_cut_off, beyond=max(beyond, 0))
         for schedule in self._schedules:
             schedule.moved(*span)
         self._checkpoints.begin_batch()
         loop.log_as_given()
-        self._owed += plan.steps(before, after) if self._automatic else 0
-        if makes_step:
-            steps, self._owed = (int(self._owed), 0) if self._automatic else (self._passed, self._owed)
-            loop.count_logged(steps - 1)
-            if self._automatic:
-                loop.count_steps(steps - 1)
+        if self._automatic:
+            self._owed += plan.steps(before, after)
+        else:  # the module begins to count anew in each epoch, by `batch_idx`
+            self._owed += after // self._by_hand - before // self._by_hand
+            loop.count_logged(passed - 1)
+        if self._automatic and makes_step:
+            loop.count_logged(self._owed - 1)
+            loop.count_steps(self._owed - 1)
+            self._owed = 0
         since = self._total if loop.validates_by_run else before
-        self._total += self._passed
-        loop.validate(since, since + self._passed)
+        self._total += passed
+        loop.validate(since, since + passed)
 
     def end_batch(self) -> None:
         """Take note that a batch has been trained on."""
@@ -144,15 +150,12 @@ class AdaptiveFit:
             next(self._batches, None)  # Lightning would leave the epoch's end to whoever begins the next
 
     def _count_manual_steps(self) -> None:
-        """Count more steps where the module has made some, as many times as the stock run has come further."""
-        passed, delivered = self._since_step[0] + self._passed, self._since_step[1] + 1
+        """Where the module has stepped, count as often what it did as the stock run would have done it."""
         made = self._loop.global_step - self._checkpoints.step_before
-        self._since_step = (0, 0) if made else (passed, delivered)
-        if made and passed != delivered:
-            self._owed += made * passed / delivered
-            steps = int(self._owed + 1e-9)
-            self._owed -= steps
-            self._loop.count_steps(steps - made)
+        if made:
+            if self._grown:
+                self._loop.count_steps(made * (self._owed - 1))
+            self._owed, self._grown = 0, False
 
     def end_epoch(self) -> None:
         """Take note that an epoch is over, also where it was broken off."""
@@ -183,7 +186,7 @@ class AdaptiveFit:
             "schedules": [schedule.state_dict() for schedule in self._schedules],
             "most": None if self._sampler is None else self._sampler.most, "max_steps": self._trainer.max_steps,
             "step_of_epoch": self._step_of_epoch, "ahead": self._checkpoints.ahead,
-            "total": self._total, "owed": self._owed, "since_step": list(self._since_step),
+            "total": self._total, "owed": self._owed, "grown": self._grown,
             "validates": self._loop.validates_now,
         }  # fmt: skip
         return state if self._trainer.world_size > 1 else {**state, "random": random_state()}
@@ -199,9 +202,7 @@ class AdaptiveFit:
         self.loader.load_state_dict(loader)
         for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
-        self._total, self._owed = state["total"], state["owed"]
-        first, last = state["since_step"]
-        self._since_step = first, last
+        self._total, self._owed, self._grown = state["total"], state["owed"], state["grown"]
         planned = self._plan.epochs(self._trainer.max_epochs, self._trainer.max_steps)
         self.loader.training_run.controller.plan(planned)
         self._loop.count_steps(state["ahead"])

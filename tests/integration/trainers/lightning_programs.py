@@ -153,7 +153,7 @@ def ddp(way: Callable[[], AdaptiveBatchSize | None], **others: Any) -> Callable[
             "weights": module.weights, "indices": module.saw.indices, "epochs": module.saw.epochs,
             "steps": module.saw.steps, "lrs": module.saw.lrs, "validated": module.saw.validated,
             "total": module.total, "place": module.trainer.lr_scheduler_configs[0].scheduler.last_epoch,
-            "measurements": len(history.measurements()) if callback else 0,
+            "measurements": sum(record["event"] == "measurement" for record in history),
         }  # fmt: skip
 
     return run
