@@ -14,7 +14,7 @@ from ..sampling import FirstSampler, whole_order
 from .checkpoints import CheckpointsByStep
 from .loop import LightningLoop
 from .plan import StockRun
-from .randomness import RandomStates, random_state, set_random_state
+from .randomness import RandomStates, random_state, ranks_draw_alike, set_random_state
 from .schedules import schedules_of
 from .view import LoaderView
 
@@ -59,6 +59,7 @@ class AdaptiveFit:
         self.loader = AdaptedLoader(facts, stock, **made, **arguments)
         if trainer.current_epoch:
             self.loader.training_run.controller.skip_epochs(trainer.current_epoch)
+        self._draws_alike = ranks_draw_alike()  # else the states of the others are not in rank 0's checkpoint
         self._schedules = schedules_of(trainer, self._plan)
         self._checkpoints = CheckpointsByStep(self._loop)
         self._batches: Iterator[Any] = iter(())  # of the epoch under way
@@ -140,7 +141,7 @@ class AdaptiveFit:
             self._owed = 0
         since = self._total if loop.validates_by_run else before
         self._total += passed
-        loop.validate(since, since + passed)
+        loop.validate(since, since + passed, makes_step=makes_step)
 
     def end_batch(self) -> None:
         """Take note that a batch has been trained on."""
@@ -187,9 +188,9 @@ class AdaptiveFit:
             "most": None if self._sampler is None else self._sampler.most, "max_steps": self._trainer.max_steps,
             "step_of_epoch": self._step_of_epoch, "ahead": self._checkpoints.ahead,
             "total": self._total, "owed": self._owed, "grown": self._grown,
-            "validates": self._loop.validates_now,
+            "validates": self._loop.validates_now, "waits": self._loop.validation_waits,
         }  # fmt: skip
-        return state if self._trainer.world_size > 1 else {**state, "random": random_state()}
+        return {**state, "random": random_state()} if self._draws_alike else state
 
     def _load(self, state: dict[str, Any]) -> None:
         loader, self._step_of_epoch = state["loader"], state["step_of_epoch"]
@@ -206,7 +207,8 @@ class AdaptiveFit:
         planned = self._plan.epochs(self._trainer.max_epochs, self._trainer.max_steps)
         self.loader.training_run.controller.plan(planned)
         self._loop.count_steps(state["ahead"])
-        self._loop.resume(under_way=self.loader.training_run.tracker.under_way, validates=state["validates"])
+        under_way = self.loader.training_run.tracker.under_way
+        self._loop.resume(under_way=under_way, validates=state["validates"], waits=state["waits"])
         if "random" in state:
             self._states = None
             set_random_state(state["random"])

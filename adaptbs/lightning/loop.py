@@ -26,12 +26,16 @@ class LightningLoop:
 
     Args:
         trainer: fits a model; its train loader has been set up.
+
+    Attributes:
+        validation_waits: True if a validation is to come after the next optimizer step.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer, self._fit_loop, self._epoch_loop = trainer, trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._validate_every, self._log_every = trainer.val_check_batch, trainer.log_every_n_steps
         self._automatic = trainer.lightning_module.automatic_optimization
+        self.validation_waits = False
 
     @property
     def stock_loaders(self) -> list[Any]:
@@ -67,17 +71,19 @@ class LightningLoop:
         """Number of the batch being fetched, from 1."""
         return int(self._epoch_loop.batch_progress.current.ready) + 1
 
-    def resume(self, *, under_way: bool, validates: bool) -> None:
+    def resume(self, *, under_way: bool, validates: bool, waits: bool) -> None:
         """Take note of the epoch that a checkpoint was made in.
 
         Args:
             under_way: False if all of its batches had been trained on.
             validates: True if a validation was due after the latest of them.
+            waits: True if one was to come after the next optimizer step.
         """
         # Lightning warns of a loader that it takes to begin its epoch anew, unless the number of batches is not known
         # or makes one step. An epoch is over for it if no batches of this number are left.
         one_step = min(self._epoch_loop.batch_progress.current.ready, self._trainer.accumulate_grad_batches)
         self._fit_loop.max_batches = math.inf if under_way else one_step
+        self.validation_waits = waits
         if self._counts_validations:
             number = self._latest_number
             self._trainer.val_check_batch = number if validates and number else number + 1
@@ -119,17 +125,24 @@ class LightningLoop:
         """Log as often as the Trainer was told, which for the batches of a validation is by their own count."""
         self._trainer.log_every_n_steps = self._log_every
 
-    def validate(self, before: int, after: int) -> None:
+    def validate(self, before: int, after: int, *, makes_step: bool) -> None:
         """Validate after the batch being fetched, if the stock run would after one of those that it stands for.
+
+        Where the stock run has just made an optimizer step then, so has this one: it waits for it.
 
         Args:
             before, after: the stock run's batches before and after it: of the epoch, or of the run where
                 `check_val_every_n_epoch` is None.
+            makes_step: True if the loop makes an optimizer step with it.
         """
-        if self._counts_validations:
-            number = self._latest_number + 1
-            is_due = last_multiple(self._validate_every, before, after) is not None
-            self._trainer.val_check_batch = number if is_due else number + 1
+        if not self._counts_validations:
+            return
+        number, place = self._latest_number + 1, last_multiple(self._validate_every, before, after)
+        if place is not None and not makes_step and place % self._trainer.accumulate_grad_batches == 0:
+            self.validation_waits, place = True, None
+        is_due = place is not None or (makes_step and self.validation_waits)
+        self.validation_waits = self.validation_waits and not makes_step
+        self._trainer.val_check_batch = number if is_due else number + 1
 
     @property
     def validates_by_run(self) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
+
+from ..ranks import Ranks
 
 
 class RandomStates:
@@ -51,6 +54,12 @@ def remembering(process: Callable[[Any], Any], seen: dict[int, RandomStates]) ->
         return processed
 
     return process_dataloader
+
+
+def ranks_draw_alike() -> bool:
+    """True if torch's default generator is in the same state on all ranks; collective."""
+    state = zlib.crc32(torch.get_rng_state().numpy().tobytes())
+    return len({said for (said,) in Ranks.from_arguments().gather([state])}) == 1
 
 
 def random_state() -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ PROGRAMS: dict[str, Callable[[str], Any]] = {
     "off": ddp(off),
     "stock accumulated": ddp(lambda: None, accumulate_grad_batches=2),
     "off accumulated": ddp(off, accumulate_grad_batches=2),
-    "grown": ddp(lambda: growing(2 * BATCH), gradient_clip_val=1.0, val_check_interval=0.5),
+    "grown": ddp(lambda: growing(2 * BATCH), gradient_clip_val=1.0),
     "accumulated": ddp(lambda: growing(4 * BATCH), accumulate_grad_batches=2),
     "resumed": resumed,
 }

@@ -121,6 +121,17 @@ def test_it_is_the_run_of_a_plain_loop(tmp_path):
     assert sum(record["event"] == "measurement" for record in callback.history) > 10
 
 
+def test_a_validation_that_stock_makes_after_a_step_waits_for_the_step():
+    ours, stock = (
+        fitted(callback, accumulate_grad_batches=2, val_check_interval=4) for callback in (growing(2 * BATCH), None)
+    )
+    made = [0, *ours.saw.steps]
+    for step, samples in ours.saw.validated:
+        number = [sum(ours.saw.sizes[:i]) for i in range(len(made))].index(samples)
+        assert made[number] == step > made[number - 1]  # the batch before it made an optimizer step
+    assert len(stock.saw.validated) >= len(ours.saw.validated) >= EPOCHS
+
+
 @pytest.mark.parametrize("steps", [60, 52, 70])  # within an epoch, at its end, and where the batch is largest
 @pytest.mark.parametrize("epochs", [-1, EPOCHS])
 @pytest.mark.parametrize("parts", [1, 2])
@@ -287,6 +298,7 @@ class Normed(Module):
 @pytest.mark.parametrize("by", ["batch_loss", "loss_func"])
 def test_a_model_with_batch_norm_is_measured_by_its_loss(by):
     losses = {"batch_loss": lambda module, batch: module.loss(batch), "loss_func": nn.functional.mse_loss}
+
     class Pairs(Numbered):
         def __getitem__(self, i):
             x, y, _ = super().__getitem__(i)

@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("lightning", reason="needs lightning: `make trainers` runs it in .venv-trainers")
 
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.integration.trainers.lightning_programs import BATCH, Module, fitted, growing, off  # noqa: E402
-from tests.integration.trainers.test_lightning_stock import Manual  # noqa: E402
+from tests.integration.trainers.lightning_programs import BATCH, Module, fitted, growing, off
+from tests.integration.trainers.test_lightning_stock import Manual
 
 CASES = {
     "in mid-epoch": ({"every_n_train_steps": 15}, {}),
@@ -50,9 +50,11 @@ def test_it_ends_in_the_weights_of_the_unbroken_fit(saves, trainer, way, tmp_pat
         assert rest.saw.epochs == whole.saw.epochs[came_before:]
         for name in ("steps", "lrs", "is_last"):
             assert getattr(rest.saw, name) == getattr(whole.saw, name)[came_before:], name
-        assert rest.saw.validated == [] or [step for step, _ in rest.saw.validated] == [
-            step for step, _ in whole.saw.validated
-        ][-len(rest.saw.validated) :]
+        assert (
+            rest.saw.validated == []
+            or [step for step, _ in rest.saw.validated]
+            == [step for step, _ in whole.saw.validated][-len(rest.saw.validated) :]
+        )
         assert rest.trainer.global_step == whole.trainer.global_step
 
 

@@ -68,9 +68,7 @@ LOADERS = {
     "drop_last": lambda: DataLoader(Numbered(203), BATCH, shuffle=True, drop_last=True),
     "in order": lambda: DataLoader(Numbered(203), BATCH),
     "workers": lambda: DataLoader(Random(203), BATCH, shuffle=True, num_workers=2),
-    "persistent workers": lambda: DataLoader(
-        Random(203), BATCH, shuffle=True, num_workers=1, persistent_workers=True
-    ),
+    "persistent workers": lambda: DataLoader(Random(203), BATCH, shuffle=True, num_workers=1, persistent_workers=True),
     "random transforms": lambda: DataLoader(Random(203), BATCH, shuffle=True),
     "a generator": lambda: DataLoader(Numbered(203), BATCH, shuffle=True, generator=seeded()),
     # RandomSampler makes a draw more when it is asked for what follows its last index; Lightning does not ask.
