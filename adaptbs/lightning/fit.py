@@ -18,6 +18,8 @@ from .randomness import RandomStates, random_state, ranks_draw_alike, set_random
 from .schedules import schedules_of
 from .view import LoaderView
 
+FEW = 2  # batches left, which are counted anew
+
 
 class AdaptiveFit:
     """A fit whose batch grows.
@@ -65,6 +67,7 @@ class AdaptiveFit:
         self._batches: Iterator[Any] = iter(())  # of the epoch under way
         self._total = self._loop.batches_so_far  # of the stock run
         self._step_of_epoch = self._loop.global_step  # when the epoch under way began
+        self._size = self._left = 0  # of the batches, samples of a step; batches after the latest one
         self._owed = 0  # optimizer steps of the stock run that are not counted yet
         self._by_hand = 1 if self._automatic else accumulation
         self._grown = False  # whether a batch since the latest step of a manual optimization stands for several
@@ -94,6 +97,7 @@ class AdaptiveFit:
             self._end_by_max_steps()
         with nullcontext() if states is None else states.drawn_from():
             self._batches = iter(self.loader)
+        self._left = 0
         for schedule in self._schedules:
             schedule.begin_epoch()
         try:
@@ -122,7 +126,7 @@ class AdaptiveFit:
         plan, loop = self._plan, self._loop
         span = self.loader.training_run.tracker.schedule_span
         before, after = map(plan.batches, span)
-        passed, left = after - before, self.loader.batches_left
+        passed, left = after - before, self._count_down()
         self._grown = self._grown or passed != 1
         beyond = plan.epoch_batches - after if self._is_cut_off else 0
         makes_step = loop.expect(left, ends_epoch=not left and not self._is_cut_off, beyond=max(beyond, 0))
@@ -143,11 +147,21 @@ class AdaptiveFit:
         self._total += passed
         loop.validate(since, since + passed, makes_step=makes_step)
 
+    def _count_down(self) -> int:
+        """Batches that are delivered after the one just fetched, at the size of now."""
+        size = self.loader.training_run.controller.batch_size
+        # Counting them takes as long as some of Lightning's hooks, so it is done where the size has changed, and where
+        # the sampler may end earlier or later than it says.
+        counted = size != self._size or self._left <= FEW
+        self._left = self.loader.batches_left if counted else self._left - 1
+        self._size = size
+        return self._left
+
     def end_batch(self) -> None:
         """Take note that a batch has been trained on."""
         if not self._automatic:
             self._count_manual_steps()
-        if not self.loader.batches_left and not self._is_cut_off:
+        if not self._left and not self._is_cut_off:
             next(self._batches, None)  # Lightning would leave the epoch's end to whoever begins the next
 
     def _count_manual_steps(self) -> None:
