@@ -5,10 +5,10 @@
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     loader = adaptive(accelerator, loader, model=model, optimizer=optimizer, scheduler=scheduler, epochs=5)
 
-Tried with accelerate 1.15.0. Of its private names this file relies on:
+Tried with accelerate 1.10.1, 1.13.0 and 1.15.0. Of its private names this file relies on:
 
 - `_is_accelerate_prepared` of a loader, which `prepare()` then hands back as it is, and of a model.
-- `_dataloaders` of an Accelerator: those that it has prepared.
+- `_dataloaders` and `_models` of an Accelerator: those that it has prepared.
 - `_add_dataloader()` and `_remove_dataloader()` of a GradientState: which loader is being iterated.
 - `base_dataloader` of a prepared loader, and `batch_sampler` of a BatchSamplerShard: the stock ones that they wrap.
 """
@@ -127,7 +127,8 @@ class AcceleratedLoader(AdaptedLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, on the accelerator's device."""
-        kinds = [kind for kind in self._accelerator.rng_types or () if kind != "generator"]
+        # Ours is the same on all processes already.
+        kinds = [kind for kind in self._accelerator.rng_types or () if getattr(kind, "value", kind) != "generator"]
         if kinds:
             synchronize_rng_states(kinds)
         self.set_epoch(self.epoch)
@@ -135,15 +136,12 @@ class AcceleratedLoader(AdaptedLoader):
 
     def _one_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Fetch each batch before the one before is trained on, as accelerate does, to know which is the last."""
-        was_over = self.training_run.is_over  # then they are plain batches, which do not end with the run
         self.end_of_dataloader, self.remainder = False, -1
         self.gradient_state._add_dataloader(self)
         try:
             batch = next(batches, END)
             while batch is not END:
                 following = next(batches, END)
-                if self.run_is_complete and not was_over:
-                    following = END
                 if following is END:
                     self.end_of_dataloader, self.remainder = True, self._without_repeated(batch)
                 yield batch
@@ -193,7 +191,7 @@ def _check(accelerator: Accelerator, loader: Any, model: Any, optimizer: Any) ->
     line = "model, optimizer = accelerator.prepare(model, optimizer), before adaptive(...)"
     if not isinstance(optimizer, AcceleratedOptimizer):
         raise TypeError(f"optimizer= of type {type(optimizer).__name__}: it has to be prepared: write {line}")
-    if not getattr(model, "_is_accelerate_prepared", False):
+    if not isinstance(model, nn.Module) or not _is_prepared(accelerator, model):
         raise TypeError(f"model= of type {type(model).__name__}: it has to be prepared: write {line}")
     if isinstance(loader, AdaptedLoader):
         raise TypeError("loader= is adaptive already: give the stock DataLoader, once")
@@ -209,6 +207,14 @@ def _check(accelerator: Accelerator, loader: Any, model: Any, optimizer: Any) ->
             f"loader= has batch_size={size}: with split_batches=True that is shared by {accelerator.num_processes} "
             "processes, so it has to be a multiple of their number"
         )
+
+
+def _is_prepared(accelerator: Accelerator, model: Any) -> bool:
+    if getattr(model, "_is_accelerate_prepared", False):
+        return True
+    # Of older versions a model that was wrapped bears no mark.
+    inner = accelerator.unwrap_model(model)
+    return inner is not model and any(inner is prepared for prepared in accelerator._models)
 
 
 def _stock(loader: Any) -> Any:

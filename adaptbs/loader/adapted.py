@@ -81,11 +81,9 @@ class AdaptedLoader(AdaptiveDataLoader):
 
     @property
     def repeated_samples(self) -> int:
-        """Samples that an epoch ends with again, so that every rank has equally many."""
-        order = self._session.source.order
-        return order.padding if isinstance(order, SharedSampler) else 0
+        """Samples that an epoch ends with again, so that every rank has equally many.
 
-    @property
-    def run_is_complete(self) -> bool:
-        """True if the run ends with the batch that the loop works on, by its progress."""
-        return self._session.run.controller.progress_tracker.complete
+        0 under a budget of progress, where an epoch may end anywhere.
+        """
+        order, progress = self._session.source.order, self._session.run.controller.progress_tracker
+        return order.padding if isinstance(order, SharedSampler) and progress.max_extra is None else 0

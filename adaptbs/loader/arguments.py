@@ -153,6 +153,12 @@ def check_ranks(
     )  # fmt: skip
 
 
+PREPARED = (
+    "loader= has been prepared by accelerate, which deals its batches out itself. Write loader = "
+    "adaptbs.accelerate.adaptive(accelerator, loader, model=model, optimizer=optimizer, scheduler=scheduler, "
+    "epochs=...) in place of AdaptiveDataLoader"
+)
+
 _SHARED = (
     "dataset", "batch_size", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
     "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
@@ -169,6 +175,8 @@ def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"loader={loader!r}: it must be a torch.utils.data.DataLoader")
+    if hasattr(loader, "base_dataloader"):
+        raise TypeError(PREPARED)
     if loader.batch_size is None:
         what = "does not batch" if loader.batch_sampler is None else "has a batch_sampler= of its own"
         raise ValueError(

@@ -91,6 +91,12 @@ def test_of_a_stream_too(how):
         next(iter(Shard(loader.batch_sampler)))
 
 
+def test_accelerate_is_told_which_line_to_write():
+    *_, loader = made()
+    with pytest.raises(TypeError, match=r"loader = adaptbs\.accelerate\.adaptive\(accelerator, loader, model=model"):
+        getattr(loader, "_is_accelerate_prepared", False)  # the first that accelerator.prepare() asks a loader
+
+
 @HOW
 def test_the_loaders_own_ways_work(how):
     model, optimizer, loader = made(epochs=1, **how)

@@ -53,7 +53,16 @@ def one_cycle(optimizer: Any, total: int) -> Any:
 
 
 class Run:
-    """The parts of a run, prepared; `way` is "stock", "adaptive" (the prepared loader) or "unprepared"."""
+    """The parts of a run, prepared.
+
+    Args:
+        way: "stock", "adaptive" (of the prepared loader) or "unprepared".
+        parts: batches of an optimizer step.
+        schedule: makes the scheduler from the optimizer and its steps.
+        loader, configuration: arguments of the stock loader and the Accelerator.
+        scaled: with a loss scale; `overflow` is the number of a batch whose gradients are not finite then.
+        arguments: of `adaptive`; `said` stands for its `epochs`.
+    """
 
     def __init__(
         self,
@@ -67,6 +76,8 @@ class Run:
         model: Callable[[], nn.Module] = network,
         configuration: dict[str, Any] | None = None,
         clip: float | None = None,
+        scaled: bool = False,
+        overflow: int | None = None,
         **arguments: Any,
     ) -> None:
         forget_accelerate()
@@ -76,6 +87,8 @@ class Run:
             cpu=True, gradient_accumulation_steps=parts, dataloader_config=DataLoaderConfiguration(**data),
             **accelerator_of,
         )  # fmt: skip
+        if scaled:  # which an Accelerator makes by itself for float16 on a GPU alone
+            self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
         ranks = self.accelerator.num_processes
         per_batch = BATCH * ranks if data.get("split_batches") else BATCH
         stock = DataLoader(Numbered(samples), per_batch, **{"shuffle": True, **(loader or {})})
@@ -93,7 +106,7 @@ class Run:
                 self.accelerator, self.loader, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler,
                 epochs=arguments.pop("said", epochs), **arguments,
             )  # fmt: skip
-        self.epochs, self.clip, self.parts = epochs, clip, parts
+        self.epochs, self.clip, self.parts, self.overflow = epochs, clip, parts, overflow
         self.seen: dict[str, list[Any]] = {
             name: [] for name in ("indices", "epoch", "sizes", "lrs", "steps", "weights", "losses", "ends", "gathered")
         }
@@ -112,7 +125,7 @@ class Run:
                 with accelerator.accumulate(self.model):
                     seen["weights"].append(self.flat())
                     loss = nn.functional.mse_loss(self.model(x), y)
-                    accelerator.backward(loss)
+                    accelerator.backward(loss * torch.inf if self.overflow == len(seen["indices"]) else loss)
                     if self.clip is not None and accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
                     self.optimizer.step()

@@ -76,6 +76,23 @@ def test_with_growth_off_random_transforms_draw_what_they_draw_with_stock(monkey
     assert torch.equal(trained("adaptive", overhead=0)["last"], trained("stock")["last"])
 
 
+def test_accelerates_seedable_sampler_keeps_its_order_and_goes_on_in_it(tmp_path):
+    data = {"use_seedable_sampler": True, "data_seed": 5}
+    seedable = {"configuration": {"data": data, "rng_types": ["torch", "generator"]}}
+    stock, off = trained("stock", **seedable), trained("adaptive", overhead=0, **seedable)
+    assert all(map(torch.equal, off["indices"], stock["indices"]))
+    assert torch.equal(off["last"], stock["last"])
+    made = resumed(str(tmp_path), 34, **growing(1), **seedable)
+    assert all(map(torch.equal, made["rest"]["indices"], made["whole"]["indices"][34:]))
+    assert torch.equal(made["rest"]["last"], made["whole"]["last"])
+
+
+def test_a_state_that_was_saved_without_adaptbs_is_refused(tmp_path):
+    Run("stock").accelerator.save_state(str(tmp_path))
+    with pytest.raises(RuntimeError, match="does not match the number of registered objects"):
+        Run("adaptive", **growing(1)).accelerator.load_state(str(tmp_path))
+
+
 @PARTS
 @WAYS
 def test_the_batch_grows_and_every_sample_is_counted(way, parts):
@@ -136,6 +153,30 @@ def test_a_budget_of_progress_by_the_loaders_own_epochs():
     assert run.place == run.total
     assert run.loader.progress == pytest.approx(1)
     assert max(run.seen["sizes"]) >= 32
+
+
+def test_a_budget_of_progress_with_accumulation_ends_with_a_whole_step():
+    torch.manual_seed(1)
+    run = Run("adaptive", parts=2, **growing(1, 2))
+    run.train(epochs=run.loader.epochs(EPOCHS))
+    assert run.place == run.total
+    assert run.seen["steps"][-1]
+    assert max(run.seen["sizes"]) >= 32
+
+
+@pytest.mark.parametrize("overflow", [None, 7, 60])
+def test_a_loss_scale_and_a_step_that_is_left_out(overflow):
+    """As with float16, whose scaler there is for a CPU too. Where a step is left out the schedule is not stepped."""
+    stock, off = (trained(way, scaled=True, overflow=overflow, **extra) for way, extra in
+                  (("stock", {}), ("adaptive", {"overhead": 0})))  # fmt: skip
+    assert torch.equal(off["last"], stock["last"])
+    assert off["lrs"] == stock["lrs"]
+    assert stock["place"] == stock["total"] - (overflow is not None)
+    grown = trained("adaptive", scaled=True, overflow=overflow, **growing(1))
+    assert max(grown["sizes"]) >= 32
+    assert grown["total"] - grown["place"] == (1 if overflow == 7 else 0), "once it has grown it goes to its place"
+    measured = [record for record in grown["history"] if record["event"] == "measurement"]
+    assert len(measured) > 3 and all(record["grad_sq"] is not None for record in measured)
 
 
 def test_a_scheduler_stepped_once_an_epoch():
@@ -277,6 +318,15 @@ def test_prepare_refuses_the_plain_adaptive_loader_and_names_the_adapter():
     plain = AdaptiveDataLoader.from_loader(stock, model=model, optimizer=optimizer, epochs=2)
     with pytest.raises(TypeError, match=r"loader = adaptbs\.accelerate\.adaptive\(accelerator, loader, model=model"):
         accelerator.prepare(model, optimizer, plain)
+
+
+def test_the_plain_loader_of_prepared_parts_says_what_to_write():
+    accelerator, model, optimizer, stock = parts_of()
+    model, optimizer, stock = accelerator.prepare(model, optimizer, stock)
+    with pytest.raises(TypeError, match=r"prepared by accelerate.*adaptbs\.accelerate\.adaptive\(accelerator, loader"):
+        AdaptiveDataLoader.from_loader(stock, model=model, optimizer=optimizer.optimizer)
+    with pytest.raises(TypeError, match=r"AcceleratedOptimizer: .* give the one that it wraps"):
+        AdaptiveDataLoader(stock.dataset, BATCH, model=model, optimizer=optimizer, epochs=1)
 
 
 def test_a_kind_of_training_that_is_not_supported(monkeypatch):
