@@ -29,6 +29,7 @@ from torch.optim.lr_scheduler import LinearLR, OneCycleLR, StepLR  # noqa: E402
 from torch.utils.data import DataLoader, IterableDataset  # noqa: E402
 
 from adaptbs import AdaptiveDataLoader  # noqa: E402
+from adaptbs.timing.clock import NoClock  # noqa: E402
 from tests.integration.trainers.lightning_programs import (  # noqa: E402
     BATCH,
     EPOCHS,
@@ -260,6 +261,47 @@ def test_a_data_module_and_a_loader_of_the_modules_own():
         trainer.fit(module, datamodule=data) if data else trainer.fit(module)
         assert grown(module)
         assert counts(module) == {1}
+
+
+class Recording(NoClock):
+    """Notes what a clock is told."""
+
+    def __init__(self, events):
+        self.events = events
+
+    def start(self):
+        self.events.append("start")
+
+    def step(self, batch_size):
+        self.events.append("step")
+
+
+def test_a_validation_is_no_part_of_a_steps_time():
+    events, callback = [], growing()
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, module):
+            callback.training_run.use_clock(Recording(events))
+
+        def on_validation_start(self, trainer, module):
+            if not trainer.sanity_checking:
+                events.append("validation")
+
+    ours = fitted(callback, callbacks=[Watch()], val_check_interval=4)
+    assert events.count("validation") == len(ours.saw.validated) > EPOCHS
+    assert events.count("step") == len(ours.saw.sizes)
+    for at, event in enumerate(events):
+        if event == "validation":
+            assert events[at - 1] == "step"  # the clock had been told of the batch before
+            assert events[at + 1] == "start"
+
+
+def test_the_state_can_be_saved_after_the_fit(tmp_path):
+    ours = fitted(growing(), lambda: Module(schedule=None), max_epochs=2)
+    ours.trainer.save_checkpoint(tmp_path / "after.ckpt")
+    rest = fitted(growing(), lambda: Module(schedule=None), checkpoint=str(tmp_path / "after.ckpt"))
+    assert rest.trainer.global_step == EPOCHS * EPOCH_BATCHES
+    assert [len(rest.saw.epoch(e)) for e in range(EPOCHS)] == [0, 0, UNEVEN, UNEVEN]
 
 
 class Stream(IterableDataset):
