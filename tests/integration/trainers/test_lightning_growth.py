@@ -422,6 +422,33 @@ def test_the_callback_may_stay_while_a_learning_rate_is_looked_for():
     assert counts(module) == {1}
 
 
+def test_fabric_takes_our_loader_as_a_plain_loop_does():
+    results = []
+    for fabric in (lightning.Fabric(accelerator="cpu", devices=1), None):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        loader = AdaptiveDataLoader(
+            Numbered(UNEVEN), BATCH, shuffle=True, model=model, optimizer=optimizer, epochs=EPOCHS,
+            **growing()._arguments,
+        )  # fmt: skip
+        used, stepped, batches = model, optimizer, loader
+        if fabric is not None:
+            used, stepped = fabric.setup(model, optimizer)
+            batches = fabric.setup_dataloaders(loader)
+        for _ in range(EPOCHS):
+            for x, y, _ in batches:
+                stepped.zero_grad()
+                loss = nn.functional.mse_loss(used(x), y)
+                fabric.backward(loss) if fabric is not None else loss.backward()
+                stepped.step()
+        results.append((loader.batch_size, loader.noise_scale, [p.detach().clone() for p in model.parameters()]))
+    (size, noise_scale, weights), (plain_size, plain_noise_scale, plain_weights) = results
+    assert size == plain_size == 8 * BATCH
+    assert noise_scale == plain_noise_scale
+    assert all(map(torch.equal, weights, plain_weights))
+
+
 def test_pytorch_lightning_is_the_same_library_under_another_name(tmp_path):
     other = pytest.importorskip("pytorch_lightning", reason="needs pytorch_lightning beside lightning")
     kind = module_of(other.LightningModule)
