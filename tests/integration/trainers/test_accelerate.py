@@ -87,6 +87,14 @@ def test_accelerates_seedable_sampler_keeps_its_order_and_goes_on_in_it(tmp_path
     assert torch.equal(made["rest"]["last"], made["whole"]["last"])
 
 
+def test_a_stateful_data_loader_is_taken_over():
+    """It shuffles in a way of its own, which is not taken over."""
+    pytest.importorskip("torchdata", reason="needs torchdata: `make trainers` runs it in .venv-trainers")
+    seen = trained("adaptive", configuration={"data": {"use_stateful_dataloader": True}}, **growing(1))
+    assert max(seen["sizes"]) >= 32 and seen["place"] == seen["total"]
+    assert [sorted(epoch.tolist()) for epoch in seen["epochs"]] == [list(range(UNEVEN))] * EPOCHS
+
+
 def test_a_state_that_was_saved_without_adaptbs_is_refused(tmp_path):
     Run("stock").accelerator.save_state(str(tmp_path))
     with pytest.raises(RuntimeError, match="does not match the number of registered objects"):
