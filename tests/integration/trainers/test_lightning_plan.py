@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, product
 
 import pytest
 
 pytest.importorskip("lightning", reason="needs lightning: `make trainers` runs it in .venv-trainers")
-
-from hypothesis import given
-from hypothesis import strategies as st
 
 from adaptbs.lightning.plan import StockRun, last_multiple
 
@@ -23,23 +20,22 @@ def stepped(epoch_batches: int, accumulation: int, frequency: int) -> list[int]:
     ]
 
 
-@given(st.data())
-def test_steps_between_two_batches(data):
-    epoch_batches, accumulation, frequency = (data.draw(st.integers(1, 40)) for _ in range(3))
-    plan = StockRun(8, 8 * epoch_batches - data.draw(st.integers(0, 7)), accumulation)
-    cuts = sorted(data.draw(st.sets(st.integers(1, epoch_batches))) | {0, epoch_batches})
-    numbers = stepped(epoch_batches, accumulation, frequency)
-    for before, after in pairwise(cuts):
-        expected = sum(before < number <= after for number in numbers)
-        assert plan.steps(before, after, frequency) == expected
-    assert plan.epoch_batches == epoch_batches
-    assert plan.epoch_steps == len(stepped(epoch_batches, accumulation, 1))
+@pytest.mark.parametrize(("accumulation", "frequency"), product(range(1, 6), range(1, 6)))
+def test_steps_between_any_two_batches(accumulation, frequency):
+    for epoch_batches in range(1, 14):
+        plan = StockRun(8, 8 * epoch_batches - epoch_batches % 8, accumulation)
+        assert plan.epoch_batches == epoch_batches
+        assert plan.epoch_steps == len(stepped(epoch_batches, accumulation, 1))
+        numbers = stepped(epoch_batches, accumulation, frequency)
+        for before, after in combinations(range(epoch_batches + 1), 2):
+            expected = sum(before < number <= after for number in numbers)
+            assert plan.steps(before, after, frequency) == expected
 
 
-@given(st.integers(1, 30), st.integers(0, 200), st.integers(0, 30))
-def test_the_last_multiple(every, before, more):
-    passed = [n for n in range(before + 1, before + more + 1) if n % every == 0]
-    assert last_multiple(every, before, before + more) == (passed[-1] if passed else None)
+def test_the_last_multiple():
+    for every, before, more in product(range(1, 8), range(20), range(10)):
+        passed = [n for n in range(before + 1, before + more + 1) if n % every == 0]
+        assert last_multiple(every, before, before + more) == (passed[-1] if passed else None)
 
 
 @pytest.mark.parametrize(
