@@ -16,6 +16,7 @@ from benchmarks.common.markdown import load, markdown, where
 from benchmarks.noise_scale import tables as noise_scale_tables
 from benchmarks.quality import figures as quality_figures
 from benchmarks.quality import tables as quality_tables
+from benchmarks.quality.transfer_grid import tables as grid_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -184,7 +185,23 @@ def scale() -> str:
     return grown + "\n" + markdown(header, lines[False]) + where(result, "python -m benchmarks.cost.scale")
 
 
+def bookkeeping() -> str:
+    """Microseconds beside a batch, with parameter groups."""
+    beside, groups = load("bookkeeping"), load("groups")
+    limits = {f"groups: {n}": 20 + n for n in (1, 3, 15, 100, 1000)}
+    grouped = {"fastai's Adam, groups: 3": 20, "fastai's Adam, groups: 15": 60}
+    found = [(row["case"], row["us"], row["at_most"]) for row in beside["rows"]]
+    for row in groups["rows"]:
+        most = grouped.get(row["case"]) or limits.get(row["case"].removeprefix("AdamW, "))
+        found.append((f"setting and giving back, {row['case']}", row["us"], most))
+    rows = [[case, f"{us:,.0f} us", f"{most:,.0f} us" if most else "-"] for case, us, most in found]
+    return markdown(["", "takes", "to be at most"], rows) + where(
+        beside, "python -m benchmarks.cost.bookkeeping` and `python -m benchmarks.cost.groups"
+    )
+
+
 TABLES = {
+    "bookkeeping": bookkeeping,
     "memory": memory,
     "scale": scale,
     "measuring": measuring,
@@ -197,6 +214,7 @@ TABLES = {
     "optimizer_state_4_epochs": partial(optimizer_state, "optimizer_state_4_epochs", " --epochs 4"),
     **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
+    **grid_tables.TABLES,
 }
 
 

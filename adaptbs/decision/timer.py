@@ -19,18 +19,22 @@ class DecisionTimer:
         every: effective samples from one decision to the next.
 
     Attributes:
+        every: effective samples from one decision to the next.
+        due_at: effective samples at which the next decision is due.
         waits: True if a decision was due and nothing was new.
+        silent: number of decisions in a row that found nothing new.
         new_measurements: measurements since the latest decision.
         unread_measurements: those of them that came since they were last looked at.
     """
 
     def __init__(self, every: float) -> None:
-        self._every, self._decided_at, self.waits = every, 0.0, False
+        self.every, self.due_at, self.waits, self.silent = every, every, False, 0
         self.new_measurements = self.unread_measurements = 0
 
     def plan(self, every: float) -> None:
         """Let decisions be so far apart from here on."""
-        self._every = every
+        self.due_at += every - self.every
+        self.every = every
 
     def measured(self) -> None:
         """Take note of a measurement."""
@@ -42,21 +46,22 @@ class DecisionTimer:
 
     def is_turn(self, effective_samples: float) -> bool:
         """True if a decision is due there: it is time, or it was time and nothing was new."""
-        return effective_samples - self._decided_at >= self._every or (self.waits and self.new_measurements > 0)
+        return effective_samples >= self.due_at or (self.waits and self.new_measurements > 0)
 
     def decided(self, effective_samples: float) -> None:
         """Take note of a decision made there."""
-        self._decided_at, self.waits = effective_samples, self.new_measurements == 0
+        self.due_at, self.waits = effective_samples + self.every, self.new_measurements == 0
+        self.silent = self.silent + 1 if self.waits else 0
         self.new_measurements = self.unread_measurements = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "decided_at": self._decided_at, "waits": self.waits,
+            "decided_at": self.due_at - self.every, "waits": self.waits, "silent": self.silent,
             "new": self.new_measurements, "unread": self.unread_measurements,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._decided_at, self.waits = state["decided_at"], state["waits"]
+        self.due_at, self.waits, self.silent = state["decided_at"] + self.every, state["waits"], state["silent"]
         self.new_measurements, self.unread_measurements = state["new"], state["unread"]
 
 

@@ -129,9 +129,9 @@ class AdaptiveBatches(GetAttr):
 
     def _next_pass(self, passes: EpochPasses) -> Iterator[Any]:
         """Begin another pass within the epoch."""
-        passes.close()
+        before = passes.end_pass()
         self._end_pass()
-        fetched = self._begin_pass(after=passes.cut)
+        fetched = self._begin_pass(after=before)
         assert self._now is not None
         passes.go_on_with(self._now.cut, fetched)
         self._on_pass()
@@ -181,6 +181,9 @@ class _Items(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.dl.do_item(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:  # which torch asks for, if it is there
+        return list(map(self.dl.do_item, indices))
 
 
 class _Collate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def watch_projections(
     inputs: Sequence[Any],
     output: Tensor,
     announce: Callable[[Tensor], None],
-    arrived: Callable[[Tensor, Term], None],
+    arrived: Callable[[Mapping[Tensor, Term]], None],
     guarded: Callable[[Callable[..., None]], Callable[..., None]],
 ) -> None:
     """Let `arrived` be called with the terms of each projection when its gradient arrives.
@@ -38,7 +38,7 @@ def watch_projections(
         inputs: query, key and value of the call.
         output: the attention's output.
         announce: called once for each of those calls to come.
-        arrived: takes a parameter and its terms.
+        arrived: takes the terms of some parameters.
         guarded: makes a function safe to be called within the user's backward pass.
     """
     query = inputs[0]
@@ -65,9 +65,9 @@ def watch_projections(
             # Attention works on positions x examples, flattened.
             x, out = (t.reshape(-1, examples, t.shape[-1]).transpose(0, 1) for t in (x, g[0]))
             if weight.requires_grad:
-                arrived(weight, OuterProducts(x, out, rows))
+                arrived({weight: OuterProducts(x, out, rows)})
             if bias is not None and bias.requires_grad:
-                arrived(bias, _in_rows(out.sum(1, dtype=torch.promote_types(out.dtype, torch.float32)), rows))
+                arrived({bias: _in_rows(out.sum(1, dtype=torch.promote_types(out.dtype, torch.float32)), rows)})
 
         for parameter in (weight, bias):
             if parameter is not None and parameter.requires_grad:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .mean_gradient import dense
-from .terms import Term, Unsupported, in_chunks, outer_numbers, same_kind, squared, squared_outer
+from .terms import Term, Unsupported, in_chunks, outer_numbers, same_kind, squared_outer
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -20,8 +22,8 @@ CONVOLUTIONS = (
 class Convolved:
     """Terms of the weight of a convolution, from its inputs x (n, in, *size) and the gradients g (n, out, *size).
 
-    A convolution of one or two dimensions is a linear layer on patches, so `squared_outer` serves it. For the other
-    kinds the terms themselves are computed, chunk by chunk.
+    A convolution is a linear layer on the patches of its input, so `squared_outer` serves it. A transposed convolution
+    is the same with the input and the gradient in each other's place. Groups are further examples of a smaller one.
 
     Args:
         layer: the convolution.
@@ -30,21 +32,19 @@ class Convolved:
 
     def __init__(self, layer: Any, uses: Sequence[tuple[Tensor, Tensor]]) -> None:
         self._layer, self._uses = layer, list(uses)
+        self._transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
 
     @property
     def examples(self) -> int:
         return len(self._uses[0][0])
 
     def squared(self) -> Tensor:
-        layer, g = self._layer, self._uses[0][1]
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-            positions = sum(g[0, 0].numel() for _, g in self._uses)
-            patch = layer.weight[0].numel()
-            result = layer.groups * outer_numbers(positions, patch, len(layer.weight) // layer.groups)
-            each, rule = max(result, patch * layer.groups * positions, g[0].numel()), self._by_patches
-        else:
-            each, rule = layer.weight.numel(), self._by_terms
-        return in_chunks(rule, each, *(tensor for use in self._uses for tensor in use))
+        weight, groups = self._layer.weight, self._layer.groups
+        pairs = [(g, x) if self._transposed else (x, g) for x, g in self._uses]
+        positions = sum(y[0, 0].numel() for _, y in pairs)
+        patch, outputs = weight[0].numel(), len(weight) // groups
+        each = groups * max(outer_numbers(positions, patch, outputs), patch * positions, outputs * positions)
+        return in_chunks(self._by_patches, each, *chain.from_iterable(pairs))
 
     def total(self) -> Tensor:
         return sum(
@@ -58,19 +58,34 @@ class Convolved:
         return Convolved(self._layer, [*self._uses, *also._uses])
 
     def _by_patches(self, *tensors: Tensor) -> Tensor:
-        patches = _beside([self._patches(x) for x in tensors[::2]])
-        g = _beside([g.flatten(2) for g in tensors[1::2]])
-        groups = zip(patches.chunk(self._layer.groups, 1), g.chunk(self._layer.groups, 1), strict=True)
-        found = [squared_outer(p.mT, out.mT) for p, out in groups]
-        return torch.stack(found).sum() if len(found) > 1 else found[0]
+        """`squared_outer` of the patches, of x and g or the other way round, in turn."""
+        layer, pairs = self._layer, list(zip(tensors[::2], tensors[1::2], strict=True))
+        cut = [self._patches(x, y.shape[2:]) for x, y in pairs]
+        outs = [y.reshape(len(y) * layer.groups, -1, prod(y.shape[2:])).mT for _, y in pairs]
+        return squared_outer(_beside(cut), _beside(outs))
 
-    def _patches(self, x: Tensor) -> Tensor:
-        """Patches, shape (n, in * kernel, positions)."""
-        layer, (x, padding) = self._layer, self._padded(x)
-        if isinstance(layer, nn.Conv2d):
-            return F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
-        lead = {"dilation": (1, *layer.dilation), "padding": (0, *padding), "stride": (1, *layer.stride)}
-        return F.unfold(x[:, :, None], (1, *layer.kernel_size), **lead)  # as an image of one row
+    def _patches(self, x: Tensor, positions: Sequence[int]) -> Tensor:
+        """The patch at each position, shape (n groups, positions, in / groups * kernel); its entries in any order."""
+        layer = self._layer
+        x, padding = self._padded(x)
+        n, channels, *size = x.shape
+        # Copies are quickest in long runs: along the channels of neighbouring pixels, or along the positions of a row.
+        run = channels // layer.groups * (layer.kernel_size[-1] if layer.dilation[-1] == 1 else 1)
+        if max(layer.kernel_size) > 1 and run > positions[-1]:
+            grouped = x.reshape(n * layer.groups, -1, *size)
+            padded = x.new_zeros(n * layer.groups, *_longer(size, padding), channels // layer.groups)
+            inside = [slice(p, p + s) for p, s in zip(padding, size, strict=True)]
+            padded[(slice(None), *inside)] = grouped.movedim(1, -1)
+            example, *along, channel = padded.stride()
+            order = (len(padded), *positions, *layer.kernel_size, padded.shape[-1])
+            strides = (example, *_times(along, layer.stride), *_times(along, layer.dilation), channel)
+            return padded.as_strided(order, strides).reshape(len(padded), prod(positions), -1)
+        if any(padding):
+            x = F.pad(x, [p for each in reversed(padding) for p in (each, each)])
+        example, channel, *along = x.stride()
+        order = (n, channels, *layer.kernel_size, *positions)
+        strides = (example, channel, *_times(along, layer.dilation), *_times(along, layer.stride))
+        return x.as_strided(order, strides).reshape(n * layer.groups, -1, prod(positions)).mT
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The input, padded already if not by a number of zeros, and the padding that is left to do."""
@@ -80,22 +95,24 @@ class Convolved:
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode), (0,) * len(layer.kernel_size)
 
-    def _by_terms(self, *tensors: Tensor) -> Tensor:
-        uses = zip(tensors[::2], tensors[1::2], strict=True)
-        each = torch.func.vmap(lambda x, g: self._gradient(x[None], g[None]))
-        return squared(torch.stack([each(x, g) for x, g in uses]).sum(0))
-
     def _gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """The weight's gradient."""
         layer, (x, padding) = self._layer, self._padded(x)
-        transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
         _, gradient, _ = torch.ops.aten.convolution_backward(
             g, x, layer.weight.to(x.dtype), None, layer.stride, padding, layer.dilation,
-            transposed, layer.output_padding, layer.groups, [False, True, False],
+            self._transposed, layer.output_padding, layer.groups, [False, True, False],
         )  # fmt: skip
         return cast(Tensor, gradient)
 
 
+def _longer(size: Sequence[int], padding: Sequence[int]) -> list[int]:
+    return [s + 2 * p for s, p in zip(size, padding, strict=True)]
+
+
+def _times(strides: Sequence[int], steps: Sequence[int]) -> list[int]:
+    return [stride * step for stride, step in zip(strides, steps, strict=True)]
+
+
 def _beside(uses: Sequence[Tensor]) -> Tensor:
     """The positions of all uses; a copy only if there are several."""
-    return torch.cat(list(uses), 2) if len(uses) > 1 else uses[0]
+    return torch.cat(list(uses), 1) if len(uses) > 1 else uses[0]

@@ -42,6 +42,11 @@ class Coupling:
         self._called = False  # True once the loss was called on a batch, of whatever length
 
     @property
+    def is_done(self) -> bool:
+        """True once enough batches have been examined."""
+        return not self._looks
+
+    @property
     def found(self) -> bool:
         """True if all `LOOKS` batches deviated from a mean by more than `OFF`, all in the same direction.
 

@@ -39,6 +39,8 @@ class Places:
             NotNow: if the lengths do not show which dimension it is.
         """
         g = tensors[-1]
+        if g.dim() == 2 and not isinstance(layer, BATCH_FIRST):
+            return list(tensors)
         if g.dim() < (3 if isinstance(layer, BATCH_FIRST) else 2) and not isinstance(layer, (nn.BatchNorm1d, nn.PReLU)):
             raise Unsupported(
                 f"a {type(layer).__name__} does not have the examples of a batch along its first dimension"

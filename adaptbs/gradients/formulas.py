@@ -53,19 +53,21 @@ def ties_examples(layer: nn.Module) -> bool:
 
 def _linear(layer: nn.Linear, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
     (x,) = inputs
-    x, g = x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
-    return {layer.weight: OuterProducts(x, g), **_bias(layer, g)}
+    x, g = x.reshape(x.shape[0], -1, x.shape[-1]), g.reshape(g.shape[0], -1, g.shape[-1])
+    return {layer.weight: OuterProducts(x, g), **_bias(layer, g, 1)}
 
 
-def _bias(layer: Any, g: Tensor) -> dict[Tensor, Term]:
-    """The bias's terms, if there is one, from g (n, T, features)."""
-    return (
-        {} if layer.bias is None else {layer.bias: Stored(g.sum(1, dtype=torch.promote_types(g.dtype, torch.float32)))}
-    )
+def _bias(layer: Any, g: Tensor, positions: int) -> dict[Tensor, Term]:
+    """The bias's terms, if there is one, from g (n, ...), with positions along the dimension `positions`."""
+    if layer.bias is None:
+        return {}
+    if g.shape[positions] == 1:
+        return {layer.bias: Stored(g.squeeze(positions))}
+    return {layer.bias: Stored(g.sum(positions, dtype=torch.promote_types(g.dtype, torch.float32)))}
 
 
 def _embedding(layer: nn.Embedding, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
-    tokens = inputs[0].reshape(len(inputs[0]), -1)
+    tokens = inputs[0].reshape(inputs[0].shape[0], -1)
     g = g.reshape(*tokens.shape, -1)
     if layer.padding_idx is not None:
         g = g * (tokens != layer.padding_idx)[..., None]
@@ -167,7 +169,9 @@ def _prelu(layer: nn.PReLU, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor,
 
 
 def _convolution(layer: Any, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
-    return {layer.weight: Convolved(layer, [(inputs[0], g)]), **_bias(layer, g.flatten(2).mT)}
+    if g.dim() != layer.weight.dim():
+        raise Unsupported(f"a {type(layer).__name__} does not have the examples of a batch along its first dimension")
+    return {layer.weight: Convolved(layer, [(inputs[0], g)]), **_bias(layer, g.flatten(2), 2)}
 
 
 FORMULAS: dict[type[nn.Module], Formula] = {

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,15 +16,17 @@ from .arguments import detached, in_order
 from .attention import watch_projections
 from .checkpoints import Calls, in_checkpoint
 from .examples import Places
-from .formulas import formula_of, ties_examples
-from .layer_hook import LayerHook
-from .layers import Watched
+from .formulas import ties_examples
+from .layer_hook import LayerHook, on_gradient
+from .layers import Watched, state_of
 from .leaf import by_differentiating
+from .mean_gradient import HALF
+from .once_for_all import OnceForAll
 from .passes import Pass, Step
+from .plainly import plainly
 from .terms import NotNow, Term, Unsupported
 
 log = logging.getLogger(__name__)
-HALF = (torch.float16, torch.bfloat16)
 ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
 ROUNDING_IN_HALF = 0.05  # where the backward pass is in half precision
 LOCK = threading.RLock()  # layers on several devices have their gradients in several threads
@@ -70,9 +70,10 @@ class InStep:
         self._computing: set[int] = set()  # threads that are inside one of these hooks
         self._inputs: list[list[Any]] = []  # of each call
         self._calls = Calls()  # those inside checkpoints
+        self._once = OnceForAll()
         self._step = Step([])
         self._pass: Pass | None = None
-        self._announced: Counter[Tensor] = Counter()
+        self._announced: dict[int, int] = {}  # uses of each parameter in the pass to come, by its id
 
     @property
     def is_armed(self) -> bool:
@@ -90,7 +91,8 @@ class InStep:
             Unsupported: if the model cannot be measured in its step.
         """
         self.disarm()
-        if self._watched is None or not self._watched.is_current():
+        before = state_of(self._model)
+        if self._watched is None or self._watched.state != before:
             self._watched = Watched(self._model, self._parameters() if self._parameters is not None else ())
         watched = self._watched
         if watched.why_not is not None:
@@ -98,14 +100,15 @@ class InStep:
         self._sizes, self._failure, self._step, self._pass = sizes, None, Step(watched.parameters), None
         self._announced.clear()
         self._in_half = False  # True if a gradient arrived in half precision
-        self._checking = watched.state not in self._checked
+        self._checking = watched.key not in self._checked
         called = LayerHook(self._guarded(self._called))
         self._handles = [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
         if self._checking:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
             self._handles += [p.register_hook(begins) for p in watched.parameters]  # type: ignore[no-untyped-call]
-        self._before = watched.parameters_now()
+            before = state_of(self._model)
+        self._before = before
 
     def expect(self, *sizes: int) -> None:
         """Say which lengths the coming batches may have, while armed."""
@@ -118,6 +121,7 @@ class InStep:
         for inputs in self._inputs:  # whoever keeps a loss keeps its graph, and with it these hooks
             inputs.clear()
         self._calls.clear()
+        self._once.clear()
         self._handles, self._inputs, self._step, self._pass = [], [], Step([]), None
         self._announced.clear()
 
@@ -139,7 +143,7 @@ class InStep:
             NotNow: if another step may be measured.
             Exception: whatever a hook raised.
         """
-        if self._watched is not None and self._handles and (why := self._watched.changed_since(self._before)):
+        if self._handles and (why := self._before.change_of_parameters(self._model)):
             raise NotNow(f"{why} after the step's batch was delivered")
         if self._failure is not None:
             raise self._failure
@@ -155,7 +159,7 @@ class InStep:
                 name = next(name for name, p in self._model.named_parameters() if p is odd)
                 raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")
             if self._step.was_conclusive and self._watched is not None:
-                self._checked.add(self._watched.state)
+                self._checked.add(self._watched.key)
         return SquaredNorms(1, n * self._step.small(), n, self._step.large())
 
     def _guarded(self, function: F) -> F:
@@ -178,6 +182,7 @@ class InStep:
         return safe  # type: ignore[return-value]
 
     def _called(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        assert self._watched is not None
         inputs = in_order(layer, args, kwargs) if kwargs else args
         if isinstance(layer, nn.MultiheadAttention):
             if output[0].requires_grad:
@@ -189,24 +194,24 @@ class InStep:
         if not output.requires_grad:
             return
         backward = self._forward()
-        own = [p for p in layer.parameters(recurse=False) if id(p) in self._step.ids]
+        own, formula = self._watched.layers[layer], self._watched.formulas[layer]
         if ties_examples(layer) and (own or any(isinstance(x, Tensor) and x.requires_grad for x in inputs)):
             raise Unsupported(f"a {type(layer).__name__} in training mode ties the examples of a batch together")
-        if not own and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if not own:  # a BatchNorm
             return
-        formula = formula_of(layer) or by_differentiating
         for parameter in own:
             # A checkpoint calls its layers again within the backward pass. Those that were called before are known.
-            if not backward or not self._announced[parameter]:
+            if not backward or id(parameter) not in self._announced:
                 self._announce(parameter)
+
+        lookup = None if in_checkpoint() else self._once.called(layer, output)
 
         def use(inputs: Sequence[Any], g: Tensor) -> None:
             self._in_half |= g.dtype in HALF
             with plainly(g.device.type):
-                first = self._places.examples_first(layer, [*inputs, g.detach()], self._sizes)
-                for parameter, term in formula(layer, first[:-1], first[-1]).items():
-                    if parameter.requires_grad:
-                        self._arrived(parameter, term)
+                *inputs, g = self._places.examples_first(layer, [*inputs, g.detach()], self._sizes)
+                waits = self._once.waits(lookup, inputs, g)
+                self._arrived({} if waits else formula(layer, inputs, g))
 
         # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.
         if in_checkpoint() and formula is not by_differentiating:
@@ -218,7 +223,7 @@ class InStep:
             arrives: Callable[[Tensor], None] = self._calls.add(layer, use).arrives
         else:
             arrives = self._use_once(detached(inputs), use)
-        output.register_hook(self._guarded(arrives))  # type: ignore[no-untyped-call]
+        on_gradient(output, self._guarded(arrives))
 
     def _use_once(self, inputs: list[Any], use: Callable[[list[Any], Tensor], None]) -> Callable[[Tensor], None]:
         """The same function of a gradient, which lets go of the inputs when autograd does."""
@@ -245,16 +250,19 @@ class InStep:
         if not backward and self._pass is not None:  # the pass was broken off, as where memory ran out
             self._pass = None
             self._announced.clear()
+            self._once.clear()
         return backward
 
     def _announce(self, parameter: Tensor) -> None:
-        self._announced[parameter] += 1
+        self._announced[id(parameter)] = self._announced.get(id(parameter), 0) + 1
 
-    def _arrived(self, parameter: Tensor, term: Term) -> None:
-        if id(parameter) not in self._step.ids:
-            return
+    def _arrived(self, terms: Mapping[Tensor, Term]) -> None:
+        """Take in a layer's terms, of those parameters that are watched."""
         with LOCK:
-            self._current_pass().add(parameter, term, is_last=self._announced[parameter] <= 1)
+            under_way = self._current_pass()
+            for parameter, term in terms.items():
+                if id(parameter) in self._step.ids:
+                    under_way.add(parameter, term, is_last=self._announced.get(id(parameter), 0) <= 1)
 
     def _current_pass(self, *_: Any) -> Pass:
         """The backward pass under way, which may be new."""
@@ -271,23 +279,16 @@ class InStep:
     def _ended(self, task: int) -> None:
         """A backward pass is over, or one of a checkpoint inside it."""
         if self._pass is not None and self._pass.task == task:
+            assert self._watched is not None
+            for layer, inputs, g in self._once.settle():
+                with plainly(g.device.type):
+                    self._arrived(self._watched.formulas[layer](layer, inputs, g))
             ended, self._pass = self._pass, None
             self._announced.clear()
             if self._calls.any_waits:
                 raise Unsupported("a layer inside an activation checkpoint is not called again in the backward pass")
             with torch.no_grad():
                 self._step.end(ended)
-
-
-def plainly(device_type: str) -> AbstractContextManager[Any]:
-    """A context without gradients and without the user's autocast, under which norms would overflow in float16."""
-    # A backward pass usually has neither, and a context costs as much time as a small layer's norms.
-    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device_type):
-        return nullcontext()
-    context = ExitStack()
-    context.enter_context(torch.no_grad())
-    context.enter_context(torch.autocast(device_type, enabled=False))
-    return context
 
 
 def _queue(callback: Callable[[], None]) -> None:

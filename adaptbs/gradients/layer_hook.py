@@ -1,4 +1,4 @@
-"""A forward hook on a layer that is not copied or saved with the layer."""
+"""Hooks on a layer's call: one that is not copied or saved with the layer, and one on its output's gradient."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class LayerHook:
@@ -45,3 +45,21 @@ class Passing(LayerHook):
             for number in [n for n, hook in hooks.items() if hook is self]:
                 del hooks[number]
                 with_kwargs.pop(number, None)
+
+
+def on_gradient(output: Tensor, function: Callable[[Tensor], None]) -> None:
+    """Let `function` be called with the gradient of a layer's output when it arrives.
+
+    `Tensor.register_hook` does the same and takes as long as the norms of a small layer.
+    """
+    node, place = output.grad_fn, output.output_nr
+    if node is None:  # a layer that returns its parameter
+        output.register_hook(function)  # type: ignore[no-untyped-call]
+        return
+
+    def arrives(gradients: tuple[Tensor | None, ...]) -> None:
+        g = gradients[place]
+        if g is not None:
+            function(g)
+
+    node.register_prehook(arrives)

@@ -4,12 +4,46 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from torch import jit, nn
 
 from .attention import why_no_projections
 from .formulas import formula_of, why_no_formula
-from .leaf import why_not_again
+from .leaf import by_differentiating, why_not_again
+
+
+class State(NamedTuple):
+    """The facts about a model that decide how its gradients are made: what trains, in which mode, with which hooks.
+
+    Attributes:
+        trainable: ids of the trainable parameters.
+        hooks: number of hooks on each.
+        modules: each module's id, its mode and its numbers of hooks.
+    """
+
+    trainable: list[int]
+    hooks: list[int]
+    modules: list[int]
+
+    def change_of_parameters(self, model: nn.Module) -> str | None:
+        """The change of a model's parameters since this was its state; None if there is none."""
+        trainable = [p for p in walk(model)[1] if p.requires_grad]
+        if self.trainable != list(map(id, trainable)):
+            return "parameters were frozen, unfrozen or replaced"
+        hooks = [len(p._backward_hooks) if p._backward_hooks else 0 for p in trainable]
+        return "a parameter was given a hook" if self.hooks != hooks else None
+
+
+def state_of(model: nn.Module) -> State:
+    """The state of a model now."""
+    modules, parameters = walk(model)
+    trainable = [p for p in parameters if p.requires_grad]
+    flags: list[int] = []
+    for m in modules:
+        flags += id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)
+    hooks = [len(p._backward_hooks) if p._backward_hooks else 0 for p in trainable]
+    return State(list(map(id, trainable)), hooks, flags)
 
 
 class Watched:
@@ -18,42 +52,21 @@ class Watched:
     Args:
         model: the model.
         stepped: the parameters that the optimizer steps; if none of them is the model's, all that are trainable count.
+
+    Attributes:
+        state: the model's state when they were looked up. In another one they have to be looked up anew.
+        layers: the parameters of each layer's own, by the layer.
     """
 
     def __init__(self, model: nn.Module, stepped: Iterable[nn.Parameter]) -> None:
-        self._model = model
-        self._flags = self._look()
-        self.state = hash(tuple(self._flags))  # where it is the same, gradients are made in the same way
+        self.state = state_of(model)
+        self.key = hash(tuple(map(tuple, self.state)))
         wanted = {id(p) for p in stepped}
         trainable = [p for p in model.parameters() if p.requires_grad]
         self.parameters = [p for p in trainable if id(p) in wanted] or trainable
-        self.layers = [layer for _, layer, _ in owned(model, self.parameters)]
+        self.layers = {layer: own for _, layer, own in owned(model, self.parameters)}
+        self.formulas = {layer: formula_of(layer) or by_differentiating for layer in self.layers}
         self.why_not = why_not_in_step(model, self.parameters)
-
-    def is_current(self) -> bool:
-        """True while the model has the same layers, modes and hooks, and trains the same parameters."""
-        return self._flags == self._look()
-
-    def parameters_now(self) -> tuple[list[int], list[int]]:
-        """The trainable parameters, by their ids, and the number of hooks on each."""
-        trainable = [p for p in walk(self._model)[1] if p.requires_grad]
-        return [id(p) for p in trainable], [len(p._backward_hooks or ()) for p in trainable]
-
-    def changed_since(self, before: tuple[list[int], list[int]]) -> str | None:
-        """The change of the parameters since `parameters_now` was called; None if there is none."""
-        trainable, hooks = self.parameters_now()
-        if trainable != before[0]:
-            return "parameters were frozen, unfrozen or replaced"
-        return "a parameter was given a hook" if hooks != before[1] else None
-
-    def _look(self) -> list[int]:
-        modules, parameters = walk(self._model)
-        flags: list[int] = []
-        for p in parameters:
-            flags += id(p) if p.requires_grad else 0, len(p._backward_hooks or ())
-        for m in modules:
-            flags += id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)
-        return flags
 
 
 def walk(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
@@ -84,9 +97,13 @@ def owned(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[tupl
     """
     wanted = {id(p) for p in parameters}
     inside = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    leaves = [m for m in model.modules() if next(m.children(), None) is None]
+    in_leaves = {id(p) for leaf in leaves for p in leaf.parameters()}
     for name, module in model.named_modules():
         all_of_it = isinstance(module, nn.MultiheadAttention)
         own = [p for p in module.parameters(recurse=all_of_it) if id(p) in wanted]
+        if not all_of_it and next(module.children(), None) is not None:  # a head that names its last layer's bias too
+            own = [p for p in own if id(p) not in in_leaves]
         if module not in inside and (own or isinstance(module, nn.modules.batchnorm._BatchNorm)):
             yield _called(name, module), module, own
 

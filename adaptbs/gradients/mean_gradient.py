@@ -14,6 +14,7 @@ from ..model import BatchLoss, NotCutError, batch_length, has_batch_norm, traina
 from .backward import Graph
 from .loss_scale import LossScale
 
+HALF = (torch.float16, torch.bfloat16)
 Gradient = Sequence[Tensor | None]
 
 
@@ -115,6 +116,9 @@ def squared_norm(gradient: Gradient) -> Tensor:
     present = [dense(g) for g in gradient if g is not None]
     if not present:
         raise ValueError("the loss depends on no trainable parameter: check requires_grad and the loss function")
+    # All on one device in one precision, which is the usual case, needs no sorting.
+    if len({(g.device, g.dtype) for g in present}) == 1:
+        return torch.stack(torch._foreach_norm(present)).square().sum()
     return get_total_norm(present).square()
 
 
@@ -132,4 +136,4 @@ def together(scalars: Sequence[Tensor]) -> Tensor:
 def dense(g: Tensor) -> Tensor:
     """The gradient as a dense tensor. Half precision becomes float32."""
     g = g.to_dense() if g.is_sparse else g
-    return g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
+    return g.float() if g.dtype in HALF else g

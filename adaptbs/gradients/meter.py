@@ -97,12 +97,29 @@ class NoiseMeter:
         """
         if not trainable(self._model):
             return None  # the whole model may be frozen for a while
+        looked = self.in_step
         if self.in_step:
-            self._look_for_coupling(batch, samples)
             self._watch(sizes)
             if self._in_step.is_armed:
                 return None
-        return self._by_halves(batch, samples)
+        return self._by_halves(batch, samples, looked=looked)
+
+    @property
+    def looks(self) -> bool:
+        """True while `look` has still something to do."""
+        return self._coupling is not None and not self._coupling.is_done
+
+    def look(self, batch: Any, samples: int) -> None:
+        """See whether the loss couples the samples of a batch whose step is to be watched; a few batches are enough.
+
+        `begin` does so for a batch that is measured by halves.
+
+        Raises:
+            LossNotScalarError: if the loss is not one number.
+        """
+        if self._coupling is not None and trainable(self._model):
+            said = samples if self._loss is not None and self._loss.split_given else None
+            self._coupling.look(batch, samples=said)
 
     @property
     def outside(self) -> list[str]:
@@ -187,24 +204,20 @@ class NoiseMeter:
         wrong = not rows_are_samples and is_far(norms.large_size, samples)
         return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or caveat, wrong)
 
-    def _by_halves(self, batch: Any, samples: int) -> Measurement | None:
+    def _by_halves(self, batch: Any, samples: int, *, looked: bool) -> Measurement | None:
         assert self._halves is not None
         said = samples if self._loss is not None and self._loss.split_given else None  # of parts that the user cuts
         rows = batch_length(batch) if said is None else said
         self._longest = max(self._longest, rows)
         if rows < SHORT <= self._longest:
             return None  # the last few samples of an epoch; a model that never trains on one sample may fail on it
-        self._look_for_coupling(batch, samples)
+        if not looked:
+            self.look(batch, samples)
         norms = self._halves.measure(batch, said)
         if norms is None:
             return None
         caveat = self._caveat(norms, rows, samples)
         return Measurement(norms, HALVES, self._why, lambda: self._coupled() or caveat, is_far(rows, samples))
-
-    def _look_for_coupling(self, batch: Any, samples: int) -> None:
-        if self._coupling is not None:
-            said = samples if self._loss is not None and self._loss.split_given else None
-            self._coupling.look(batch, samples=said)
 
     def _change(self, why: Unsupported) -> None:
         """Measure by halves from here on, since the step cannot be measured."""

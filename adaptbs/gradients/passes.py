@@ -27,10 +27,11 @@ class Pass:
     def __init__(self, parameters: Sequence[nn.Parameter], task: int, *, checking: bool) -> None:
         self.task, self._tasks = task, set[int]()
         self._checking = checking
-        self._held: dict[Tensor, Term] = {}
+        # By the parameter's id: a tensor's own hash is a call, which adds up.
+        self._held: dict[int, tuple[Tensor, Term]] = {}
         self.squares: list[Tensor] = []  # sum over examples of |c_i|^2, by parameter
-        self.examples: dict[Tensor, int] = {}
-        self.totals: dict[Tensor, Tensor] = {}
+        self.examples: dict[int, int] = {}
+        self.totals: dict[int, Tensor] = {}
         self.before = [p.grad for p in parameters if p.grad is not None]
 
     def is_new_task(self, task: int) -> bool:
@@ -41,32 +42,36 @@ class Pass:
 
     def add(self, parameter: Tensor, term: Term, *, is_last: bool) -> None:
         """Add terms of a parameter; those of one that is used several times are held until the pass ends."""
-        if parameter in self._held or not is_last:
-            held = self._held.get(parameter)
-            if held is not None and held.examples != term.examples:
+        key = id(parameter)
+        if is_last and key not in self._held:
+            self._count(parameter, term)
+            return
+        if key in self._held:
+            _, held = self._held[key]
+            if held.examples != term.examples:
                 raise Unsupported(
                     f"a layer is called on {held.examples} and on {term.examples} examples for one backward pass"
                 )
-            self._held[parameter] = term if held is None else held.joined(term)
-        else:
-            self._count(parameter, term)
+            term = held.joined(term)
+        self._held[key] = parameter, term
 
     def release(self) -> None:
         """Count the terms that were held."""
         held, self._held = self._held, {}
-        for parameter, term in held.items():
+        for parameter, term in held.values():
             self._count(parameter, term)
 
     def _count(self, parameter: Tensor, term: Term) -> None:
-        if parameter in self.examples:
+        key = id(parameter)
+        if key in self.examples:
             raise Unsupported(
                 "a layer gets several gradients in one backward pass, as inside a reentrant checkpoint or by a penalty "
                 "on gradients"
             )
-        self.examples[parameter] = term.examples
+        self.examples[key] = term.examples
         self.squares.append(term.squared())
         if self._checking:
-            self.totals[parameter] = term.total().reshape(parameter.shape)
+            self.totals[key] = term.total().reshape(parameter.shape)
 
 
 class Step:
@@ -82,13 +87,13 @@ class Step:
     was_conclusive = False
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters, self.ids = list(parameters), {id(p) for p in parameters}
+        self.parameters, self.ids = list(parameters), set(map(id, parameters))
         self._start()
 
     def _start(self) -> None:
         self.passes = 0
         self._squares: list[Tensor] = []
-        self._examples: dict[Tensor, list[int]] = {}
+        self._examples: dict[int, list[int]] = {}  # by the parameter's id
         self._large: Tensor | None = None
         self._left: Tensor | None = None  # squared norm of what `.grad` held before the first pass
         self._after: list[tuple[int, int]] = []  # the gradients after the latest pass, see `_identity`
@@ -124,30 +129,31 @@ class Step:
     def end(self, ended: Pass) -> None:
         """A pass is over. It does not count if it has added to no `.grad`, as one by `torch.autograd.grad`."""
         ended.release()
-        gradients = [p.grad for p in self.parameters]
-        if all(g is None for g in gradients):
+        gradients = {id(p): p.grad for p in self.parameters if p.grad is not None}
+        if not gradients:
             return
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            if gradient is not None and parameter not in ended.examples and not ended.before:
-                raise Unsupported("a weight is used outside its own layer's forward")
-            if gradient is None and parameter in ended.examples:
-                raise Unsupported("a gradient is gone by the end of the backward pass")
+        if not ended.before and not gradients.keys() <= ended.examples.keys():
+            raise Unsupported("a weight is used outside its own layer's forward")
+        if not ended.examples.keys() <= gradients.keys():
+            raise Unsupported("a gradient is gone by the end of the backward pass")
         self.passes += 1
         self._squares += ended.squares
-        for watched, n in ended.examples.items():
-            self._examples.setdefault(watched, []).append(n)
-        self._large = squared_norm(gradients)
-        self._after = _identity([g for g in gradients if g is not None])
+        for key, n in ended.examples.items():
+            self._examples.setdefault(key, []).append(n)
+        present = list(gradients.values())
+        self._large = squared_norm(present)
+        self._after = _identity(present)
         if ended.totals and self.passes == 1:
-            for watched, total in ended.totals.items():
-                assert watched.grad is not None
-                self._errors[watched] = square(dense(total) - dense(watched.grad)), square(watched.grad)
+            for parameter in self.parameters:
+                if (total := ended.totals.get(id(parameter))) is not None:
+                    gradient = gradients[id(parameter)]
+                    self._errors[parameter] = square(dense(total) - dense(gradient)), square(gradient)
 
     def examples_by_pass(self) -> tuple[int, ...]:
         """Number of examples of each pass. Raises Unsupported if layers see different numbers."""
         most = max(self._examples.values(), key=sum)
         for seen in self._examples.values():
-            if Counter(seen) - Counter(most):
+            if seen != most and Counter(seen) - Counter(most):
                 raise Unsupported(f"its layers see different numbers of examples, {sum(seen)} and {sum(most)}")
         return tuple(most)
 

@@ -17,12 +17,14 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .mean_gradient import dense
+from .mean_gradient import HALF, dense
 
 T = TypeVar("T", bound="Term")
 
 WRITING = 64  # multiplications that take as long as writing and reading one number of a result
-AT_ONCE = 2**24  # numbers in the largest intermediate result; beyond it the examples are processed in chunks
+# Numbers in the largest intermediate result. Beyond it the examples are processed in chunks.
+AT_ONCE = 2**24
+AT_ONCE_ON_CPU = 2**20  # what is still in its caches when it is read again
 
 
 class Unsupported(Exception):
@@ -51,7 +53,7 @@ class Stored:
 
     @property
     def examples(self) -> int:
-        return len(self.values)
+        return self.values.shape[0]
 
     def squared(self) -> Tensor:
         return squared(self.values)
@@ -77,11 +79,15 @@ class OuterProducts:
 
     @property
     def examples(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
     def squared(self) -> Tensor:
-        result = outer_numbers(self.x.shape[1], self.x.shape[2], self.g.shape[2])
-        return in_chunks(squared_outer, max(result, self.x[0].numel(), self.g[0].numel()), self.x, self.g)
+        (_, positions, inputs), outputs = self.x.shape, self.g.shape[2]
+        if positions == 1:
+            sizes = sizes_of(self.x) * sizes_of(self.g)
+            return sizes.dot(sizes)
+        most = max(outer_numbers(positions, inputs, outputs), positions * inputs, positions * outputs)
+        return in_chunks(squared_outer, most, self.x, self.g)
 
     def total(self) -> Tensor:
         whole = dense(self.g).flatten(0, 1).mT @ dense(self.x).flatten(0, 1)
@@ -105,9 +111,6 @@ class OuterProducts:
 
 def squared_outer(x: Tensor, g: Tensor) -> Tensor:
     """sum_i |sum_t g_it x_it'|^2, from x (n, T, in) and g (n, T, out). Uses Gram matrices if that is less work."""
-    if x.shape[1] == 1:
-        sizes = torch.linalg.vector_norm(x, dim=2) * torch.linalg.vector_norm(g, dim=2)
-        return squared(sizes)
     if _by_gram(x.shape[1], x.shape[2], g.shape[2]):
         return torch.dot((x @ x.mT).flatten(), (g @ g.mT).flatten())
     return squared(g.mT @ x)
@@ -158,7 +161,7 @@ class Rows:
 
     @property
     def examples(self) -> int:
-        return len(self.tokens)
+        return self.tokens.shape[0]
 
     def squared(self) -> Tensor:
         if self.tokens.shape[1] == 1:
@@ -245,17 +248,30 @@ def same_kind(term: T, other: Term) -> T:
     return other
 
 
+def sizes_of(values: Tensor) -> Tensor:
+    """The norm of each example's values, shape (n,), in float32 or better."""
+    sizes: Tensor = torch.linalg.vector_norm(
+        values.flatten(1), dim=1, dtype=torch.float32 if values.dtype in HALF else None
+    )
+    return sizes
+
+
 def squared(values: Tensor) -> Tensor:
     """Sum of squares, in float32 or better."""
-    if values.is_sparse or values.is_complex():
-        values = torch.view_as_real(dense(values))
-    wider = torch.promote_types(values.dtype, torch.float32)
+    values = values.to_dense() if values.is_sparse else values
+    values = torch.view_as_real(values) if values.is_complex() else values
+    wider = torch.float32 if values.dtype in HALF else None
     total: Tensor = torch.linalg.vector_norm(values, dtype=wider).square()
     return total
 
 
+def at_once(values: Tensor) -> int:
+    """Numbers in the largest intermediate result on the device of `values`."""
+    return AT_ONCE_ON_CPU if values.is_cpu else AT_ONCE
+
+
 def in_chunks(rule: Callable[..., Tensor], each: int, *tensors: Tensor) -> Tensor:
-    """Apply `rule` to so many examples at a time that its intermediate results stay within `AT_ONCE` numbers.
+    """Apply `rule` to so many examples at a time that its intermediate results stay within `at_once` numbers.
 
     Half precision becomes float32 chunk by chunk.
 
@@ -264,7 +280,7 @@ def in_chunks(rule: Callable[..., Tensor], each: int, *tensors: Tensor) -> Tenso
         each: numbers in the largest intermediate result for one example.
         tensors: with the examples along their first dimension.
     """
-    size = max(1, AT_ONCE // max(1, each))
+    size = max(1, at_once(tensors[0]) // max(1, each))
     if size >= len(tensors[0]):
         return rule(*map(dense, tensors))
     chunks = zip(*(torch.split(t, size) for t in tensors), strict=True)

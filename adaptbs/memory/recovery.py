@@ -90,7 +90,9 @@ class SafeStep:
         Raises:
             Exception: the error of the step, if memory did not run out, or if the step cannot be taken again.
         """
-        copies = self._left > 0 and limit.memory is not None and not limit.memory.careful
+        if limit.memory is not None and limit.memory.careful:
+            return step()  # where running out ends the process, there is nothing to look after
+        copies = self._left > 0 and limit.memory is not None
         values = WeightSnapshot(self._parameters(), self._optimizer) if copies else None
         before, said = self._versions(), None
         try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import batch_length, describe_batch, to_device
-from .preserve import add_note, preserved
+from .preserve import Preserver, add_note
 from .split import Split, certain_split
 
 
@@ -64,6 +64,8 @@ class BatchLoss:
         self._autocast = autocast or nullcontext
         self.split: Split = split or certain_split
         self.split_given = split is not None if split_given is None else split_given
+        self._preserver = Preserver()
+        self._joined: nn.ModuleList | None = None
         self._called = called or ("batch_loss=" if batch_loss else "loss_func=")
 
     @property
@@ -84,7 +86,13 @@ class BatchLoss:
 
     def preserving(self, model: nn.Module) -> AbstractContextManager[None]:
         """A context at whose end the model, and the modules of the loss function, are in the state they were in."""
-        return preserved(nn.ModuleList([model, *self.modules]) if self.modules else model)
+        return self._preserver(self._together(model) if self.modules else model)
+
+    def _together(self, model: nn.Module) -> nn.Module:
+        """The model and the modules of the loss function, as one module: the same one for the same model."""
+        if self._joined is None or self._joined[0] is not model:
+            self._joined = nn.ModuleList([model, *self.modules])
+        return self._joined
 
     def weight(self, model: nn.Module, batch: Any, samples: int | None = None) -> float:
         """Denominator of the batch's mean loss: the number of samples, or the total weight of the targets that count.

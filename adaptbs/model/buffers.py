@@ -37,11 +37,12 @@ class BufferCopies:
         """Restore the values, and the buffers that a pass added, removed or replaced."""
         assert self._moving_copies is not None
         with torch.no_grad():
-            for (buffers, _), values in zip(self._alike, self._moving_copies, strict=True):
+            for (buffers, flat), values in zip(self._alike, self._moving_copies, strict=True):
                 saved = torch.split(values, [b.numel() for b in buffers])
+                if flat is not None:
+                    torch._foreach_copy_(flat, list(saved))  # one call, because there may be hundreds
+                    continue
                 for buffer, value in zip(buffers, saved, strict=True):
-                    # Autograd does not count a change of `.data`. A graph whose backward pass is still to come may hold
-                    # this buffer.
                     buffer.data.copy_(value.view(buffer.shape))
             for still in self._still:
                 if still.has_moved:
@@ -84,9 +85,10 @@ class BufferCopies:
         alike: dict[Any, list[Tensor]] = {}
         for buffer in (b for buffers in self._moving for b in buffers.buffers):
             alike.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        # A contiguous buffer can be flattened to a view, which is made once here rather than in every copy.
+        # A contiguous buffer is flattened to a view once, here and not in every copy. It is a view of `.data`: autograd
+        # does not count its changes, and a graph whose backward pass is still to come may hold the buffer.
         self._alike = [
-            (found, [b.detach().view(-1) for b in found] if all(b.is_contiguous() for b in found) else None)
+            (found, [b.data.view(-1) for b in found] if all(b.is_contiguous() for b in found) else None)
             for found in alike.values()
         ]
 

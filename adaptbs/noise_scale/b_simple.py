@@ -52,7 +52,7 @@ def traces_and_squares(norms: Sequence[SquaredNorms]) -> np.ndarray:
     return np.stack([(small - large) / (1 / b - 1 / B), (B * large - b * small) / (B - b)], axis=1)
 
 
-def pool(values: np.ndarray, weights: Sequence[float] | None, confidence: float) -> NoiseScale:
+def pool(values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float) -> NoiseScale:
     """`estimate` from the `traces_and_squares` of the measurements."""
     w = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     w = w / w.sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,21 +18,67 @@ MEMORY = 0.05  # share of the run after which a measurement's weight has fallen 
 FORGET = 5  # a measurement older than this many MEMORY is dropped,
 ROUNDING = 1e-6  # relative; limits that are closer than this count as equal
 FULL = 16  # but not the latest few, which in a short run reach further back: fewer resolve nothing
+VALUES = slice(2, 4)  # where an entry has trace and grad_sq
+MOST = 256  # entries of a window; beyond it neighbours are merged, so that a long run's looks take no longer
 
 
-def drifts(values: np.ndarray, confidence: float) -> bool:
-    """True if the intervals of the older and the newer half of measurements have no noise scale in common.
+class Entry(NamedTuple):
+    """A measurement, or the mean of neighbouring ones, which knows as much as they do.
+
+    Attributes:
+        samples: samples that had been seen.
+        weight: samples that were measured.
+        trace: tr(Sigma).
+        grad_sq: |G|^2.
+        measurements: number of measurements.
+    """
+
+    samples: float
+    weight: float
+    trace: float
+    grad_sq: float
+    measurements: int = 1
+
+    def merged(self, other: Entry) -> Entry:
+        """The weighted mean of two entries."""
+        weight = self.weight + other.weight
+        share = self.weight / weight
+        means = [share * a + (1 - share) * b for a, b in zip(self[:4], other[:4], strict=True)]
+        return Entry(means[0], weight, means[2], means[3], self.measurements + other.measurements)
+
+
+def thinned(entries: list[Entry]) -> list[Entry]:
+    """At most `MOST` entries: where there are more, neighbours are merged to about half as many of equal length.
+
+    The latest `FULL` stay as they are.
+    """
+    if len(entries) <= MOST:
+        return entries
+    older, latest = entries[:-FULL], entries[-FULL:]
+    together = 4 * math.ceil(sum(e.measurements for e in older) / MOST)
+    merged = older[:1]
+    for entry in older[1:]:
+        if merged[-1].measurements + entry.measurements <= together:
+            merged[-1] = merged[-1].merged(entry)
+        else:
+            merged.append(entry)
+    return merged + latest
+
+
+def drifts(rows: np.ndarray, confidence: float) -> bool:
+    """True if the intervals of the older and the newer half of the entries have no noise scale in common.
 
     Then the noise scale moved by more than noise explains, and their pooled estimate is one of neither.
 
     Args:
-        values: their `traces_and_squares`.
+        rows: the entries, as rows of an array, `FULL` or more; fewer show nothing.
         confidence: confidence of the two intervals.
     """
-    middle = len(values) // 2
+    middle = len(rows) // 2
     if middle < FULL // 2:
         return False
-    older, newer = pool(values[:middle], None, confidence), pool(values[middle:], None, confidence)
+    older = pool(rows[:middle, VALUES], rows[:middle, -1], confidence)
+    newer = pool(rows[middle:, VALUES], rows[middle:, -1], confidence)
     return older.high < (1 - ROUNDING) * newer.low or newer.high < (1 - ROUNDING) * older.low
 
 
@@ -48,7 +94,7 @@ class MeasurementWindow:
 
     def __init__(self, run_samples: int, *, warns: bool = True) -> None:
         self._fade = MEMORY * run_samples
-        self._entries: list[tuple[int, SquaredNorms]] = []
+        self._entries: list[Entry] = []
         self._unread: list[tuple[int, SquaredNorms]] = []
         self._skipped: list[int] = []  # samples seen at recent measurements that were not finite
         self._warned = not warns
@@ -84,7 +130,11 @@ class MeasurementWindow:
                 "counts; otherwise, or if the loss is nan, call zero_grad() at each step and lower the learning rate. "
                 "This is said once."
             )
-        self._entries += finite
+        if finite:
+            traces = traces_and_squares([norms for _, norms in finite]).tolist()
+            for (seen, norms), (trace, grad_sq) in zip(finite, traces, strict=True):
+                self._entries.append(Entry(seen, norms.large_size, trace, grad_sq))
+            self._entries = thinned(self._entries)
         self._unread = []
         return finite
 
@@ -98,25 +148,25 @@ class MeasurementWindow:
     def _estimate(self, confidence: float) -> NoiseScale | None:
         if not self._entries:
             return None
-        newest = self._entries[-1][0]
-        recent = [entry for entry in self._entries[:-FULL] if newest - entry[0] <= FORGET * self._fade]
+        newest = self._entries[-1].samples
+        recent = [entry for entry in self._entries[:-FULL] if newest - entry.samples <= FORGET * self._fade]
         self._entries = recent + self._entries[-FULL:]
-        values = traces_and_squares([n for _, n in self._entries])
-        while (drifting := drifts(values, confidence)) and len(values) >= 2 * FULL:
-            half = len(values) // 2  # the older one is about another noise scale
-            values, self._entries = values[half:], self._entries[half:]
-        self._skipped = [s for s in self._skipped if s >= self._entries[0][0]]
-        fade = max(self._fade, (newest - self._entries[-FULL:][0][0]) / 2)
-        weights = [n.large_size * math.exp((s - newest) / fade) for s, n in self._entries]
-        pooled = pool(values, weights, confidence)
-        return replace(pooled, skipped=len(self._skipped), drifting=drifting)
+        rows = np.array(self._entries, float)
+        while (drifting := drifts(rows, confidence)) and len(rows) >= 2 * FULL:
+            rows = rows[len(rows) // 2 :]  # the older half is about another noise scale
+        self._entries = self._entries[-len(rows) :]
+        self._skipped = [s for s in self._skipped if s >= self._entries[0].samples]
+        fade = max(self._fade, (newest - self._entries[-FULL:][0].samples) / 2)
+        weights = rows[:, 1] * np.exp((rows[:, 0] - newest) / fade)
+        pooled = pool(rows[:, VALUES], weights, confidence)
+        return replace(pooled, measurements=int(rows[:, -1].sum()), skipped=len(self._skipped), drifting=drifting)
 
     def state_dict(self) -> dict[str, Any]:
         self.read()
-        rows = [[s, n.small_size, n.small, n.large_size, n.large] for s, n in self._entries]
+        rows = [list(entry) for entry in self._entries]
         return {"entries": rows, "skipped": list(self._skipped), "warned": self._warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._entries = [(s, SquaredNorms(b, small, B, large)) for s, b, small, B, large in state["entries"]]
+        self._entries = [Entry(*row) for row in state["entries"]]
         self._unread, self._skipped, self._warned = [], list(state["skipped"]), state["warned"]
         self._estimates = {}

@@ -31,8 +31,14 @@ COLUMNS = (
 )
 
 
+#: Records that are kept. A run of a million steps would else hold, and save, tens of thousands of measurements.
+MOST = 10_000
+
+
 class History:
     """Records with the columns in `COLUMNS`; unknown values are None.
+
+    Each decision is kept. Past 10,000 records the older measurements are thinned out.
 
     `history[-1]` is the latest record, `history[-10:]` a history of the last ten. `to_frame()`, `to_csv(path)` and
     `to_dict()` give all of it.
@@ -52,6 +58,7 @@ class History:
         self.view_columns = {view: view_columns(view) for view in self.views}
         self.columns = (*COLUMNS, *(name for names in self.view_columns.values() for name in names))
         self.records: list[dict[str, Any]] = []
+        self._most = MOST
 
     def add(self, **values: Any) -> None:
         """Append a record. Columns that are not given are None. Raises ValueError for an unknown column."""
@@ -60,6 +67,15 @@ class History:
             raise ValueError(f"no such column: {sorted(unknown)}. The columns are {', '.join(self.columns)}")
         self.records.append(dict.fromkeys(self.columns) | values)
         self._log(self.records[-1])
+        if len(self.records) > self._most:
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        """Drop every second one of the older half of the measurements. Decisions are all kept."""
+        measured = [i for i, record in enumerate(self.records) if record["event"] == "measurement"]
+        dropped = set(measured[1 : len(measured) // 2 : 2])
+        self._most = max(MOST, 2 * (len(self.records) - len(measured)))
+        self.records = [record for i, record in enumerate(self.records) if i not in dropped]
 
     def add_measurement(
         self, samples: int, progress: float | None, made: Measurement, norms: SquaredNorms | None

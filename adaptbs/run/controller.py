@@ -175,7 +175,10 @@ class Controller:
 
     def measure_next_step(self) -> bool:
         """Toss the coin for the step that comes: whether to measure it, as often as `overhead` allows."""
-        return self._budget.duty.measure_next(self.progress_tracker.planned / self.batch_size, self._timer.waits)
+        timer, progress = self._timer, self.progress_tracker
+        due = progress.effective_samples + self.batch_size >= timer.due_at
+        awaited = 0 if timer.new_measurements else timer.silent + due
+        return self._budget.duty.measure_next(progress.planned / self.batch_size, awaited)
 
     def measuring(self, num_samples: int) -> AbstractContextManager[None]:
         """Put around a measurement of so many samples, to charge its time to `overhead` instead of to the step."""
@@ -239,13 +242,9 @@ class Controller:
         noise_scale = self._read()
         self._know(noise_scale, self._noise_scales.estimate_views(settings.confidence))
         now = self.rules.situation(
-            progress,
-            noise_scale=noise_scale,
-            coupled=self._noise_scales.caveat == COUPLED,
-            new_measurements=self._timer.new_measurements,
-            batch_size=self.batch_size,
-            step_time=self.step_time,
-        )
+            progress, noise_scale=noise_scale, coupled=self._noise_scales.caveat == COUPLED,
+            new_measurements=self._timer.new_measurements, batch_size=self.batch_size, step_time=self.step_time,
+        )  # fmt: skip
         decision = self._ranks.agree(self.holds.apply(decide(now, settings.target), self.batch_size))
         decision = self.memory.clip(decision, self.batch_size, longest)
         if decision.batch_size != self.batch_size:
@@ -263,7 +262,7 @@ class Controller:
     def _calibrate(self, cut_size: int) -> None:
         progress = self.progress_tracker
         left = progress.planned - progress.effective_samples if progress.epochs else self.epoch_samples
-        self._budget.calibrate(cut_size, self.batch_size, left)
+        self._budget.calibrate(cut_size, self.batch_size, left, left / max(self._timer.every, self.batch_size))
 
     def _record(self, event: str, reason: str) -> None:
         progress, size = self.progress_tracker, self.batch_size

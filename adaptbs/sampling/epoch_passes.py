@@ -48,9 +48,14 @@ class EpochPasses:
         """The same pass and iteration, as the beginning of another epoch."""
         return EpochPasses(self.cut, self.fetched, self._is_known)
 
-    def go_on_with(self, cut: PassCut, fetched: Iterator[Any]) -> None:
-        """Go on with another pass, that follows the one that is at its end."""
+    def end_pass(self) -> PassCut:
+        """Take note that the pass under way has come to its end, within the epoch. Return it."""
         self._before += self.cut.begun
+        self.close()
+        return self.cut
+
+    def go_on_with(self, cut: PassCut, fetched: Iterator[Any]) -> None:
+        """Go on with another pass, made after the one that `end_pass` has returned."""
         self.cut, self.fetched = cut, fetched
 
     def is_new(self, batch: Any) -> bool:

@@ -113,8 +113,7 @@ class EpochSource:
     def next_pass(self, epoch: EpochPasses, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Begin another pass within an epoch. Return a DataLoader's iteration over it."""
         self.delivering = None  # nothing of this pass yet
-        epoch.close()
-        epoch.go_on_with(*self._begin_pass(fetch, True, epoch.cut))
+        epoch.go_on_with(*self._begin_pass(fetch, True, epoch.end_pass()))
         return epoch.fetched
 
     def _begin_pass(

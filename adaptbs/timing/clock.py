@@ -36,7 +36,8 @@ class Timings:
         steps: (batch size, seconds) of each step, without the seconds of measuring.
         measurements: seconds of each measurement, including the slowdown that it causes in the steps around it.
         measured_steps: (batch size, seconds) of each step that was itself measured, with the seconds of measuring.
-        deciding: total seconds of reading, estimating and deciding between steps.
+        deciding: total seconds of reading, estimating and deciding between steps, and of passes of our own beside steps
+            that are themselves measured, as only the first few have them.
     """
 
     steps: list[tuple[int, float]] = field(default_factory=list)
@@ -87,7 +88,8 @@ class GivenClock:
         try:
             yield
         finally:
-            self._measurements.append(MEASURING * self._step_time(batch_size))
+            if not self._measures:
+                self._measurements.append(MEASURING * self._step_time(batch_size))
 
     def measuring_step(self) -> None:
         self._measures = True
@@ -257,14 +259,17 @@ class DeviceClock:
         reached, timings = self._watch.reached, self._timings
         done = next((i for i, (_, _, end, *_) in enumerate(self._steps) if not reached(end)), len(self._steps))
         steps, self._steps = self._steps[:done], self._steps[done:]
-        whole = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in steps])
+        whole, beside = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in steps]), 0.0
         for (batch_size, _, _, inside, measures), seconds in zip(steps, whole, strict=True):
             if inside:
                 measured = self._watch.all_seconds(inside)
-                timings.measurements.extend(AFTERMATH * each for each in measured)
+                if measures:
+                    beside += sum(measured)
+                else:
+                    timings.measurements.extend(AFTERMATH * each for each in measured)
                 seconds -= sum(measured)
             (timings.measured_steps if measures else timings.steps).append((batch_size, seconds))
         decided = [span for span in self._decisions if reached(span[1])]
         self._decisions = [span for span in self._decisions if not reached(span[1])]
-        deciding = timings.deciding + sum(self._watch.all_seconds(decided))
+        deciding = timings.deciding + beside + sum(self._watch.all_seconds(decided))
         self._timings = replace(timings, deciding=deciding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..types import COUPLED, Decision, NoiseScale
 
 FIRST = 24  # measurements at the start, on every 2nd step: what is known early affects nearly all of the run
+AT_FIRST = 4  # the measurements at the start may use up the budget over this
 TRY = 3  # measurements before their cost is first read
 DENSEST = 0.5  # largest share of the steps that is measured
 EAGER, IDLE = 2.0, 0.25  # rates while the batch may still change and once it has settled, over the rate that just fits
@@ -19,7 +21,15 @@ OUT_OF_REACH = 4  # a batch at its limit counts as settled while the noise scale
 
 
 def measuring_rate(
-    overhead: float, *, elapsed: float, spent: float, seconds_left: float, step: float, cost: float, speed: float = 1.0
+    overhead: float,
+    *,
+    elapsed: float,
+    spent: float,
+    seconds_left: float,
+    step: float,
+    cost: float,
+    speed: float = 1.0,
+    reserved: float = 0.0,
 ) -> float:
     """The share of the coming steps to measure so that the run stays within its budget, 0..1.
 
@@ -34,9 +44,10 @@ def measuring_rate(
         step: seconds of a step.
         cost: extra seconds of a measurement.
         speed: how many times faster the run is than at its first batch size.
+        reserved: seconds of measuring that the whole time left needs at the least, not to be spent before.
     """
     ahead = seconds_left / 2
-    budget = overhead * (elapsed + speed * ahead) - spent
+    budget = overhead * (elapsed + speed * ahead) - spent - reserved / 2
     if ahead <= 0 or budget <= 0:
         return 0.0
     return min(DENSEST, budget / ahead * step / cost)
@@ -71,24 +82,33 @@ class DutyCycle:
         self._rng = random.Random(0)
         self._rate = overhead / EAGER  # assumes that a measurement costs one step, until one has been timed
         self._even = overhead  # the rate that would spend the overhead evenly over the whole run
-        self._left = float("inf")  # measurements that the budget still pays for; unknown until some have been timed
+        self._left = math.inf  # measurements that the budget still pays for; unknown until some have been timed
+        self._sure = math.inf  # those that it would still pay for if the run took half of the time that seems left
+        self._due = 0.0  # decisions still to come, for each of which one of them is kept
         self._kept, self._settled = 0, False  # consecutive decisions that kept the batch size
         self._steps = self._measured = 0
 
-    def measure_next(self, steps_in_run: float, wanted: bool = False) -> bool:
+    def measure_next(self, steps_in_run: float, awaited: int = 0) -> bool:
         """True if the next step should be measured.
 
         Args:
             steps_in_run: length of the run, steps.
-            wanted: True if a decision waits for a measurement.
+            awaited: number of decisions in a row that nothing new has been measured for, the next one included if it
+                is due now; 0 if none waits.
         """
         if self._overhead == 0:
             return False
         first, self._steps = self._steps == 0, self._steps + 1
-        affordable = min(FIRST, self._overhead * steps_in_run / 2)  # a measurement may cost two steps
-        # The measurements at the start may use up half of the budget at most.
-        if first or (self._measured < affordable and self._left >= self._measured):
+        # Until a measurement has been timed, it may cost two steps.
+        affordable = FIRST if self._left < math.inf else min(FIRST, self._overhead * steps_in_run / 2)
+        # The start may use up a part of the budget at most, as the budget shrinks while the batch grows.
+        if first or (self._measured < affordable and self._left >= (AT_FIRST - 1) * self._measured):
             chosen = self._steps % 2 == 1
+        elif awaited:
+            # Where the budget pays for fewer measurements than decisions are due, these are told apart evenly.
+            # A batch that doubles leaves less to spend, so only a mean of both counts while it may.
+            likely = self._left if self._settled else (self._left + self._sure) / 2
+            chosen = self._left >= 1 and awaited * likely >= self._due
         else:
             # While the batch may still change, measurements affect decisions, so they come at twice the even rate. Once
             # the batch has settled, they are as rare as the estimate can bear without falling behind.
@@ -96,7 +116,7 @@ class DutyCycle:
                 rate = min(DENSEST, EAGER * self._rate)
             else:
                 rate = min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
-            chosen = (self._rng.random() < rate or wanted) and self._left >= 1
+            chosen = self._rng.random() < rate and self._left - self._due >= 1
         self._measured += chosen
         self._left -= chosen
         return chosen
@@ -116,8 +136,11 @@ class DutyCycle:
         cost: float,
         per_step: float = 0.0,
         speed: float = 1.0,
+        decisions_left: float = 0.0,
     ) -> None:
         """Set the rate by `measuring_rate`, and the number of measurements allowed before the next call.
+
+        Of those that the budget pays for, one is kept for each decision to come, so that the budget lasts to the end.
 
         The fixed work of every step is charged to the overhead too, up to the share `STANDING`. It may not use up all
         of the overhead, because measuring less would not make that work cheaper.
@@ -125,25 +148,31 @@ class DutyCycle:
         Args:
             elapsed, spent, seconds_left, step, cost, speed: as for `measuring_rate`.
             per_step: seconds of adaptbs's fixed work at every step.
+            decisions_left: decisions that will be due in the time left.
         """
         if step > 0 and cost > 0:
             overhead = self._overhead - min(per_step / step, STANDING * self._overhead)
             self._even = overhead * speed * step / cost
             self._rate = measuring_rate(
-                overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost, speed=speed
-            )
+                overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost, speed=speed,
+                reserved=decisions_left * cost,
+            )  # fmt: skip
             self._left = max(0.0, overhead * (elapsed + speed * seconds_left) - spent) / cost
+            self._sure = max(0.0, overhead * (elapsed + speed * seconds_left / 2) - spent) / cost
+            self._due = decisions_left
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = self._rng.getstate()
         return {
             "rng": [version, list(words), gauss], "rate": self._rate, "even": self._even, "left": self._left,
-            "kept": self._kept, "settled": self._settled, "steps": self._steps, "measured": self._measured,
+            "sure": self._sure, "due": self._due, "kept": self._kept, "settled": self._settled, "steps": self._steps,
+            "measured": self._measured,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         version, words, gauss = state["rng"]
         self._rng.setstate((version, tuple(words), gauss))
         self._rate, self._even, self._left = state["rate"], state["even"], state["left"]
+        self._sure, self._due = state["sure"], state["due"]
         self._kept, self._settled = state["kept"], state["settled"]
         self._steps, self._measured = state["steps"], state["measured"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ranks import ALONE, Ranks
 from .clock import AgreedClock, Clock, DeviceClock, GivenClock, NoClock
-from .duty_cycle import DutyCycle
+from .duty_cycle import TRY, DutyCycle
 from .step_time import StepTime, StepTimes, Time
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 KEEP = 16  # latest measurements whose cost is kept
 CHEAPEST = 0.02  # of a step: a measurement is taken to cost at least that much, as the difference of two steps is noisy
+# Times the median of measurements, and steps: what a measured step takes beyond the larger of the two is not charged,
+# since it is a hiccup of the machine. One alone could use up the budget of a short run.
+HICCUP, HICCUP_STEPS = 4, 2
 CREDIT = 3  # a run that measuring has made faster may spend up to this many times `overhead` of its time on measuring
 
 
@@ -102,17 +106,27 @@ class OverheadBudget:
             if usual is None:
                 self._pending.append((size, seconds))
             else:
-                costs.append(seconds - usual)
+                costs.append(min(seconds - usual, self._most(usual)))
                 self._elapsed += usual * self._speeds([(size, usual)])[0]
         return costs
 
-    def calibrate(self, delivered: int, batch_size: int, samples_left: float) -> None:
+    def _most(self, usual: float) -> float:
+        """The most seconds that the measurement in a step may be charged, whose size usually takes so many seconds."""
+        return max(HICCUP * self._usual_cost, HICCUP_STEPS * usual) if len(self._costs) >= TRY else math.inf
+
+    @property
+    def _usual_cost(self) -> float:
+        """Median seconds of the latest measurements."""
+        return sorted(self._costs)[len(self._costs) // 2]
+
+    def calibrate(self, delivered: int, batch_size: int, samples_left: float, decisions_left: float = 0.0) -> None:
         """Set how often to measure from here on.
 
         Args:
             delivered: size of the latest batch, samples. Steps of this size have been timed.
             batch_size: size of the batches to come, samples.
             samples_left: samples that the run still has to see.
+            decisions_left: decisions that will be due meanwhile.
         """
         fitted = self.step_time
         step = fitted(batch_size) if fitted else self.step_times.median(delivered)
@@ -123,9 +137,10 @@ class OverheadBudget:
             spent=self._spent,
             seconds_left=step * samples_left / batch_size,
             step=step,
-            cost=max(sorted(self._costs)[len(self._costs) // 2], CHEAPEST * step),
+            cost=max(self._usual_cost, CHEAPEST * step),
             per_step=self.clock.per_step,
             speed=self._speeds([(batch_size, step)])[0],
+            decisions_left=decisions_left,
         )
 
     def _seconds_at_first(self) -> float | None:

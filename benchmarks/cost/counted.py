@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
 import sys
 import tracemalloc
@@ -137,3 +138,10 @@ def calls(action: Callable[[], Any]) -> int:
     finally:
         sys.setprofile(None)
     return entered
+
+
+def saved(state: Any) -> int:
+    """Bytes of its file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.tell()

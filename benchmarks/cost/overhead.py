@@ -1,16 +1,19 @@
 """What adaptbs adds to a training run's time, against `overhead`.
 
-    python -m benchmarks.cost.overhead [--rounds 4] [--quick]
+    python -m benchmarks.cost.overhead [--rounds 2] [--quick] [--only NAME]
 
 The same run five times at once: plain; plain again, as a control; and with adaptbs measuring but not growing
 (`max_batch_size` equal to the start) at overheads of 0 (in place, nothing measured), .02 and .05. The five advance in
-turn, a few steps each, in an order drawn anew every time, so that whatever else the machine does falls on all of them
+turn, some 10 ms each, in an order drawn anew every time, so that whatever else the machine does falls on all of them
 alike; the sums of their times are compared at the end. A round is five whole runs, with the dense measurements at the
 start and a budget that is the whole run's. Ratios of each round, to the mean of the two plain runs (the control's: to
-the other one), are written to results/overhead.json: of the clock on the wall, and of CPU time.
+the other one), are written to results/overhead.json: of the clock on the wall, and of the processor's time. The runs
+themselves time their steps by the processor's time, so that a busy machine does not mislead them.
 
-Training alone is compared: data are synthetic, and there is no validation. All of the budget is spent: the target is
-a function that keeps the size, since adaptbs' own would have less measured once the batch has settled.
+Training alone is compared: data are synthetic, and there is no validation. All runs make the same steps: the budget is
+one of epochs, as a budget of progress would add samples where the base batch is smaller (k = 4). All of the measuring
+is paid for: the target is a function that keeps the size, since adaptbs' own would have less measured once the batch
+has settled.
 """
 
 from __future__ import annotations
@@ -35,15 +38,24 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.timing.clock import DeviceClock
+from adaptbs.timing.clock import DeviceClock, Stopwatch
 from benchmarks.common.machine import save
 from benchmarks.cost.measuring import cnn, mlp, tabular
 
 BATCH_SIZE = 64
 EPOCH_STEPS = 200
-BLOCK = 2  # steps at a time: the machine's speed varies within tenths of a second
+BLOCK_MS = 10.0  # that a run advances at a time: the machine's speed varies within tenths of a second
 RUNS: dict[str, float | None] = {"plain": None, "control": None, "0": 0.0, "0.02": 0.02, "0.05": 0.05}
 DEVICE = torch.device("cpu")  # benchmarks.gpu measures a GPU
+STEADY = {"max_batch_size": BATCH_SIZE, "budget": "epochs"}  # the same steps in all runs
+
+
+class Processor(Stopwatch):
+    """Marks moments by the processor's time of this process, in which one run at a time makes its steps."""
+
+    def __init__(self) -> None:
+        super().__init__(DEVICE)
+        self.mark = time.process_time
 
 
 class RunClock(DeviceClock):
@@ -51,13 +63,14 @@ class RunClock(DeviceClock):
 
     def __init__(self) -> None:
         super().__init__(DEVICE)
+        self._watch = Processor()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        begin = time.perf_counter()
+        begin = time.process_time()
         yield
         if self._last is not None:  # the step under way has begun so much later
-            self._last += time.perf_counter() - begin
+            self._last += time.process_time() - begin
 
 
 def stay(noise_scale, batch_size: int, progress: float) -> int:
@@ -65,10 +78,13 @@ def stay(noise_scale, batch_size: int, progress: float) -> int:
     return batch_size
 
 
-def loop(make: Callable, data: tuple, epochs: int, overhead: float | None, base: int = BATCH_SIZE) -> Iterator[None]:
+def loop(
+    make: Callable, data: tuple, epochs: int, overhead: float | None, block: int, base: int = BATCH_SIZE
+) -> Iterator[None]:
     """A loop in plain torch that stops every few steps; overhead None is without adaptbs.
 
     Args:
+        block: steps from one stop to the next.
         base: the batch size that the hyperparameters are stated for. With a smaller one than the loader's they are set
             at every step, as where the batch has grown.
     """
@@ -83,7 +99,7 @@ def loop(make: Callable, data: tuple, epochs: int, overhead: float | None, base:
         else:
             loader = AdaptiveDataLoader(
                 TensorDataset(*data), BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func,
-                epochs=epochs, max_batch_size=BATCH_SIZE, base_batch_size=base, target=stay, overhead=overhead,
+                epochs=epochs, base_batch_size=base, target=stay, overhead=overhead, **STEADY,
             )  # fmt: skip
             loader.training_run.use_clock(clock)
         step = count(1)
@@ -92,7 +108,7 @@ def loop(make: Callable, data: tuple, epochs: int, overhead: float | None, base:
                 optimizer.zero_grad()
                 loss_func(model(x.to(DEVICE)), y.to(DEVICE)).backward()
                 optimizer.step()
-                if next(step) % BLOCK == 0:
+                if next(step) % block == 0:
                     with clock.pause():
                         yield
 
@@ -118,7 +134,9 @@ class Rows(Dataset):
         return tuple(t[i] for t in self.tensors)
 
 
-def fit(make: Callable, data: tuple, epochs: int, overhead: float | None, base: int = BATCH_SIZE) -> Iterator[None]:
+def fit(
+    make: Callable, data: tuple, epochs: int, overhead: float | None, block: int, base: int = BATCH_SIZE
+) -> Iterator[None]:
     """A Learner's fit that stops every few steps; the arguments are as for `loop`."""
     model, loss_func, _ = make(BATCH_SIZE)
     train = FastaiLoader(Rows(data), bs=BATCH_SIZE, shuffle=True)
@@ -126,10 +144,8 @@ def fit(make: Callable, data: tuple, epochs: int, overhead: float | None, base: 
     learn = Learner(dls, model.to(DEVICE), loss_func=loss_func)
     adaptive = []
     if overhead is not None:
-        adaptive.append(
-            AdaptiveBatchSize(max_batch_size=BATCH_SIZE, base_batch_size=base, target=stay, overhead=overhead)
-        )
-    turns = Turns(*adaptive)
+        adaptive.append(AdaptiveBatchSize(base_batch_size=base, target=stay, overhead=overhead, **STEADY))
+    turns = Turns(block, *adaptive)
 
     def train_in_turns() -> None:
         with learn.no_bar(), learn.no_logging():
@@ -143,8 +159,8 @@ class Turns(Callback):
 
     order = 100  # after all others
 
-    def __init__(self, adaptive: AdaptiveBatchSize | None = None) -> None:
-        self._adaptive, self._clock, self._step = adaptive, RunClock(), count(1)
+    def __init__(self, block: int, adaptive: AdaptiveBatchSize | None = None) -> None:
+        self._adaptive, self._clock, self._block, self._step = adaptive, RunClock(), block, count(1)
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._running = True
         self._error: BaseException | None = None
@@ -176,7 +192,7 @@ class Turns(Callback):
             self._adaptive.training_run.use_clock(self._clock)
 
     def after_batch(self) -> None:
-        if self.training and next(self._step) % BLOCK == 0:
+        if self.training and next(self._step) % self._block == 0:
             with self._clock.pause():
                 self._stopped.release()
                 self._go.acquire()
@@ -202,14 +218,27 @@ def in_turn(runs: dict[str, Iterator[None]]) -> dict[str, tuple[float, float]]:
     return seconds
 
 
-#: how to run it, the model, and epochs in a full run: about as long as each other
-TASKS: dict[str, tuple[Callable, Callable, int]] = {
-    "small MLP, plain loop": (loop, small_mlp, 24),
-    "MLP, plain loop": (loop, mlp, 12),
-    "MLP, plain loop, k = 4": (partial(loop, base=BATCH_SIZE // 4), mlp, 12),
-    "CNN with BatchNorm, plain loop": (loop, cnn, 6),
-    "fastai tabular with BatchNorm": (fit, tabular, 8),
-    "fastai tabular, k = 4": (partial(fit, base=BATCH_SIZE // 4), partial(tabular, batch_norm=False), 8),
+def wide_tabular(n: int) -> tuple[nn.Module, nn.Module, tuple]:
+    """A tabular model of fastai's whose step takes about 5 ms."""
+    model, loss_func, batch = tabular(n, batch_norm=False)
+    inputs, outputs = model.layers[0][0].in_features, 1
+    model.layers = nn.Sequential(
+        *(nn.Linear(inputs, 800), nn.ReLU(), nn.Linear(800, 400), nn.ReLU(), nn.Linear(400, outputs))
+    )
+    return model, loss_func, batch
+
+
+GROWN = BATCH_SIZE // 4
+#: how to run it, the model, milliseconds of a step, and epochs in a full run
+TASKS: dict[str, tuple[Callable, Callable, float, int]] = {
+    "small MLP, plain loop": (loop, small_mlp, 1, 16),
+    "small MLP, plain loop, k = 4": (partial(loop, base=GROWN), small_mlp, 1, 16),
+    "MLP, plain loop": (loop, mlp, 3, 8),
+    "MLP, plain loop, k = 4": (partial(loop, base=GROWN), mlp, 3, 8),
+    "CNN with BatchNorm, plain loop": (loop, cnn, 8, 5),
+    "fastai tabular": (fit, wide_tabular, 5, 6),
+    "fastai tabular, k = 4": (partial(fit, base=GROWN), wide_tabular, 5, 6),
+    "fastai tabular with BatchNorm": (fit, tabular, 3, 6),
 }
 
 
@@ -222,22 +251,23 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one short round, to try it")
     parser.add_argument("--only", default="", help="tasks whose name contains this; nothing is saved then")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for name, (run, make, epochs) in TASKS.items():
+    for name, (run, make, milliseconds, epochs) in TASKS.items():
         if args.only not in name:
             continue
+        block = max(2, round(BLOCK_MS / milliseconds))
         epochs = max(2, epochs // 4) if args.quick else epochs
         _, _, data = make(BATCH_SIZE * EPOCH_STEPS)
-        in_turn({"warm": run(make, data, 1, 0.2)})
+        in_turn({"warm": run(make, data, 1, 0.2, block)})
         found: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = []
         for i in range(1 if args.quick else args.rounds):
             torch.manual_seed(i)
-            runs = {n: run(make, data, epochs, overhead) for n, overhead in RUNS.items()}
+            runs = {n: run(make, data, epochs, overhead, block) for n, overhead in RUNS.items()}
             gc.collect()
             gc.freeze()  # one collection of all that fastai has loaded takes as long as 60 steps, and falls on one run
             seconds = in_turn(runs)
@@ -254,7 +284,7 @@ def main() -> None:
                 "cpu_ratio": statistics.median(cpu), "cpu_rounds": cpu,
             })  # fmt: skip
     if not args.quick and not args.only:
-        print(save("overhead", {"batch_size": BATCH_SIZE, "block": BLOCK, "rows": rows}))
+        print(save("overhead", {"batch_size": BATCH_SIZE, "block_ms": BLOCK_MS, "rows": rows}))
 
 
 if __name__ == "__main__":

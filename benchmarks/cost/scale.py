@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -25,8 +24,9 @@ from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from adaptbs import AdaptiveDataLoader
 from benchmarks.common.machine import save
+from benchmarks.cost import scale_models
 from benchmarks.cost.collectives import STEPS, of_an_epoch
-from benchmarks.cost.counted import Placed, Row, Rows, Stream, Unknown, calls, counting_bytes
+from benchmarks.cost.counted import Placed, Row, Rows, Stream, Unknown, calls, counting_bytes, saved
 
 
 def loader_of(data: Any, batch_size: int = 10, model: nn.Module | None = None, **how: Any) -> AdaptiveDataLoader:
@@ -34,13 +34,6 @@ def loader_of(data: Any, batch_size: int = 10, model: nn.Module | None = None, *
     model = nn.Linear(4, 1) if model is None else model
     how = {"epochs": 2, "overhead": 0, "max_batch_size": batch_size} | how
     return AdaptiveDataLoader(data, batch_size, model=model, optimizer=SGD(model.parameters(), 0.1), **how)
-
-
-def saved(state: Any) -> int:
-    """Bytes of its file."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.tell()
 
 
 Order = Callable[[int], dict[str, Any]]
@@ -216,6 +209,9 @@ def rows(*, full: bool = True, only: tuple[str, ...] = ()) -> list[Row]:
         "growth": lambda: growth([1, 10, 100, 1_000, 10_000, 100_000] if full else [1, 10, 100]),
         "loaders": lambda: loaders([10, 100, 1_000] if full else [10, 50]),
         "fastai": lambda: fastai(*(([1_000, 1_000_000], [10, 100, 1_000]) if full else ([1_000, 20_000], [10, 20]))),
+        "models": lambda: scale_models.parameters([10**6, 10**7, 10**8, 3 * 10**8] if full else [1_000, 10_000]),
+        "batch_norms": lambda: scale_models.batch_norms([10, 200] if full else [2, 4]),
+        "measured_run": lambda: scale_models.measured_run([10**4, 10**5, 10**6] if full else [2_000, 4_000]),
         "ranks": lambda: ranks([2, 4, 8] if full else [2]),
         "run_length": lambda: run_length([1_000, 10_000, 100_000] if full else [500, 2_000]),
     }

@@ -155,6 +155,55 @@ def estimators_cost() -> str:
     return markdown(header, rows) + where(result, ESTIMATE)
 
 
+#: A third of the halves, but for the first.
+WATCHED = {
+    "halves": "halves, all",
+    "a third, kept .1": "halves, kept .1",
+    "watched head, kept .1": "watched, kept .1",
+    "watched head by window, kept .1": "by window, kept .1",
+    "watched head, kept .3": "watched, kept .3",
+    "watched head by window, kept .3": "by window, kept .3",
+    "step and next batch, a third": "step and next batch",
+}
+
+
+def watched_head() -> str:
+    """A whole model's noise scale by few halves and its head: estimate over truth, relative error, and coverage."""
+    result, rows = load("watched_head"), []
+    for run in result["rows"]:
+        (first, of_first), (last, of_last) = run["sizes"].items()
+        grown = {**run["grown"], "halves": of_last["ways"]["halves"]}
+        for title, ways in ((first, of_first["ways"]), (last, of_last["ways"]), (f"{first}, then {last}", grown)):
+            cells = [_judged(ways.get(way)) for way in WATCHED]
+            rows.append([run["run"] if title == first else "", title, *cells])
+    return markdown(["run", "batch", *WATCHED.values()], rows) + where(result, WATCHED_HEAD)
+
+
+def _judged(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    mean = f"{found['mean']:.2f}" if "mean" in found else "negative"
+    return f"{mean}, {found['error']:.2f}, {found['covered']:.0%}"
+
+
+def watched_factor() -> str:
+    """The factor between the whole model's noise scale and its head's, along a run."""
+    result, rows = load("watched_head"), []
+    shares = (0.05, 0.15, 0.35, 0.55, 0.75, 0.95)
+    for run in result["rows"]:
+        for size, found in run["sizes"].items():
+            at = [int(share * result["windows"]) for share in shares]
+            scales = [found["noise_scale"][i] for i in at]
+            title = run["run"] if size == next(iter(run["sizes"])) else ""
+            cells = [f"{scale:,.0f}; {found['factor'][i]:.2f}" for i, scale in zip(at, scales, strict=True)]
+            rows.append([title, size, *cells, f"{found['explained']:.2f}"])
+    return markdown(["run", "batch", *(f"at {share:.0%}" for share in shares), "R²"], rows) + where(
+        result, WATCHED_HEAD
+    )
+
+
+WATCHED_HEAD = "python -m benchmarks.noise_scale.watched_head --mnist DIR"
+
 TABLES = {
     "coverage": coverage,
     "spread": spread,
@@ -165,4 +214,6 @@ TABLES = {
     "estimators": estimators,
     "single_windows": single_windows,
     "estimators_cost": estimators_cost,
+    "watched_head": watched_head,
+    "watched_factor": watched_factor,
 }

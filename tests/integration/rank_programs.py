@@ -342,6 +342,34 @@ def checkpoint(rank, world, out):
     return {"whole": whole, "rest": rest, "last": last, "resumed": flat(model)}
 
 
+def shares(rank, world, out, parts=1, **arguments):
+    """Epochs that are shares of the run's progress: indices of each, and the samples that the run took."""
+    model = DistributedDataParallel(network())
+    optimizer = optimizer_of("sgd", model)
+    loader = loader_of(
+        model, optimizer, 8, epochs=3, target=lambda _, size, __: 64 * parts, max_batch_size=32,
+        accumulation_steps=parts, lr_scaling="linear", **arguments,
+    )  # fmt: skip
+    epochs, lasts = [], []
+    for _ in loader.epochs(3):
+        epochs.append([])
+        for i, batch in enumerate(loader, 1):
+            epochs[-1].append(batch[2])
+            lasts.append((i == len(loader), loader.training_run.tracker.current.ends_step == (i % parts == 0)))
+            synced = i % parts == 0
+            with nullcontext() if synced else model.no_sync():
+                (batch_loss(model, batch) / parts).backward()
+            if synced:
+                optimizer.step()
+                optimizer.zero_grad()
+    progress = loader.training_run.controller.progress_tracker
+    return {
+        "indices": [batch for epoch in epochs for batch in epoch], "batches": [len(epoch) for epoch in epochs],
+        "lasts": lasts, "samples": progress.samples, "complete": progress.complete, "last": flat(model),
+        "state": loader.state_dict(),
+    }  # fmt: skip
+
+
 def wrong(rank, world, out):
     """What each wrong argument says."""
     model = network()
@@ -406,6 +434,9 @@ PROGRAMS = {
     "scaled": scaled,
     "ahead": ahead,
     "checkpoint": checkpoint,
+    "shares": shares,
+    "shares, workers": lambda *a: shares(*a, num_workers=1),
+    "shares, accumulated": lambda *a: shares(*a, parts=2),
     "wrong": wrong,
 }
 
@@ -415,7 +446,7 @@ def main(programs: str, rank: int, world: int, out: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{out}/store", rank=rank, world_size=world, timeout=timedelta(seconds=30)
     )
-    for name in programs.split(","):
+    for name in programs.split(";"):
         torch.manual_seed(rank)  # (as who wants each rank to have dropout of its own)
         torch.save(PROGRAMS[name](rank, world, out), Path(out) / f"{name} {rank}.pt")
     dist.barrier()

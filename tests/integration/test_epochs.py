@@ -381,7 +381,7 @@ def test_a_loader_taken_over_has_epochs_too():
         step_time=(1.0, 0.0), overhead=0.5, target=lambda *_: GROWN, max_batch_size=GROWN,
     )  # fmt: skip
     epochs = [epoch_of(loader, model, optimizer) for _ in loader.epochs(2)]
-    assert len(epochs) == 2 and each_once(sum(epochs, []))
+    assert len(epochs) == 2 and each_once(list(itertools.chain(*epochs)))
 
 
 def test_the_schedules_place_and_the_summary_are_of_the_whole_run():

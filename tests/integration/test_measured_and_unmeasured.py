@@ -112,4 +112,4 @@ def test_accumulated_batches_are_one_measurement_of_all_their_samples():
     columns = loader.history.to_dict()
     assert columns["event"].count("measurement") > 0
     tracker = loader.training_run.controller._noise_scales
-    assert {norms.large_size for _, norms in tracker._plain._entries} == {4 * BATCH_SIZE}
+    assert {entry.weight for entry in tracker._plain._entries} == {4 * BATCH_SIZE}

@@ -31,7 +31,8 @@ from tests.integration.rank_programs import (
 TIMEOUT = 60  # seconds, after which processes are taken to hang
 DDP = ("ddp", "adamw", "by hand", "closure", "accumulated", "static", "unused", "compressed")
 FSDP = ("fsdp", "fsdp groups", "fsdp accumulated", "fsdp each")
-TWO = (*DDP, "real clock", "scaled", "ahead", "checkpoint", "wrong", "memory")
+SHARES = ("shares", "shares, workers", "shares, accumulated")
+TWO = (*DDP, "real clock", "scaled", "ahead", "checkpoint", *SHARES, "wrong", "memory")
 FOUR = ("ddp", "real clock", "hybrid")
 
 
@@ -39,7 +40,7 @@ FOUR = ("ddp", "real clock", "hybrid")
 def ran(world: int, programs: tuple[str, ...]) -> dict:
     """What each program saved, rank by rank; all of them run in the same processes, whose start takes longest."""
     out = mkdtemp()
-    started = [Forked(Path(mkdtemp()), main, ",".join(programs), rank, world, out) for rank in range(world)]
+    started = [Forked(Path(mkdtemp()), main, ";".join(programs), rank, world, out) for rank in range(world)]
     codes, _, errors = zip(*(rank.wait(TIMEOUT) for rank in started), strict=True)
     assert codes == (0,) * world, "\n".join(errors)
     return {name: [torch.load(f"{out}/{name} {rank}.pt") for rank in range(world)] for name in programs}
@@ -70,6 +71,24 @@ def test_each_index_is_delivered_once_an_epoch_as_by_distributed_sampler(world, 
         assert len(set(epoch)) == min(samples, 406)
         assert epoch[406:] == epoch[: max(samples - 406, 0)]  # padded by the first
     assert delivered[:samples] != delivered[samples:]
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_epochs_that_are_shares_end_together_and_a_pass_sees_each_index_once(name):
+    first, second = results(2)[name]
+    assert first["batches"] == second["batches"] and len(first["batches"]) == 3
+    assert first["samples"] == second["samples"] > 3 * 406
+    assert first["complete"] and second["complete"]
+    assert first["lasts"] == second["lasts"]
+    ends = {sum(first["batches"][: i + 1]) - 1 for i in range(3)}
+    assert {i for i, (is_last, _) in enumerate(first["lasts"]) if is_last} == ends
+    assert all(as_counted for _, as_counted in first["lasts"]), "a loop that counts its batches is right"
+    assert torch.equal(first["last"], second["last"]) and repr(first["state"]) == repr(second["state"])
+    delivered = [index for batch in whole([first, second]) for index in batch]
+    assert len(delivered) == first["samples"]
+    for begin in range(0, len(delivered), 406):
+        one_pass = delivered[begin : begin + 406]
+        assert len(set(one_pass)) == len(one_pass)
 
 
 @each_run

@@ -57,7 +57,8 @@ class Trainer:
         self.run.controller.end_by_progress()
         left: PassCut | None = None
         for _ in range(epochs):
-            passes = EpochPasses(*self._fetched(left or self.sampler.new_pass()))
+            with torch.random.fork_rng(devices=[], enabled=left is not None):  # to go on with a pass draws nothing
+                passes = EpochPasses(*self._fetched(left or self.sampler.new_pass()))
             next_pass = partial(self._next_pass, passes)
             for batch in self.run.deliver(passes.fetched, passes.queue, next_pass=next_pass):
                 self.run.before_batch(batch)
@@ -69,7 +70,7 @@ class Trainer:
             return cut, iter(self.loader)
 
     def _next_pass(self, passes):
-        passes.go_on_with(*self._fetched(self.sampler.new_pass(after=passes.cut)))
+        passes.go_on_with(*self._fetched(self.sampler.new_pass(after=passes.end_pass())))
         return passes.fetched
 
 

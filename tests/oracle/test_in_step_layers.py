@@ -69,6 +69,11 @@ class Twice(nn.Module):
         return self.layer(torch.tanh(self.layer(x)))
 
 
+class ChannelsLast(nn.Module):
+    def forward(self, x):
+        return x.to(memory_format=torch.channels_last)
+
+
 class ConvolvedTwice(nn.Module):
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -192,6 +197,22 @@ CASES = {
     "conv 3d": (lambda: layers(nn.Conv3d(4, 6, 2, 2, 1), nn.Flatten(2), nn.Tanh(), Mean(2), tail()), VOLUMES),
     "transposed conv 1d": (lambda: layers(nn.ConvTranspose1d(4, 6, 3, 2), nn.Tanh(), Mean(2), tail()), SIGNALS),
     "transposed conv 2d": (lambda: images(nn.ConvTranspose2d(4, 8, 3, 2, 1, 1, groups=2)), PICTURES),
+    "conv 2d, long runs of channels": (lambda: images(nn.Conv2d(4, 8, 3, 2, 1, groups=2)), PICTURES[..., :5]),
+    "conv 2d, dilated, long runs": (lambda: images(nn.Conv2d(4, 8, 2, 1, (0, 1), (1, 3))), PICTURES[..., :4]),
+    "conv 2d, depthwise": (lambda: images(nn.Conv2d(4, 8, 3, padding=1, groups=4)), PICTURES),
+    "conv 2d, one pixel": (lambda: images(nn.Conv2d(4, 8, 1, stride=2)), PICTURES),
+    "conv 2d, channels last": (lambda: images(ChannelsLast(), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 1)), PICTURES),
+    "conv 2d, an edge unused": (lambda: images(nn.Conv2d(4, 8, 3, stride=3)), PICTURES),
+    "conv 3d, in groups": (
+        lambda: layers(nn.Conv3d(4, 6, 2, (1, 2, 3), (1, 0, 1), groups=2), nn.Flatten(2), nn.Tanh(), Mean(2), tail()),
+        VOLUMES,
+    ),
+    "transposed conv 3d": (
+        lambda: layers(nn.ConvTranspose3d(4, 6, 2, 2, 1, groups=2), nn.Flatten(2), nn.Tanh(), Mean(2), tail()), VOLUMES,
+    ),
+    "transposed conv 1d, longer output": (
+        lambda: layers(nn.ConvTranspose1d(4, 6, 3, 2, 1, 2, dilation=3), nn.Tanh(), Mean(2), tail()), SIGNALS,
+    ),
     "instance norm": (lambda: images(nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 8, 3)), PICTURES),
     "batch norm in evaluation": (lambda: images(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8).eval()), PICTURES),
     "prelu": (lambda: images(nn.Conv2d(4, 8, 3), nn.PReLU(8), nn.Conv2d(8, 8, 3), nn.PReLU()), PICTURES),
@@ -256,7 +277,7 @@ def test_chunks_make_no_difference(name, monkeypatch):
 
     whole = measured(model, loss, (x, y))
     model.zero_grad()
-    monkeypatch.setattr("adaptbs.gradients.terms.AT_ONCE", 1)
+    monkeypatch.setattr("adaptbs.gradients.terms.AT_ONCE_ON_CPU", 1)
     chunked = measured(model, loss, (x, y))
     assert float(chunked.small) == pytest.approx(float(whole.small), rel=1e-6)
 

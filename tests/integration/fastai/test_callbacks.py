@@ -174,7 +174,8 @@ def test_columns_show_batch_size_and_noise_scale(tmp_path):
     learn = classifier([CSVLogger()], path=tmp_path)
     callback = fit(learn)
     table = learn.csv_logger.read_log()
-    assert list(table.columns) == ["epoch", "train_loss", "valid_loss", "accuracy", "bs", "noise_scale", "samples", "time"]
+    shown = ["epoch", "train_loss", "valid_loss", "accuracy", "bs", "noise_scale", "samples", "time"]
+    assert list(table.columns) == shown
     assert table.bs.iloc[-1] == callback.batch_size == 64
     assert pd.api.types.is_numeric_dtype(table.noise_scale)
     assert len(learn.recorder.metric_names) == len(learn.recorder.values[0]) + 2

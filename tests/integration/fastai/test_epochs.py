@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from fastai.basics import Callback
-from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.learner import CancelFitException
 
 from adaptbs.fastai import AdaptiveBatchSize
@@ -126,7 +128,7 @@ def test_fine_tune_has_its_epochs_in_both_of_its_fits():
     learn, seen = make_learner(BS, ROWS, splitter=body_and_head), Seen()
     learn.fine_tune(3, 0.01, freeze_epochs=2, cbs=[callback(), seen])
     assert len(seen.epochs) == seen.valid == 5
-    first, second = sum(seen.epochs[:2], []), sum(seen.epochs[2:], [])
+    first, second = list(chain(*seen.epochs[:2])), list(chain(*seen.epochs[2:]))
     assert each_once(first) and each_once(second)
 
 
@@ -141,7 +143,7 @@ def test_epochs_that_are_broken_off_are_epochs():
     learn, seen = make_learner(BS, ROWS), Seen()
     learn.fit(4, 0.01, cbs=[callback(), seen, ShortEpochCallback(pct=0.3)])
     assert len(seen.epochs) == seen.valid == 4
-    assert all(0 < len(epoch) for epoch in seen.epochs)
+    assert all(len(epoch) > 0 for epoch in seen.epochs)
 
 
 def test_a_fit_goes_on_at_an_epoch_from_a_saved_state():

@@ -19,6 +19,8 @@ def step(meter: NoiseMeter, model: nn.Module, batch=BATCH, samples: int | None =
     """The measurement of one step of a loop that trains by `loss`."""
     rows = len(batch[0])
     samples = rows if samples is None else samples
+    if meter.in_step:
+        meter.look(batch, samples)
     made = meter.begin(batch, samples, [samples])
     if not meter.is_armed:
         return made

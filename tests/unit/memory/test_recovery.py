@@ -229,3 +229,13 @@ def test_state_that_is_replaced_is_looked_up(change):
         take_step(half_way, cap)
     if hasattr(caught.value, "__notes__"):
         assert "cannot undo that" in caught.value.__notes__[0]
+
+
+def test_where_running_out_would_end_the_process_a_step_is_not_looked_after():
+    w = torch.zeros(1, requires_grad=True)
+    memory = SimulatedMemory(1)
+    memory.careful = True
+    taken = []
+    take_step = SafeStep(torch.optim.SGD([w], 0.1), lambda: pytest.fail("its tensors were looked up"))
+    assert take_step(lambda: taken.append(1) or "stepped", MemoryLimit(memory)) == "stepped"
+    assert taken == [1]

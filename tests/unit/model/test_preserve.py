@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from adaptbs.model.modules import cuda_devices
-from adaptbs.model.preserve import Snapshot, preserved, preserved_weights
+from adaptbs.model.preserve import Preserver, Snapshot, preserved, preserved_weights
 
 
 @pytest.fixture
@@ -120,3 +120,38 @@ def test_the_slow_random_states_can_be_left_out():
     before.restore()
     again = torch.rand(1), random.random(), np.random.rand()
     assert first[0] == again[0] and first[1] != again[1] and first[2] != again[2]
+
+
+def test_a_preserver_restores_at_every_pass_and_one_inside_another(model):
+    keep = Preserver()
+    for _ in range(3):
+        before = {name: b.clone() for name, b in model.named_buffers()}
+        with keep(model):
+            disturb(model)
+            between = {name: b.clone() for name, b in model.named_buffers()}
+            with keep(model):
+                disturb(model)
+            assert all(torch.equal(b, between[name]) for name, b in model.named_buffers())
+        assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+        model(torch.randn(4, 1))  # a training step in between
+
+
+def test_a_preserver_sees_modules_that_come_and_other_models(model):
+    keep = Preserver()
+    with keep(model):
+        disturb(model)
+    model.append(nn.BatchNorm1d(1))
+    other = nn.BatchNorm1d(1)
+    for each in (model, other, model):
+        with keep(each):
+            each(torch.randn(4, 1))
+        assert all(int(b) == 0 for name, b in each.named_buffers() if name.endswith("num_batches_tracked"))
+
+
+def test_a_preserver_restores_after_an_exception_too(model):
+    keep = Preserver()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="on the way"), keep(model):
+            disturb(model)
+            raise ValueError("on the way")
+        assert model[1].num_batches_tracked == 0

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from adaptbs.noise_scale.window import FORGET, FULL, MEMORY, MeasurementWindow
+from adaptbs.noise_scale import estimate
+from adaptbs.noise_scale.window import FORGET, FULL, MEMORY, MOST, MeasurementWindow
 from adaptbs.types import SquaredNorms
 
 
@@ -132,3 +133,31 @@ def test_a_window_goes_on_from_its_state():
         window.add(samples, norms(10, grad_sq))
     copy.load_state_dict(window.state_dict())
     assert copy.estimate(0.9) == window.estimate(0.9)
+
+
+def test_a_long_window_holds_no_more_entries_and_its_estimate_is_that_of_all_measurements():
+    rng = np.random.default_rng(0)
+    count = 20 * MOST
+    values = list(zip(rng.normal(100, 30, count), rng.normal(1, 3, count), strict=True))
+    window = MeasurementWindow(20 * count)  # its memory is as long as all of them
+    for samples, (trace, grad_sq) in enumerate(values):
+        window.add(samples, norms(trace, grad_sq))
+        if samples % 8 == 0:
+            window.read()
+    found = window.estimate(0.9)
+    assert len(window._entries) <= MOST
+    assert found.measurements == count
+    weights = [math.exp((samples - count + 1) / count) for samples in range(count)]
+    exact = estimate([norms(*value) for value in values], weights, 0.9)
+    assert found.simple == pytest.approx(exact.simple, rel=0.02)
+    assert found.low == pytest.approx(exact.low, rel=0.05)
+    assert found.high == pytest.approx(exact.high, rel=0.05)
+
+
+def test_merging_keeps_the_weights_of_batches_of_different_sizes():
+    window = MeasurementWindow(10**9)
+    sizes = [2, 6] * MOST
+    for samples, size in enumerate(sizes):
+        grad_sq = 1.0 if size == 2 else 5.0
+        window.add(samples, SquaredNorms(size // 2, grad_sq, size, grad_sq))
+    assert window.estimate(0.9).grad_sq == pytest.approx((2 * 1 + 6 * 5) / 8)

@@ -84,3 +84,23 @@ def test_it_is_written_as_csv(history, tmp_path):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS and len(rows) == 4
     assert (rows[1]["trace"], rows[1]["reason"], rows[2]["reason"]) == ("2.5", "", "pace")
+
+
+def test_a_long_run_keeps_every_decision_and_thins_out_old_measurements(monkeypatch):
+    monkeypatch.setattr("adaptbs.report.history.MOST", 100)
+    made = History()
+    for i in range(10_000):
+        made.add(event="decision" if i % 500 == 0 else "measurement", samples=i)
+        assert len(made) <= 101
+    samples = [record["samples"] for record in made.records]
+    assert samples == sorted(samples) and samples[-1] == 9_999
+    assert made.decisions()["samples"] == list(range(0, 10_000, 500))
+
+
+def test_more_decisions_than_records_are_kept_all_the_same(monkeypatch):
+    monkeypatch.setattr("adaptbs.report.history.MOST", 100)
+    made = History()
+    for i in range(1_000):
+        made.add(event="decision" if i < 300 else "measurement", samples=i)
+    assert len(made.decisions()["samples"]) == 300
+    assert len(made) <= 601

@@ -237,6 +237,25 @@ def test_measuring_uses_up_its_share_of_the_time():
     assert measured_in(held, 10_000) == pytest.approx(490, abs=10)
 
 
+@pytest.mark.parametrize(("step_time", "last", "with_news"), [((1.0, 0.0), 0.8, 5), ((0.5, 0.5 / 64), 0.6, 6)])
+def test_the_budget_of_a_short_run_that_grows_lasts(step_time, last, with_news):
+    # 700 steps at first, and 14 measurements at the last size: where each decision had some, they would soon be gone.
+    run_ = controller(700 * 64, 64, step_time=step_time, overhead=0.02, max_batch_size=512, budget="epochs")
+    cut = AdaptiveBatchSampler(range(run_.epoch_samples), lambda: run_.batch_size, 64, drop_last=False)
+    measured = []
+    for batch in run_.deliver(iter(cut), cut.issued):
+        if run_.measure_next_step():
+            run_.measuring_step()
+            run_.measured(made(SquaredNorms(1, 1 + 1000, len(batch), 1 + 1000 / len(batch))))
+            measured.append(run_.progress)
+    assert run_.batch_size > 256
+    assert run_.overhead_spent.share < 0.025
+    assert measured[-1] > last
+    reasons = run_.history.decisions()["reason"][1:]
+    assert len(reasons) < 24
+    assert sum(reason not in ("nothing new", "few measurements") for reason in reasons) >= with_news
+
+
 def test_at_a_limit_that_the_noise_scale_is_far_above_it_measures_less():
     capped = controller(80_000, 8, max_batch_size=8)
     assert measured_in(capped, 10_000) == pytest.approx(max(KEEP_UP, 10_000 * IDLE * 0.05), abs=40)

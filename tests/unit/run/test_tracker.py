@@ -179,3 +179,80 @@ def test_what_a_face_does_around_the_batches_comes_in_order_also_where_an_epoch_
         if batch == 2:
             break
     assert events.seen == ["begin", 0, 1, 2, "end"]
+
+
+def by_shares(epoch_samples: int, epochs: int, efficiency: float = 0.5):
+    progress = Progress(epoch_samples, epochs)
+    progress.end_by_progress(1.0)
+    tracker = BatchTracker(
+        progress, 10, sample_efficiencies=defaultdict(lambda: efficiency), on_step_end=lambda *_: None
+    )
+    return progress, tracker
+
+
+def test_a_share_of_the_progress_goes_on_with_passes_and_ends_within_one():
+    progress, tracker = by_shares(40, 2)
+    queue, begun = deque(), []
+
+    def next_pass():
+        begun.append(progress.samples)
+        queue.extend([BatchInfo(10, 10)] * 4)
+        return iter(range(4))
+
+    epoch = list(tracker.deliver(next_pass(), queue, NoLookAhead(), next_pass=next_pass))
+    assert epoch == [0, 1, 2, 3] * 2 and begun == [0, 40]
+    assert (progress.epoch, progress.samples, tracker.epoch_samples) == (1, 80, 80)
+    assert not queue and not progress.complete
+
+
+def test_it_ends_with_the_batch_that_crosses_its_end_and_leaves_the_rest_in_the_queue():
+    progress, tracker = by_shares(40, 2, efficiency=0.8)
+    queue = deque([BatchInfo(10, 10)] * 8)
+    batches = iter(range(8))
+    assert list(tracker.deliver(batches, queue, NoLookAhead())) == [0, 1, 2, 3, 4]
+    assert len(queue) == 3, "no batch is fetched that is not delivered"
+    assert list(tracker.deliver(batches, queue, NoLookAhead())) == [5, 6, 7]
+    assert progress.effective_samples == pytest.approx(64)
+
+
+def test_it_ends_with_a_whole_step():
+    progress, tracker = by_shares(40, 2, efficiency=0.8)
+    queue = deque(BatchInfo(20, 10, i % 2 == 1) for i in range(8))
+    assert len(list(tracker.deliver(range(8), queue, NoLookAhead()))) == 6
+    assert progress.effective_samples == pytest.approx(48)
+
+
+def test_a_loop_that_looks_ahead_is_given_no_batch_beyond_it():
+    progress, tracker = by_shares(40, 2, efficiency=0.8)
+    queue, p = deque([BatchInfo(10, 10)] * 8), parameter()
+    seen = []
+    for batch in tracker.deliver(range(8), queue, DetectLookAhead([p])):
+        seen.append(batch)
+        if len(seen) > 1:
+            p.sum().backward()  # of the batch before
+    assert seen == [0, 1, 2, 3, 4] and progress.epoch == 1
+
+
+def test_passes_without_a_batch_do_not_go_on_for_ever():
+    _, tracker = by_shares(40, 2)
+    asked = []
+
+    def next_pass():
+        asked.append(1)
+        return ()
+
+    assert list(tracker.deliver((), deque(), NoLookAhead(), next_pass=next_pass)) == []
+    assert len(asked) == 1
+
+
+def test_a_look_at_the_last_batch_of_a_share_leaves_its_end():
+    _, tracker = by_shares(40, 2, efficiency=1.0)
+    queue = deque([BatchInfo(10, 10)] * 8)
+    delivered = []
+    for batch in tracker.deliver(range(8), queue, NoLookAhead()):
+        delivered.append(batch)
+        if len(delivered) == 4:
+            inner = tracker.deliver(range(8), deque([BatchInfo(10, 10)] * 8), NoLookAhead())
+            next(inner)
+            inner.close()
+    assert delivered == [0, 1, 2, 3]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adaptbs.timing.clock import AFTERMATH, MEASURING, DeviceClock, GivenClock, Stopwatch
+from adaptbs.timing.clock import AFTERMATH, MEASURING, MEASURING_IN_STEP, DeviceClock, GivenClock, Stopwatch
 from adaptbs.timing.step_time import StepTime
 
 
@@ -45,6 +45,27 @@ def test_measuring_is_not_charged_to_the_step(clock):
     assert timings.steps == [(8, 8.0), (16, 1.0)]
     assert timings.measurements == [2.0 * AFTERMATH]
     assert clock.read().steps == []
+
+
+def test_a_pass_beside_a_measured_step_is_no_part_of_what_a_measurement_costs(clock):
+    clock.start()  # at 0
+    clock.measuring_step()
+    with clock.measuring(8):  # from 1 to 3
+        pass
+    clock.step(8)  # at 10
+    timings = clock.read()
+    assert (timings.steps, timings.measurements) == ([], [])
+    assert timings.measured_steps == [(8, 8.0)]
+    assert timings.deciding == 2.0
+
+
+def test_a_given_clock_counts_a_measured_step_once():
+    clock = GivenClock(StepTime(1.0, 0.5))
+    clock.measuring_step()
+    with clock.measuring(4):
+        pass
+    clock.step(4)
+    assert clock.read().measurements == [3.0 * MEASURING_IN_STEP]
 
 
 def test_deciding_is_not_charged_to_the_step_after_it(clock):

@@ -67,12 +67,63 @@ def test_a_short_run_cannot_afford_that():
     assert sum(duty.measure_next(100) for _ in range(100)) < 12  # 5 expected
 
 
-def test_not_more_than_half_of_the_budget_goes_at_once():
+def test_not_more_than_a_quarter_of_the_budget_goes_at_once():
     duty = DutyCycle(0.05)
     assert sum(duty.measure_next(1000) for _ in range(2 * TRY)) == TRY
-    duty.calibrate(elapsed=6, spent=3, seconds_left=294, step=1, cost=1)  # 12 are left
-    assert [duty.measure_next(1000) for _ in range(10)] == [True, False] * 5, "8 of 15, by the time 7 are left"
-    assert sum(duty.measure_next(1000) for _ in range(5)) < 4
+    duty.calibrate(elapsed=6, spent=3, seconds_left=594, step=1, cost=1)  # 27 are left
+    assert [duty.measure_next(1000) for _ in range(10)] == [True, False] * 5, "8 of 30, by the time 22 are left"
+    assert sum(duty.measure_next(1000) for _ in range(10)) < 4
+
+
+def test_what_a_measurement_costs_counts_as_soon_as_it_is_known():
+    short, known = DutyCycle(0.02), DutyCycle(0.02)
+    assert sum(short.measure_next(700) for _ in range(2 * FIRST)) < 9, "0.02 x 700 steps pay for 7 of two steps each"
+    assert sum(known.measure_next(700) for _ in range(2 * TRY)) == TRY
+    known.calibrate(elapsed=6, spent=0.6, seconds_left=694, step=1, cost=0.2)  # 67 are left
+    assert sum(known.measure_next(700) for _ in range(2 * FIRST)) > 12
+
+
+def budgeted(left: int, decisions: float) -> DutyCycle:
+    """A duty cycle whose start is over, and whose budget pays for so many more measurements of a batch that stays."""
+    duty = DutyCycle(0.05)
+    for _ in range(KEPT):
+        duty.decided(STAYS, 64, estimate())
+    duty.measure_next(1000)
+    duty._measured = FIRST
+    spent = 0.05 * 200 - left
+    duty.calibrate(elapsed=100, spent=spent, seconds_left=100, step=1, cost=1, decisions_left=decisions)
+    return duty
+
+
+def test_a_measurement_is_kept_for_each_decision_to_come():
+    duty = budgeted(left=8, decisions=8)
+    assert not any(duty.measure_next(100) for _ in range(200)), "none is to spare"
+    assert measured_at(left=8, decisions=8) == list(range(8))
+
+
+def measured_at(left: int, decisions: int) -> list[int]:
+    """The decisions that something is measured for, where each measures if it may and the budget pays for `left`."""
+    silent, measured = 0, []
+    for decision in range(decisions):
+        duty = budgeted(left - len(measured), decisions - decision)
+        silent += 1
+        if duty.measure_next(100, awaited=silent):
+            measured.append(decision)
+            silent = 0
+    return measured
+
+
+def test_a_budget_for_fewer_measurements_than_decisions_is_spread_over_them():
+    assert measured_at(left=4, decisions=12) == [2, 5, 8, 10]
+    assert measured_at(left=1, decisions=12) == [6]
+
+
+def test_while_the_batch_may_double_less_of_the_budget_is_counted_on():
+    settled, moving = budgeted(left=6, decisions=6), budgeted(left=6, decisions=6)
+    moving.decided(Decision(128, "noise scale"), 64, estimate())
+    assert settled.measure_next(100, awaited=1)
+    assert not moving.measure_next(100, awaited=1)
+    assert moving.measure_next(100, awaited=2)
 
 
 def test_steps_are_chosen_by_chance_at_twice_the_even_rate_while_the_batch_may_move():
@@ -151,12 +202,13 @@ def share_spent(
 
     noise, duty = random.Random(seed), DutyCycle(overhead)
     duty._rng.seed(seed)
-    size, done, decided, fresh = 1, 0, 0, 0
+    size, done, decided, fresh, silent = 1, 0, 0, 0, 0
     elapsed = spent = 0.0
     costs: list[float] = []
     while done < steps:
         step = 0.9 + 0.1 * size
-        if duty.measure_next(steps / size):
+        due = done + 2 * size - decided >= steps / 20
+        if duty.measure_next(steps / size, 0 if fresh else silent + due):
             costs.append(cost * step * noise.lognormvariate(0, 0.3) * (1 if costs else 4))
             spent += costs[-1]
             fresh += 1
@@ -164,6 +216,7 @@ def share_spent(
         done += size
         decide = done - decided >= steps / 20 or (early and fresh >= 8)
         if decide:
+            silent = 0 if fresh else silent + 1
             size, decided, fresh = min(2 * size, growth), done, 0
             spent += 0.1  # the decision itself
             step = 0.9 + 0.1 * size
@@ -171,7 +224,7 @@ def share_spent(
             cost_now = statistics.median(costs[-16:])
             duty.calibrate(
                 elapsed=elapsed, spent=spent, seconds_left=(steps - done) / size * step, step=step, cost=cost_now,
-                per_step=per_step, speed=speed(size),
+                per_step=per_step, speed=speed(size), decisions_left=20 * (1 - done / steps),
             )  # fmt: skip
     return (spent + per_step * steps) / elapsed
 
