@@ -25,6 +25,7 @@ from ..types import Scale
 from .epoch import LoaderEpoch
 from .loop_facts import GradientsReady
 from .misuse import MisuseWarnings
+from .other_ranks import for_ranks
 from .ranks import RankMeter
 from .rows import RowCheck
 from .run_length import RunLength
@@ -275,11 +276,11 @@ class LoaderSession:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_version(state)
-        if state["world_size"] != self.source.ranks.world_size:
-            raise ValueError(
-                f"the saved run has world_size={state['world_size']}, this one {self.source.ranks.world_size}: "
-                "go on with as many processes, whose batches make the same optimizer steps"
-            )
+        this = self.run.controller
+        state = for_ranks(
+            state, self.source.ranks.world_size, start_batch_size=this.start_batch_size,
+            batches_per_step=this.batches_per_step, epoch_samples=this.epoch_samples,
+        )  # fmt: skip
         self.run.check_state(state)
         rest = self.source.read(state["source"])
         self._length.load_state_dict(state["length"])

@@ -339,7 +339,7 @@ def checkpoint(rank, world, out):
             optimizer.step()
             optimizer.zero_grad()
             rest.append(batch[2])
-    return {"whole": whole, "rest": rest, "last": last, "resumed": flat(model)}
+    return {"whole": whole, "rest": rest, "last": last, "resumed": flat(model), "saved": state}
 
 
 def shares(rank, world, out, parts=1, **arguments):

@@ -58,7 +58,11 @@ each_run = pytest.mark.parametrize(("world", "name"), GROWN)
 
 def whole(ranks: list[dict]) -> list[list[int]]:
     """The global batches, in the shared order."""
-    steps = zip(*(rank["indices"] for rank in ranks), strict=True)
+    return whole_of(ranks, "indices")
+
+
+def whole_of(ranks: list[dict], name: str) -> list[list[int]]:
+    steps = zip(*(rank[name] for rank in ranks), strict=True)
     return [torch.stack(shares, 1).flatten().tolist() for shares in steps]  # (stacks only shares of the same length)
 
 
@@ -221,6 +225,27 @@ def test_a_checkpoint_of_rank_0_in_mid_epoch_is_gone_on_with_by_all():
         assert 0 < len(rank["rest"]) == len(rank["whole"]) - 9
         assert all(map(torch.equal, rank["rest"], rank["whole"][9:]))
         assert torch.equal(rank["resumed"], rank["last"])
+
+
+def test_a_checkpoint_of_two_ranks_is_gone_on_with_by_one_process():
+    ranks = results(2)["checkpoint"]
+    saved, delivered = ranks[0]["saved"], [i for batch in whole_of(ranks, "whole") for i in batch]
+    model = network()
+    optimizer = optimizer_of("adamw", model)
+    loader = loader_of(model, optimizer, 16, target=doubling, max_batch_size=64)
+    loader.load_state_dict(saved["loader"])
+    model.load_state_dict({name.removeprefix("module."): p for name, p in saved["model"].items()})
+    optimizer.load_state_dict(saved["optimizer"])
+    before = saved["loader"]["controller"]
+    assert loader.global_batch_size == before["batch_size"]
+    assert loader.training_run.controller.state_dict()["noise_scales"] == before["noise_scales"]
+    rest = []
+    for batch in loader:
+        batch_loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        rest += batch[2].tolist()
+    assert rest == delivered[406 - len(rest) : 406] and len(rest) < 406, "what was left of the epoch, in its order"
 
 
 def test_wrong_arguments_are_refused_on_every_rank():
