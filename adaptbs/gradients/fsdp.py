@@ -18,6 +18,7 @@ from .mean_gradient import square, together
 
 log = logging.getLogger(__name__)
 
+GROUPS = "_fsdp_param_groups"  # earlier versions of torch have but one, under another name
 ALTERNATIVE = "or wrap the model in torch.nn.parallel.DistributedDataParallel, or train with torch's own DataLoader"
 
 
@@ -51,12 +52,9 @@ class ShardedGradients:
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._modules = list(_sharded_modules(model))
-        self._groups = [groups[0] for _, groups in self._modules]
-        self._device = next(model.parameters()).device
-        self._spread = self._groups[0].mesh_info.shard_mesh_size  # n, ranks that shards are spread over
-        self._warned = self._armed = False
+        self._model, self._ranks = model, ranks
+        self._watched: list[tuple[Any, _Watched]] = []  # by module of FSDP
+        self._warned = False
         self._reset()
 
     def arm(self, ends_step: Callable[[], bool]) -> None:
@@ -66,9 +64,12 @@ class ShardedGradients:
             ends_step: called within a backward pass; returns True if the optimizer's step follows that pass.
         """
         self.disarm()
-        self._ends_step, self._armed = ends_step, True
-        for (module, _), group in zip(self._modules, self._groups, strict=True):
-            module.set_custom_reduce_scatter(_Watched(group, self._saw))
+        self._ends_step = ends_step
+        for module, (group,) in _sharded_modules(self._model):
+            watched = _Watched(group, self._saw)
+            module.set_custom_reduce_scatter(watched)
+            self._watched.append((module, watched))
+            self._spread = group.mesh_info.shard_mesh_size  # n, ranks that shards are spread over
 
     def norms(self, size: int, passes: int = 1) -> SquaredNorms:
         """Squared norms, on the device, the same on each rank. Collective: all ranks must call it.
@@ -87,19 +88,18 @@ class ShardedGradients:
             both = torch.stack([together(part).sum().double() for part in (self._small, self._large)]) * reductions
         else:
             reductions = 1
-            both = torch.full((2,), torch.nan, dtype=torch.float64, device=self._device)
+            device = next(self._model.parameters()).device
+            both = torch.full((2,), torch.nan, dtype=torch.float64, device=device)
         small, shard = self._ranks.mean(both).unbind()
         b = size // reductions
         return SquaredNorms(b, small, b * self._spread, shard * self._spread)
 
     def disarm(self) -> None:
         """Stop watching, put the reduce-scatters back, and drop what has been seen."""
-        if self._armed:
-            self._armed = False
-            for (module, _), group in zip(self._modules, self._groups, strict=True):
-                watched = group._reduce_scatter_comm
-                if isinstance(watched, _Watched):  # else somebody has set another one since
-                    module.set_custom_reduce_scatter(watched.inner)
+        for module, watched in self._watched:
+            if watched.is_in_place:  # else somebody has set another one since
+                module.set_custom_reduce_scatter(watched.inner)
+        self._watched = []
         self._reset()
 
     def _reset(self) -> None:
@@ -147,6 +147,11 @@ class _Watched:
         self._group, self._saw = group, saw
         self.inner = group._reduce_scatter_comm
 
+    @property
+    def is_in_place(self) -> bool:
+        """True while the group reduces by this."""
+        return self._group._reduce_scatter_comm is self
+
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for a gradient."""
         allocated: Tensor = self.inner.allocate(size, dtype=dtype, device=device)
@@ -186,8 +191,9 @@ def why_shards_are_unseen(model: nn.Module, world_size: int) -> str | None:
         model: the model.
         world_size: number of ranks that get different samples.
     """
-    if not all(hasattr(module, "set_custom_reduce_scatter") for module in _fsdp_modules(model)):
-        return f"this torch has no FSDPModule.set_custom_reduce_scatter: use torch 2.9 or newer, {ALTERNATIVE}"
+    for module in _fsdp_modules(model):
+        if not hasattr(module, "set_custom_reduce_scatter") or not hasattr(module._get_fsdp_state(), GROUPS):
+            return f"the reduce-scatter of this torch's fully_shard cannot be watched: use torch 2.13, {ALTERNATIVE}"
     modules = list(_sharded_modules(model))
     if any(len(groups) > 1 for _, groups in modules):
         return f"a module is sharded over several meshes at once: shard it over one, {ALTERNATIVE}"
@@ -219,7 +225,7 @@ def _fsdp_modules(model: nn.Module) -> Iterator[Any]:
 def _sharded_modules(model: nn.Module) -> Iterator[tuple[Any, list[Any]]]:
     """The modules that reduce parameters of their own, with their groups of them."""
     for module in _fsdp_modules(model):
-        groups = module._get_fsdp_state()._fsdp_param_groups
+        groups = getattr(module._get_fsdp_state(), GROUPS)
         if reducing := [group for group in groups if any(p.requires_grad for p in _parameters(group))]:
             yield module, reducing
 

@@ -118,7 +118,7 @@ def test_shards_whose_gradients_are_not_seen_whole_are_refused_at_once(made, say
 
 def test_a_torch_that_lets_nobody_watch_is_refused_at_once(monkeypatch):
     monkeypatch.delattr(FSDPModule, "set_custom_reduce_scatter")
-    with pytest.raises(TypeError, match=r"this torch has no FSDPModule\.set_custom_reduce_scatter: use torch 2"):
+    with pytest.raises(TypeError, match="this torch's fully_shard cannot be watched: use torch 2"):
         of_a_loader(fsdp2())
 
 
