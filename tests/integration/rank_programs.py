@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from adaptbs import AdaptiveDataLoader, GlobalBatch
-from adaptbs.gradients import ShardedGradients
+from adaptbs.gradients import RankGradients, ShardedGradients
 from adaptbs.loader import AdaptedLoader, LoopFacts
 from adaptbs.ranks import Ranks
 from adaptbs.run import NoLookAhead, training_run
@@ -280,10 +280,11 @@ def shards(rank, world, out):
     return found
 
 
-def global_batch(rank, world, out):
+def global_batch(rank, world, out, way="fsdp"):
     """A loop with data of its own, as torchtitan's, whose batch grows by accumulation."""
-    model = sharded(network())
-    optimizer, watch = optimizer_of("adamw", model), ShardedGradients(model, Ranks.from_arguments())
+    model, ranks = WRAPPED[way](network()), Ranks.from_arguments()
+    watch = ShardedGradients(model, ranks) if way == "fsdp" else RankGradients(model, ranks, passes=2)
+    optimizer = optimizer_of("adamw", model)
     batch = GlobalBatch(16, micro_batch_size=4, total=2400, max_batch_size=64, decide_every=0.1)
     generator = torch.Generator().manual_seed(rank)
     steps = []
@@ -294,10 +295,12 @@ def global_batch(rank, world, out):
         watch.arm(lambda: last)  # noqa: B023
         for i, rows in enumerate(mine):
             last = i == k - 1
-            model.set_requires_gradient_sync(last)
-            (batch_loss(model, (X[rows], Y[rows])) / k).backward()
+            if way == "fsdp":
+                model.set_requires_gradient_sync(last)
+            with nullcontext() if last or way == "fsdp" else model.no_sync():
+                (batch_loss(model, (X[rows], Y[rows])) / k).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        norms = watch.norms(4 * k, k)
+        norms = watch.norms(4 * k, k) if way == "fsdp" else watch.norms(4 * k)
         watch.disarm()
         optimizer.step()
         optimizer.zero_grad()
@@ -430,6 +433,7 @@ PROGRAMS = {
     "hybrid": lambda *a: grown(*a, way="hybrid"),
     "shards": shards,
     "global batch": global_batch,
+    "global batch ddp": lambda *a: global_batch(*a, way="ddp"),
     "real clock": real_clock,
     "scaled": scaled,
     "ahead": ahead,

@@ -49,7 +49,7 @@ def ran(world: int, programs: tuple[str, ...]) -> dict:
 def results(world: int) -> dict:
     if world == 4:
         return ran(4, FOUR)
-    return {**ran(2, TWO), **ran(2, (*FSDP, "shards", "global batch"))}
+    return {**ran(2, TWO), **ran(2, (*FSDP, "shards", "global batch", "global batch ddp"))}
 
 
 GROWN = [*((2, name) for name in (*DDP, *FSDP, "real clock")), *((4, name) for name in FOUR)]
@@ -201,10 +201,11 @@ def test_the_weights_are_those_of_one_process_through_a_growth_in_mid_epoch(worl
     assert (flat(model) - flat(network())).abs().max() > 0.01
 
 
-def test_a_global_batch_grows_by_accumulation_over_shards():
-    first, second = results(2)["global batch"]
-    for name in ("state", "history"):
-        assert repr(first[name]) == repr(second[name])
+@pytest.mark.parametrize("name", ["global batch", "global batch ddp"])
+def test_a_global_batch_grows_by_accumulation_over_ranks(name):
+    first, second = results(2)[name]
+    for same in ("state", "history"):
+        assert repr(first[same]) == repr(second[same])
     sizes = [size for _, size, _, _ in first["steps"]]
     assert sizes == sorted(sizes) and {16, 32} <= set(sizes)
     made = {record["samples"]: record for record in first["history"] if record["event"] == "measurement"}
