@@ -33,7 +33,7 @@ DDP = ("ddp", "adamw", "by hand", "closure", "accumulated", "static", "unused", 
 FSDP = ("fsdp", "fsdp groups", "fsdp accumulated", "fsdp each")
 SHARES = ("shares", "shares, workers", "shares, accumulated")
 TWO = (*DDP, "real clock", "scaled", "ahead", "checkpoint", *SHARES, "wrong", "memory")
-FOUR = ("ddp", "real clock", "hybrid")
+FOUR = ("ddp", "real clock", "hybrid", "fsdp")
 
 
 @cache
@@ -123,7 +123,10 @@ def over(pairs: list[SquaredNorms]) -> SquaredNorms:
     return SquaredNorms(pairs[0].small_size, small, pairs[0].large_size, large)
 
 
-@pytest.mark.parametrize(("world", "name"), [*((2, name) for name in (*DDP, *FSDP)), (4, "ddp"), (4, "hybrid")])
+MEASURED = [*((2, name) for name in (*DDP, *FSDP)), (4, "ddp"), (4, "hybrid"), (4, "fsdp")]
+
+
+@pytest.mark.parametrize(("world", "name"), MEASURED)
 def test_the_estimate_is_that_of_one_process_on_the_same_global_batches(world, name):
     ranks, parts = results(world)[name], 2 if name in ("accumulated", "fsdp accumulated", "fsdp each") else 1
     ends, batches = {}, whole(ranks)
@@ -184,7 +187,9 @@ def test_shards_have_the_norms_of_one_process_to_a_millionth_after_clipping(name
     assert (small, large) == pytest.approx((float(ours.small), float(ours.large)), rel=1e-6)
 
 
-@pytest.mark.parametrize(("world", "name"), [(2, "ddp"), (2, "adamw"), (2, "fsdp"), (2, "fsdp groups"), (4, "ddp")])
+@pytest.mark.parametrize(
+    ("world", "name"), [(2, "ddp"), (2, "adamw"), (2, "fsdp"), (2, "fsdp groups"), (4, "ddp"), (4, "fsdp")]
+)
 def test_the_weights_are_those_of_one_process_through_a_growth_in_mid_epoch(world, name):
     ranks = results(world)[name]
     order = [index for batch in whole(ranks) for index in batch]
