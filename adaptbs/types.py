@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,6 +201,18 @@ class Scale(NamedTuple):
     k: float = 1.0
     lr_factor: float = 1.0
 
+
+class Found(Protocol):
+    """What `bs_find` returns, as far as `prior=` reads it."""
+
+    @property
+    def curve(self) -> tuple[NoiseScale, ...]:
+        """Estimates, the best one last."""
+        ...
+
+
+#: `prior=`: what is known of the noise scale before a run.
+Prior: TypeAlias = "NoiseScale | Found"
 
 #: `target=`: (noise scale or None, current batch size, progress 0..1) -> wanted batch size, samples.
 Target: TypeAlias = Callable[["NoiseScale | None", int, float], float]

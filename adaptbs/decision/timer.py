@@ -17,6 +17,7 @@ class DecisionTimer:
 
     Args:
         every: effective samples from one decision to the next.
+        waits: True if the first measurement is reason enough for a decision.
 
     Attributes:
         waits: True if a decision was due and nothing was new.
@@ -24,8 +25,8 @@ class DecisionTimer:
         unread_measurements: those of them that came since they were last looked at.
     """
 
-    def __init__(self, every: float) -> None:
-        self._every, self._decided_at, self.waits = every, 0.0, False
+    def __init__(self, every: float, waits: bool = False) -> None:
+        self._every, self._decided_at, self.waits = every, 0.0, waits
         self.new_measurements = self.unread_measurements = 0
 
     def plan(self, every: float) -> None:

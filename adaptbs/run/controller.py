@@ -83,10 +83,10 @@ class Controller:
         self._budget = OverheadBudget(given, device, self.batch_size, self._overhead, self._ranks)
         if self._clock is not None:
             self._budget.use_clock(self._clock)
-        self._noise_scales = NoiseScaleTracker(self.progress_tracker.planned, self._views)
+        self._noise_scales = NoiseScaleTracker(self.progress_tracker.planned, self._views, settings.known_before)
         if self._overhead:
             student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
-        self._timer = DecisionTimer(settings.decide_every * self.progress_tracker.planned)
+        self._timer = DecisionTimer(settings.decide_every * self.progress_tracker.planned, settings.prior is not None)
         self.noise_scale: NoiseScale | None = None
         self.views: dict[str, NoiseScale] = {}
         # Both are asked for at every step, and stay as they are from one decision to the next.
