@@ -16,6 +16,7 @@ from benchmarks.common.markdown import load, markdown, where
 from benchmarks.noise_scale import tables as noise_scale_tables
 from benchmarks.quality import figures as quality_figures
 from benchmarks.quality import tables as quality_tables
+from benchmarks.quality.untuned import tables as untuned_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -197,6 +198,7 @@ TABLES = {
     "optimizer_state_4_epochs": partial(optimizer_state, "optimizer_state_4_epochs", " --epochs 4"),
     **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
+    **untuned_tables.TABLES,
 }
 
 

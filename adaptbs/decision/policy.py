@@ -20,9 +20,9 @@ FIRST_FLOOR, LAST_FLOOR = 0.7, 0.4
 BELOW_FOR_SGD = 0.2
 # The critical batch over B_simple. At the critical batch a sample brings half of what it brings at a tiny batch.
 # B_simple assumes that all directions are equally curved (McCandlish et al. 2018, section 2.2). Adam evens curvatures
-# out, and its critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both values were set on runs that no
-# table shows. docs/benchmarks.md has ablations with other values.
-CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 4, 2.5
+# out, and its critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both values were chosen on the tasks
+# for choosing in benchmarks/quality/untuned; docs/benchmarks.md has them beside others.
+CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 3, 1.5
 # The largest batch to which hyperparameters are known to transfer, over R and over the base batch. The larger of the
 # two counts. Beyond it even large fixed batches cost quality (MovieLens at 4096 in docs/benchmarks.md).
 LARGEST_FACTOR, LARGEST_OVER_BASE = 32, 8
@@ -138,9 +138,9 @@ def nearest_power_of_2(size: float) -> int:
 
 
 def goodput(now: Situation) -> tuple[int, str]:
-    """The power of 2 with the most progress per second at the cautious noise scale and above the efficiency floor."""
+    """The power of 2 with the most progress per second at the noise scale and above the efficiency floor."""
     assert now.noise_scale is not None
-    phi = now.critical * now.noise_scale.cautious
+    phi = now.critical * now.noise_scale.believed
     fastest = goodput_optimum(phi, now.step_time)
     ceiling = largest_efficient(phi, now.reference, now.floor)
     size = nearest_power_of_2(min(fastest, ceiling))
@@ -150,9 +150,9 @@ def goodput(now: Situation) -> tuple[int, str]:
 
 
 def nearest_to_noise_scale(now: Situation) -> tuple[int, str]:
-    """The power of 2 nearest to the cautious noise scale."""
+    """The power of 2 nearest to the noise scale."""
     assert now.noise_scale is not None
-    return nearest_power_of_2(now.noise_scale.cautious), "noise scale"
+    return nearest_power_of_2(now.noise_scale.believed), "noise scale"
 
 
 TARGETS = {"goodput": goodput, "noise_scale": nearest_to_noise_scale}

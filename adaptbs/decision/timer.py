@@ -8,7 +8,7 @@ from ..types import NoiseScale
 
 NEWS = 8  # new measurements that a decision may be made on before its turn
 SOON = 0.1  # share of the run within which it is: a batch that stays too small costs most there
-FAR = 4  # a batch this many times below the cautious noise scale, or below the next, need not wait for its turn
+FAR = 4  # a batch this many times below the noise scale, or below the next, need not wait for its turn
 SMALL = 64  # samples
 
 
@@ -63,5 +63,5 @@ class DecisionTimer:
 
 def is_urgent(estimate: NoiseScale | None, batch_size: int, progress: float) -> bool:
     """True if new measurements are reason enough for a decision: early in the run, and where the batch is far off."""
-    far = estimate is not None and estimate.cautious >= FAR * batch_size
+    far = estimate is not None and estimate.believed >= FAR * batch_size
     return far or progress < SOON or batch_size < SMALL

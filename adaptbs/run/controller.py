@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from typing import Any
 
@@ -170,7 +170,7 @@ class Controller:
         timer = self._timer
         news = timer.unread_measurements >= NEWS or (timer.new_measurements >= TRY and not self._budget.knows_cost)
         if timer.is_turn(self.progress_tracker.effective_samples) or (news and self._look(cut_size)):
-            with self._budget.clock.deciding():
+            with self._budget.clock.deciding() if timer.new_measurements else nullcontext():  # else next to no work
                 self._decide(cut_size, longest)
 
     def measure_next_step(self) -> bool:

@@ -75,7 +75,12 @@ class RunRules:
         largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
         self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
         self.holds = False
-        self._lr_rule = lr_rule(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
+        lr_scaling = settings.lr_scaling
+        if lr_scaling == "auto" and callable(settings.target):
+            lr_scaling = "sqrt" if adaptive else "linear"  # a recipe for the batch has the customary factor in full
+        self._lr_rule = lr_rule(
+            lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size, critical=self.critical
+        )
 
     def hold(self) -> None:
         """Let hyperparameters stay as they are."""

@@ -62,7 +62,7 @@ class Settings:
             size that the run starts with.
         target: "goodput" (most progress per second), "noise_scale", or a function
             `(noise_scale, batch_size, progress) -> wanted batch size`.
-        lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch size for SGD), "linear", "sqrt",
+        lr_scaling: "auto" (k for SGD, sqrt(k) for Adam and its kin, up to the critical batch size), "linear", "sqrt",
             "gain", "none", or a function `(k, noise_scale) -> factor`.
         transfer: the hyperparameters that follow the batch, out of "lr", "betas" (all that averages over steps: beta1
             and beta2, fastai's mom and sqr_mom, and BatchNorm's momentum), "eps" and "weight_decay". None: all of them

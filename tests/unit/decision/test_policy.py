@@ -73,7 +73,7 @@ def test_goodput_stops_where_the_step_time_makes_more_useless():
     assert goodput(replace(NOW, step_time=StepTime(4, 1))) == (64, "step time")  # sqrt(4 * 1000) = 63
 
 
-def test_the_noise_scale_target_is_the_cautious_limit():
+def test_the_noise_scale_target_is_the_noise_scale():
     now = replace(NOW, noise_scale=known(1000 * CRITICAL_OF_SGD), batch_size=512)
     assert nearest_to_noise_scale(now) == (1024, "noise scale")
     assert decide(now, "noise_scale") == Decision(1024, "noise scale")
@@ -115,6 +115,17 @@ def test_what_the_run_must_keep_and_how_far_hyperparameters_transfer(base, kept,
 @pytest.mark.parametrize("unknown", [None, known(1000, measurements=3)])
 def test_few_measurements_hold_the_batch(unknown):
     assert decide(replace(NOW, noise_scale=unknown), "goodput") == Decision(64, "few measurements")
+
+
+def test_a_decision_does_not_depend_on_how_often_was_measured():
+    rarely, often = replace(known(1600), cautious=1600 / CRITICAL_OF_SGD / 1.9), known(1600, measurements=900)
+    assert goodput(replace(NOW, noise_scale=rarely)) == goodput(replace(NOW, noise_scale=often))
+
+
+def test_an_estimate_that_strays_is_believed_up_to_twice_its_cautious_limit():
+    phi = 500 / CRITICAL_OF_SGD
+    strays = replace(known(1e9), cautious=phi)
+    assert goodput(replace(NOW, noise_scale=strays)) == goodput(replace(NOW, noise_scale=known(1000)))
 
 
 def test_four_measurements_are_enough():
