@@ -136,10 +136,11 @@ class NoiseScale:
         """B_simple as decisions and learning rates take it, samples: the estimate, at most twice the cautious limit.
 
         The estimate says the same however often was measured; a lower limit rises with the number of measurements, and
-        batches with it. The limit counts only where the estimate is so unsure that it may be far off.
+        batches with it. The limit counts only where the estimate is so unsure that it may be far off. Where there is no
+        limit the batch is held, and the learning rate of a batch that has grown goes by the estimate.
         """
         most = SURE * self.cautious
-        return most if self.simple is None else min(self.simple, most)
+        return most if self.simple is None else min(self.simple, most or math.inf)
 
     def __str__(self) -> str:
         return noise_scale_text(self.simple, self.low, self.high)

@@ -63,5 +63,5 @@ class DecisionTimer:
 
 def is_urgent(estimate: NoiseScale | None, batch_size: int, progress: float) -> bool:
     """True if new measurements are reason enough for a decision: early in the run, and where the batch is far off."""
-    far = estimate is not None and estimate.believed >= FAR * batch_size
+    far = estimate is not None and estimate.cautious > 0 and estimate.believed >= FAR * batch_size
     return far or progress < SOON or batch_size < SMALL

@@ -89,4 +89,5 @@ def test_the_estimate_is_believed_up_to_twice_its_cautious_limit():
     assert replace(known, cautious=290.0, low=280.0, measurements=900).believed == 300  # however often was measured
     assert replace(known, trace=5000.0).believed == 400  # an estimate that strays
     assert replace(known, grad_sq=-1.0).believed == 400  # |G|^2 lost in noise
-    assert replace(known, cautious=0.0).believed == 0
+    assert replace(known, cautious=0.0).believed == 300  # no limit
+    assert replace(known, grad_sq=-1.0, cautious=0.0).believed == 0
