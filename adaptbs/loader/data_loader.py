@@ -129,6 +129,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             batches_per_step=accumulation_steps * ranks.world_size, ranks=ranks,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
+        if scheduler is None:
+            run.controller.rules.expect_no_decay()
         source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
         meter: RankMeter | None = None
         if settings.measures and ranks.connected:

@@ -13,6 +13,7 @@ from adaptbs.decision.policy import (
     efficiency_floor,
     goodput,
     goodput_optimum,
+    largest_at_constant_rate,
     largest_batch_size,
     largest_efficient,
     nearest_power_of_2,
@@ -193,6 +194,18 @@ def test_the_batch_of_sgd_stays_small_in_the_first_tenth_of_a_run():
     soon = replace(NOW, batch_size=128, progress=0.05, early_limit=128)
     assert decide(soon, "goodput") == Decision(128, "early")
     assert decide(replace(soon, batch_size=256), "goodput").batch_size == 128
+
+
+def test_until_a_warm_up_is_over_the_batch_of_sgd_grows_on_a_clear_estimate_only():
+    assert {early_limit(share, 64, adaptive=False, clear=False) for share in (0.0, 0.1, 0.24)} == {128}
+    assert early_limit(0.1, 64, adaptive=False, clear=True) == math.inf
+    assert early_limit(0.25, 64, adaptive=False, clear=False) == math.inf
+    assert early_limit(0.0, 64, adaptive=True, clear=False) == math.inf
+
+
+@pytest.mark.parametrize(("base", "most"), [(16, 64), (64, 256), (256, 256), (1024, 1024)])
+def test_how_far_sgd_goes_at_a_constant_rate(base, most):
+    assert largest_at_constant_rate(base) == most
 
 
 def test_nothing_is_decided_twice_on_the_same_measurements():
