@@ -119,6 +119,7 @@ def learning_rates() -> str:
 TABLES = {
     "untuned_choosing": lambda: judged("choosing"),
     "untuned_last_look": lambda: judged("last_look"),
+    "untuned_again": lambda: judged("again"),
     "untuned_ablations": ablations,
     "untuned_measurements": measurements,
     "untuned_prior": prior,
