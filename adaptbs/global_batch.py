@@ -148,10 +148,10 @@ class GlobalBatch:
     def lr_factor(self) -> float:
         """Factor by which adaptbs would multiply the learning rate that was planned for the planned size.
 
-        sqrt(B / planned) for an adaptive optimizer. Nothing applies it.
+        The rule is that of `lr_scaling="auto"` (docs/transfer.md). Nothing applies it.
         """
-        planned = self.planned_batch_size
-        rule = lr_rule("auto", adaptive=self._adaptive, base_batch_size=planned)
+        planned, critical = self.planned_batch_size, critical_over_simple(self._adaptive)
+        rule = lr_rule("auto", adaptive=self._adaptive, base_batch_size=planned, critical=critical)
         return rule(self.wanted_batch_size / planned, self.noise_scale)
 
     def step(self, norms: SquaredNorms | None = None) -> None:

@@ -33,12 +33,12 @@ def run(batch: GlobalBatch, noise_scale: float | None, until: float = math.inf) 
 
 
 def test_it_grows_in_few_large_steps_as_far_as_samples_bring_enough():
-    # Adam's critical batch is 4 B_simple: (4 * 200 * 0.2 + 64) / 0.8 = 280.
+    # Adam's critical batch is 3 B_simple: (3 * 300 * 0.2 + 64) / 0.8 = 305.
     batch = made()
-    assert [size for _, size in run(batch, 200.0)] == [64, 128, 256]
+    assert [size for _, size in run(batch, 300.0)] == [64, 128, 256]
     assert batch.accumulation_steps == 32
-    assert batch.noise_scale is not None and batch.noise_scale.simple == pytest.approx(200)
-    assert run(made(adaptive=False), 200.0)[-1][1] == 128, "SGD's is 2.5 B_simple: 205"
+    assert batch.noise_scale is not None and batch.noise_scale.simple == pytest.approx(300)
+    assert run(made(adaptive=False), 300.0)[-1][1] == 128, "SGD's is 1.5 B_simple: 192"
 
 
 def test_without_measurements_it_is_held_or_as_planned():
@@ -63,7 +63,7 @@ def test_log_only_trains_as_planned_and_says_what_would_have_been(caplog):
     decisions = [r for r in batch.history if r["event"] == "decision"]
     early = next(r for r in decisions if r["batch_size"] == 128)
     assert early["global_batch_size"] == 64 and 10_000 <= early["samples"] < 10_064
-    assert early["lr_factor"] == pytest.approx(math.sqrt(2))
+    assert early["lr_factor"] == pytest.approx(math.sqrt(2), rel=0.01), "of twice the planned batch"
     assert "64 -> 128" in caplog.text and "only logged" in caplog.text
     assert said[-1][0] == batch.history[-1]["samples"] and said[-1][1]["lr_factor"] == 1.0
 
