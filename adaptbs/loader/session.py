@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from ..checks import check_size
@@ -48,6 +49,12 @@ def a_few_trained(optimizer: Optimizer) -> list[Tensor]:
     if all(p.requires_grad and p.is_leaf for p in few):
         return few
     return _spread([p for p in parameters if p.requires_grad and p.is_leaf])
+
+
+def a_few_others(model: Module, optimizer: Optimizer) -> list[Tensor]:
+    """A few of the model's parameters that are to be trained and are not the optimizer's, usually none."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return _spread([p for p in model.parameters() if p.requires_grad and id(p) not in own])
 
 
 def _spread(parameters: list[Tensor]) -> list[Tensor]:
@@ -100,6 +107,7 @@ class LoaderSession:
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
+            others=partial(a_few_others, run.model, optimizer),
         )  # fmt: skip
 
     def follow(self) -> None:
