@@ -202,7 +202,7 @@ class LoaderSession:
             return fetch()
         self._follow_the_model()
         self._begin_epoch()
-        if self._length.epochs is None and not self._length.is_open and not self._warned:
+        if self._length.is_unknown and not self._warned:
             self._warned = True
             log.warning(
                 "the length of the run is not known: decisions are paced by the epoch. "
@@ -239,8 +239,7 @@ class LoaderSession:
         if self._length.settle(batches_per_call):
             controller.plan(self._length.epochs)
         self._warned = True  # the length is known, or it has been said why it is not
-        if not self._length.is_open:
-            controller.holds.remove(LENGTH)
+        (controller.holds.add if self._length.holds else controller.holds.remove)(LENGTH)
 
     def _follow_the_model(self) -> None:
         """Begin anew where the model has been moved before the run has begun: times and memory are of its device."""
