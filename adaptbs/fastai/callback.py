@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 
 OTHER_LENGTH = (
     "dls.train has been replaced in the middle of a fit by one of %d samples, where %d were planned for an epoch: from "
-    "here on an epoch is a pass over it, and the fit has the epochs that were asked for. To plan by the new length, fit "
-    "once for each loader."
+    "here on an epoch is a pass over it, and the fit has the epochs that were asked for. To plan by the new length, "
+    "fit once for each loader."
 )
 
 

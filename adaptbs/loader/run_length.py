@@ -18,8 +18,8 @@ STEPPED_BY_THE_EPOCH = (
 SHORTER_THAN_ITS_CYCLE = (
     "the scheduler's %s is no whole number of epochs, and it is stepped from batch to batch: it may be the length of "
     "the run or of one of several cycles. By larger batches a loop that ends after so many of them would come to the "
-    "second of cycles that it was not to have, so the batch is held. Give epochs= where they are cycles. Else let T_max "
-    "be len(loader) * n, and loop over loader.epochs(n) or until loader.progress is 1."
+    "second of cycles that it was not to have, so the batch is held. Give epochs= where they are cycles. Else let "
+    "T_max be len(loader) * n, and loop over loader.epochs(n) or until loader.progress is 1."
 )
 NEVER_STEPPED = (
     "the scheduler that the loader was given has not been stepped in a whole epoch, so it is not clear whether its %s "

@@ -22,8 +22,8 @@ class SumCheck:
     """Holds the batch where the loss is a sum over its samples and that would make a larger batch another run.
 
     A sum's gradient is n times the mean's, so a learning rate that follows the batch would count it twice. An optimizer
-    that divides by the gradient's size does not notice. Then nothing is to be held, if what is measured is divided by n,
-    as it is by halves and where the loss function says that it sums.
+    that divides by the gradient's size does not notice. Then nothing is held if what is measured is divided by n, as it
+    is by halves and where the loss function says that it sums.
 
     Args:
         controller: the run's.

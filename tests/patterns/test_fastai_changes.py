@@ -69,7 +69,7 @@ class NewLoaders(Callback):
 @pytest.mark.parametrize("budget", ["progress", "epochs"])
 @pytest.mark.parametrize("n", [256, 1024, 1000])
 def test_loaders_of_another_length_are_gone_over_as_a_whole(n, budget, caplog):
-    callback, watch, learn = fit(NewLoaders(n), budget=budget)
+    _, watch, learn = fit(NewLoaders(n), budget=budget)
     for epoch in (1, 2):
         seen = watch.samples(epoch)
         assert len(seen) == n and len(set(seen)) == n

@@ -1,4 +1,4 @@
-"""Loops that handle the loader's iterator themselves: each pass has each sample once, and the schedule ends where it does."""
+"""Loops that handle the loader's iterator themselves: each pass has each sample once, and schedules come to an end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers that train the model beside the loader's, or in its place: their hyperparameters do not follow the batch."""
+"""Optimizers that train the model beside the loader's, or in its place: their hyperparameters would not follow."""
 
 from __future__ import annotations
 

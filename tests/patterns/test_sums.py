@@ -1,13 +1,13 @@
-"""A loss that sums over its batch: its gradient grows with the batch by itself, and a learning rate would count it twice."""
+"""A loss that sums over its batch: its gradient grows with it by itself, and a learning rate would count it twice."""
 
 from __future__ import annotations
 
 from functools import partial
 
+import fastai.callback.progress  # noqa: F401, which gives a Learner `no_bar`
 import pytest
 import torch
 from fastai.basics import Learner
-import fastai.callback.progress  # noqa: F401, which gives a Learner `no_bar`
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader as FastaiLoader
 from fastai.optimizer import SGD as FastaiSGD
