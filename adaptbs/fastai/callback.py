@@ -159,8 +159,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""
-        self._look_at_the_learner()
         run, progress = self._run, self._run.controller.progress_tracker
+        self._look_at_the_learner()
         run.controller.skip_epochs(self.epoch)  # those before `start_epoch`
         progress.set_epoch(self.epoch)
         progress.begin_epoch()

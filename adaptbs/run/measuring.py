@@ -157,7 +157,7 @@ class StepMeasuring:
             log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
             return
         said, instead = str(failure), INSTEAD
-        if isinstance(failure, NotCutError) or self.by_halves:  # whose loss is known
+        if isinstance(failure, NotCutError):
             instead = "overhead=0 measures nothing and holds the batch."
         elif not isinstance(failure, Unsupported):
             on = "" if batch is None else f" (the loss was called on a batch of {describe_batch(batch)})"
