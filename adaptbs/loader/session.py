@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from ..checks import check_size
@@ -50,6 +51,12 @@ def a_few_trained(optimizer: Optimizer) -> list[Tensor]:
     if all(p.requires_grad and p.is_leaf for p in few):
         return few
     return _spread([p for p in parameters if p.requires_grad and p.is_leaf])
+
+
+def a_few_others(model: Module, optimizer: Optimizer) -> list[Tensor]:
+    """A few of the model's parameters that are to be trained and are not the optimizer's, usually none."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return _spread([p for p in model.parameters() if p.requires_grad and id(p) not in own])
 
 
 def _spread(parameters: list[Tensor]) -> list[Tensor]:
@@ -102,6 +109,7 @@ class LoaderSession:
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
+            others=partial(a_few_others, run.model, optimizer),
         )  # fmt: skip
 
     def follow(self) -> None:
@@ -196,7 +204,7 @@ class LoaderSession:
             return fetch()
         self._follow_the_model()
         self._begin_epoch()
-        if self._length.epochs is None and not self._length.is_open and not self._warned:
+        if self._length.is_unknown and not self._warned:
             self._warned = True
             log.warning(
                 "the length of the run is not known: decisions are paced by the epoch. "
@@ -234,8 +242,7 @@ class LoaderSession:
         if self._length.settle(batches_per_call):
             controller.plan(self._length.epochs)
         self._warned = True  # the length is known, or it has been said why it is not
-        if not self._length.is_open:
-            controller.holds.remove(LENGTH)
+        (controller.holds.add if self._length.holds else controller.holds.remove)(LENGTH)
 
     def _follow_the_model(self) -> None:
         """Begin anew where the model has been moved before the run has begun: times and memory are of its device."""
