@@ -84,9 +84,11 @@ class RankGradients:
             size: b, samples of one rank in the step.
         """
         first = self._parameters[0]
-        nan = torch.tensor(torch.nan, device=first.device)
+        nan = torch.full((), torch.nan, device=first.device)  # a number from the host would be waited for
         squares = [square(g) for g in self._sums.values()] if self._copies else list(self._squares.values())
-        small = torch.where(together(self._clean).all(), together(squares).sum(), nan) if squares else nan
+        small = together(squares).sum() if squares and not self._is_lost else nan
+        if self._clean:
+            small = torch.where(together(self._clean).all().to(small.device), small, torch.nan)
         if self._averages:
             large = self._large if self._large is not None else nan
             small, large = self._ranks.mean(torch.stack([small.double(), large.to(small.device).double()])).unbind()
@@ -107,15 +109,16 @@ class RankGradients:
     def _reset(self) -> None:
         self._squares: dict[int, Tensor] = {}  # |what the first pass added|^2, by parameter
         self._sums: dict[int, Tensor] = {}  # sum of what all passes added, by parameter
-        self._clean: list[Tensor] = []
+        self._clean: list[Tensor] = []  # True for each `.grad` that was zero, not None, before the first pass
+        self._is_lost = False  # True if a gradient that would be needed is gone
         self._large: Tensor | None = None
         self._queued = False
 
     def _added(self, i: int, gradient: Tensor) -> None:
         gradient, parameter = gradient.detach(), self._parameters[i]
         if i not in self._squares:
-            before = parameter.grad
-            self._clean.append(square(before) == 0 if before is not None else torch.ones((), dtype=torch.bool))
+            if (before := parameter.grad) is not None:
+                self._clean.append(square(before) == 0)
             self._squares[i] = square(gradient)
         elif not self._copies:  # a second backward pass in a step that was expected to have one
             self._copies_from_now_on()
@@ -126,10 +129,9 @@ class RankGradients:
             _queue(partial(self._averaged, HOPS))
 
     def _copies_from_now_on(self) -> None:
-        self._copies = True
         # The first pass's gradient is gone, so this step cannot be measured: `norms` returns nan. From the next step on
         # the sum of all passes is kept. The squares only stand in for the missing sums.
-        self._clean.append(torch.zeros((), dtype=torch.bool))
+        self._copies = self._is_lost = True
         self._sums = {i: square for i, square in self._squares.items()}
 
     def _averaged(self, hops: int) -> None:
