@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from ..model import trainable
 from ..ranks import Ranks
 from ..types import SquaredNorms
-from .mean_gradient import dense, square, together
+from .halves import TEMPORARY
+from .mean_gradient import dense, gradient_bytes, square, together
 
 HOPS = 4  # callbacks that queue one another, so that ours runs after DistributedDataParallel's nested ones
 
@@ -96,8 +98,24 @@ class RankGradients:
             zeros = (dense(self._sums.get(i, torch.zeros_like(p))) for i, p in enumerate(self._parameters))
             flat = torch.cat([*(g.flatten().to(first.device, torch.float32) for g in zeros), small.float().reshape(1)])
             mean = self._ranks.mean(flat)
-            small, large = mean[-1].double(), mean[:-1].double().square().sum()
+            small, large = mean[-1].double(), torch.linalg.vector_norm(mean[:-1], dtype=torch.float64).square()
         return SquaredNorms(size, small, size * self._ranks.world_size, large)
+
+    @property
+    def bytes_beside_step(self) -> int:
+        """Bytes that a measured step may hold beyond another.
+
+        Those are the sums of a rank's gradients where they are copied, the ranks' average of them and what it is made
+        from, and a few temporary tensors as large as one parameter's gradient.
+        """
+        parameters = trainable(self._model)
+        whole, largest = gradient_bytes(parameters)
+        averaging = 0 if self._averages else 2 * sum(4 * p.numel() for p in parameters)
+        return self._copies * whole + averaging + TEMPORARY * largest
+
+    def watching(self, size: int) -> AbstractContextManager[None]:
+        """A context for a trial of so many samples. It watches nothing, because the other ranks would wait."""
+        return nullcontext()
 
     def disarm(self) -> None:
         """Stop watching and drop what has been seen."""

@@ -90,6 +90,8 @@ class LoaderSession:
         self._new_look_ahead, self._ready, self.measures_at_step = look_ahead, ready, ready is None
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
+        if meter is not None:
+            run.count_memory_of(meter.gradients)
         if length.holds:
             run.controller.holds.add(LENGTH)
         self._begun = False  # whether `epochs` has been called, or a state loaded

@@ -15,7 +15,7 @@ from torch import nn
 from ..decision import ROUNDING
 from ..gradients import HALVES, IN_STEP, NoiseMeter, views_of, why_loss_is_needed
 from ..hyperparameters import HyperparameterScaler
-from ..memory import MemoryLimit, MemoryTrial, memory_of
+from ..memory import Measures, MemoryLimit, MemoryTrial, memory_of
 from ..model import BatchLoss
 from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
@@ -111,6 +111,7 @@ class TrainingRun:
         self._meter: NoiseMeter | None = None
         if measures:
             self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, parameters=parameters)
+        self._measured_by: Measures | None = None  # in place of the meter
         self._at, self._step_ended = -1, True  # samples at the latest batch, and whether it ends an optimizer step
         self._scaler: HyperparameterScaler | None = None
         follows = "betas" in settings.following
@@ -126,7 +127,9 @@ class TrainingRun:
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
             trial = MemoryTrial(
-                self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=lambda: this._meter
+                self._trial_model, self._trial_loss, memory, lambda: this._batch,
+                measures=lambda: this._measured_by or this._meter,
+                accumulates=self.controller.batches_per_step > self._ranks.world_size,
             )  # fmt: skip
         limit = MemoryLimit(
             None if self.settings.step_time else memory, self.settings.exceed_memory,
@@ -147,6 +150,10 @@ class TrainingRun:
     def use_clock(self, clock: Clock) -> None:
         """Time the run by another clock, for simulations; call it before the run begins."""
         self.controller.use_clock(clock)
+
+    def count_memory_of(self, measures: Measures) -> None:
+        """Let trials of larger batches count what this holds, which measures in place of the run's own meter."""
+        self._measured_by = measures
 
     def follow(self, scaler: HyperparameterScaler) -> None:
         """Keep what the optimizer's averages have accumulated in the state of the run.
