@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checks import check_model, check_optimizer, check_size, check_trains
 from ..gradients import IN_STEP, why_loss_is_needed
+from ..model import has_static_shapes
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
+
+log = logging.getLogger(__name__)
 
 
 class LoaderArguments(SharedArguments, total=False):
@@ -82,6 +86,15 @@ def check_measurable(model: nn.Module, parameters: Sequence[nn.Parameter], setti
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """The parameters that an optimizer steps."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def advise_whole_batches(model: nn.Module) -> None:
+    """Warn of a short batch at each pass's end, for which a model is compiled that takes static shapes alone."""
+    if has_static_shapes(model):
+        log.warning(
+            "the model is compiled with dynamic=False, so also for the shorter batch at the end of each pass: "
+            "drop_last=True leaves that out"
+        )
 
 
 def check_scheduler(scheduler: Any) -> None:

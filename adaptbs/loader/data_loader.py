@@ -22,7 +22,7 @@ from ..model import BatchLoss
 from ..ranks import Ranks
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from ..sampling import EpochSource
-from .arguments import check, check_measurable, check_ranks, made_with, parameters_of
+from .arguments import advise_whole_batches, check, check_measurable, check_ranks, made_with, parameters_of
 from .driven import drive
 from .loop_facts import UNKNOWN, GradientsReady, LoopFacts
 from .misuse import is_trainer, refused_to_trainer
@@ -145,7 +145,10 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             micro_batch_size=facts.micro_batch_size,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
-        source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
+        # A lambda would cost a call at every batch.
+        source.follow(partial(attrgetter("batch_size"), run.controller), run.controller.rules.has_few_sizes)
+        if batches.shortest_tail != start_samples:
+            advise_whole_batches(model)
         meter: RankMeter | None = None
         ready = GradientsReady() if facts.says_when_ready else None
         if settings.measures and ranks.connected:

@@ -119,6 +119,8 @@ class LoaderSession:
             if live.measures_at_step and live.run.measuring.watches:
                 live.run.measuring.before_step()
             which = live.which_batch
+            if which.stream.waits:
+                which.stream.stepped()
             elsewhere = not is_compiling() and get_ident() != which.thread  # a compiled step cannot ask
             if elsewhere or not which.trains_here or not which.delivering:
                 which.step()

@@ -39,7 +39,7 @@ def try_size(
     *,
     optimizer: Any = None,
     more: int = 0,
-    watching: Callable[[int], AbstractContextManager[None]] = nullcontext,
+    watching: Callable[[int], AbstractContextManager[None]] = lambda size: nullcontext(),
 ) -> Trial:
     """Run a training step of `size` samples twice, and leave no trace of it.
 

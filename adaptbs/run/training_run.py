@@ -16,7 +16,7 @@ from ..decision import ROUNDING
 from ..gradients import HALVES, IN_STEP, NoiseMeter, views_of, why_loss_is_needed
 from ..hyperparameters import HyperparameterScaler
 from ..memory import Measures, MemoryLimit, MemoryTrial, memory_of
-from ..model import BatchLoss
+from ..model import BatchLoss, has_compiled
 from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
 from ..timing import Clock
@@ -172,6 +172,11 @@ class TrainingRun:
         return next(self.model.parameters()).device
 
     @property
+    def few_sizes(self) -> tuple[int, ...]:
+        """The sizes that a step on a compiled model may have, samples; empty where it may have any."""
+        return self.controller.rules.few_sizes if not self._micro_batch_size and has_compiled(self.model) else ()
+
+    @property
     def has_begun(self) -> bool:
         """True once a sample has been delivered."""
         return self.controller.progress_tracker.samples > 0
@@ -216,6 +221,7 @@ class TrainingRun:
         next_pass: Callable[[], Iterable[T]] | None = None,
     ) -> Iterator[T]:
         """Pass an epoch's batches on, keep count, and decide between them; see `BatchTracker.deliver`."""
+        self.controller.rules.keep_to(self.few_sizes)
         self.controller.start_clock()
         another = partial(self._another_pass, next_pass) if next_pass is not None else None
         return self.tracker.deliver(batches, queue, look_ahead or NoLookAhead(), events, is_new, another)
