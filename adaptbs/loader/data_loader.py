@@ -145,6 +145,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             micro_batch_size=facts.micro_batch_size,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
+        if not given:
+            run.controller.rules.expect_no_decay()
         # A lambda would cost a call at every batch.
         source.follow(partial(attrgetter("batch_size"), run.controller), run.controller.rules.has_few_sizes)
         if batches.shortest_tail != start_samples:
