@@ -402,7 +402,7 @@ def wrong(rank, world, out):
 
 
 def memory(rank, world, out):
-    """A run that would grow to 64 a rank, where rank 1 has memory for 21: each rank tries it before it grows."""
+    """A run that would grow to 64 a rank, where rank 1 has memory for 19: each rank tries it before it grows."""
     device = SimulatedMemory((100 if rank == 0 else 25) * 1000)
     training_run.memory_of = lambda *_: device
     inner = network()

@@ -270,7 +270,8 @@ def test_no_rank_grows_past_what_the_one_with_the_least_memory_has_tried():
     first, second = results(2)["memory"]
     assert first["sizes"] == second["sizes"] and torch.equal(first["last"], second["last"])
     largest = max(first["sizes"]) // 2
-    assert largest == 21, "nine tenths of 25,000, less what lies there: 21 samples of 1,000 and their trial"
+    # Nine tenths of 25,000, less what lies there, and 3 x 512 that measuring holds for a moment of the largest weight.
+    assert largest == 19, "19 samples of 1,000 and their trial"
     trials = second["rows"].count(largest) - first["rows"].count(largest)
     assert trials == 2, "it was tried on the rank that has less; what surely fits need not be"
     assert {"memory"} <= {record["reason"] for record in first["history"]}
