@@ -36,5 +36,6 @@ def test_batches_and_the_pieces_that_they_go_through_in(samples, ranks, piece, s
     controller = SimpleNamespace(
         memory=SimpleNamespace(piece=piece), measuring_step=lambda: None, measured=lambda made: None
     )
-    StepMeasuring(meter, controller, SimpleNamespace(current=info, latest_fetched=info), ranks).begin(None)
+    tracker = SimpleNamespace(current=info, latest_fetched=info)
+    StepMeasuring(meter, controller, tracker, world_size=ranks).begin(None)
     assert meter.sizes == sizes
