@@ -18,7 +18,7 @@ from .attention import watch_projections
 from .checkpoints import Calls, in_checkpoint
 from .examples import Places
 from .formulas import ties_examples
-from .layer_hook import LayerHook, on_gradient
+from .layer_hook import GradientHook, LayerHook, on_gradient
 from .layers import Watched, state_of
 from .leaf import by_differentiating
 from .mean_gradient import HALF
@@ -104,7 +104,7 @@ class InStep:
         if self._checking:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
-            self._handles += [p.register_hook(begins) for p in watched.parameters]  # type: ignore[no-untyped-call]
+            self._handles += [GradientHook(p, begins) for p in watched.parameters]
             before = state_of(self._model)
         self._before = before
 

@@ -94,6 +94,7 @@ class LoaderSession:
             run.controller.holds.add(LENGTH)
         self._begun = False  # whether `epochs` has been called, or a state loaded
         self._look_ahead: LookAhead | None = None  # of the latest iteration
+        self._knows_the_loop = False  # whether a step in it has told all that steps tell of how the loop works
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
         self.which_batch = WhichBatch(run, source.ranks.world_size)
@@ -110,19 +111,17 @@ class LoaderSession:
             live = session()
             if live is None:
                 return Scale()
-            if not live.misuse.saw_a_step:
-                live.misuse.stepped()
-            if live._look_ahead is not None and not live._look_ahead.settled:
-                live._look_ahead.works()
-            if live.measures_at_step and live.run.measuring.watches:
-                live.run.measuring.before_step()
-            which = live.which_batch
+            run, which = live.run, live.which_batch
+            if not live._knows_the_loop:
+                live._look_at_the_loop()
+            if run.measuring.watches and live.measures_at_step:
+                run.measuring.before_step()
             elsewhere = not is_compiling() and get_ident() != which.thread  # a compiled step cannot ask
             if elsewhere or not which.trains_here or not which.delivering:
                 which.step()
             if which.is_lost:
-                return live.run.controller.scales[which.cut_size()]
-            return live.run.controller.scales[live.run.tracker.current.cut_size]
+                return run.controller.scales[which.cut_size()]
+            return run.controller.scales[run.tracker.current[0]]  # its cut size
 
         self.step_hook = StepHook(self._optimizer, scale, self._following)
         self.run.follow(self.step_hook.scaler)
@@ -136,6 +135,14 @@ class LoaderSession:
         weakref.finalize(self, self.step_hook.remove)
         weakref.finalize(self, self.which_batch.close)
         weakref.finalize(self, self._rows.close)
+
+    def _look_at_the_loop(self) -> None:
+        """Take note of a step of the optimizer, as long as there is anything to learn from it."""
+        if not self.misuse.saw_a_step:
+            self.misuse.stepped()
+        if self._look_ahead is not None and not self._look_ahead.settled:
+            self._look_ahead.works()
+        self._knows_the_loop = self._look_ahead is None or self._look_ahead.settled
 
     def close(self) -> None:
         self._closed = True
@@ -209,6 +216,7 @@ class LoaderSession:
 
         stated = self._new_look_ahead
         self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told)
+        self._knows_the_loop = False
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(
             passes, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
@@ -289,3 +297,4 @@ class LoaderSession:
         self.source.go_on(state["source"], rest)
         self.driver.load_state_dict(state["schedule"])
         self.misuse.load_state_dict(state["misuse"])
+        self._knows_the_loop = False
