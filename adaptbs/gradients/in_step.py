@@ -63,7 +63,7 @@ class InStep:
         self._places = Places(model)
         self._checked: set[int] = set()  # states of the model at earlier checks
         self._sets_to_zero = False  # True once the loop is known to set gradients to zero instead of None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | GradientHook] = []
         self._failure: Exception | None = None
         self._sizes: tuple[int, ...] = ()
         self._computing: set[int] = set()  # threads that are inside one of these hooks
@@ -100,7 +100,7 @@ class InStep:
         self._in_half = False  # True if a gradient arrived in half precision
         self._checking = watched.key not in self._checked
         called = LayerHook(self._guarded(self._called))
-        self._handles = [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
+        self._handles += [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
         if self._checking:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)

@@ -53,7 +53,7 @@ class GradientHook:
     What torch leaves of a hook that was removed is called, with nothing to do, at every backward pass.
     """
 
-    def __init__(self, parameter: Tensor, function: Callable[[Tensor], None]) -> None:
+    def __init__(self, parameter: Tensor, function: Callable[[Tensor], object]) -> None:
         self._parameter = parameter
         self._handle = parameter.register_hook(function)  # type: ignore[no-untyped-call]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -150,6 +151,37 @@ def test_a_state_begun_anew_is_noticed():
     assert count.read(state, {}, wait=False) == 0
     state[weight] = {"step": 1}
     assert count.read(state, {}, wait=False) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_a_count_that_grows_by_one_a_step_is_read_right_whatever_happens_to_it(options):
+    weight = weights(1)[0]
+    optimizer, count = AdamW([weight], **options), StepCount([weight])
+
+    def read() -> int | None:
+        return count.read(optimizer.state, optimizer.param_groups[0], wait=False)
+
+    def made() -> int:
+        return int(optimizer.state[weight]["step"])
+
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    for _ in range(5):
+        optimizer.step()
+        assert read() == made()
+    assert read() == made() == 6, "no step has been made since"
+    optimizer.step(), optimizer.step()
+    assert read() == made() == 8, "two have"
+    optimizer.load_state_dict(saved)
+    assert read() == made() == 1
+    for _ in range(3):
+        optimizer.step()
+        assert read() == made()
+    optimizer.state.clear()
+    assert read() == 0
+    for _ in range(3):
+        optimizer.step()
+        assert read() == made()
 
 
 def test_optimizers_that_count_in_their_groups():
