@@ -13,6 +13,7 @@ from ..checks import check_model
 from ..decision import ROUNDING
 from ..model import BatchLoss
 from ..run import RunReport, Settings, TrainingRun, check_version, shows_shared_arguments
+from ..timing import PER_STEP_OF_A_LEARNER
 from .batches import AdaptiveBatches
 from .columns import Columns, QuickCallback, begins_fit
 from .finder import bs_find
@@ -137,6 +138,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             loss=BatchLoss(batch_loss=batch_loss(learn), called="learn.loss_func", split=split, split_given=given),
             trial_loss=apart, trial_model=model,
             micro_batch_size=dl.bs if start != dl.bs or is_language_model(dl) else None,
+            per_step=PER_STEP_OF_A_LEARNER,
         )  # fmt: skip
         if not any("lr" in (getattr(cb, "scheds", None) or ()) for cb in learn.cbs):  # fastai's ParamScheduler
             run.controller.rules.expect_no_decay()
@@ -213,15 +215,20 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     def before_step(self) -> None:
         """The gradients are ready: take in the measurement, if this step is measured."""
-        if self._run.measuring.watches:
-            self._run.measuring.before_step()
-        if self._run.measuring.by_halves:
+        measuring = self._run.measuring
+        if measuring.watches:
+            measuring.before_step()
+        if measuring.by_halves:
             self._changes.check()
 
     def after_batch(self) -> None:
         """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""
-        self._restore()
-        self._place_schedule(self._run.tracker.schedule_span[1])
+        if self._hook is not None and self._hook.scaler.is_scaled:
+            self._hook.scaler.restore()
+        run = self._run
+        progress = run.controller.progress_tracker
+        if run.tracker.ever_changed or progress.effective_samples != progress.samples:
+            self._place_schedule(run.tracker.schedule_span[1])
 
     def _place_schedule(self, samples: float) -> None:
         """Put the schedule where the fixed run's stood after so many samples, of this epoch or of the whole plan."""

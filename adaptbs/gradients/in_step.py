@@ -17,7 +17,7 @@ from .attention import watch_projections
 from .checkpoints import Calls, in_checkpoint
 from .examples import Places
 from .formulas import ties_examples
-from .layer_hook import LayerHook, on_gradient
+from .layer_hook import GradientHook, LayerHook, on_gradient
 from .layers import Watched, state_of
 from .leaf import by_differentiating
 from .mean_gradient import HALF
@@ -64,7 +64,7 @@ class InStep:
         self._places = Places(model)
         self._checked: set[int] = set()  # states of the model at earlier checks
         self._sets_to_zero = False  # True once the loop is known to set gradients to zero instead of None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | GradientHook] = []
         self._failure: Exception | None = None
         self._sizes: tuple[int, ...] = ()
         self._computing: set[int] = set()  # threads that are inside one of these hooks
@@ -102,11 +102,11 @@ class InStep:
         self._in_half = False  # True if a gradient arrived in half precision
         self._checking = watched.key not in self._checked
         called = LayerHook(self._guarded(self._called))
-        self._handles = [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
+        self._handles += [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
         if self._checking:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
-            self._handles += [p.register_hook(begins) for p in watched.parameters]  # type: ignore[no-untyped-call]
+            self._handles += [GradientHook(p, begins) for p in watched.parameters]
             before = state_of(self._model)
         self._before = before
 

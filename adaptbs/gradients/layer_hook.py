@@ -47,6 +47,24 @@ class Passing(LayerHook):
                 with_kwargs.pop(number, None)
 
 
+class GradientHook:
+    """Calls a function with a parameter's gradient as it arrives, until it is removed.
+
+    What torch leaves of a hook that was removed is called, with nothing to do, at every backward pass.
+    """
+
+    def __init__(self, parameter: Tensor, function: Callable[[Tensor], object]) -> None:
+        self._parameter = parameter
+        self._handle = parameter.register_hook(function)  # type: ignore[no-untyped-call]
+
+    def remove(self) -> None:
+        """Call it no longer, and leave nothing where there is no other hook."""
+        self._handle.remove()
+        parameter = self._parameter
+        if not parameter._backward_hooks:
+            parameter._backward_hooks = None
+
+
 def on_gradient(output: Tensor, function: Callable[[Tensor], None]) -> None:
     """Let `function` be called with the gradient of a layer's output when it arrives.
 

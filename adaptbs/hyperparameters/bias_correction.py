@@ -92,15 +92,21 @@ class StepCount:
     The count lies in the state of each parameter that has been stepped, so it is that of the first that has one; which
     that is, is remembered, for a group may have thousands that are frozen. Some optimizers keep it in the group.
 
+    To look a count up and to read it takes as long as the rest of a small group's change. So a count in the host's
+    memory that has been seen to grow by one where torch counts one change of its tensor is taken to have done so again
+    where torch counts one more.
+
     Args:
         parameters: the group's parameters.
     """
 
-    __slots__ = ("_counted", "_parameters", "_stateful")
+    __slots__ = ("_by_one", "_counted", "_parameters", "_stateful", "_steps", "_tensor", "_version")
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._parameters = parameters
         self._counted: Tensor | None = None
+        self._tensor: Tensor | None = None  # the count, where the host has read it
+        self._version, self._steps, self._by_one = 0, 0, False  # torch's number of its changes, and what was read
         self._stateful = -1  # parameters that had a state when none of this group's had a count
 
     def read(self, state: Mapping[Tensor, Any], group: Mapping[str, Any], *, wait: bool) -> int | None:
@@ -111,6 +117,9 @@ class StepCount:
             group: the optimizer's group, in which it may keep its count.
             wait: True if the host may wait for a count that lies on a device.
         """
+        if self._by_one and self._tensor is not None and self._tensor._version == self._version + 1:
+            self._version, self._steps = self._version + 1, self._steps + 1
+            return self._steps
         step = None
         if self._counted is not None:
             step = state.get(self._counted, _EMPTY).get("step")
@@ -121,7 +130,14 @@ class StepCount:
             self._stateful = -1 if step is not None else len(state)
         if step is None:
             return 0
-        return int(step) if wait or not isinstance(step, Tensor) or step.is_cpu else None
+        if not isinstance(step, Tensor):
+            return int(step)
+        if not step.is_cpu:
+            return int(step) if wait else None
+        steps, version = int(step), step._version
+        self._by_one = step is self._tensor and (version - self._version, steps - self._steps) == (1, 1)
+        self._tensor, self._version, self._steps = step, version, steps
+        return steps
 
 
 _EMPTY: Mapping[str, Any] = {}

@@ -9,13 +9,15 @@ from operator import itemgetter
 from typing import Any
 
 from .bias_correction import Accumulated, StepCount, corrections
+from .change import Change, changed, is_constant
 from .traits import OptimizerTraits
-from .transfer import DECAYS, FIRST, SECOND, betas_of, changed_group, factors, powers
+from .transfer import DECAYS, FIRST, SECOND, betas_of, powers
 
 log = logging.getLogger(__name__)
 
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 _NO_POWERS = (1.0, 1.0)
+KEPT = 8  # changes beyond the number of groups: a schedule of betas makes new ones at every step
 # All that decides what becomes of a group, but for its learning rate, which is multiplied whatever it is.
 _NAMES = ("betas", *FIRST, *SECOND, "eps", *DECAYS, "decoupled_weight_decay")
 
@@ -34,6 +36,7 @@ class HyperparameterScaler:
     Attributes:
         known: True if it is known of all groups.
         is_scaled: True while the hyperparameters are changed.
+        idle: True while everything is as it was found at k = 1.
     """
 
     def __init__(self, optimizer: Any, traits: OptimizerTraits | Sequence[OptimizerTraits]) -> None:
@@ -46,11 +49,15 @@ class HyperparameterScaler:
         self._counts: list[StepCount] = []
         # Each that any of the groups has: what is counted is None where no bias is to be corrected.
         self._kinds: list[tuple[OptimizerTraits, Accumulated | None]] = []
-        self._plan: list[tuple[int, Callable[[Mapping[str, Any]], Any]]] = []  # its kind, and what it has of _NAMES
+        # Of each group its kind, what it has of _NAMES, and whether that are numbers, which nobody changes in place.
+        self._plan: list[tuple[int, Callable[[Mapping[str, Any]], Any], bool]] = []
         self._warned = self._held = False
-        self._k, self._powers = 1.0, powers(1.0)  # of the latest step
+        self._by: tuple[Any, ...] = ()  # what the latest step was scaled by
+        self._powers = powers(1.0)
+        # By a group's kind and what it has of _NAMES; None where that has come once.
+        self._changes: dict[Any, Change | None] = {}
         self._unscaled: list[tuple[Any, dict[str, Any]]] = []  # groups that are changed, and what they had
-        self.is_scaled = False
+        self.is_scaled, self.idle = False, True
 
     @classmethod
     def beside(
@@ -82,11 +89,6 @@ class HyperparameterScaler:
                 type(self._optimizer).__name__,
             )
 
-    @property
-    def idle(self) -> bool:
-        """True while everything is as it was found at k = 1."""
-        return not self._accumulated
-
     def scale(self, groups: Sequence[Any], following: Collection[str], *, k: float, lr_factor: float) -> None:
         """Set the groups for the step that is now to be made, until `restore`.
 
@@ -104,8 +106,11 @@ class HyperparameterScaler:
         unscaled: list[tuple[Any, dict[str, Any]]] = []
         self._unscaled = unscaled
         self.is_scaled = True
-        if k != self._k:
-            self._k, self._powers = k, powers(k)
+        changes = self._changes
+        by = k, lr_factor, following
+        if by != self._by or len(changes) > KEPT + len(groups):
+            self._by, self._powers = by, powers(k)
+            changes.clear()
         raised = self._powers if "betas" in following else _NO_POWERS
         corrects = self._debiases and (raised != _NO_POWERS or bool(self._accumulated))
         if corrects:
@@ -119,14 +124,14 @@ class HyperparameterScaler:
                     leader.seen(self._counts[i].read(state, groups[i], wait=False), coming=raised)
         if len(self._plan) != len(groups):
             self._look_at(groups)
-        # By what a group has: the factor of its learning rate, and the new values of all others that change.
-        made: dict[Any, tuple[float, dict[str, Any]]] = {}
-        for group, (kind, getter) in zip(groups, self._plan, strict=False):
-            key = kind, getter(group)
+        made: dict[Any, tuple[float, dict[str, Any]]] = {}  # of this step
+        for group, (kind, getter, lasts) in zip(groups, self._plan, strict=False):
+            has = getter(group)
+            key = kind, has
             try:
                 result = made.get(key)
             except TypeError:  # betas that came as a list
-                key = kind, repr(key[1])
+                key = kind, repr(has)
                 result = made.get(key)
             if result is None:
                 traits, accumulated = self._kinds[kind]
@@ -138,20 +143,25 @@ class HyperparameterScaler:
                         (accumulated.first + raised[0], accumulated.second + raised[1]),
                         (traits.debiases_first, traits.debiases_second),
                     )  # fmt: skip
-                by = factors(
-                    traits, following, k=k, lr_factor=lr_factor, raised=raised,
-                    corrected=_NO_POWERS if traits.compiled else corrected,
-                    decoupled=group.get("decoupled_weight_decay", traits.decoupled),
-                )  # fmt: skip
-                if traits.compiled:  # the correction changes at every step, so it goes to what may change alone
-                    by = by._replace(lr=by.lr * corrected[0])
-                result = made[key] = by.lr, changed_group(group, by)
+                change = changes.get(key)
+                if change is not None:
+                    result = change.at(*corrected)
+                elif lasts and key in changes:
+                    change = changes[key] = Change(
+                        traits, following, group, k=k, lr_factor=lr_factor, raised=raised
+                    )  # fmt: skip
+                    result = change.at(*corrected)
+                else:  # a schedule of betas has other ones at every step
+                    changes[key] = None
+                    result = changed(traits, following, group, k, lr_factor, raised, corrected)
+                made[key] = result
             by_lr, values = result
             found = {}
             for name in values:
                 found[name] = group[name]
             group.update(values)
-            if by_lr != 1 and "lr" in found:
+            if by_lr != 1 and "lr" in group:
+                found["lr"] = group["lr"]
                 group["lr"] = found["lr"] * by_lr
             unscaled.append((group, found))
 
@@ -175,6 +185,7 @@ class HyperparameterScaler:
         """Take note of what each group is, which stays until the steps made on all of them are counted again."""
         kinds: dict[tuple[int, int], int] = {}
         self._kinds, self._plan = [], []
+        self._changes.clear()
         for i, group in enumerate(groups):
             traits = self._traits[min(i, len(self._traits) - 1)]
             accumulated = self._accumulated[i] if self._accumulated and traits.debiases else None
@@ -182,7 +193,8 @@ class HyperparameterScaler:
             if kind == len(self._kinds):
                 self._kinds.append((traits, accumulated))
             names = [name for name in _NAMES if name in group]
-            self._plan.append((kind, itemgetter(*names) if names else len))
+            lasts = is_constant(tuple(group[name] for name in names))
+            self._plan.append((kind, itemgetter(*names) if names else len, lasts))
 
     def _count_all(self, groups: Sequence[Mapping[str, Any]], *, wait: bool) -> None:
         """Take in the steps made on each group, and let those share what they have seen that have seen the same."""
@@ -193,6 +205,7 @@ class HyperparameterScaler:
             is_new = i == len(self._accumulated)
             if is_new:
                 self._accumulated.append(Accumulated())
+                self.idle = False
             accumulated = self._accumulated[i]
             steps = self._counts[i].read(state, group, wait=wait or is_new)
             key = *astuple(accumulated), steps
@@ -212,4 +225,5 @@ class HyperparameterScaler:
             Accumulated(int(t), first, second, power_first, power_second, bool(prepared))
             for t, first, second, power_first, power_second, prepared in state
         ]
+        self.idle = not self._accumulated
         self._counts = []  # so that the next step looks for the groups that share them

@@ -47,13 +47,13 @@ class LoaderEpoch:
         owner: object,
     ) -> None:
         self._passes, self._source, self._run, self._driver = passes, source, run, driver
-        self._step_hook, self._misuse, self._meter = step_hook, misuse, meter
+        self._scaler, self._misuse, self._meter = step_hook.scaler, misuse, meter
         self._rank_step: RankStep | None = None
         self._rows, self._which_batch = rows, which_batch
         self._owner = owner
 
     def begin_epoch(self) -> None:
-        self._step_hook.scaler.count_steps(wait=True)
+        self._scaler.count_steps(wait=True)
         self._misuse.begin_epoch()
         self._driver.begin_iteration()
         self._which_batch.begin_iteration()
@@ -61,16 +61,18 @@ class LoaderEpoch:
             self._rank_step = RankStep(self._meter, self._run)
 
     def before_batch(self, batch: Any) -> None:
-        if self._source.delivering is not self._passes:
-            self._source.delivers(self._passes)
+        # This runs at every step, with the processor's caches full of the model's. The less it touches, the better.
+        passes, misuse, run = self._passes, self._misuse, self._run
+        if self._source.delivering is not passes:
+            self._source.delivers(passes)
         if self._rows.is_due:
-            self._rows.look(batch, self._run.tracker.latest_fetched, self._source.ranks.world_size)
-        if self._step_hook.scaler.is_scaled:  # by a step that raised
-            self._step_hook.restore()
-        if self._misuse.watches:
-            grown = self._run.tracker.ever_changed and not self._misuse.ever_stepped
-            self._misuse.look(not self._misuse.saw_a_step and (grown or self._which_batch.has_trained))
-        if self._passes.cut.is_beyond or self._run.tracker.ends_here:
+            self._rows.look(batch, run.tracker.latest_fetched, self._source.ranks.world_size)
+        if self._scaler.is_scaled:  # by a step that raised
+            self._scaler.restore()
+        if misuse.watches:
+            grown = run.tracker.ever_changed and not misuse.ever_stepped
+            misuse.look(not misuse.saw_a_step and (grown or self._which_batch.has_trained))
+        if passes.cut.is_beyond or run.tracker.ends_here:
             self.before_end()
         if self._which_batch.stream.asks:
             self._which_batch.stream.delivered()
@@ -79,7 +81,7 @@ class LoaderEpoch:
             return
         if self._rank_step is not None:
             self._rank_step.begin(batch)
-        self._run.before_batch(batch)
+        run.before_batch(batch)
 
     def before_end(self) -> None:
         """Let passes make the epochs, not progress, where the sampler yields more than the run was planned for."""

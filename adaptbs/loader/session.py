@@ -96,21 +96,21 @@ class LoaderSession:
             live = session()
             if live is None:
                 return Scale()
+            run, which = live.run, live.which_batch
             if not live.misuse.saw_a_step:
                 live.misuse.stepped()
             if live._look_ahead is not None and not live._look_ahead.settled:
                 live._look_ahead.works()
-            if live.measures_at_step and live.run.measuring.watches:
-                live.run.measuring.before_step()
-            which = live.which_batch
+            if run.measuring.watches and live.measures_at_step:
+                run.measuring.before_step()
             if which.stream.waits:
                 which.stream.stepped()
             elsewhere = not is_compiling() and get_ident() != which.thread  # a compiled step cannot ask
             if elsewhere or not which.trains_here or not which.delivering:
                 which.step()
             if which.is_lost:
-                return live.run.controller.scales[which.cut_size()]
-            return live.run.controller.scales[live.run.tracker.current.cut_size]
+                return run.controller.scales[which.cut_size()]
+            return run.controller.scales[run.tracker.current[0]]  # its cut size
 
         self.step_hook = StepHook(self._optimizer, scale, self._following)
         self.run.follow(self.step_hook.scaler)

@@ -16,7 +16,7 @@ from ..memory import MemoryLimit
 from ..noise_scale import NoiseScaleTracker, student_t
 from ..ranks import ALONE, Ranks
 from ..report import History, in_words
-from ..timing import TRY, Clock, OverheadBudget, Spent, StepTime, Time
+from ..timing import PER_STEP, TRY, Clock, OverheadBudget, Spent, StepTime, Time
 from ..types import COUPLED, Measurement, NoiseScale, Scale
 from .holds import Holds
 from .rules import SHAPE, ByCutSize, RunRules, check_shape
@@ -40,6 +40,7 @@ class Controller:
         batches_per_step: batches that make up an optimizer step, of all ranks together.
         ranks: the ranks that decide alike.
         source: how the run is measured at first.
+        per_step: seconds that the face takes at every step, measured or not.
 
     Raises:
         ValueError: a batch size that this dataset or `max_batch_size` does not allow.
@@ -56,16 +57,19 @@ class Controller:
         batches_per_step: int = 1,
         ranks: Ranks = ALONE,
         source: str = IN_STEP,
+        per_step: float = PER_STEP,
     ) -> None:
         settings.check_start(batch_size, epoch_samples)
         batch_size = int(batch_size) * batches_per_step  # int: torch.load refuses NumPy's
         self._settings, self._overhead = settings, settings.overhead_for(source)
-        self._views, self._ranks = tuple(views), ranks
+        self._views, self._ranks, self._per_step = tuple(views), ranks, per_step
         self.start_batch_size, self.epoch_samples, self.batches_per_step = batch_size, epoch_samples, batches_per_step
         sizes = {"batch_size": batch_size, "epoch_samples": epoch_samples, "batches_per_step": batches_per_step}
         self.rules = RunRules(settings, adaptive=adaptive, **sizes)
         self._clock: Clock | None = None  # in place of the device's
+        # Both are asked for at every step, and stay as they are from one decision to the next.
         self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
+        self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
         self.holds = Holds()
 
     def start(self, epochs: float | None, device: Device, memory: MemoryLimit) -> None:
@@ -80,18 +84,13 @@ class Controller:
         self.device, self.memory, self.batch_size = device, memory, self.start_batch_size
         self.progress_tracker = Progress(self.epoch_samples, epochs)
         given = StepTime(*settings.step_time) if settings.step_time else None
-        self._budget = OverheadBudget(given, device, self.batch_size, self._overhead, self._ranks)
-        if self._clock is not None:
-            self._budget.use_clock(self._clock)
+        how: dict[str, Any] = {"per_step": self._per_step, "clock": self._clock}
+        self._budget = OverheadBudget(given, device, self.batch_size, self._overhead, self._ranks, **how)
         self._noise_scales = NoiseScaleTracker(self.progress_tracker.planned, self._views, settings.known_before)
         if self._overhead:
             student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
         self._timer = DecisionTimer(settings.decide_every * self.progress_tracker.planned, settings.prior is not None)
-        self.noise_scale: NoiseScale | None = None
-        self.views: dict[str, NoiseScale] = {}
-        # Both are asked for at every step, and stay as they are from one decision to the next.
-        self.scales.clear()
-        self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
+        self._know(None, {})
         self.history = History(self._views, settings.log if self._ranks.rank == 0 else None)
         self._record("start", reason="start")
 
@@ -167,9 +166,11 @@ class Controller:
             longest: the longest batch so far, samples of all ranks together.
         """
         self._budget.clock.step(num_samples)
-        timer = self._timer
+        timer, done = self._timer, self.progress_tracker.effective_samples
+        if done < timer.due_at and not timer.new_measurements:
+            return
         news = timer.unread_measurements >= NEWS or (timer.new_measurements >= TRY and not self._budget.knows_cost)
-        if timer.is_turn(self.progress_tracker.effective_samples) or (news and self._look(cut_size)):
+        if timer.is_turn(done) or (news and self._look(cut_size)):
             with self._budget.clock.deciding() if timer.new_measurements else nullcontext():  # else next to no work
                 self._decide(cut_size, longest)
 

@@ -277,7 +277,7 @@ class Iteration:
             info = self._queue.popleft()
         except IndexError:
             raise RuntimeError(ONE_AT_A_TIME) from None
-        self.position += info.num_samples
+        self.position += info[1]  # its samples
         return info
 
     def advance(

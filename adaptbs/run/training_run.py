@@ -19,7 +19,7 @@ from ..memory import Measures, MemoryLimit, MemoryTrial, memory_of
 from ..model import BatchLoss, has_compiled
 from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
-from ..timing import Clock
+from ..timing import PER_STEP, Clock
 from ..types import Scale
 from .controller import Controller
 from .look_ahead import LookAhead, NoLookAhead
@@ -73,6 +73,7 @@ class TrainingRun:
         micro_batch_size: the most samples that go through the model at once, where larger batches are accumulated.
         ranks: the ranks that decide alike.
         on_schedule_moved: called with the schedule's position before and after each batch.
+        per_step: seconds that the face takes at every step, measured or not.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class TrainingRun:
         micro_batch_size: int | None = None,
         ranks: Ranks = ALONE,
         on_schedule_moved: Callable[[float, float], None] | None = None,
+        per_step: float = PER_STEP,
     ) -> None:
         views = views_of(optimizer, metric=settings.metric, by_group=settings.by_group)
         measures, source = measures and settings.measures, IN_STEP
@@ -105,6 +107,7 @@ class TrainingRun:
         self.controller = Controller(
             settings, batch_size=batch_size, epoch_samples=epoch_samples, adaptive=adaptive,
             views=tuple(views), batches_per_step=batches_per_step, ranks=ranks, source=source,
+            per_step=per_step,
         )  # fmt: skip
         self.model, self.settings, self._ranks = model, settings, ranks
         self._trial_loss, self._trial_model, self._micro_batch_size = trial_loss, trial_model, micro_batch_size

@@ -85,6 +85,7 @@ class PassCut(CountsBatches):
         for info in tuple(self.issued) if self.count else ():
             yield self._sampler.ranks.mine(list(info.indices))
         sampler, shortest_tail, alone = self._sampler, self._sampler.shortest_tail, self._sampler.is_alone
+        issue, new = self.issued.append, tuple.__new__
         while self._left:
             if not self._batch:
                 self._cut_size = sampler.size()
@@ -105,7 +106,8 @@ class PassCut(CountsBatches):
             if not batch:
                 break
             self._cut += len(batch)
-            self.issued.append(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
+            # A named tuple's own constructor is a function of Python's.
+            issue(new(BatchInfo, (self._cut_size, len(batch), not self._batch, batch)))
             self.count += 1
             yield batch if alone else sampler.ranks.mine(batch)
         yield from self._beyond()

@@ -18,7 +18,10 @@ from .step_time import StepTime
 if TYPE_CHECKING:
     from torch import device as Device
 
-PER_STEP = 5e-5  # seconds allowed for adaptbs's own work on the host per step, measured or not (docs/measuring.md)
+# Seconds of adaptbs's own work on the host at every step, measured or not (docs/measuring.md): in a loop of one's own
+# around the loader, and in a Learner, which tells its callbacks of ten events a step.
+PER_STEP = 2e-5
+PER_STEP_OF_A_LEARNER = 1e-4
 AFTERMATH = 1.1  # charge for a measurement over its seconds: an allowance for caches that have to be filled again
 READ_EVERY = 1000  # steps after which times are read at the latest, since CUDA keeps an event for each that is not
 # Cost of a measurement in steps where no clock is read (docs/measuring.md): in a pass of its own, and in the step.
@@ -202,33 +205,40 @@ class DeviceClock:
     """Marks the end of each step and reads the times later, so that no step waits for the device.
 
     While a GPU is still busy with earlier steps, adaptbs's own work on the host costs no time. Where the GPU waits for
-    the host, it delays each step. So `per_step` is `PER_STEP` times the share of the latest steps at whose end the GPU
-    had already come to their begin. A CPU always has.
+    the host, it delays each step. So `per_step` is what is given, times the share of the latest steps at whose end the
+    GPU had already come to their begin. A CPU always has.
+
+    Args:
+        device: the device that trains.
+        per_step: seconds of work on the host at every step.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, per_step: float = PER_STEP) -> None:
         self._watch = Stopwatch(device)
-        self.per_step = PER_STEP
+        self.per_step = self._on_host = per_step
         self._timings = Timings()  # read from the watch, but not yet by the caller
         self._marked = self._delayed = 0  # steps since the last read, and those at whose end the device was not behind
         self._last: Moment | None = None
-        self._inside: list[tuple[Moment, Moment]] = []
+        self._inside: tuple[tuple[Moment, Moment], ...] = ()
         self.measures = False  # whether the step under way is itself measured
-        self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]], bool]] = []
+        self._steps: list[tuple[int, Moment, Moment, tuple[tuple[Moment, Moment], ...], bool]] = []
         self._decisions: list[tuple[Moment, Moment]] = []
 
     def start(self) -> None:
-        self._last, self._inside, self.measures = self._watch.mark(), [], False
+        self._last, self._inside, self.measures = self._watch.mark(), (), False
 
     def step(self, batch_size: int) -> None:
-        now = self._watch.mark()
-        if self._last is not None:
-            in_time = isinstance(self._last, float) or self._watch.reached(self._last)  # a host's moment has passed
-            self._marked, self._delayed = self._marked + 1, self._delayed + in_time
-            self._steps.append((batch_size, self._last, now, self._inside, self.measures))
-            if len(self._steps) >= READ_EVERY:
+        # This runs at every step, with the processor's caches full of the model's. The less it touches, the better.
+        last, self._last = self._last, self._watch.mark()
+        if last is not None:
+            if type(last) is not float:  # a host's moment has passed
+                self._marked, self._delayed = self._marked + 1, self._delayed + self._watch.reached(last)
+            steps = self._steps
+            steps.append((batch_size, last, self._last, self._inside, self.measures))
+            if len(steps) >= READ_EVERY:
                 self._take_in()
-        self._last, self._inside, self.measures = now, [], False
+        if self._inside or self.measures:
+            self._inside, self.measures = (), False
 
     def measuring_step(self) -> None:
         """The step under way is itself measured, by hooks on its layers."""
@@ -240,7 +250,7 @@ class DeviceClock:
         try:
             yield
         finally:
-            self._inside.append((begin, self._watch.mark()))
+            self._inside = *self._inside, (begin, self._watch.mark())
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
@@ -257,7 +267,7 @@ class DeviceClock:
             self._watch.wait()
         self._take_in()
         if self._marked:
-            self.per_step = PER_STEP * self._delayed / self._marked
+            self.per_step = self._on_host * self._delayed / self._marked
             self._marked = self._delayed = 0
         timings, self._timings = self._timings, Timings()
         return timings

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ranks import ALONE, Ranks
-from .clock import AgreedClock, Clock, DeviceClock, GivenClock, NoClock
+from .clock import PER_STEP, AgreedClock, Clock, DeviceClock, GivenClock, NoClock
 from .duty_cycle import TRY, DutyCycle
 from .step_time import StepTime, StepTimes, Time
 
@@ -47,15 +47,26 @@ class OverheadBudget:
             at its first batch size, since measuring is what makes it faster. It is at most `CREDIT` times this share
             of the time that the run really takes.
         ranks: the ranks that have to come to the same numbers.
+        per_step: seconds of work of the face at every step, measured or not.
+        clock: the clock to read; None: the device's.
     """
 
     def __init__(
-        self, given: StepTime | None, device: Device, start: int, overhead: float, ranks: Ranks = ALONE
+        self,
+        given: StepTime | None,
+        device: Device,
+        start: int,
+        overhead: float,
+        ranks: Ranks = ALONE,
+        *,
+        per_step: float = PER_STEP,
+        clock: Clock | None = None,
     ) -> None:
         self._given, self._start, self._ranks = given, start, ranks
         self._agrees = ranks.connected and not given
         self.clock: Clock
-        self.use_clock(GivenClock(given) if given else DeviceClock(device) if overhead else NoClock())
+        own: Clock = GivenClock(given) if given else DeviceClock(device, per_step) if overhead else NoClock()
+        self.use_clock(own if clock is None else clock)
         self.step_times, self.duty = StepTimes(), DutyCycle(overhead)
         self._elapsed = 0.0  # seconds that training would have taken so far at the first batch size
         self._spent = 0.0  # seconds of measuring and deciding

@@ -6,9 +6,14 @@ The same run five times at once: plain; plain again, as a control; and with adap
 (`max_batch_size` equal to the start) at overheads of 0 (in place, nothing measured), .02 and .05. The five advance in
 turn, some 10 ms each, in an order drawn anew every time, so that whatever else the machine does falls on all of them
 alike; the sums of their times are compared at the end. A round is five whole runs, with the dense measurements at the
-start and a budget that is the whole run's. Ratios of each round, to the mean of the two plain runs (the control's: to
-the other one), are written to results/overhead.json: of the clock on the wall, and of the processor's time. The runs
-themselves time their steps by the processor's time, so that a busy machine does not mislead them.
+start and a budget that is the whole run's.
+
+The baseline is the loop as it would be written without adaptbs: torch's DataLoader with `shuffle=True`, or fastai's;
+the same model, loss, optimizer and number of steps. The program ends with an error where a run has made another number
+of steps than the others. Ratios of each round, to the mean of the two plain runs (the control's: to the other one), are
+written to results/overhead.json: of the clock on the wall, and of the processor's time; and microseconds of the
+processor's time a step beyond the baseline's. The runs themselves time their steps by the processor's time, so that a
+busy machine does not mislead them.
 
 Training alone is compared: data are synthetic, and there is no validation. All runs make the same steps: the budget is
 one of epochs, as a budget of progress would add samples where the base batch is smaller (k = 4). All of the measuring
@@ -27,7 +32,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
 
 import torch
 from fastai.basics import Callback, CancelValidException, DataLoaders, Learner
@@ -80,10 +84,11 @@ def stay(noise_scale, batch_size: int, progress: float) -> int:
 
 def loop(
     make: Callable, data: tuple, epochs: int, overhead: float | None, block: int, base: int = BATCH_SIZE
-) -> Iterator[None]:
-    """A loop in plain torch that stops every few steps; overhead None is without adaptbs.
+) -> Iterator[int]:
+    """A loop in plain torch that stops every few steps, and at its end, and says how many it has made.
 
     Args:
+        overhead: None is without adaptbs.
         block: steps from one stop to the next.
         base: the batch size that the hyperparameters are stated for. With a smaller one than the loader's they are set
             at every step, as where the batch has grown.
@@ -92,7 +97,7 @@ def loop(
     model.to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
-    def train() -> Iterator[None]:
+    def train() -> Iterator[int]:
         clock = RunClock()
         if overhead is None:
             loader = DataLoader(TensorDataset(*data), BATCH_SIZE, shuffle=True)
@@ -102,15 +107,17 @@ def loop(
                 epochs=epochs, base_batch_size=base, target=stay, overhead=overhead, **STEADY,
             )  # fmt: skip
             loader.training_run.use_clock(clock)
-        step = count(1)
+        made = 0
         for _ in range(epochs):
             for x, y in loader:
                 optimizer.zero_grad()
                 loss_func(model(x.to(DEVICE)), y.to(DEVICE)).backward()
                 optimizer.step()
-                if next(step) % block == 0:
+                made += 1
+                if made % block == 0:
                     with clock.pause():
-                        yield
+                        yield made
+        yield made
 
     return train()
 
@@ -136,7 +143,7 @@ class Rows(Dataset):
 
 def fit(
     make: Callable, data: tuple, epochs: int, overhead: float | None, block: int, base: int = BATCH_SIZE
-) -> Iterator[None]:
+) -> Iterator[int]:
     """A Learner's fit that stops every few steps; the arguments are as for `loop`."""
     model, loss_func, _ = make(BATCH_SIZE)
     train = FastaiLoader(Rows(data), bs=BATCH_SIZE, shuffle=True)
@@ -160,12 +167,13 @@ class Turns(Callback):
     order = 100  # after all others
 
     def __init__(self, block: int, adaptive: AdaptiveBatchSize | None = None) -> None:
-        self._adaptive, self._clock, self._block, self._step = adaptive, RunClock(), block, count(1)
+        self._adaptive, self._clock, self._block, self._made = adaptive, RunClock(), block, 0
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._running = True
         self._error: BaseException | None = None
 
-    def run(self, fit: Callable[[], None]) -> Iterator[None]:
+    def run(self, fit: Callable[[], None]) -> Iterator[int]:
+        """Let the fit go on from stop to stop; the steps that it has made so far."""
         thread = threading.Thread(target=self._in_thread, args=(fit,), daemon=True)
         thread.start()
         while True:
@@ -173,9 +181,9 @@ class Turns(Callback):
             self._stopped.acquire()
             if self._error is not None:
                 raise self._error
+            yield self._made
             if not self._running:
                 return
-            yield
 
     def _in_thread(self, fit: Callable[[], None]) -> None:
         torch.set_num_threads(1)
@@ -192,18 +200,24 @@ class Turns(Callback):
             self._adaptive.training_run.use_clock(self._clock)
 
     def after_batch(self) -> None:
-        if self.training and next(self._step) % self._block == 0:
-            with self._clock.pause():
-                self._stopped.release()
-                self._go.acquire()
+        if self.training:
+            self._made += 1
+            if self._made % self._block == 0:
+                with self._clock.pause():
+                    self._stopped.release()
+                    self._go.acquire()
 
     def before_validate(self) -> None:
         raise CancelValidException
 
 
-def in_turn(runs: dict[str, Iterator[None]]) -> dict[str, tuple[float, float]]:
-    """(seconds on the wall, seconds of the processor) of each run, all advancing a block at a time."""
-    seconds = {name: (0.0, 0.0) for name in runs}
+def in_turn(runs: dict[str, Iterator[int]]) -> dict[str, tuple[float, float]]:
+    """(seconds on the wall, seconds of the processor) of each run, all advancing a block at a time.
+
+    Raises:
+        RuntimeError: where they have not all made the same number of steps, so that they do not compare.
+    """
+    seconds, made = {name: (0.0, 0.0) for name in runs}, dict.fromkeys(runs, 0)
     left = list(runs)
     while left:
         random.shuffle(left)
@@ -211,10 +225,15 @@ def in_turn(runs: dict[str, Iterator[None]]) -> dict[str, tuple[float, float]]:
             if name not in left:
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
-            if next(runs[name], StopIteration) is StopIteration:
+            steps = next(runs[name], None)
+            if steps is None:
                 left.remove(name)
+            else:
+                made[name] = steps
             total_wall, total_cpu = seconds[name]
             seconds[name] = total_wall + time.perf_counter() - wall, total_cpu + time.process_time() - cpu
+    if len(set(made.values())) > 1:
+        raise RuntimeError(f"the runs have made different numbers of steps, so they do not compare: {made}")
     return seconds
 
 
@@ -231,14 +250,14 @@ def wide_tabular(n: int) -> tuple[nn.Module, nn.Module, tuple]:
 GROWN = BATCH_SIZE // 4
 #: how to run it, the model, milliseconds of a step, and epochs in a full run
 TASKS: dict[str, tuple[Callable, Callable, float, int]] = {
-    "small MLP, plain loop": (loop, small_mlp, 1, 16),
-    "small MLP, plain loop, k = 4": (partial(loop, base=GROWN), small_mlp, 1, 16),
-    "MLP, plain loop": (loop, mlp, 3, 8),
-    "MLP, plain loop, k = 4": (partial(loop, base=GROWN), mlp, 3, 8),
-    "CNN with BatchNorm, plain loop": (loop, cnn, 8, 5),
-    "fastai tabular": (fit, wide_tabular, 5, 6),
-    "fastai tabular, k = 4": (partial(fit, base=GROWN), wide_tabular, 5, 6),
-    "fastai tabular with BatchNorm": (fit, tabular, 3, 6),
+    "small MLP, plain loop": (loop, small_mlp, 1, 14),
+    "small MLP, plain loop, k = 4": (partial(loop, base=GROWN), small_mlp, 1, 14),
+    "MLP, plain loop": (loop, mlp, 3, 6),
+    "MLP, plain loop, k = 4": (partial(loop, base=GROWN), mlp, 3, 6),
+    "CNN with BatchNorm, plain loop": (loop, cnn, 8, 4),
+    "fastai tabular": (fit, wide_tabular, 5, 5),
+    "fastai tabular, k = 4": (partial(fit, base=GROWN), wide_tabular, 5, 5),
+    "fastai tabular with BatchNorm": (fit, tabular, 3, 4),
 }
 
 
@@ -276,12 +295,16 @@ def main() -> None:
             print(f"{name}, {step_ms:.1f} ms a step")
             for clock, by_run in zip(("wall", "CPU "), found[-1], strict=True):
                 print(f"  {clock}  " + "   ".join(f"{n} {r:.4f}" for n, r in by_run.items()), flush=True)
+            cpu_us = 1e6 * (seconds["plain"][1] + seconds["control"][1]) / 2 / (epochs * EPOCH_STEPS)
+            beyond = {n: cpu_us * (r - 1) for n, r in found[-1][1].items()}
+            print("  us a step  " + "   ".join(f"{n} {us:+.1f}" for n, us in beyond.items()), flush=True)
         for kind in found[0][0]:
             wall, cpu = ([clocks[i][kind] for clocks in found] for i in (0, 1))
             rows.append({
                 "task": name, "run": kind, "steps": epochs * EPOCH_STEPS, "step_ms": step_ms,
                 "ratio": statistics.median(wall), "rounds": wall,
                 "cpu_ratio": statistics.median(cpu), "cpu_rounds": cpu,
+                "cpu_us_beyond": cpu_us * (statistics.median(cpu) - 1),
             })  # fmt: skip
     if not args.quick and not args.only:
         print(save("overhead", {"batch_size": BATCH_SIZE, "block_ms": BLOCK_MS, "rows": rows}))

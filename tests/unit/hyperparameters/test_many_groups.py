@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -58,7 +59,8 @@ def hooks(optimizer: Any, k: float = 4.0) -> Callable[[], None]:
         hook._before()
         hook.restore()
 
-    step()  # the first looks at all groups
+    step()  # the first looks at all groups, the second keeps what it has seen before
+    step()
     return step
 
 
@@ -74,7 +76,8 @@ def test_as_many_computations_as_there_are_distinct_groups():
     optimizer = AdamW(groups)
     optimizer.step()
     counted = calls(hooks(optimizer))
-    assert counted["factors"] == counted["corrections"] == 6
+    assert counted["at"] == counted["corrections"] == 6
+    assert not counted["factors"], "all but the bias correction stays from step to step"
     assert counted["read"] == 1, "all of them have made the same steps"
 
 
@@ -150,6 +153,37 @@ def test_a_state_begun_anew_is_noticed():
     assert count.read(state, {}, wait=False) == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_a_count_that_grows_by_one_a_step_is_read_right_whatever_happens_to_it(options):
+    weight = weights(1)[0]
+    optimizer, count = AdamW([weight], **options), StepCount([weight])
+
+    def read() -> int | None:
+        return count.read(optimizer.state, optimizer.param_groups[0], wait=False)
+
+    def made() -> int:
+        return int(optimizer.state[weight]["step"])
+
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    for _ in range(5):
+        optimizer.step()
+        assert read() == made()
+    assert read() == made() == 6, "no step has been made since"
+    optimizer.step(), optimizer.step()
+    assert read() == made() == 8, "two have"
+    optimizer.load_state_dict(saved)
+    assert read() == made() == 1
+    for _ in range(3):
+        optimizer.step()
+        assert read() == made()
+    optimizer.state.clear()
+    assert read() == 0
+    for _ in range(3):
+        optimizer.step()
+        assert read() == made()
+
+
 def test_optimizers_that_count_in_their_groups():
     (weight,) = weights(1)
     assert StepCount([weight]).read({weight: {}}, {"step": torch.tensor(4)}, wait=False) == 4
@@ -171,6 +205,7 @@ def test_fastai_calls_as_little_for_15_groups_as_for_3(kind):
             hook.scale(Scale(4.0, 2.0))
             hook.restore()
 
+        run()
         run()
         return run
 

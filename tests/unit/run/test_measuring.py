@@ -37,5 +37,6 @@ def test_batches_and_the_pieces_that_they_go_through_in(samples, ranks, piece, s
         memory=SimpleNamespace(piece=piece), measuring_step=lambda: None, measured=lambda made: None
     )
     tracker = SimpleNamespace(current=info, latest_fetched=info)
-    StepMeasuring(meter, controller, tracker, world_size=ranks).begin(None)
+    sums = SimpleNamespace(look=lambda meter: None)
+    StepMeasuring(meter, controller, tracker, sums, world_size=ranks).begin(None)
     assert meter.sizes == sizes
