@@ -7,6 +7,7 @@ from fastai.basics import DataLoader
 from fastai.callback.training import GradientAccumulation
 
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.fastai.columns import three_digits
 from tests.integration.fastai.learners import Rows, doubling, make_learner, same, weights
 
 GROWING = {"target": doubling, "step_time": (1.0, 0.0), "overhead": 0.2, "decide_every": 0.1, "max_batch_size": 80}
@@ -55,3 +56,10 @@ def test_a_fit_without_the_callback_is_a_plain_fit():
     assert same(weights(learn), weights(plain)) and callback.training_run is None
     learn.fit(2)
     assert callback.batch_size == 80
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.123456, "0.123"), (12.345, "12.3"), (99.96, "100"), (319.4, "319"), (1234.5, "1230")]
+)
+def test_a_noise_scale_is_shown_short_in_the_table(value, shown):
+    assert str(three_digits(value)) == shown
