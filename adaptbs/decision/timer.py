@@ -29,12 +29,12 @@ class DecisionTimer:
 
     def __init__(self, every: float) -> None:
         self.every, self.due_at, self.waits, self.silent = every, every, False, 0
+        self._decided_at = 0.0  # effective samples; saved in place of `due_at`, from which it could not be had exactly
         self.new_measurements = self.unread_measurements = 0
 
     def plan(self, every: float) -> None:
         """Let decisions be so far apart from here on."""
-        self.due_at += every - self.every
-        self.every = every
+        self.every, self.due_at = every, self._decided_at + every
 
     def measured(self) -> None:
         """Take note of a measurement."""
@@ -50,18 +50,20 @@ class DecisionTimer:
 
     def decided(self, effective_samples: float) -> None:
         """Take note of a decision made there."""
-        self.due_at, self.waits = effective_samples + self.every, self.new_measurements == 0
+        self._decided_at, self.due_at = effective_samples, effective_samples + self.every
+        self.waits = self.new_measurements == 0
         self.silent = self.silent + 1 if self.waits else 0
         self.new_measurements = self.unread_measurements = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "decided_at": self.due_at - self.every, "waits": self.waits, "silent": self.silent,
+            "decided_at": self._decided_at, "waits": self.waits, "silent": self.silent,
             "new": self.new_measurements, "unread": self.unread_measurements,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.due_at, self.waits, self.silent = state["decided_at"] + self.every, state["waits"], state["silent"]
+        self._decided_at, self.due_at = state["decided_at"], state["decided_at"] + self.every
+        self.waits, self.silent = state["waits"], state["silent"]
         self.new_measurements, self.unread_measurements = state["new"], state["unread"]
 
 

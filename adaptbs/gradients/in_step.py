@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +21,9 @@ from .layer_hook import LayerHook, on_gradient
 from .layers import Watched, state_of
 from .leaf import by_differentiating
 from .mean_gradient import HALF
+from .once_for_all import OnceForAll
 from .passes import Pass, Step
+from .plainly import plainly
 from .terms import NotNow, Term, Unsupported
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class InStep:
         self._computing: set[int] = set()  # threads that are inside one of these hooks
         self._inputs: list[list[Any]] = []  # of each call
         self._calls = Calls()  # those inside checkpoints
+        self._once = OnceForAll()
         self._step = Step([])
         self._pass: Pass | None = None
         self._announced: dict[int, int] = {}  # uses of each parameter in the pass to come, by its id
@@ -119,6 +121,7 @@ class InStep:
         for inputs in self._inputs:  # whoever keeps a loss keeps its graph, and with it these hooks
             inputs.clear()
         self._calls.clear()
+        self._once.clear()
         self._handles, self._inputs, self._step, self._pass = [], [], Step([]), None
         self._announced.clear()
 
@@ -201,11 +204,14 @@ class InStep:
             if not backward or id(parameter) not in self._announced:
                 self._announce(parameter)
 
+        lookup = None if in_checkpoint() else self._once.called(layer, output)
+
         def use(inputs: Sequence[Any], g: Tensor) -> None:
             self._in_half |= g.dtype in HALF
             with plainly(g.device.type):
                 *inputs, g = self._places.examples_first(layer, [*inputs, g.detach()], self._sizes)
-                self._arrived(formula(layer, inputs, g))
+                waits = self._once.waits(lookup, inputs, g)
+                self._arrived({} if waits else formula(layer, inputs, g))
 
         # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.
         if in_checkpoint() and formula is not by_differentiating:
@@ -244,6 +250,7 @@ class InStep:
         if not backward and self._pass is not None:  # the pass was broken off, as where memory ran out
             self._pass = None
             self._announced.clear()
+            self._once.clear()
         return backward
 
     def _announce(self, parameter: Tensor) -> None:
@@ -272,23 +279,16 @@ class InStep:
     def _ended(self, task: int) -> None:
         """A backward pass is over, or one of a checkpoint inside it."""
         if self._pass is not None and self._pass.task == task:
+            assert self._watched is not None
+            for layer, inputs, g in self._once.settle():
+                with plainly(g.device.type):
+                    self._arrived(self._watched.formulas[layer](layer, inputs, g))
             ended, self._pass = self._pass, None
             self._announced.clear()
             if self._calls.any_waits:
                 raise Unsupported("a layer inside an activation checkpoint is not called again in the backward pass")
             with torch.no_grad():
                 self._step.end(ended)
-
-
-def plainly(device_type: str) -> AbstractContextManager[Any]:
-    """A context without gradients and without the user's autocast, under which norms would overflow in float16."""
-    # A backward pass usually has neither, and a context costs as much time as a small layer's norms.
-    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device_type):
-        return nullcontext()
-    context = ExitStack()
-    context.enter_context(torch.no_grad())
-    context.enter_context(torch.autocast(device_type, enabled=False))
-    return context
 
 
 def _queue(callback: Callable[[], None]) -> None:

@@ -97,9 +97,13 @@ def owned(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[tupl
     """
     wanted = {id(p) for p in parameters}
     inside = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    leaves = [m for m in model.modules() if next(m.children(), None) is None]
+    in_leaves = {id(p) for leaf in leaves for p in leaf.parameters()}
     for name, module in model.named_modules():
         all_of_it = isinstance(module, nn.MultiheadAttention)
         own = [p for p in module.parameters(recurse=all_of_it) if id(p) in wanted]
+        if not all_of_it and next(module.children(), None) is not None:  # a head that names its last layer's bias too
+            own = [p for p in own if id(p) not in in_leaves]
         if module not in inside and (own or isinstance(module, nn.modules.batchnorm._BatchNorm)):
             yield _called(name, module), module, own
 

@@ -3,6 +3,8 @@
 from .adapted import AdaptedLoader
 from .arguments import made_with
 from .data_loader import AdaptiveDataLoader
+from .driven import drive
 from .loop_facts import LoopFacts
+from .scheduler import SchedulerDriver
 
-__all__ = ["AdaptedLoader", "AdaptiveDataLoader", "LoopFacts", "made_with"]
+__all__ = ["AdaptedLoader", "AdaptiveDataLoader", "LoopFacts", "SchedulerDriver", "drive", "made_with"]

@@ -44,10 +44,30 @@ class AdaptedLoader(AdaptiveDataLoader):
         """
         self._session.gradients_are_ready()
 
+    def pause(self) -> None:
+        """Say that the loop is through with its batch, and does other work before it wants the next, as a validation.
+
+        Only where it fetches no batch ahead. Collective where several ranks measure.
+        """
+        self._session.run.tracker.finish()
+
+    def go_on(self) -> None:
+        """Say that the other work is done: what it took is no part of a step's time."""
+        self._session.run.controller.start_clock()
+
     @property
     def epoch(self) -> int:
         """Number of the epoch that is under way or comes next, from 0; where a run was resumed, too."""
         return self._session.run.controller.progress_tracker.epoch
+
+    @staticmethod
+    def lengthened(state: dict[str, Any], samples: int) -> dict[str, Any]:
+        """The same `state_dict()`, of an epoch that has so many samples more: its sampler ends so much later."""
+        source = state["source"]
+        if not samples or source["rest"] is None:
+            return state
+        rest = {**source["rest"], "left": source["rest"]["left"] + samples}
+        return {**state, "source": {**source, "rest": rest}}
 
     @property
     def batches_left(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -22,8 +23,9 @@ from ..ranks import Ranks
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from ..sampling import EpochSource
 from .arguments import check, check_measurable, check_ranks, made_with, parameters_of
-from .drive import drive
+from .driven import drive
 from .loop_facts import UNKNOWN, GradientsReady, LoopFacts
+from .misuse import is_trainer, refused_to_trainer
 from .ranks import RankMeter
 from .rows import RowCheck
 from .run_length import RunLength
@@ -126,7 +128,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             facts.planned_epochs or epochs, scheduler, start=start_samples, epoch_samples=batches.pass_samples,
             epoch_steps=epoch_steps, accumulation_steps=accumulation_steps,
         )  # fmt: skip
-        driver = SchedulerDriver(start_samples, batches.pass_samples, epoch_steps, given=scheduler is not None)
+        given = scheduler is not None or facts.moves_schedules
+        driver = SchedulerDriver(start_samples, batches.pass_samples, epoch_steps, given=given)
         if facts.schedule_steps is not None:
             driver.state(facts.schedule_steps, accumulation_steps)
         loss = BatchLoss(loss_func, batch_loss, autocast, split=settings.split) if loss_func or batch_loss else None
@@ -139,13 +142,15 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             loss=loss, measures=not ranks.connected, parameters=stepped,
             trial_loss=loss, trial_model=waits_for_nobody(model) if ranks.connected else model,
             batches_per_step=accumulation_steps * ranks.world_size, ranks=ranks,
+            micro_batch_size=facts.micro_batch_size,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
         source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
         meter: RankMeter | None = None
         ready = GradientsReady() if facts.says_when_ready else None
         if settings.measures and ranks.connected:
-            meter = RankMeter(model, optimizer, loss, ranks, accumulation_steps, ready)
+            passes = accumulation_steps * (1 if facts.micro_batch_size is None else 2)  # two stand for more
+            meter = RankMeter(model, optimizer, loss, ranks, passes, ready)
         rows = RowCheck(others.get("collate_fn"), dataset, run)
         self._session = LoaderSession(
             source, run, length, optimizer, settings.following, meter, driver, loss, rows, facts.look_ahead, ready
@@ -189,6 +194,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, their size changing on the way; see `epochs` for where it ends."""
+        if is_trainer(sys._getframe(1).f_globals.get("__name__", "")):
+            return refused_to_trainer()
         return self._session.iterate(self._fetch)
 
     def step(self, batch: Any, scaler: Any = None, before_step: Callable[[], None] | None = None) -> Tensor:

@@ -22,6 +22,10 @@ class LoopFacts:
         planned_epochs: length of the run, epochs, where it is no whole number of them; in place of `epochs=`.
         says_when_ready: True if the adapter calls `AdaptedLoader.gradients_are_ready()` before each optimizer step. It
             has to where the optimizer is stepped with a closure: hooks on it run before the backward pass.
+        micro_batch_size: the most samples that the loop lets through the model at once, in micro-batches whose
+            gradients it accumulates; None: batches go through whole.
+        moves_schedules: True if the adapter itself moves each schedule to its place, and gives no scheduler: a rate
+            that changes from batch to batch then follows the samples.
         in_runs: True if a rank's share of a batch is a run of its samples; see `Ranks`.
     """
 
@@ -29,7 +33,9 @@ class LoopFacts:
     schedule_steps: int | None = None
     planned_epochs: float | None = None
     says_when_ready: bool = False
+    moves_schedules: bool = False
     in_runs: bool = False
+    micro_batch_size: int | None = None
 
 
 UNKNOWN = LoopFacts()

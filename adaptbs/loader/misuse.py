@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import Optimizer
@@ -33,6 +34,23 @@ NO_STEP = (
     "the batch is held: give optimizer= the one whose step() is called (SAM's base_optimizer, say), or transfer=() if "
     "that is meant."
 )
+
+TRAINER = (
+    "an AdaptiveDataLoader was given to Lightning's Trainer, which would validate, save and end by counts of batches "
+    "that grow. Give the Trainer the stock DataLoader, and write: from adaptbs.lightning import AdaptiveBatchSize; "
+    "Trainer(callbacks=[AdaptiveBatchSize()]), with the other arguments that the loader took"
+)
+
+
+def is_trainer(module: str) -> bool:
+    """True if it is Lightning's Trainer that iterates a loader, by the name of the module that asks for it."""
+    return module.startswith(("lightning.pytorch.", "pytorch_lightning."))
+
+
+def refused_to_trainer() -> Iterator[Any]:
+    """Raise TypeError at the first batch. Lightning would hide an error that is raised when an iteration begins."""
+    raise TypeError(TRAINER)
+    yield
 
 
 class MisuseWarnings:

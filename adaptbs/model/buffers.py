@@ -85,7 +85,7 @@ class BufferCopies:
         alike: dict[Any, list[Tensor]] = {}
         for buffer in (b for buffers in self._moving for b in buffers.buffers):
             alike.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        # A contiguous buffer is flattened to a view once, here, and not in every copy. It is a view of `.data`: autograd
+        # A contiguous buffer is flattened to a view once, here and not in every copy. It is a view of `.data`: autograd
         # does not count its changes, and a graph whose backward pass is still to come may hold the buffer.
         self._alike = [
             (found, [b.data.view(-1) for b in found] if all(b.is_contiguous() for b in found) else None)

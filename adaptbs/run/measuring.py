@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from math import ceil
 from typing import Any
 
 from ..gradients import NoiseMeter, Unsupported
@@ -126,9 +127,11 @@ class StepMeasuring:
 
     @property
     def _sizes(self) -> list[int]:
-        """Samples of this rank in the batches that the loop may work on."""
+        """Samples of this rank in the batches that the loop may work on, and in the pieces that they go through in."""
         infos = (self._tracker.current, self._tracker.latest_fetched)
-        return [info.num_samples // self._world_size for info in infos] + self._delivered
+        sizes = [info.num_samples // self._world_size for info in infos] + self._delivered
+        pieces = [max(ceil(n / self._controller.memory.piece), 1) for n in sizes]
+        return [length for n, k in zip(sizes, pieces, strict=True) for length in {n, n // k, -(-n // k)}]
 
     @contextmanager
     def _may_fail(self, batch: Any) -> Iterator[None]:

@@ -78,6 +78,7 @@ class BatchTracker:
         self.cut_sizes: dict[int, int] = {}
         self.epoch_samples = 0
         self._step_samples = 0  # of the step that the current batch belongs to, so far
+        self._is_done = False  # True once the loop is known to be through with the current batch
         self._iteration: Iteration | None = None  # the one that the loop has worked in last
         self.ends_here = False
         self._resume_at: int | None = None  # where the next iteration goes on in its epoch, if it does
@@ -150,8 +151,9 @@ class BatchTracker:
                         events.before_batch(batch)
                     yield batch
                     if one_by_one:
-                        if self.current.ends_step:
+                        if self.current.ends_step and not self._is_done:
                             self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
+                        self._is_done = False
                     else:
                         # A loop that asks for the next batch works on the latest that it was given, or has done so.
                         iteration.advance(
@@ -204,8 +206,15 @@ class BatchTracker:
             self._on_schedule_moved(before, after)
 
     def _finish(self) -> None:
-        if self.current.ends_step:
+        if self.current.ends_step and not self._is_done:
             self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
+        self._is_done = False
+
+    def finish(self) -> None:
+        """Take note that the loop is through with the current batch, and does other work before it wants the next."""
+        if self.under_way and not self._is_done:
+            self._finish()
+            self._is_done = True
 
     def _tell_size(self, cut_size: int | None) -> None:
         self._told_size = cut_size
@@ -217,7 +226,7 @@ class BatchTracker:
         if self.under_way:  # also where it was broken off
             self.epoch_samples = self.epoch_position
             self._progress.set_epoch(self._progress.epoch + 1)
-        self._iteration = None
+        self._iteration, self._is_done = None, False
 
     def begin_anew(self) -> None:
         """Let the next iteration be a whole epoch, also where a state was saved in the middle of one."""
@@ -227,14 +236,14 @@ class BatchTracker:
         return {
             "current": self.current.cut, "schedule_span": list(self.schedule_span),
             "ever_changed": self.ever_changed, "longest": self.longest,
-            "step_samples": self._step_samples, "epoch_position": self.epoch_position,
+            "step_samples": self._step_samples, "epoch_position": self.epoch_position, "is_done": self._is_done,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         before, after = state["schedule_span"]
         self.current, self.schedule_span = BatchInfo(*state["current"]), (before, after)
         self.ever_changed, self.longest = state["ever_changed"], state["longest"]
-        self._step_samples, self._iteration = state["step_samples"], None
+        self._step_samples, self._iteration, self._is_done = state["step_samples"], None, state["is_done"]
         self._resume_at = state["epoch_position"] or None
 
 

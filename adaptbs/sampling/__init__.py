@@ -4,6 +4,7 @@ from .batch_info import BatchInfo
 from .batch_sampler import AdaptiveBatchSampler
 from .epoch_passes import EpochPasses
 from .epochs import EpochSource
+from .first import FirstSampler
 from .pass_cut import PassCut
 from .ranks import SharedSampler, whole_order
 
@@ -12,6 +13,7 @@ __all__ = [
     "BatchInfo",
     "EpochPasses",
     "EpochSource",
+    "FirstSampler",
     "PassCut",
     "SharedSampler",
     "whole_order",

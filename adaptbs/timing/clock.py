@@ -51,9 +51,13 @@ class Clock(Protocol):
 
     Attributes:
         per_step: seconds that adaptbs takes at every step, measured or not.
+        measures: True if the step under way is itself measured.
     """
 
     per_step: float
+
+    @property
+    def measures(self) -> bool: ...
 
     def start(self) -> None: ...
     def step(self, batch_size: int) -> None: ...
@@ -72,27 +76,27 @@ class GivenClock:
         self._step_time = step_time
         self._sizes: list[int] = []
         self._measurements: list[float] = []
-        self._measures = False
+        self.measures = False
 
     def start(self) -> None:
         return None
 
     def step(self, batch_size: int) -> None:
         self._sizes.append(batch_size)
-        if self._measures:
+        if self.measures:
             self._measurements.append(MEASURING_IN_STEP * self._step_time(batch_size))
-            self._measures = False
+            self.measures = False
 
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:
         try:
             yield
         finally:
-            if not self._measures:
+            if not self.measures:
                 self._measurements.append(MEASURING * self._step_time(batch_size))
 
     def measuring_step(self) -> None:
-        self._measures = True
+        self.measures = True
 
     def deciding(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -111,6 +115,10 @@ class AgreedClock:
         self.start, self.step, self.measuring, self.deciding = clock.start, clock.step, clock.measuring, clock.deciding
         self.measuring_step = clock.measuring_step
 
+    @property
+    def measures(self) -> bool:
+        return self._clock.measures
+
     def read(self) -> Timings:
         """Return rank 0's timings and take over its `per_step`. Collective: every rank has to call it."""
         timings, self.per_step = self._ranks.agree((self._clock.read(), self._clock.per_step))
@@ -120,7 +128,7 @@ class AgreedClock:
 class NoClock:
     """Records nothing. It serves runs that measure nothing, where no decision needs the time."""
 
-    per_step = 0.0
+    per_step, measures = 0.0, False
 
     def start(self) -> None:
         return None
@@ -205,26 +213,26 @@ class DeviceClock:
         self._marked = self._delayed = 0  # steps since the last read, and those at whose end the device was not behind
         self._last: Moment | None = None
         self._inside: list[tuple[Moment, Moment]] = []
-        self._measures = False  # whether the step under way is itself measured
+        self.measures = False  # whether the step under way is itself measured
         self._steps: list[tuple[int, Moment, Moment, list[tuple[Moment, Moment]], bool]] = []
         self._decisions: list[tuple[Moment, Moment]] = []
 
     def start(self) -> None:
-        self._last, self._inside, self._measures = self._watch.mark(), [], False
+        self._last, self._inside, self.measures = self._watch.mark(), [], False
 
     def step(self, batch_size: int) -> None:
         now = self._watch.mark()
         if self._last is not None:
             in_time = isinstance(self._last, float) or self._watch.reached(self._last)  # a host's moment has passed
             self._marked, self._delayed = self._marked + 1, self._delayed + in_time
-            self._steps.append((batch_size, self._last, now, self._inside, self._measures))
+            self._steps.append((batch_size, self._last, now, self._inside, self.measures))
             if len(self._steps) >= READ_EVERY:
                 self._take_in()
-        self._last, self._inside, self._measures = now, [], False
+        self._last, self._inside, self.measures = now, [], False
 
     def measuring_step(self) -> None:
         """The step under way is itself measured, by hooks on its layers."""
-        self._measures = True
+        self.measures = True
 
     @contextmanager
     def measuring(self, batch_size: int) -> Iterator[None]:

@@ -160,7 +160,7 @@ class OverheadBudget:
         return {
             "step_times": self.step_times.state_dict(), "duty": self.duty.state_dict(),
             "elapsed": self._elapsed, "spent": self._spent, "costs": list(self._costs),
-            "pending": [list(step) for step in self._pending], "warming_up": self._warming_up,
+            "pending": [list(step) for step in self._pending], "warming_up": self._warming_up, "measures": self.clock.measures,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -171,3 +171,5 @@ class OverheadBudget:
         self.knows_cost = bool(self._costs)
         self._pending = [(size, seconds) for size, seconds in state["pending"]]
         self._warming_up = state["warming_up"]
+        if state["measures"]:  # the step that the saved run was making
+            self.clock.measuring_step()

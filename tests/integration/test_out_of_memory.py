@@ -53,7 +53,8 @@ class Faults:
     def __init__(self, place: str, n: int, monkeypatch) -> None:
         self.place, self.left, self.raised, self._at = place, n, 0, "training"
         self._sizes: set[int] = set()
-        monkeypatch.setattr(NoiseMeter, "begin", self._within("measurement", NoiseMeter.begin))
+        for method in ("begin", "look"):
+            monkeypatch.setattr(NoiseMeter, method, self._within("measurement", getattr(NoiseMeter, method)))
         monkeypatch.setattr(trial, "_peak", self._within("probe", trial._peak))
 
     def _within(self, where: str, function):

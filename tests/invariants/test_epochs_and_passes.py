@@ -58,7 +58,7 @@ def epochs_of(loader, model, optimizer, epochs: int, accumulated: int = 1):
     n=st.integers(8, 150), start=st.integers(1, 16), epochs=st.integers(1, 5), accumulated=st.sampled_from([1, 1, 3]),
     sizes=st.lists(st.integers(1, 64), min_size=1, max_size=8), drop_last=st.booleans(), max_extra=st.floats(0, 2),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_epochs_asked_are_epochs_shown_and_a_pass_sees_each_sample_once(
     n, start, epochs, accumulated, sizes, drop_last, max_extra
 ):
@@ -92,7 +92,7 @@ def test_epochs_asked_are_epochs_shown_and_a_pass_sees_each_sample_once(
     start=st.integers(1, 5), accumulated=st.sampled_from([1, 1, 2]), stops=st.lists(st.integers(0, 12), max_size=4),
     between=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_saved_in_mid_epoch_and_mid_pass_and_gone_on_with_is_never_stopped(
     kind, n, own, drop_last, start, accumulated, stops, between
 ):

@@ -19,12 +19,13 @@ ORDER = (
     "model", "noise_scale", "timing", "hyperparameters", "sampling", "gradients", "decision", "targets", "report",
     "memory", "run", "finder", "loader",
     "",
-    "accelerate",
+    "accelerate", "lightning", "transformers",
     "fastai", "demo", "doctor", "__main__",
 )  # fmt: skip
 
 # Libraries that are each imported in one place alone: by the adapter of that name, or by what is built on it.
 ALONE = {"fastai": {"fastai", "demo", "doctor"}, "accelerate": {"accelerate"}, "lightning": {"lightning"},
+         "pytorch_lightning": {"lightning"},
          "transformers": {"transformers"}}  # fmt: skip
 
 
@@ -182,12 +183,14 @@ def test_a_file_holds_one_idea(module):
     assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 300
 
 
-# What is set on objects of others: the user's model and tensors, torch's and fastai's own objects, and a class that is
-# being decorated. Everything else belongs to one of our objects, which alone may set it.
+# What is set on objects of others: the user's model and tensors, torch's and the trainers' own objects, and a
+# class that is being decorated. Everything else belongs to one of our objects, which alone may set it.
 THEIRS = {
     "p", "parameter", "tensor", "module", "loader", "sampler", "scheduler", "twin", "sums", "cls", "init",
     "learn", "self.learn", "learn.progress.pbar", "bar.main_bar", "recorder", "self.recorder", "self.learn.recorder",
-    "cb",
+    "cb", "state", "self.args",
+    "self._trainer", "trainer.strategy", "self._fit_loop", "self._epoch_loop", "counted.total", "combined", "fetcher",
+    "config", "self._config", "line",
 }  # fmt: skip
 
 

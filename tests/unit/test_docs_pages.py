@@ -29,6 +29,7 @@ PUBLIC = [
     *(f"adaptbs.{name}" for name in adaptbs.__all__),
     *(f"adaptbs.fastai.{name}" for name in names_in_all("adaptbs/fastai/__init__.py")),
     *(f"adaptbs.accelerate.{name}" for name in names_in_all("adaptbs/accelerate.py")),
+    *(f"adaptbs.transformers.{name}" for name in names_in_all("adaptbs/transformers/__init__.py")),
     "adaptbs.targets",
 ]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Protocol
 
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, OneCycleLR, ReduceLROnPlateau, SequentialLR
-
-from .scheduler import SchedulerDriver
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +15,15 @@ PAST_ITS_END = (
     "steps stand for, as one does that ends after a number of batches: let it end after a number of samples, or give "
     "the scheduler as many steps as the whole epochs have at the first batch size."
 )
+
+
+class Driver(Protocol):
+    """Tells where a scheduler is to go; see SchedulerDriver."""
+
+    grown: bool
+
+    def take_steps(self) -> int: ...
+    def place(self, said: float, name: str = "step") -> float: ...
 
 
 def _unmade(kind: Any) -> Any:
@@ -38,7 +45,7 @@ def steps_left(scheduler: Any) -> float:
     return float("inf")
 
 
-def drive(scheduler: Any, driver: SchedulerDriver) -> None:
+def drive(scheduler: Any, driver: Driver) -> None:
     """From now on let each `scheduler.step()` make as many steps as the driver says that it stands for.
 
     A call with an explicit epoch goes to the place that the driver says, and so does `step_update(num_updates)`, which

@@ -1,0 +1,5 @@
+"""AdaptiveBatchSize, a callback for Lightning's Trainer."""
+
+from .callback import AdaptiveBatchSize
+
+__all__ = ["AdaptiveBatchSize"]

@@ -1,0 +1,164 @@
+"""AdaptiveBatchSize: the callback that translates Lightning's events for an adaptive loader.
+
+Tried with lightning 2.6.6, imported as `lightning` and as `pytorch_lightning`. `loop.py` lists the private names that
+are relied on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..checks import check_size
+from ..model import BatchLoss
+from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
+from .fit import AdaptiveFit
+from .loop import LightningLoop
+from .randomness import RandomStates, remembering
+from .refusals import check
+
+try:  # The same library under two names. A Trainer of either takes a callback of the other.
+    from lightning.pytorch import Callback
+except ImportError:
+    from pytorch_lightning import Callback
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..run import SharedArguments
+
+
+@shows_shared_arguments
+class AdaptiveBatchSize(RunReport, Callback):
+    """Measures the noise scale while a Trainer fits a module, and grows its training batch toward it.
+
+    `Trainer(callbacks=[AdaptiveBatchSize()])`, and `fit(module, loader)` as ever, with the stock loader. A batch stands
+    for those of the stock run whose samples it has: `trainer.global_step`, `max_steps`, validations, checkpoints, logs
+    and schedules come where they would come without it (docs/lightning.md).
+
+    Args:
+        loss_func: called as `loss_func(module(*inputs), target)` on a batch `(*inputs, target)`. Needed only for a
+            model that cannot be measured in its training step, as one with BatchNorm: an error says so and names the
+            layer.
+        batch_loss: called as `batch_loss(module, batch)`, for any other layout; instead of `loss_func`. The batch has
+            been through the module's transfer hooks.
+        accumulation_steps: batches that the module makes an optimizer step of in manual optimization. In automatic
+            optimization `Trainer(accumulate_grad_batches=)` says it.
+        {shared arguments}
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: for arguments that cannot be; when training begins, for a loader,
+            strategy or callback that the batch cannot grow with.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss_func: Callable[..., Tensor] | None = None,
+        batch_loss: Callable[[Any, Any], Tensor] | None = None,
+        accumulation_steps: int = 1,
+        **arguments: Unpack[SharedArguments],
+    ) -> None:
+        check_size("accumulation_steps", accumulation_steps)
+        given: dict[str, Any] = dict(arguments)
+        self._arguments = dict(given)
+        Settings.taken_from(given)  # raises for a value that cannot be
+        if given:
+            raise TypeError(f"AdaptiveBatchSize() got an unexpected keyword argument {next(iter(given))!r}")
+        if arguments.get("budget") == "progress":
+            raise ValueError(
+                "budget='progress': a Trainer ends after max_epochs or max_steps. Leave budget= out, and give more "
+                "epochs if the larger batches need them"
+            )
+        if loss_func is not None or batch_loss is not None:
+            BatchLoss(loss_func, batch_loss)  # raises where both are given, or no function
+        self._loss_func, self._batch_loss, self._accumulation_steps = loss_func, batch_loss, accumulation_steps
+        self._seen: dict[int, RandomStates] = {}  # before each loader was first iterated
+        self._fit: AdaptiveFit | None = None
+        self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
+
+    @property
+    def training_run(self) -> TrainingRun | None:
+        """The run of the latest fit, for tools that look inside or simulate; None before the first."""
+        return self._fit.loader.training_run if self._fit else None
+
+    @property
+    def batch_size(self) -> int | None:
+        """The size of the batches that are cut now, samples of each device; None before the first fit."""
+        return self._fit.loader.batch_size if self._fit else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the latest fit depends on: numbers, strings, tensors and containers of them."""
+        return self._fit.state_dict() if self._fit else self._resumed or {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next fit go on from `state_dict()`."""
+        self._resumed = state or None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Watch how Lightning comes to iterate its loaders, so that the adaptive one can draw the same samples."""
+        if stage == "fit":
+            self._fit = None
+            self._seen.clear()
+            trainer.strategy.process_dataloader = remembering(trainer.strategy.process_dataloader, self._seen)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the adaptive loader in the stock one's place."""
+        vars(trainer.strategy).pop("process_dataloader", None)
+        stock = check(trainer, LightningLoop(trainer).stock_loaders)
+        arguments = {
+            **self._arguments, "loss_func": self._loss_func,
+            "batch_loss": self._batch_loss and transferred(trainer, self._batch_loss),
+            "autocast": trainer.precision_plugin.forward_context,
+        }  # fmt: skip
+        self._fit = AdaptiveFit(trainer, stock, self._seen[id(stock)], arguments, self._accumulation_steps)
+        self._seen.clear()
+        resumed, self._resumed = self._resumed, None
+        self._fit.enter(resumed)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """The gradients are ready: take in the measurement, if this step is measured."""
+        if self._fit is not None:
+            self._fit.gradients_are_ready()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count what a module in manual optimization has done, and end the epoch with its last batch."""
+        if self._fit is not None:
+            self._fit.end_batch()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Do not count a validation as part of a step."""
+        if self._fit is not None:
+            self._fit.before_validation()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Go on timing."""
+        if self._fit is not None:
+            self._fit.after_validation()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """End an epoch that was broken off."""
+        if self._fit is not None:
+            self._fit.end_epoch()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Give Trainer and optimizer back as they were."""
+        if self._fit is not None:
+            self._fit.leave()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave nothing behind where training fails."""
+        vars(trainer.strategy).pop("process_dataloader", None)
+        if self._fit is not None:
+            self._fit.leave()
+
+
+def transferred(trainer: Any, batch_loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """The same loss of a batch as it is delivered, which Lightning moves to the device."""
+
+    def loss(module: Any, batch: Any) -> Tensor:
+        return batch_loss(trainer.lightning_module, trainer.strategy.batch_to_device(batch))
+
+    return loss

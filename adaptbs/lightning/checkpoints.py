@@ -1,0 +1,54 @@
+"""ModelCheckpoint(every_n_train_steps=): saves where the stock run does, though steps are passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .loop import LightningLoop
+from .plan import last_multiple
+
+HOOK = "on_train_batch_end"
+
+
+class CheckpointsByStep:
+    """Lets each such ModelCheckpoint of a Trainer save after a batch that passes a step at which the stock run saves.
+
+    It saves at most once after a batch. The checkpoint has the name that it has in the stock run, by that step.
+
+    Args:
+        loop: the Trainer's loop.
+
+    Attributes:
+        step_before: the global step before the latest batch.
+        ahead: steps that the run is beyond the step that is being saved.
+    """
+
+    def __init__(self, loop: LightningLoop) -> None:
+        self._loop, self.step_before, self.ahead = loop, loop.global_step, 0
+        self._callbacks = [callback for callback, _ in loop.checkpoints_by_step()]
+        for callback, every in loop.checkpoints_by_step():
+            setattr(callback, HOOK, partial(self._batch_ended, getattr(callback, HOOK), every))
+
+    def begin_batch(self) -> None:
+        """Take note of the step before a batch."""
+        self.step_before = self._loop.global_step
+
+    def _batch_ended(self, hook: Callable[..., None], every: int, *args: Any, **kwargs: Any) -> None:
+        now = self._loop.global_step
+        step = last_multiple(every, self.step_before, now)
+        if step is None:
+            hook(*args, **kwargs)
+            return
+        self.ahead = now - step
+        try:
+            with self._loop.at_step(step):
+                hook(*args, **kwargs)
+        finally:
+            self.ahead = 0
+
+    def leave(self) -> None:
+        """Give the callbacks their own hook back."""
+        for callback in self._callbacks:
+            vars(callback).pop(HOOK, None)

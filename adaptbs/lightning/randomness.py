@@ -1,0 +1,77 @@
+"""torch's random states: as they were when Lightning began to iterate, and as a checkpoint has to hold them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..ranks import Ranks
+
+
+class RandomStates:
+    """The states that a loader draws from, as they are now.
+
+    Args:
+        loader: a stock loader: its generator and its sampler's.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        given = (getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None))
+        self._states = [(g, g.get_state()) for g in (torch.default_generator, *given) if isinstance(g, Generator)]
+
+    @contextmanager
+    def drawn_from(self) -> Iterator[None]:
+        """Let draws made meanwhile be those that were made at that time. They leave no trace."""
+        now = [(generator, generator.get_state()) for generator, _ in self._states]
+        _set(self._states)
+        try:
+            yield
+        finally:
+            _set(now)
+
+
+def _set(states: list[tuple[Generator, Tensor]]) -> None:
+    for generator, state in states:
+        generator.set_state(state)
+
+
+def remembering(process: Callable[[Any], Any], seen: dict[int, RandomStates]) -> Callable[[Any], Any]:
+    """A `Strategy.process_dataloader` that takes note of the random states before each loader is iterated.
+
+    Args:
+        process: the strategy's own.
+        seen: takes the states, by the id of the loader that is returned.
+    """
+
+    def process_dataloader(dataloader: Any) -> Any:
+        processed = process(dataloader)
+        seen[id(processed)] = RandomStates(dataloader)
+        return processed
+
+    return process_dataloader
+
+
+def ranks_draw_alike() -> bool:
+    """True if torch's default generator is in the same state on all ranks; collective."""
+    state = zlib.crc32(torch.get_rng_state().numpy().tobytes())
+    return len({said for (said,) in Ranks.from_arguments().gather([state])}) == 1
+
+
+def random_state() -> dict[str, Tensor]:
+    """The states of torch's default generators, for a checkpoint."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, Tensor]) -> None:
+    """Go on from `random_state()`, as far as there are the same devices."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

@@ -1,0 +1,102 @@
+"""Learning rate schedules in Lightning: each goes to where the stock run's would be."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ..loader import SchedulerDriver, drive
+from .plan import StockRun
+
+
+class Schedule(Protocol):
+    """One scheduler of a fit, moved on as batches are delivered."""
+
+    def begin_epoch(self) -> None: ...
+    def moved(self, before: float, after: float) -> None: ...
+    def end_epoch(self) -> None: ...
+    def leave(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def schedules_of(trainer: Any, stock: StockRun) -> list[Schedule]:
+    """The schedules that have to be moved on as batches grow.
+
+    Those that Lightning steps once an epoch, or by a metric, are left alone.
+    """
+    configs = [config for config in trainer.lr_scheduler_configs if not config.reduce_on_plateau]
+    if not trainer.lightning_module.automatic_optimization:
+        return [CalledSchedule(config.scheduler, stock) for config in configs]
+    return [StepSchedule(config, stock) for config in configs if config.interval == "step"]
+
+
+class StepSchedule:
+    """Counts the steps of a scheduler with interval "step" in automatic optimization, for `drive`.
+
+    Lightning steps it at an optimizer step if the batch's number is a multiple of its `frequency`. Larger batches have
+    fewer such numbers. So it is called at each optimizer step meanwhile, and makes the steps that the stock run has
+    made since.
+
+    Args:
+        config: Lightning's: the scheduler, and its frequency.
+        stock: the stock run.
+
+    Attributes:
+        grown: True once a batch has stood for another number of the stock run's.
+    """
+
+    def __init__(self, config: Any, stock: StockRun) -> None:
+        self._config, self._stock, self._frequency = config, stock, config.frequency
+        self.grown, self._due = False, 0
+        config.frequency = 1
+        drive(config.scheduler, self)
+
+    def begin_epoch(self) -> None:
+        return None
+
+    def moved(self, before: float, after: float) -> None:
+        """Take note of a batch, from the samples of its epoch before and after it."""
+        first, last = self._stock.batches(before), self._stock.batches(after)
+        self.grown = self.grown or last - first != 1
+        self._due += self._stock.steps(first, last, self._frequency)
+
+    def take_steps(self) -> int:
+        """The steps that the call being made stands for."""
+        due, self._due = self._due, 0
+        return due
+
+    def place(self, said: float, name: str = "step") -> float:
+        """The number that the module gives itself. It goes by `trainer.global_step`, or counts epochs."""
+        return said
+
+    def end_epoch(self) -> None:
+        return None
+
+    def leave(self) -> None:
+        """Give Lightning its own frequency back."""
+        self._config.frequency = self._frequency
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"due": self._due, "grown": self.grown}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._due, self.grown = state["due"], state["grown"]
+
+
+class CalledSchedule:
+    """A scheduler that the module steps itself, in manual optimization: its calls show what they count.
+
+    Args:
+        scheduler: stepped by the module.
+        stock: the stock run.
+    """
+
+    def __init__(self, scheduler: Any, stock: StockRun) -> None:
+        self._driver = SchedulerDriver(stock.start, stock.epoch_samples, stock.epoch_batches)
+        self.begin_epoch, self.moved = self._driver.begin_iteration, self._driver.moved
+        self.end_epoch = self._driver.end_iteration
+        self.state_dict, self.load_state_dict = self._driver.state_dict, self._driver.load_state_dict
+        drive(scheduler, self._driver)
+
+    def leave(self) -> None:
+        return None

@@ -1,0 +1,62 @@
+"""Trainer's own flow (log, evaluate, save, end) by the samples that were seen instead of the steps that were made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import DefaultFlowCallback
+
+
+class AdaptiveRun(Protocol):
+    """What the callback tells the trainer that installs it."""
+
+    def begin_adaptive_run(self) -> None:
+        """Training begins: model, optimizer and scheduler are made."""
+        ...
+
+    def end_adaptive_step(self) -> tuple[int, float]:
+        """The optimizer has stepped. Returns the step and the epoch of the fixed run."""
+        ...
+
+    def save_adaptive_state(self) -> None:
+        """A checkpoint has been written."""
+        ...
+
+
+class AdaptiveFlowCallback(DefaultFlowCallback):
+    """Stands in the place of DefaultFlowCallback, before all other callbacks.
+
+    `state.global_step` and `state.epoch` are where the fixed run would be after as many samples, so that a step at k
+    times the starting batch counts k. What Trainer does every so many steps it then does after as many samples as ever.
+
+    Args:
+        trainer: begins and saves the run.
+    """
+
+    def __init__(self, trainer: AdaptiveRun) -> None:
+        self._trainer = trainer
+        self._step = 0  # of the fixed run, at the latest step of the optimizer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the adaptive loader, now that Trainer has made model, optimizer and scheduler."""
+        self._trainer.begin_adaptive_run()
+        self._step = state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Come to the fixed run's step, and do what it would have done on the way there."""
+        before = self._step
+        self._step, state.epoch = self._trainer.end_adaptive_step()
+        state.global_step = self._step
+        for step in range(before + 1, self._step + 1):
+            control = super().on_step_end(args, replace(state, global_step=step), control, **kwargs)
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the state of the run into the checkpoint that was just written."""
+        self._trainer.save_adaptive_state()

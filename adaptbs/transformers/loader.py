@@ -1,0 +1,148 @@
+"""The loader that Trainer is handed in place of its own: as long as that, and its batches grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+
+from ..loader import AdaptedLoader
+from .plan import Plan
+
+
+def unprepared(loader: Any) -> DataLoader[Any]:
+    """A DataLoader over all of the data, as the one was that accelerate prepared.
+
+    Raises:
+        TypeError, ValueError: where its batches cannot be cut anew.
+    """
+    base = getattr(loader, "base_dataloader", loader)
+    if isinstance(getattr(base, "dataset", None), IterableDataset):
+        raise TypeError(
+            "train_dataset is an IterableDataset: its length is not known, so neither is the share of the run that is "
+            "done. Give a dataset with __len__ and __getitem__, or train with transformers.Trainer"
+        )
+    if not isinstance(base, DataLoader):
+        raise TypeError(
+            f"get_train_dataloader() has returned a {type(base).__name__}: AdaptiveTrainer cuts the batches of a "
+            "torch.utils.data.DataLoader. Return one, or train with transformers.Trainer"
+        )
+    batches = getattr(base.batch_sampler, "batch_sampler", base.batch_sampler)  # all processes', not this one's share
+    if type(batches) is not BatchSampler:
+        raise ValueError(
+            f"the batches are cut by a {type(batches).__name__}, as by train_sampling_strategy='batch_rebalance', and "
+            "cannot change their size: take another train_sampling_strategy, or train with transformers.Trainer"
+        )
+    same = (
+        "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator",
+        "prefetch_factor", "persistent_workers", "in_order",
+    )  # fmt: skip
+    return DataLoader(
+        base.dataset, batches.batch_size, sampler=batches.sampler, drop_last=batches.drop_last,
+        **{name: getattr(base, name) for name in same},
+    )  # fmt: skip
+
+
+class UpToTheEnd(Sampler[Any]):
+    """A sampler's indices, of which the run's last epoch has as many as the run still takes.
+
+    Args:
+        sampler: yields the indices of whole epochs.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self._length = len(sampler)
+
+    def begin_epoch(self, left: int) -> None:
+        """Let the next epoch have at most so many indices."""
+        self._length = min(len(self._sampler), max(left, 0))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        for _, index in zip(range(self._length), self._sampler, strict=False):
+            yield index
+
+
+class TrainLoader:
+    """Trainer plans by its length, which is the stock loader's. From `begin` on it delivers batches that grow.
+
+    Args:
+        stock: the loader that Trainer has made.
+
+    Attributes:
+        plain: a DataLoader as the stock one, over all processes' data.
+        dataset: the dataset.
+        batch_size: samples of a batch at the start, of this process.
+        sampler: the stock one's, up to the end of the run.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        self._stock, self.plain = stock, unprepared(stock)
+        self.dataset, self.batch_size = self.plain.dataset, int(self.plain.batch_size or 1)
+        self.sampler = UpToTheEnd(self.plain.sampler)
+        self._begun: tuple[AdaptedLoader, Plan] | None = None
+        self._batches: Iterator[Any] = iter(())
+
+    def __len__(self) -> int:
+        return len(self._stock)
+
+    def begin(self, adaptive: AdaptedLoader, plan: Plan) -> None:
+        """Deliver the batches of this loader from here on, of a run by this plan."""
+        self._begun = adaptive, plan
+
+    @property
+    def has_begun(self) -> bool:
+        """True from `begin` on."""
+        return self._begun is not None
+
+    @property
+    def adaptive(self) -> AdaptedLoader:
+        """The loader that delivers the batches."""
+        return self._known()[0]
+
+    @property
+    def plan(self) -> Plan:
+        """The fixed run."""
+        return self._known()[1]
+
+    def _known(self) -> tuple[AdaptedLoader, Plan]:
+        if self._begun is None:
+            raise RuntimeError("the loader of an AdaptiveTrainer delivers batches within train() alone")
+        return self._begun
+
+    @property
+    def _epoch(self) -> int:
+        return self.adaptive.training_run.controller.progress_tracker.epoch
+
+    @property
+    def samples(self) -> int:
+        """Samples of the run so far, of all processes."""
+        return self.adaptive.training_run.controller.progress_tracker.samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the sampler draw the order of the run's epoch, which is the one that Trainer's loop counts."""
+        if hasattr(self._stock, "set_epoch"):
+            self._stock.set_epoch(self._epoch if self.has_begun else epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.sampler.begin_epoch(self.plan.samples - self._epoch * self.plan.epoch_samples)
+        self._batches = iter(self.adaptive)
+        return self._batches
+
+    def delivers(self, batches: Any) -> bool:
+        """True if these are the batches of the latest iteration."""
+        return self.has_begun and batches is self._batches
+
+    @property
+    def ends_step(self) -> bool:
+        """True if the batch delivered last is the last of its optimizer step."""
+        return self.adaptive.training_run.tracker.current.ends_step or not self.adaptive.batches_left
+
+    def end_step(self) -> None:
+        """Take note of an optimizer step. After the last one of an epoch the iteration over it is ended."""
+        if not self.adaptive.batches_left:
+            next(self._batches, None)

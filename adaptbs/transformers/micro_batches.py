@@ -1,0 +1,100 @@
+"""Large batches in the form of micro-batches, and the parts of a step in which Trainer's loop takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from ..memory import bounds
+from ..model import Split
+
+
+class Piece(NamedTuple):
+    """A micro-batch, and the number of its samples."""
+
+    inputs: Any
+    samples: int
+
+
+class MicroBatches(list[Piece]):
+    """A delivered batch, collated as the micro-batches that go through the model one after another."""
+
+
+class CollateInMicroBatches:
+    """Collates up to so many samples as one batch, and more of them as MicroBatches.
+
+    Each micro-batch is padded by itself, as it would be by a stock loader.
+
+    Args:
+        collate: makes a batch of a list of samples.
+        size: the most samples of a micro-batch.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], size: int) -> None:
+        self._collate, self._size = collate, size
+
+    def __call__(self, samples: list[Any]) -> Any:
+        if len(samples) <= self._size:
+            return self._collate(samples)
+        cuts = bounds(len(samples), -(-len(samples) // self._size))
+        parts = [samples[start:stop] for start, stop in pairwise(cuts)]
+        return MicroBatches(Piece(self._collate(part), len(part)) for part in parts)
+
+
+class SplitMicroBatches:
+    """Takes samples out of a batch that CollateInMicroBatches has made.
+
+    Args:
+        split: takes samples out of a micro-batch.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __call__(self, batch: Any, start: int, stop: int) -> Any:
+        if not isinstance(batch, MicroBatches):
+            return self._split(batch, start, stop)
+        parts, begins = MicroBatches(), 0
+        for inputs, n in batch:
+            first, last = max(start - begins, 0), min(stop - begins, n)
+            if first < last:
+                whole = last - first == n
+                parts.append(Piece(inputs if whole else self._split(inputs, first, last), last - first))
+            begins += n
+        return parts
+
+
+class Micro(NamedTuple):
+    """A micro-batch of a step.
+
+    Attributes:
+        inputs: of the model.
+        batch_share: its share of the samples of its batch.
+        step_share: the same, of the step, all of whose batches count alike.
+    """
+
+    inputs: Any
+    batch_share: float
+    step_share: float
+
+
+class StepPart(list[Micro]):
+    """Micro-batches that Trainer's loop takes as one of its batches; it may be empty."""
+
+
+def micro_batches(batches: Sequence[Any]) -> list[Micro]:
+    """The micro-batches of a step's batches."""
+    found: list[Micro] = []
+    for batch in batches:
+        pieces = batch if isinstance(batch, MicroBatches) else [Piece(batch, 1)]
+        samples = sum(piece.samples for piece in pieces)
+        found += [Micro(inputs, n / samples, n / samples / len(batches)) for inputs, n in pieces]
+    return found
+
+
+def parts_of_step(micros: Sequence[Micro], parts: int) -> list[StepPart]:
+    """So many parts of a step. Those without a micro-batch come first: after the last the optimizer steps."""
+    filled = min(parts, len(micros))
+    cuts = [0] * (parts - filled) + bounds(len(micros), filled)
+    return [StepPart(micros[start:stop]) for start, stop in pairwise(cuts)]

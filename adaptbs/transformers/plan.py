@@ -1,0 +1,84 @@
+"""The run that a stock Trainer would make: the place in it, in its own steps and epochs, after so many samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from ..decision import fixed_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The fixed run, of steps of the starting batch.
+
+    Attributes:
+        batch_samples: samples of a batch at the start, over all processes.
+        epoch_samples: samples of an epoch.
+        epoch_batches: batches of an epoch, as long as the stock loader.
+        accumulation_steps: batches of a step.
+        max_steps: steps of the run.
+    """
+
+    batch_samples: int
+    epoch_samples: int
+    epoch_batches: int
+    accumulation_steps: int
+    max_steps: int
+
+    @classmethod
+    def of(
+        cls, loader: DataLoader[Any], *, batches: int, accumulation_steps: int, world_size: int, max_steps: int
+    ) -> Plan:
+        """The plan of a run over all processes' data.
+
+        Args:
+            loader: over all of the data, with one process's batch size.
+            batches: of an epoch, for each process.
+            accumulation_steps, max_steps: see there.
+            world_size: processes.
+        """
+        batch, n = int(loader.batch_size or 1) * world_size, len(loader.dataset)  # type: ignore[arg-type]
+        samples = n - n % batch if loader.drop_last else -(-n // world_size) * world_size
+        return cls(
+            batch_samples=batch, epoch_samples=samples, epoch_batches=batches,
+            accumulation_steps=accumulation_steps, max_steps=max_steps,
+        )  # fmt: skip
+
+    @property
+    def ends_with_an_epoch(self) -> bool:
+        """True if the run is a whole number of epochs."""
+        return self.max_steps % self.epoch_steps == 0
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch. What its end leaves of an accumulated step makes one too."""
+        return -(-self.epoch_batches // self.accumulation_steps)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the run."""
+        epochs, steps = divmod(self.max_steps, self.epoch_steps)
+        return epochs * self.epoch_samples + steps * self.accumulation_steps * self.batch_samples
+
+    @property
+    def epochs(self) -> float:
+        """Length of the run, epochs; no whole number where it ends within one."""
+        return self.samples / self.epoch_samples
+
+    def _batches(self, samples: int) -> tuple[int, int]:
+        """Epochs, and batches of the next, after so many samples of the run."""
+        batches = fixed_batches(samples, self.batch_samples, self.epoch_samples, self.epoch_batches)
+        return divmod(batches, self.epoch_batches)
+
+    def steps(self, samples: int) -> int:
+        """Steps of the fixed run after so many samples, at most `max_steps`."""
+        epochs, batches = self._batches(samples)
+        return min(epochs * self.epoch_steps + batches // self.accumulation_steps, self.max_steps)
+
+    def epoch(self, samples: int) -> float:
+        """The fixed run's `state.epoch` after so many samples."""
+        epochs, batches = self._batches(samples)
+        return epochs + batches / self.epoch_batches

@@ -1,0 +1,105 @@
+"""adaptbs.lightning: a fit resumed from any of its checkpoints ends in the weights of the unbroken one."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="needs lightning: `make trainers` runs it in .venv-trainers")
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.integration.trainers.lightning_programs import BATCH, Module, fitted, growing, off
+from tests.integration.trainers.test_lightning_stock import Manual
+
+CASES = {
+    "in mid-epoch": ({"every_n_train_steps": 15}, {}),
+    "of an accumulated run": ({"every_n_train_steps": 15}, {"accumulate_grad_batches": 2}),
+    "with workers": ({"every_n_train_steps": 40}, {"loader": {"num_workers": 2}}),
+    "at an epoch's end": ({"every_n_epochs": 1}, {}),
+    "at an epoch's last batch": ({"every_n_train_steps": 26}, {}),
+    "after a validation": ({"monitor": "valid"}, {"val_check_interval": 0.5}),
+    "of a run that ends by steps": ({"every_n_train_steps": 40}, {"max_steps": 90, "max_epochs": -1}),
+    "at its epoch's end": ({"every_n_epochs": 1}, {"max_steps": 90, "max_epochs": -1}),
+    "of a limited epoch": ({"every_n_train_steps": 15}, {"limit_train_batches": 20}),
+    "of a schedule by hand": ({"every_n_train_steps": 40}, {"module": Manual}),
+}
+
+
+@pytest.mark.parametrize("way", [growing, off], ids=["grown", "off"])
+@pytest.mark.parametrize(("saves", "trainer"), CASES.values(), ids=CASES)
+def test_it_ends_in_the_weights_of_the_unbroken_fit(saves, trainer, way, tmp_path):
+    def fit(folder, **others):
+        saving = ModelCheckpoint(folder, "{step:03d}", save_top_k=-1, **saves)
+        callback = growing(BATCH * trainer.get("accumulate_grad_batches", 1)) if way is growing else off()
+        return fitted(callback, callbacks=[saving], **trainer, **others)
+
+    whole = fit(tmp_path / "whole")
+    saved = sorted((tmp_path / "whole").iterdir())
+    assert len(saved) >= 2
+    for checkpoint in saved[:: max(len(saved) // 3, 1)]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "You're resuming from a checkpoint")
+            rest = fit(tmp_path / checkpoint.stem, seed=9, checkpoint=str(checkpoint))
+        assert torch.equal(rest.weights, whole.weights), checkpoint.name
+        came_before = len(whole.saw.indices) - len(rest.saw.indices)
+        assert all(map(torch.equal, rest.saw.indices, whole.saw.indices[came_before:]))
+        assert rest.saw.epochs == whole.saw.epochs[came_before:]
+        for name in ("steps", "lrs", "is_last"):
+            assert getattr(rest.saw, name) == getattr(whole.saw, name)[came_before:], name
+        assert (
+            rest.saw.validated == []
+            or [step for step, _ in rest.saw.validated]
+            == [step for step, _ in whole.saw.validated][-len(rest.saw.validated) :]
+        )
+        assert rest.trainer.global_step == whole.trainer.global_step
+
+
+def test_validations_and_checkpoints_go_on_as_often(tmp_path):
+    def fit(folder, **others):
+        saving = ModelCheckpoint(folder, "{step:03d}", save_top_k=-1, every_n_train_steps=15)
+        return fitted(growing(), callbacks=[saving], val_check_interval=0.25, **others)
+
+    whole = fit(tmp_path / "whole")
+    saved = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    rest = fit(tmp_path / "rest", seed=9, checkpoint=str(tmp_path / "whole" / saved[1]))
+    assert sorted(path.name for path in (tmp_path / "rest").iterdir()) == saved[2:]
+    after = [step for step, _ in whole.saw.validated if step > 31]
+    assert [step for step, _ in rest.saw.validated] == after
+
+
+def plain():
+    return Module(schedule=None)
+
+
+def test_a_run_that_ended_within_an_epoch_goes_on_with_more_steps(tmp_path):
+    saving = ModelCheckpoint(tmp_path, "{step:03d}", save_top_k=-1, every_n_epochs=1)
+    first = fitted(growing(), plain, callbacks=[saving], max_steps=60, max_epochs=-1)
+    rest = fitted(growing(), plain, checkpoint=str(tmp_path / "step=060.ckpt"), max_steps=104, max_epochs=-1)
+    assert rest.trainer.global_step == 104
+    assert set(Counter([*first.saw.epoch(2), *rest.saw.epoch(2)]).values()) == {1}
+    assert {len(first.saw.epoch(2)) + len(rest.saw.epoch(2)), len(rest.saw.epoch(3))} == {203}
+
+
+def test_a_run_goes_on_for_more_epochs(tmp_path):
+    saving = ModelCheckpoint(tmp_path, "{step:03d}", save_top_k=-1, every_n_train_steps=30)
+    first = fitted(growing(), plain, callbacks=[saving], max_epochs=2)
+    callback = growing()
+    rest = fitted(callback, plain, checkpoint=str(tmp_path / "step=030.ckpt"), max_epochs=4)
+    assert rest.trainer.global_step == 104
+    assert set(Counter(rest.saw.epoch(3)).values()) == {1}
+    assert sum(rest.saw.sizes) < sum(first.saw.sizes) + 2 * 203
+    assert callback.progress == 1
+
+
+def test_a_stock_checkpoint_and_one_of_ours_without_the_callback(tmp_path):
+    for before, after in ((None, growing()), (growing(), None)):
+        folder = tmp_path / ("stock" if before is None else "ours")
+        saving = ModelCheckpoint(folder, "{step:03d}", save_top_k=-1, every_n_epochs=1)
+        fitted(before, plain, callbacks=[saving], max_epochs=2)
+        rest = fitted(after, plain, checkpoint=str(folder / "step=052.ckpt"), max_epochs=4)
+        assert rest.trainer.global_step == 104
+        assert all(set(Counter(rest.saw.epoch(e)).values()) == {1} for e in (2, 3))

@@ -1,0 +1,65 @@
+"""A Trainer's run that goes on from a checkpoint ends in the weights of the one that was not stopped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs transformers: `make trainers` runs it in .venv-trainers")
+
+from tests.integration.trainers.transformers_programs import BATCH, Run, forget_accelerate, growing
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    forget_accelerate()
+
+
+CASES = {
+    "batch": ({}, {}),
+    "micro-batches": ({"by_accumulation": True}, {}),
+    "accumulation": ({"target": None}, {"gradient_accumulation_steps": 2, "num_train_epochs": 2}),
+    "steps, workers": ({}, {"max_steps": 40, "dataloader_num_workers": 1}),
+    "at epochs": ({}, {"save_strategy": "epoch", "num_train_epochs": 2}),
+}
+
+
+@pytest.mark.parametrize(("adaptive", "given"), CASES.values(), ids=CASES)
+def test_it_ends_in_the_same_weights(adaptive, given, tmp_path):
+    parts = given.get("gradient_accumulation_steps", 1)
+    others = {**growing(parts * BATCH), **{name: value for name, value in adaptive.items() if value}}
+    saves = {"save_strategy": "steps", "save_steps": 9, **given}
+    whole = Run(str(tmp_path / "whole"), others, **saves).train()
+    assert whole.trainer.adaptive.global_batch_size == 8 * parts * BATCH
+    for step in whole.watch.saves[:: max(len(whole.watch.saves) // 3, 1)]:
+        rest = Run(str(tmp_path / "rest"), others, **saves)
+        rest.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert torch.equal(rest.weights, whole.weights), step
+        assert rest.watch.steps == [at for at in whole.watch.steps if at > step]
+        assert rest.samples == whole.samples[len(whole.samples) - len(rest.samples) :]
+        assert rest.trainer.state.epoch == whole.trainer.state.epoch
+        assert rest.logged("loss")[-1:] == whole.logged("loss")[-1:]
+        assert list(rest.trainer.adaptive.history)[-1] == list(whole.trainer.adaptive.history)[-1]
+
+
+def test_the_last_checkpoint_is_found(tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 20}
+    whole = Run(str(tmp_path), growing(), **saves).train()
+    folder = tmp_path / f"checkpoint-{whole.watch.saves[-1]}"
+    for path in folder.iterdir():  # the run was stopped before it had written its last one
+        path.unlink()
+    folder.rmdir()
+    rest = Run(str(tmp_path), growing(), **saves).train(resume_from_checkpoint=True)
+    assert torch.equal(rest.weights, whole.weights)
+    assert not rest.trainer.args.ignore_data_skip  # it was the user's, and is again
+
+
+def test_a_checkpoint_without_our_state_is_refused(tmp_path):
+    Run(str(tmp_path), save_strategy="steps", save_steps=10, num_train_epochs=1).train()
+    with pytest.raises(ValueError, match=r"checkpoint-10.* has no adaptbs.pt.*transformers.Trainer"):
+        Run(str(tmp_path), growing(), num_train_epochs=1).train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+
+
+def test_a_checkpoint_of_the_model_alone_has_no_state(tmp_path):
+    Run(str(tmp_path), growing(), save_only_model=True, save_strategy="epoch", num_train_epochs=1).train()
+    assert not list(tmp_path.glob("*/adaptbs.pt")) and list(tmp_path.glob("checkpoint-*"))

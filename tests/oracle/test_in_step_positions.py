@@ -1,0 +1,134 @@
+"""Embeddings that are looked up once for all examples, and parameters with two names, against one pass an example."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from adaptbs.gradients.in_step import InStep
+from adaptbs.gradients.layers import why_not_in_step
+from adaptbs.gradients.terms import Unsupported
+from tests.oracle.test_in_step_layers import N, brute, measured
+
+T, D, WORDS = 5, 6, 9
+
+
+class Reader(nn.Module):
+    """Tokens and positions, joined as `join` says; positions are looked up once, as in BERT and GPT-2."""
+
+    def __init__(self, join=torch.add, tied: bool = False, padding_idx: int | None = None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.positions = nn.Embedding(WORDS, D, padding_idx=padding_idx), nn.Embedding(T, D)
+        self.kinds, self.head = nn.Embedding(2, D), nn.Linear(D, WORDS, bias=False)
+        self._join = join
+        if tied:
+            self.head.weight = self.words.weight
+
+    def forward(self, tokens):
+        places = torch.arange(tokens.shape[1])[None]
+        x = self._join(self.words(tokens) + self.kinds(tokens % 2), self.positions(places))
+        return self.head(torch.tanh(x))
+
+
+class Squared(nn.Module):
+    """Calls a reader twice, as a siamese network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.reader = Reader()
+
+    def forward(self, tokens):
+        return self.reader(tokens) + self.reader(tokens.flip(1))
+
+
+class Head(nn.Module):
+    """Names the bias of its last layer too, as RoBERTa's head does; `uses` lets it add the bias once more."""
+
+    def __init__(self, uses: bool = False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.last, self._uses = nn.Embedding(WORDS, D), nn.Linear(D, WORDS), uses
+        self.bias = self.last.bias
+
+    def forward(self, tokens):
+        x = self.last(self.embedding(tokens))
+        return x + self.bias if self._uses else x
+
+
+def loss(model, batch):
+    logits = model(batch[0])
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch[0].flatten())
+
+
+@pytest.fixture
+def batch():
+    return (torch.randint(WORDS, (N, T), generator=torch.Generator().manual_seed(1)),)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Reader, lambda: Reader(tied=True), lambda: Reader(padding_idx=3), Squared, Head],
+    ids=["positions", "tied", "padding", "twice", "two names"],
+)
+def test_they_are_measured_in_the_step(make, batch):
+    model = make()
+    assert why_not_in_step(model) is None
+    norms = measured(model, loss, batch)
+    model.zero_grad()
+    small, large = brute(model, loss, batch)
+    assert float(norms.small) == pytest.approx(small, rel=1e-4)
+    assert float(norms.large) == pytest.approx(large, rel=1e-4)
+    assert norms.large_size == N
+
+
+def test_a_batch_of_a_single_example_has_rows_of_its_own(batch):
+    model = Reader()
+    norms = measured(model, loss, (batch[0][:1],), 1)
+    assert float(norms.small) == pytest.approx(float(norms.large), rel=1e-5)
+    assert norms.large_size == 1
+
+
+def test_micro_batches_of_several_lengths_add_up(batch):
+    model = Reader()
+    source = InStep(model)
+    source.arm(2, 4)
+    for part in (batch[0][:2], batch[0][2:]):
+        (loss(model, (part,)) * len(part) / N).backward()
+    norms = source.norms()
+    source.disarm()
+    model.zero_grad()
+    small, large = brute(model, loss, batch)
+    assert float(norms.small) == pytest.approx(small, rel=1e-4)
+    assert float(norms.large) == pytest.approx(large, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Reader(torch.mul), lambda: Reader(torch.sub), lambda: Head(uses=True)],
+    ids=["product", "difference", "used twice"],
+)
+def test_what_does_not_add_up_is_refused(make, batch):
+    model = make()
+    with pytest.raises(Unsupported):
+        measured(model, loss, batch)
+
+
+def test_positions_alone_are_refused(batch):
+    model = Reader()
+    model.words.requires_grad_(False)
+    model.kinds.requires_grad_(False)
+    with pytest.raises(Unsupported):
+        measured(model, loss, batch)
+
+
+def test_nothing_is_kept_when_the_step_is_over(batch):
+    model = Reader()
+    source = InStep(model)
+    source.arm(N)
+    loss(model, batch).backward()
+    assert source._once._lookups == []
+    model(batch[0])
+    source.disarm()
+    assert source._once._lookups == []
