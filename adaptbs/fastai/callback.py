@@ -99,8 +99,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if size is None or largest is None or SLOW_VALIDATION * size > largest:
             return ()
         return (
-            f"Validation ran in batches of {size:,}, in time that is not counted here. It needs no gradients, so larger\n"
-            f"ones fit: `learn.dls.valid.bs = {largest}`, or `val_bs={largest}` where dataloaders() makes them.",
+            f"Validation ran in batches of {size:,}, in time that is not counted here. It needs no gradients, so "
+            f"larger\nones fit: `learn.dls.valid.bs = {largest}`, or `val_bs={largest}` where dataloaders() makes them.",
         )
 
     def state_dict(self) -> dict[str, Any]:
