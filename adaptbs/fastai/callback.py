@@ -100,7 +100,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             return ()
         return (
             f"Validation ran in batches of {size:,}, in time that is not counted here. It needs no gradients, so "
-            f"larger\nones fit: `learn.dls.valid.bs = {largest}`, or `val_bs={largest}` where dataloaders() makes them.",
+            f"larger\nones fit: `learn.dls.valid.bs = {largest}`, or `val_bs={largest}` where dataloaders() makes "
+            "them.",
         )
 
     def state_dict(self) -> dict[str, Any]:
