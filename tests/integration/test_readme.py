@@ -42,6 +42,13 @@ def test_the_first_screen_has_what_a_newcomer_looks_for_in_this_order():
     assert places == sorted(places)
 
 
+def test_the_table_has_the_rows_in_which_something_else_is_quicker():
+    (table,) = re.findall(r"<!-- table quality_readme -->\n(.*?)<!-- end -->", README, re.DOTALL)
+    rows = table.split("\n\n")[0].splitlines()
+    assert {row.count("|") for row in rows} == {5}
+    assert "a fixed 2,048 instead" in table and "on a full device" in table
+
+
 def test_no_block_looks_for_a_batch_size_twice():
     assert max(block.count("bs_find()") for block in BLOCKS) == 1
 
