@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ENOUGH = 4  # fewest measurements that a decision is based on
+SURE = 2  # an estimate is believed up to this many times its cautious limit
 TEXT_FORMAT = re.compile(r"(.?[<>^])?\d*s?")  # a format that only pads or aligns, as of a table's cell
 TOO_MANY_SKIPPED = 0.25  # largest share of non-finite recent measurements at which the finite ones are still trusted
 COUPLED = "samples are coupled"  # caveat for a loss that is neither a mean nor a sum over samples
@@ -104,7 +105,7 @@ class NoiseScale:
         trace: tr(Sigma), gradient^2.
         low: lower confidence limit of B_simple, samples; 0 if the measurements set no lower limit.
         high: upper confidence limit, samples; `inf` while |G|^2 is not significantly above 0.
-        cautious: one-sigma lower limit, samples. The built-in targets use it.
+        cautious: one-sigma lower limit, samples.
         measurements: number of pooled measurements.
         skipped: number of recent measurements left out because they were not finite.
         drifting: True if the older and the newer half of the measurements contradict each other.
@@ -129,6 +130,17 @@ class NoiseScale:
         if self.grad_sq <= 0 or self.trace <= 0:
             return None
         return self.trace / self.grad_sq
+
+    @property
+    def believed(self) -> float:
+        """B_simple as decisions and learning rates take it, samples: the estimate, at most twice the cautious limit.
+
+        The estimate says the same however often was measured; a lower limit rises with the number of measurements, and
+        batches with it. The limit counts only where the estimate is so unsure that it may be far off. Where there is no
+        limit the batch is held, and the learning rate of a batch that has grown goes by the estimate.
+        """
+        most = SURE * self.cautious
+        return most if self.simple is None else min(self.simple, most or math.inf)
 
     def __str__(self) -> str:
         return noise_scale_text(self.simple, self.low, self.high)
@@ -201,6 +213,18 @@ class Scale(NamedTuple):
     k: float = 1.0
     lr_factor: float = 1.0
 
+
+class Found(Protocol):
+    """What `bs_find` returns, as far as `prior=` reads it."""
+
+    @property
+    def curve(self) -> tuple[NoiseScale, ...]:
+        """Estimates, the best one last."""
+        ...
+
+
+#: `prior=`: what is known of the noise scale before a run.
+Prior: TypeAlias = "NoiseScale | Found"
 
 #: `target=`: (noise scale or None, current batch size, progress 0..1) -> wanted batch size, samples.
 Target: TypeAlias = Callable[["NoiseScale | None", int, float], float]

@@ -17,6 +17,7 @@ from benchmarks.noise_scale import tables as noise_scale_tables
 from benchmarks.quality import figures as quality_figures
 from benchmarks.quality import tables as quality_tables
 from benchmarks.quality.transfer_grid import tables as grid_tables
+from benchmarks.quality.untuned import tables as untuned_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -229,6 +230,7 @@ TABLES = {
     **noise_scale_tables.TABLES,
     **quality_tables.TABLES,
     **grid_tables.TABLES,
+    **untuned_tables.TABLES,
 }
 
 

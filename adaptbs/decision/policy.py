@@ -20,13 +20,16 @@ FIRST_FLOOR, LAST_FLOOR = 0.7, 0.4
 BELOW_FOR_SGD = 0.2
 # The critical batch over B_simple. At the critical batch a sample brings half of what it brings at a tiny batch.
 # B_simple assumes that all directions are equally curved (McCandlish et al. 2018, section 2.2). Adam evens curvatures
-# out, and its critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both values were set on runs that no
-# table shows. docs/benchmarks.md has ablations with other values.
-CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 4, 2.5
+# out, and its critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both values were chosen on the tasks
+# for choosing in benchmarks/quality/untuned; docs/benchmarks.md has them beside others.
+CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 3, 1.5
 # The largest batch to which hyperparameters are known to transfer, over R and over the base batch. The larger of the
 # two counts. Beyond it even large fixed batches cost quality (MovieLens at 4096 in docs/benchmarks.md).
 LARGEST_FACTOR, LARGEST_OVER_BASE = 32, 8
 EARLY = 0.1  # first share of the run, in which SGD's batch stays small, see `early_limit`
+WARM_UP = 0.25  # the same, while the estimate has no upper limit
+# SGD's largest batch over R where no schedule brings its learning rate down, see `largest_at_constant_rate`.
+CONSTANT_RATE = 4
 SHRINK_UNTIL = 0.2  # first share of the run, in which a start that proves too large may still be corrected downward
 PACE = 2  # one decision at most multiplies or divides the batch by this
 
@@ -72,6 +75,15 @@ def largest_batch_size(base_batch_size: int) -> int:
     return max(LARGEST_FACTOR * reference_batch_size(base_batch_size), LARGEST_OVER_BASE * base_batch_size)
 
 
+def largest_at_constant_rate(base_batch_size: int) -> int:
+    """The largest batch of SGD where no schedule brings the learning rate down, samples.
+
+    The longest stable step does not grow with the batch. A schedule that decays heals what steps too long have done; at
+    a constant rate they go on to the end of the run.
+    """
+    return max(CONSTANT_RATE * reference_batch_size(base_batch_size), base_batch_size)
+
+
 def critical_over_simple(adaptive: bool) -> float:
     """The critical batch (phi in this module) over B_simple.
 
@@ -106,13 +118,20 @@ def efficiency_floor(progress: float, required: float | None, adaptive: bool) ->
     return max(floor if adaptive else floor - BELOW_FOR_SGD, required)
 
 
-def early_limit(progress: float, base_batch_size: int, adaptive: bool) -> float:
+def early_limit(progress: float, base_batch_size: int, adaptive: bool, clear: bool = True) -> float:
     """The largest batch that is safe so early in the run, samples. inf if the start of the run sets no limit.
 
     Many models begin on a plateau, where |G|^2 is nearly 0 and B_simple is large. SGD's learning rate follows the batch
-    nearly in full, and a learning rate that large does harm once the model has left the plateau.
+    nearly in full, and a learning rate that large does harm once the model has left the plateau. A schedule that warms
+    up brings the largest rates later still, so until then only a clear estimate lets the batch grow.
+
+    Args:
+        progress: share of the run done, 0..1.
+        base_batch_size: B0, samples.
+        adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
+        clear: True if the estimate has an upper limit.
     """
-    if adaptive or progress >= EARLY:
+    if adaptive or progress >= (EARLY if clear else WARM_UP):
         return math.inf
     return max(PACE * reference_batch_size(base_batch_size), base_batch_size)
 
@@ -138,9 +157,9 @@ def nearest_power_of_2(size: float) -> int:
 
 
 def goodput(now: Situation) -> tuple[int, str]:
-    """The power of 2 with the most progress per second at the cautious noise scale and above the efficiency floor."""
+    """The power of 2 with the most progress per second at the noise scale and above the efficiency floor."""
     assert now.noise_scale is not None
-    phi = now.critical * now.noise_scale.cautious
+    phi = now.critical * now.noise_scale.believed
     fastest = goodput_optimum(phi, now.step_time)
     ceiling = largest_efficient(phi, now.reference, now.floor)
     size = nearest_power_of_2(min(fastest, ceiling))
@@ -150,9 +169,9 @@ def goodput(now: Situation) -> tuple[int, str]:
 
 
 def nearest_to_noise_scale(now: Situation) -> tuple[int, str]:
-    """The power of 2 nearest to the cautious noise scale."""
+    """The power of 2 nearest to the noise scale."""
     assert now.noise_scale is not None
-    return nearest_power_of_2(now.noise_scale.cautious), "noise scale"
+    return nearest_power_of_2(now.noise_scale.believed), "noise scale"
 
 
 TARGETS = {"goodput": goodput, "noise_scale": nearest_to_noise_scale}

@@ -176,9 +176,9 @@ def sample_efficiency(batch_size: int, reference: int, noise_scale: NoiseScale |
     """Effective samples of one sample at this batch size: (phi + R)/(phi + B), relative to the reference batch R.
 
     B times that is AdaScale's gain of one step, (1 + phi/R)/(1 + phi/B) steps of R samples (Johnson et al. 2020,
-    arXiv:2007.05105). phi is the critical batch size, `critical` times the point estimate. The cautious limit, on which
-    decisions are made, would charge its caution twice. Where |G|^2 is lost in noise, every sample counts. Where nothing
-    is known, a batch counts as one of the reference, unless it is smaller.
+    arXiv:2007.05105). phi is the critical batch size, `critical` times the point estimate. A lower limit, where a
+    decision goes by one, would charge its caution twice. Where |G|^2 is lost in noise, every sample counts. Where
+    nothing is known, a batch counts as one of the reference, unless it is smaller.
     """
     if noise_scale is None or noise_scale.measurements < ENOUGH:
         return min(1.0, reference / batch_size)

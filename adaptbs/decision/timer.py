@@ -8,7 +8,7 @@ from ..types import NoiseScale
 
 NEWS = 8  # new measurements that a decision may be made on before its turn
 SOON = 0.1  # share of the run within which it is: a batch that stays too small costs most there
-FAR = 4  # a batch this many times below the cautious noise scale, or below the next, need not wait for its turn
+FAR = 4  # a batch this many times below the noise scale, or below the next, need not wait for its turn
 SMALL = 64  # samples
 
 
@@ -17,6 +17,7 @@ class DecisionTimer:
 
     Args:
         every: effective samples from one decision to the next.
+        waits: True if the first measurement is reason enough for a decision.
 
     Attributes:
         every: effective samples from one decision to the next.
@@ -27,8 +28,8 @@ class DecisionTimer:
         unread_measurements: those of them that came since they were last looked at.
     """
 
-    def __init__(self, every: float) -> None:
-        self.every, self.due_at, self.waits, self.silent = every, every, False, 0
+    def __init__(self, every: float, waits: bool = False) -> None:
+        self.every, self.due_at, self.waits, self.silent = every, every, waits, 0
         self._decided_at = 0.0  # effective samples; saved in place of `due_at`, from which it could not be had exactly
         self.new_measurements = self.unread_measurements = 0
 
@@ -69,5 +70,5 @@ class DecisionTimer:
 
 def is_urgent(estimate: NoiseScale | None, batch_size: int, progress: float) -> bool:
     """True if new measurements are reason enough for a decision: early in the run, and where the batch is far off."""
-    far = estimate is not None and estimate.cautious >= FAR * batch_size
+    far = estimate is not None and estimate.cautious > 0 and estimate.believed >= FAR * batch_size
     return far or progress < SOON or batch_size < SMALL

@@ -145,6 +145,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             trial_loss=apart, trial_model=model,
             micro_batch_size=dl.bs if in_pieces else None,
         )  # fmt: skip
+        if not any("lr" in (getattr(cb, "scheds", None) or ()) for cb in learn.cbs):  # fastai's ParamScheduler
+            run.controller.rules.expect_no_decay()
         self._hook = FastaiStepHook(self.opt, self._settings.following)
         run.follow(self._hook.scaler)
         run.start(self.n_epoch)

@@ -232,7 +232,7 @@ def suggest(
     useful = min(goodput(now)[0], largest) if known else None
     fastest = None
     if step_time is not None and known:
-        fastest = nearest_power_of_2(min(goodput_optimum(now.critical * last.cautious, step_time), largest))
+        fastest = nearest_power_of_2(min(goodput_optimum(now.critical * last.believed, step_time), largest))
     return BatchSizeSuggestion(
         last.simple, last.low, last.high, min(useful, fits) if useful and fits else useful,
         tuple(samples), tuple(curve), batch_size, step_time, useful, fastest, fits, critical_over_simple=critical,

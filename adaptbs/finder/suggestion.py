@@ -32,13 +32,13 @@ class BatchSizeSuggestion:
         step_time: t(B), seconds of a training step on this device. None if it could not be measured. `batch_size` does
             not depend on it.
         useful: the largest power of 2 at which a sample still brings at least 80 % of the progress that it brings at a
-            small batch, samples. It is computed at the cautious limit, and depends on the kind of optimizer.
+            small batch, samples. It depends on the kind of optimizer.
         fastest: the power of 2 with the most progress per second on this device, samples, however many samples the run
             then takes. None if steps could not be timed.
         fits: the largest size that was run and stayed within this device's memory, samples. Sizes are tried up to an
             eighth of the samples seen, and on a CPU up to `useful`. None if it could not be determined.
         others: further suggestions as (name, batch size), see `suggested_by`.
-        critical_over_simple: the critical batch over B_simple: 2.5 for SGD, 4 for Adam and its kin.
+        critical_over_simple: the critical batch over B_simple: 1.5 for SGD, 3 for Adam and its kin.
         doubt: reason not to trust `noise_scale` as a number (`NoiseScale.doubt`); None if there is none. Where samples
             are coupled, or rows are not samples, no size is suggested.
         confidence: confidence of `low` and `high`, 0..1.

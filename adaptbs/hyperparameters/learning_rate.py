@@ -10,8 +10,6 @@ from numbers import Real
 
 from ..types import ENOUGH, LRRule, NoiseScale
 
-SATURATION = 4  # the critical batch of `saturating` over B_simple, where SGD's learning rate reaches half of its limit
-
 
 def linear(k: float, noise_scale: NoiseScale | None) -> float:
     """k, for SGD, whose step averages over k times as many samples (Goyal et al. 2017, arXiv:1706.02677)."""
@@ -46,22 +44,25 @@ def gain(base_batch_size: int) -> LRRule:
     return rule
 
 
-def saturating(base_batch_size: int) -> LRRule:
-    """(1 + phi/B0)/(1 + phi/B) with phi = 4 B_simple: about k while noise dominates the gradient, less beyond phi.
+def saturating(base_batch_size: int, critical: float, power: float) -> LRRule:
+    """((1 + phi/B0)/(1 + phi/B))^power, phi being the critical batch: about k^power while noise dominates, less beyond.
 
-    SGD's longest stable step does not grow with the batch, so past the critical batch phi the factor k would exceed it.
-    phi is taken at the cautious limit of B_simple. A point estimate is sometimes too high, and a step that is too long
-    cannot be undone. While there are too few measurements, noise is assumed to dominate, and the factor is k.
+    The longest stable step does not grow with the batch, so past the critical batch phi the factor k^power would exceed
+    it. Within the brackets is AdaScale's gain (Johnson et al. 2020, arXiv:2007.05105), with the phi by which progress
+    is counted: a step of SGD is as much longer as it counts for more. While there are too few measurements, noise is
+    assumed to dominate, and the factor is k^power.
 
     Args:
         base_batch_size: B0, samples.
+        critical: phi over B_simple, as `NoiseScale.believed` has it.
+        power: of the factor: 1 for SGD, 1/2 for Adam and its kin, which already divide by the noise.
     """
 
     def rule(k: float, noise_scale: NoiseScale | None) -> float:
         if noise_scale is None or noise_scale.measurements < ENOUGH:
-            return k
-        critical = SATURATION * noise_scale.cautious
-        return (1 + critical / base_batch_size) / (1 + critical / (k * base_batch_size))
+            return math.pow(k, power)
+        phi = critical * noise_scale.believed
+        return math.pow((1 + phi / base_batch_size) / (1 + phi / (k * base_batch_size)), power)
 
     return rule
 
@@ -69,19 +70,20 @@ def saturating(base_batch_size: int) -> LRRule:
 LR_SCALINGS = ("auto", "linear", "sqrt", "gain", "none")
 
 
-def lr_rule(lr_scaling: str | LRRule, *, adaptive: bool, base_batch_size: int) -> LRRule:
+def lr_rule(lr_scaling: str | LRRule, *, adaptive: bool, base_batch_size: int, critical: float = 1.0) -> LRRule:
     """The rule for `lr_scaling=`.
 
     Args:
-        lr_scaling: the name of a rule, or the user's function. "auto" is `sqrt` for an adaptive optimizer, and
-            `saturating` for any other.
+        lr_scaling: the name of a rule, or the user's function. "auto" is `saturating`, by its square root for an
+            adaptive optimizer.
         adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
         base_batch_size: B0, samples.
+        critical: the critical batch over B_simple, for `saturating`.
     """
     if callable(lr_scaling):
         return _checked(lr_scaling)
     if lr_scaling == "auto":
-        return sqrt if adaptive else saturating(base_batch_size)
+        return saturating(base_batch_size, critical, 0.5 if adaptive else 1.0)
     return {"linear": linear, "sqrt": sqrt, "none": none, "gain": gain(base_batch_size)}[lr_scaling]
 
 

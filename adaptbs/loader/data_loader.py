@@ -145,6 +145,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             micro_batch_size=facts.micro_batch_size,
             on_schedule_moved=driver.moved if scheduler is not None else None,
         )  # fmt: skip
+        if not given:
+            run.controller.rules.expect_no_decay()
         source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
         meter: RankMeter | None = None
         ready = GradientsReady() if facts.says_when_ready else None

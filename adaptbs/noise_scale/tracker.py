@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..types import COUPLED, Measurement, NoiseScale, SquaredNorms
+from ..types import COUPLED, ENOUGH, Measurement, NoiseScale, SquaredNorms
 from .window import MeasurementWindow
 
 log = logging.getLogger(__name__)
@@ -19,12 +19,14 @@ class NoiseScaleTracker:
     Args:
         run_samples: length of the run, samples.
         views: names of the views that may be measured.
+        prior: what is known before the run. It is the estimate until there are enough measurements.
     """
 
-    def __init__(self, run_samples: int, views: Sequence[str] = ()) -> None:
+    def __init__(self, run_samples: int, views: Sequence[str] = (), prior: NoiseScale | None = None) -> None:
         self._run_samples, self._names = run_samples, tuple(views)
         self._spoken: str | None = None  # the doubt logged last
         self.forget()
+        self._prior: NoiseScale | None = prior
 
     def plan(self, run_samples: int) -> None:
         """Let the run be of this length from here on, samples."""
@@ -33,7 +35,8 @@ class NoiseScaleTracker:
             window.plan(run_samples)
 
     def forget(self) -> None:
-        """Drop all measurements."""
+        """Drop all measurements, and what was known before them."""
+        self._prior = None
         self._plain = MeasurementWindow(self._run_samples)
         self._views = {name: MeasurementWindow(self._run_samples, warns=False) for name in self._names}
         self._unread: dict[int, tuple[float | None, Measurement]] = {}  # by samples seen: progress, measurement
@@ -76,8 +79,10 @@ class NoiseScaleTracker:
             log.info("the noise scale is %s at %.0f %% of the run", state, 100 * progress)
 
     def estimate(self, confidence: float) -> NoiseScale | None:
-        """The noise scale as of the latest measurement; None if nothing has been measured."""
+        """The noise scale as of the latest measurement; None if nothing has been measured and nothing was known."""
         found = self._plain.estimate(confidence)
+        if self._prior is not None and (found is None or found.measurements < ENOUGH):
+            found = self._prior
         return replace(found, caveat=self.caveat) if found is not None and self.caveat else found
 
     def estimate_views(self, confidence: float) -> dict[str, NoiseScale]:
@@ -92,7 +97,9 @@ class NoiseScaleTracker:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state. A view that only one of the two runs measures starts empty."""
+        prior = self._prior
         self.forget()
+        self._prior = prior
         self._plain.load_state_dict(state["plain"])
         for name in self._views.keys() & state["views"].keys():
             self._views[name].load_state_dict(state["views"][name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from typing import Any
 
@@ -83,10 +83,10 @@ class Controller:
         self._budget = OverheadBudget(given, device, self.batch_size, self._overhead, self._ranks)
         if self._clock is not None:
             self._budget.use_clock(self._clock)
-        self._noise_scales = NoiseScaleTracker(self.progress_tracker.planned, self._views)
+        self._noise_scales = NoiseScaleTracker(self.progress_tracker.planned, self._views, settings.known_before)
         if self._overhead:
             student_t(settings.confidence, NEWS)  # loads SciPy, which would else be charged to the budget
-        self._timer = DecisionTimer(settings.decide_every * self.progress_tracker.planned)
+        self._timer = DecisionTimer(settings.decide_every * self.progress_tracker.planned, settings.prior is not None)
         self.noise_scale: NoiseScale | None = None
         self.views: dict[str, NoiseScale] = {}
         # Both are asked for at every step, and stay as they are from one decision to the next.
@@ -170,7 +170,7 @@ class Controller:
         timer = self._timer
         news = timer.unread_measurements >= NEWS or (timer.new_measurements >= TRY and not self._budget.knows_cost)
         if timer.is_turn(self.progress_tracker.effective_samples) or (news and self._look(cut_size)):
-            with self._budget.clock.deciding():
+            with self._budget.clock.deciding() if timer.new_measurements else nullcontext():  # else next to no work
                 self._decide(cut_size, longest)
 
     def measure_next_step(self) -> bool:

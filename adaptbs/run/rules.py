@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from ..decision import (
     critical_over_simple,
     early_limit,
     efficiency_floor,
+    largest_at_constant_rate,
     largest_batch_size,
     reference_batch_size,
     sample_efficiency,
@@ -68,14 +70,29 @@ class RunRules:
     def __init__(
         self, settings: Settings, *, batch_size: int, epoch_samples: int, adaptive: bool, batches_per_step: int
     ) -> None:
-        self._adaptive = adaptive
+        self._adaptive, self._start, self._settings = adaptive, batch_size, settings
         self.base_batch_size = int(settings.base_batch_size or batch_size)
         self.reference = reference_batch_size(self.base_batch_size)
         self.critical = critical_over_simple(adaptive)
         largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
         self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
         self.holds = False
-        self._lr_rule = lr_rule(settings.lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size)
+        lr_scaling = settings.lr_scaling
+        if lr_scaling == "auto" and callable(settings.target):
+            lr_scaling = "sqrt" if adaptive else "linear"  # a recipe for the batch has the customary factor in full
+        self._lr_rule = lr_rule(
+            lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size, critical=self.critical
+        )
+
+    def expect_no_decay(self) -> None:
+        """Keep SGD's batch small, because no schedule will bring its learning rate down.
+
+        What the user has said about the batch or the learning rate goes before it.
+        """
+        said = self._settings.max_batch_size or callable(self._settings.target) or self._settings.lr_scaling != "auto"
+        if not self._adaptive and not said:
+            largest = largest_at_constant_rate(self.base_batch_size)
+            self.max_batch_size = max(self._start, min(self.max_batch_size, largest))
 
     def hold(self) -> None:
         """Let hyperparameters stay as they are."""
@@ -103,7 +120,7 @@ class RunRules:
         step_time: Time | None,
     ) -> Situation:
         """All that a decision is made from."""
-        share = progress.share
+        share, clear = progress.share, noise_scale is not None and noise_scale.high < math.inf
         return Situation(
             noise_scale=noise_scale,
             coupled=coupled,
@@ -113,7 +130,7 @@ class RunRules:
             progress=share,
             step_time=step_time,
             critical=self.critical,
-            early_limit=early_limit(share, self.base_batch_size, self._adaptive),
+            early_limit=early_limit(share, self.base_batch_size, self._adaptive, clear),
             floor=efficiency_floor(share, progress.required, self._adaptive),
             max_batch_size=self.max_batch_size,
         )

@@ -15,7 +15,7 @@ from ..gradients import HALVES, IN_STEP
 from ..hyperparameters import LR_SCALINGS, following
 from ..model import Split
 from ..timing import StepTime
-from ..types import LogFunction, LRRule, Target
+from ..types import LogFunction, LRRule, NoiseScale, Prior, Target
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,6 +51,7 @@ class SharedArguments(TypedDict, total=False):
     by_group: bool
     log: LogFunction | None
     split: Split | None
+    prior: Prior | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ class Settings:
             size that the run starts with.
         target: "goodput" (most progress per second), "noise_scale", or a function
             `(noise_scale, batch_size, progress) -> wanted batch size`.
-        lr_scaling: "auto" (sqrt for Adam and its kin; linear up to the critical batch size for SGD), "linear", "sqrt",
+        lr_scaling: "auto" (k for SGD, sqrt(k) for Adam and its kin, up to the critical batch size), "linear", "sqrt",
             "gain", "none", or a function `(k, noise_scale) -> factor`.
         transfer: the hyperparameters that follow the batch, out of "lr", "betas" (all that averages over steps: beta1
             and beta2, fastai's mom and sqr_mom, and BatchNorm's momentum), "eps" and "weight_decay". None: all of them
@@ -94,6 +95,8 @@ class Settings:
         split: (batch, start, stop) -> a batch of its samples start:stop, laid out as the batch is delivered (in fastai
             `(*xb, *yb)`). Measuring by halves and pieces after memory ran out cut by it. None: a batch is cut only
             where each of its tensors and lists has one entry a sample.
+        prior: what `bs_find` found, or a NoiseScale: the run goes by it until it has measured enough itself. Worth
+            giving for a run of a few hundred steps.
 
     Raises:
         ValueError, TypeError: for a value that cannot be.
@@ -116,6 +119,7 @@ class Settings:
     by_group: bool = False
     log: LogFunction | None = None
     split: Split | None = None
+    prior: Prior | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "base_batch_size"):
@@ -146,6 +150,8 @@ class Settings:
             raise TypeError(f"log={self.log!r}: it must be a function, called as log(values, step)")
         if self.step_time is not None:
             object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
+        if self.prior is not None:
+            object.__setattr__(self, "prior", _checked_prior(self.prior))
 
     def __reduce__(self) -> Any:
         # A logger belongs to its process, and most cannot be pickled. So an exported Learner's callback has none.
@@ -160,6 +166,11 @@ class Settings:
     def measures(self) -> bool:
         """False if measuring is switched off."""
         return self.overhead != 0
+
+    @property
+    def known_before(self) -> NoiseScale | None:
+        """The noise scale that is known before the run."""
+        return None if self.prior is None else _checked_prior(self.prior)
 
     def overhead_for(self, source: str) -> float:
         """The share of the run's time that measuring by this source may cost, "in step" or "halves"."""
@@ -228,3 +239,13 @@ def _checked_step_time(value: tuple[float, float]) -> StepTime:
     if not (a >= 0 and b >= 0 and 0 < a + b < float("inf")):
         raise ValueError(f"step_time={value!r}: a and b must be seconds, not negative, and not both 0")
     return StepTime(a, b)
+
+
+def _checked_prior(value: Prior) -> NoiseScale:
+    estimate = value if isinstance(value, NoiseScale) else next(reversed(getattr(value, "curve", ())), None)
+    if not isinstance(estimate, NoiseScale):
+        raise TypeError(
+            f"prior={value!r}: it must be what bs_find(...) returned, or a NoiseScale such as loader.noise_scale. "
+            "Leave it out where nothing is known"
+        )
+    return estimate

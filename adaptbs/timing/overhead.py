@@ -160,7 +160,8 @@ class OverheadBudget:
         return {
             "step_times": self.step_times.state_dict(), "duty": self.duty.state_dict(),
             "elapsed": self._elapsed, "spent": self._spent, "costs": list(self._costs),
-            "pending": [list(step) for step in self._pending], "warming_up": self._warming_up, "measures": self.clock.measures,
+            "pending": [list(step) for step in self._pending], "warming_up": self._warming_up,
+            "measures": self.clock.measures,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def adaptive_run(task: Task, rule: Adaptive, seed: int) -> Row:
             clock = ModelClock(STEP_TIMES[rule.clock], seed=seed)
             inject(loader, clock)
             seconds = lambda: clock.seconds  # noqa: E731
-        looks = () if rule.clock == "cpu" else LOOKS
+        looks = () if rule.clock == "cpu" or not task.watched else LOOKS
         watch = Watch(task, model, lambda: loader.training_run.controller.progress, seconds, looks=looks)
         epochs = (loader for _ in loader.epochs(task.epochs))
         took = timed(lambda: train(task, model, optimizer, scheduler, epochs, watch.step))

@@ -17,7 +17,6 @@ from benchmarks.quality.training import fixed_run
 
 ALL = ("lr", "betas", "eps", "weight_decay")
 LR_ONLY = ("lr",)
-SATURATION = "adaptbs.hyperparameters.learning_rate.SATURATION"
 CRITICAL = ("adaptbs.decision.policy.CRITICAL_OF_ADAPTIVE", "adaptbs.decision.policy.CRITICAL_OF_SGD")
 FIXED_ORDER = (64, 512, 256, 1024, 128, 2048, 4096)  # the most telling first
 
@@ -188,7 +187,6 @@ ABLATIONS: tuple[Adaptive, ...] = (
     Adaptive("budget of epochs", options={"budget": "epochs"}),
     *(Adaptive(f"max_extra {by:g}", options={"max_extra": by}) for by in (0.25, 0.5)),
     *(Adaptive(f"critical batch x {by:g}", patches=_critical(by)) for by in (0.25, 0.5, 2)),
-    *(Adaptive(f"lr up to {by} low", patches={SATURATION: by}) for by in (1, 2, 8)),
     Adaptive("lr x k", options={"lr_scaling": "linear", "transfer": ALL}),
     Adaptive("efficiency .8", patches={f"adaptbs.decision.policy.{name}": by for name, by in EFFICIENT.items()}),
     Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),
@@ -222,7 +220,7 @@ def concerns(rule: Adaptive, task: Task) -> bool:
     has = {"lr"} | ({"betas", "eps"} if task.adams else set())
     has |= {"weight_decay"} if task.adams and task.adams.weight_decay is not None else set()
     moved = set(rule.options.get("transfer", ALL)) & has
-    only = "adam" if "beta1" in rule.name else "sgd" if rule.name in ONLY_SGD or "lr up to" in rule.name else None
+    only = "adam" if "beta1" in rule.name else "sgd" if rule.name in ONLY_SGD else None
     return (moved != has or "transfer" not in rule.options) and only in (None, "adam" if task.adams else "sgd")
 
 

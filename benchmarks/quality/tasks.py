@@ -55,6 +55,7 @@ class Task:
         adams: hyperparameters of Adam; None for SGD with momentum .9.
         make: fresh weights, from torch's global generator.
         evaluate: the metric of a model in eval mode.
+        watched: whether it is looked at on the way too, which takes longer than the run where the run is short.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Task:
     train: Rows
     evaluate: Callable[[nn.Module], float]
     lr: float = math.nan
+    watched: bool = True
 
     @property
     def measure(self) -> Measure:

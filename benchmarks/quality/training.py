@@ -71,7 +71,7 @@ def train(
     task: Task,
     model: nn.Module,
     optimizer: Optimizer,
-    scheduler: LRScheduler,
+    scheduler: LRScheduler | None,
     epochs: Iterable[Iterable[Any]],
     seen: Callable[[int], None],
 ) -> None:
@@ -81,7 +81,8 @@ def train(
             optimizer.zero_grad()
             task.loss_func(model(x), y).backward()
             optimizer.step()
-            scheduler.step()
+            if scheduler is not None:
+                scheduler.step()
             seen(len(y))
 
 
@@ -96,6 +97,7 @@ def fixed_run(task: Task, rule: Fixed, seed: int, looks: tuple[float, ...] = LOO
     model = task.make_model(seed)
     optimizer = task.make_optimizer(model, *rule.hyperparameters(task))
     scheduler = task.make_scheduler(optimizer, rule.batch_size)
+    looks = looks if task.watched else ()
     watch = Watch(task, model, lambda: watch.samples / (task.epochs * len(task.train)), looks=looks)
     train(task, model, optimizer, scheduler, epochs_of(task, rule.batch_size, seed), watch.step)
     watch.end()

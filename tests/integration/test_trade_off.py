@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.optim import AdamW
 
+from adaptbs.decision.policy import CRITICAL_OF_ADAPTIVE
 from adaptbs.fastai import AdaptiveBatchSize
 from tests.integration.fastai.learners import make_learner
 from tests.integration.training import Numbered, adaptive, network, train
@@ -23,7 +24,7 @@ def test_of_a_plain_run():
     estimates = [phi for phi in loader.history.decisions()["noise_scale"] if phi is not None]
     assert min(estimates) <= found.phi <= max(estimates)
     assert (found.base_batch_size, found.step_time) == (16, STEP_TIME)
-    assert found.critical == 4 * found.phi, "of AdamW"
+    assert found.critical == CRITICAL_OF_ADAPTIVE * found.phi, "of AdamW"
     assert found.rows[-1].batch_size <= 2000
     assert found.rows[-1].time.value > found.rows[-1].steps.value
     assert loader.trade_off(base=64).base_batch_size == 64
@@ -48,7 +49,8 @@ def test_of_the_finder_in_fastai(lr):
     found = learn.bs_find(lr=lr, n_batch=8, show_plot=False)
     assert found.step_time is not None and found.step_time(20) > 0
     table = found.trade_off()
-    assert table.critical == (4 * found.noise_scale if found.noise_scale else None), "of fastai's Adam"
+    critical = CRITICAL_OF_ADAPTIVE * found.noise_scale if found.noise_scale else None
+    assert table.critical == critical, "of fastai's Adam"
     assert table.base_batch_size == 20
     assert table.step_time == found.step_time
     assert {row.batch_size: row.time for row in table.rows}[20] == (1, 1, 1)

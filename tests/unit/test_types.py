@@ -1,4 +1,4 @@
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -81,3 +81,13 @@ def test_it_is_a_number_where_there_is_one():
     for ask in (float, "{:.0f}".format):
         with pytest.raises(ValueError, match=r"float\(noise_scale\): .* is at least 1,671, .* Use \.low and \.high"):
             ask(unknown)
+
+
+def test_the_estimate_is_believed_up_to_twice_its_cautious_limit():
+    known = NoiseScale(grad_sq=1.0, trace=300.0, low=100.0, high=900.0, cautious=200.0, measurements=9)
+    assert known.believed == 300
+    assert replace(known, cautious=290.0, low=280.0, measurements=900).believed == 300  # however often was measured
+    assert replace(known, trace=5000.0).believed == 400  # an estimate that strays
+    assert replace(known, grad_sq=-1.0).believed == 400  # |G|^2 lost in noise
+    assert replace(known, cautious=0.0).believed == 300  # no limit
+    assert replace(known, grad_sq=-1.0, cautious=0.0).believed == 0

@@ -64,7 +64,7 @@ def test_the_live_graph_is_drawn_once_and_then_redrawn(notebook):
     learn = fitted(ShowBatchSizeCallback(), budget="epochs")
     ((figure, updates),) = notebook
     assert len(updates) == 1, "two epochs"
-    assert figure.axes[0].get_title() == "Noise scale and batch size"
+    assert figure.axes[0].get_title(loc="left") == "Noise scale and batch size"
     assert not any(isinstance(cb, ShowBatchSizeCallback) for cb in learn.cbs)
 
 
@@ -106,7 +106,7 @@ def test_larger_batches_are_of_use_to_adam():
     useful = []
     for opt_func in (SGD, Adam):
         learn = make_learner(opt_func=opt_func)
-        useful.append(learn.bs_find(num_it=24, n_batch=4, show_plot=False).useful)
+        useful.append(learn.bs_find(num_it=24, n_batch=4, show_plot=False).critical_over_simple)
     assert useful[0] < useful[1]
 
 

@@ -13,6 +13,7 @@ from adaptbs.decision.policy import (
     efficiency_floor,
     goodput,
     goodput_optimum,
+    largest_at_constant_rate,
     largest_batch_size,
     largest_efficient,
     nearest_power_of_2,
@@ -73,7 +74,7 @@ def test_goodput_stops_where_the_step_time_makes_more_useless():
     assert goodput(replace(NOW, step_time=StepTime(4, 1))) == (64, "step time")  # sqrt(4 * 1000) = 63
 
 
-def test_the_noise_scale_target_is_the_cautious_limit():
+def test_the_noise_scale_target_is_the_noise_scale():
     now = replace(NOW, noise_scale=known(1000 * CRITICAL_OF_SGD), batch_size=512)
     assert nearest_to_noise_scale(now) == (1024, "noise scale")
     assert decide(now, "noise_scale") == Decision(1024, "noise scale")
@@ -115,6 +116,17 @@ def test_what_the_run_must_keep_and_how_far_hyperparameters_transfer(base, kept,
 @pytest.mark.parametrize("unknown", [None, known(1000, measurements=3)])
 def test_few_measurements_hold_the_batch(unknown):
     assert decide(replace(NOW, noise_scale=unknown), "goodput") == Decision(64, "few measurements")
+
+
+def test_a_decision_does_not_depend_on_how_often_was_measured():
+    rarely, often = replace(known(1600), cautious=1600 / CRITICAL_OF_SGD / 1.9), known(1600, measurements=900)
+    assert goodput(replace(NOW, noise_scale=rarely)) == goodput(replace(NOW, noise_scale=often))
+
+
+def test_an_estimate_that_strays_is_believed_up_to_twice_its_cautious_limit():
+    phi = 500 / CRITICAL_OF_SGD
+    strays = replace(known(1e9), cautious=phi)
+    assert goodput(replace(NOW, noise_scale=strays)) == goodput(replace(NOW, noise_scale=known(1000)))
 
 
 def test_four_measurements_are_enough():
@@ -182,6 +194,18 @@ def test_the_batch_of_sgd_stays_small_in_the_first_tenth_of_a_run():
     soon = replace(NOW, batch_size=128, progress=0.05, early_limit=128)
     assert decide(soon, "goodput") == Decision(128, "early")
     assert decide(replace(soon, batch_size=256), "goodput").batch_size == 128
+
+
+def test_until_a_warm_up_is_over_the_batch_of_sgd_grows_on_a_clear_estimate_only():
+    assert {early_limit(share, 64, adaptive=False, clear=False) for share in (0.0, 0.1, 0.24)} == {128}
+    assert early_limit(0.1, 64, adaptive=False, clear=True) == math.inf
+    assert early_limit(0.25, 64, adaptive=False, clear=False) == math.inf
+    assert early_limit(0.0, 64, adaptive=True, clear=False) == math.inf
+
+
+@pytest.mark.parametrize(("base", "most"), [(16, 64), (64, 256), (256, 256), (1024, 1024)])
+def test_how_far_sgd_goes_at_a_constant_rate(base, most):
+    assert largest_at_constant_rate(base) == most
 
 
 def test_nothing_is_decided_twice_on_the_same_measurements():

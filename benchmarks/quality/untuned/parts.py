@@ -1,0 +1,157 @@
+"""The parts of the benchmark of untuned tasks: which runs are made, and what is chosen from them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from adaptbs import bs_find
+from adaptbs.hyperparameters.learning_rate import linear, saturating, sqrt
+from benchmarks.quality.adaptive import Adaptive, adaptive_run
+from benchmarks.quality.parts import Work
+from benchmarks.quality.results import Part, Row
+from benchmarks.quality.rules import Fixed
+from benchmarks.quality.tasks import BASE
+from benchmarks.quality.training import as_it_is, fixed_run, order_of
+from benchmarks.quality.untuned.compared import BEFORE, DEFAULT, FOLDER, MEASURED, PRIOR, PRIOR_TASKS
+from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, UntunedTask
+
+LR_SEEDS = (0, 1)  # of the choice of a learning rate
+SEEDS = range(10, 13)  # of what is reported
+FEW = SEEDS[:2]  # of what is compared with them
+FIXED = Fixed(BASE)
+POLICY = "adaptbs.decision.policy."
+CHANGED_AFTER = ("logistic_constant", "short_sgd")
+MEASURED_TASKS = ("resnet", "census_nadam", "housing_constant", "wrong_labels")
+ABLATED = ("resnet", "denoising", "bag_of_words", "census_nadam", "housing_constant", "wrong_labels", "mixer_lion")
+Tasks = list[UntunedTask]
+
+
+def base_lr(tasks: Tasks) -> Iterator[Work]:
+    """Every task's learning rate at batch 64."""
+    for task in tasks:
+        for lr in task.lrs:
+            for seed in LR_SEEDS:
+                yield Work(task, f"lr {lr:g}", seed, lambda t=task, lr=lr, s=seed: _at(t, lr, s))
+
+
+def _old_lr_rule(lr_scaling: Any, *, adaptive: bool, base_batch_size: int, critical: float) -> Any:
+    """sqrt(k) for Adam and its kin, and for SGD the gain at four times the lower limit."""
+    return sqrt if adaptive else saturating(base_batch_size, 4, 1.0)
+
+
+#: Critical batches and SGD's learning rate by the one-sigma lower limit, Adam's learning rate by sqrt(k).
+OLD_RULE = Adaptive(
+    BEFORE,
+    patches={
+        "adaptbs.types.SURE": 1, POLICY + "CRITICAL_OF_ADAPTIVE": 4, POLICY + "CRITICAL_OF_SGD": 2.5,
+        "adaptbs.run.rules.lr_rule": _old_lr_rule,
+    },
+)  # fmt: skip
+
+
+def _whole_power(lr_scaling: Any, *, adaptive: bool, base_batch_size: int, critical: float) -> Any:
+    return sqrt if adaptive else linear
+
+
+def _critical(adaptive: float, sgd: float) -> dict[str, object]:
+    return {POLICY + "CRITICAL_OF_ADAPTIVE": adaptive, POLICY + "CRITICAL_OF_SGD": sgd}
+
+
+#: One switch each, against the default.
+ABLATIONS = (
+    Adaptive("critical batch x 2/3", patches=_critical(2, 1)),
+    Adaptive("critical batch x 4/3", patches=_critical(4, 2)),
+    Adaptive("critical batch x 5/3", patches=_critical(5, 2.5)),
+    Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
+    Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
+    Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
+)
+
+
+def _at(task: UntunedTask, lr: float, seed: int) -> Row:
+    return {**fixed_run(replace(task, lr=lr), FIXED, seed, looks=()), "rule": f"lr {lr:g}"}
+
+
+def with_chosen_lr(task: UntunedTask) -> UntunedTask:
+    """The task at the learning rate of least mean error in `base_lr`."""
+    rows = Part("base_lr", FOLDER).rows
+    if missing := [lr for lr in task.lrs for seed in LR_SEEDS if (task.name, f"lr {lr:g}", seed) not in rows]:
+        raise SystemExit(f"{task.name} has not been run at the learning rates {missing}: run the part base_lr first")
+
+    def error(lr: float) -> float:
+        found = [rows[task.name, f"lr {lr:g}", seed]["metric"] for seed in LR_SEEDS]
+        return statistics.fmean(float("inf") if metric is None else metric for metric in found)
+
+    return replace(task, lr=min(task.lrs, key=error))
+
+
+def fixed(tasks: Tasks) -> Iterator[Work]:
+    """The batch of 64 that all else is held against."""
+    for task in tasks:
+        for seed in SEEDS:
+            yield Work(task, FIXED.name, seed, lambda t=task, s=seed: fixed_run(with_chosen_lr(t), FIXED, s))
+
+
+def before(tasks: Tasks) -> Iterator[Work]:
+    """The rule that these tasks were first run with, on those for choosing."""
+    yield from _all([OLD_RULE], tasks, CHOOSE, FEW)
+
+
+def choosing(tasks: Tasks) -> Iterator[Work]:
+    """The default on the tasks for choosing."""
+    yield from _all([Adaptive(DEFAULT)], tasks, CHOOSE, SEEDS)
+
+
+def ablations(tasks: Tasks) -> Iterator[Work]:
+    """Each constant of the rule changed, on the tasks for choosing that take least time."""
+    yield from _all(ABLATIONS, [task for task in tasks if task.name in ABLATED], CHOOSE, FEW)
+
+
+def measurements(tasks: Tasks) -> Iterator[Work]:
+    """Half and twice the measurements."""
+    rules = [Adaptive(name, options={"overhead": overhead}) for name, overhead in MEASURED.items()]
+    yield from _all(rules, [task for task in tasks if task.name in MEASURED_TASKS], CHOOSE, SEEDS)
+
+
+def prior(tasks: Tasks) -> Iterator[Work]:
+    """What `bs_find` finds on a fresh model, handed to the run."""
+    for task in tasks:
+        if task.name in PRIOR_TASKS:
+            for seed in SEEDS:
+                yield Work(task, PRIOR, seed, lambda t=task, s=seed: _with_prior(with_chosen_lr(t), s))
+
+
+def _with_prior(task: UntunedTask, seed: int) -> Row:
+    model = task.make_model(seed + 1000)  # another start than the run's
+    loader = DataLoader(task.train, BASE, shuffle=True, generator=order_of(seed + 1000), collate_fn=as_it_is)
+    optimizer = task.make_optimizer(model, task.lr)
+    found = bs_find(model, task.loss_func, loader, lr=task.lr / 4, n_batch=5, optimizer=optimizer)
+    return adaptive_run(task, Adaptive(PRIOR, options={"prior": found}), seed)
+
+
+def last_look(tasks: Tasks) -> Iterator[Work]:
+    """The default on the tasks for the last look. To be run once, when the rule is fixed."""
+    yield from _all([Adaptive(DEFAULT)], tasks, LAST_LOOK, SEEDS)
+
+
+def again(tasks: Tasks) -> Iterator[Work]:
+    """Tasks of the last look for which the rule was changed after it. They are no longer unseen."""
+    yield from _all([Adaptive(DEFAULT)], [task for task in tasks if task.name in CHANGED_AFTER], LAST_LOOK, SEEDS)
+
+
+def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]) -> Iterator[Work]:
+    for rule in rules:
+        for task in tasks:
+            for seed in seeds if task.use == use else ():
+                run = lambda t=task, r=rule, s=seed: adaptive_run(with_chosen_lr(t), r, s)  # noqa: E731
+                yield Work(task, rule.name, seed, run)
+
+
+PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
+    part.__name__: part for part in (base_lr, fixed, before, choosing, ablations, measurements, prior, last_look, again)
+}

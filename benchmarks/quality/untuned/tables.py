@@ -1,0 +1,127 @@
+"""The tables of docs/benchmarks.md on tasks nobody tuned for."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+
+from benchmarks.common.markdown import markdown, where
+from benchmarks.quality.margins import UNTUNED
+from benchmarks.quality.results import Key, Part, Row
+from benchmarks.quality.untuned.compared import BEFORE, DEFAULT, FOLDER, MEASURED, PRIOR, PRIOR_TASKS, Pairs, pairs
+
+COMMAND = "python -m benchmarks.quality.untuned --data DIR"
+NOT_RUN = "-"
+
+
+def _rows(*parts: str) -> dict[Key, Row]:
+    return {key: row for part in parts for key, row in Part(part, FOLDER).rows.items()}
+
+
+def _where(part: str) -> str:
+    header = Part(part, FOLDER).header
+    return where(header, f"{COMMAND} --only {part}") if header else ""
+
+
+def _error(found: Pairs) -> str:
+    return f"{found.difference:+.2%} ({found.limit:+.2%})"
+
+
+def _faster(ratio: float) -> str:
+    return f"{ratio:.1f} x"
+
+
+def _tasks(rows: Mapping[Key, Row], rule: str) -> list[str]:
+    """Tasks that a rule was run on, in the order of the margins."""
+    run = {task for task, name, _ in rows if name == rule}
+    return [task for task in UNTUNED if task in run]
+
+
+def _summary(found: Iterable[Pairs]) -> list[str]:
+    """The last row: how many are no worse, and the median over tasks."""
+    found = list(found)
+    passed = sum(each.verdict == "yes" for each in found)
+    steps, times = (statistics.median(values) for values in zip(*((p.steps, p.times) for p in found), strict=True))
+    return ["**all, median**", "", "", "", f"{passed} of {len(found)}", _faster(steps), _faster(times), ""]
+
+
+def judged(part: str) -> str:
+    """The default on every task of a part."""
+    rows = _rows("fixed", part)
+    lines, all_found = [], []
+    for task in _tasks(rows, DEFAULT):
+        if (found := pairs(task, DEFAULT, rows)) is None:
+            continue
+        all_found.append(found)
+        lines.append([
+            UNTUNED[task].title, f"{found.margin:.0%}", str(len(found.differences)), _error(found), found.verdict,
+            _faster(found.steps), _faster(found.times), f"{found.batch:,.0f}",
+        ])  # fmt: skip
+    header = ["task", "margin", "seeds", "error (limit)", "no worse", "fewer steps", "faster, GPU-like", "mean batch"]
+    return markdown(header, [*lines, _summary(all_found)] if lines else []) + _where(part)
+
+
+def ablations() -> str:
+    """The default with one thing changed: error against fixed 64, and time."""
+    rows = _rows("fixed", "choosing", "before", "ablations")
+    tasks = [task for task in UNTUNED if any(name == task for name, _, _ in _rows("ablations"))]
+    lines = []
+    for rule in dict.fromkeys([DEFAULT, BEFORE, *(rule for _, rule, _ in _rows("ablations"))]):
+        found = [pairs(task, rule, rows) for task in tasks]
+        lines.append([
+            "as it is" if rule == DEFAULT else rule,
+            *(f"{each.difference:+.1%}, {_faster(each.times)}" if each else NOT_RUN for each in found),
+        ])  # fmt: skip
+    return markdown(["changed", *(UNTUNED[task].title for task in tasks)], lines) + _where("ablations")
+
+
+def measurements() -> str:
+    """Half and twice the measurements: the mean batch, and the error."""
+    rows = _rows("fixed", "choosing", "measurements")
+    tasks = _tasks(rows, next(iter(MEASURED)))
+    lines = []
+    for task in tasks:
+        found = [pairs(task, rule, rows) for rule in (DEFAULT, *MEASURED)]
+        lines.append([
+            UNTUNED[task].title,
+            *(f"{p.batch:,.0f}, {p.difference:+.2%} (± {p.standard_error:.2%})" if p else NOT_RUN for p in found),
+        ])  # fmt: skip
+    return markdown(["task", "as it is", *MEASURED], lines) + _where("measurements")
+
+
+def prior() -> str:
+    """Short runs without and with a prior."""
+    rows = _rows("fixed", "choosing", "prior")
+    lines = []
+    for task in PRIOR_TASKS:
+        for title, rule in (("without", DEFAULT), ("with", PRIOR)):
+            if found := pairs(task, rule, rows):
+                cells = [_error(found), _faster(found.steps), _faster(found.times), f"{found.batch:,.0f}"]
+                lines.append([f"{UNTUNED[task].title}, {title}", *cells])
+    return markdown(["task", "error (limit)", "fewer steps", "faster, GPU-like", "mean batch"], lines) + _where("prior")
+
+
+def learning_rates() -> str:
+    """The learning rate of each task."""
+    found: dict[str, dict[float, list[float]]] = {task: {} for task in UNTUNED}
+    for (task, rule, _), row in _rows("base_lr").items():
+        error = float("inf") if row["metric"] is None else row["metric"]
+        found[task].setdefault(float(rule.removeprefix("lr ")), []).append(error)
+    lines = []
+    for task, errors in found.items():
+        means = {lr: statistics.fmean(values) for lr, values in sorted(errors.items())}
+        if means:
+            shown = ", ".join(f"{lr:g}: {mean:.4g}" for lr, mean in means.items())
+            lines.append([UNTUNED[task].title, f"{min(means, key=lambda lr, m=means: m[lr]):g}", shown])
+    return markdown(["task", "chosen", "mean error at each"], lines) + _where("base_lr")
+
+
+TABLES = {
+    "untuned_choosing": lambda: judged("choosing"),
+    "untuned_last_look": lambda: judged("last_look"),
+    "untuned_again": lambda: judged("again"),
+    "untuned_ablations": ablations,
+    "untuned_measurements": measurements,
+    "untuned_prior": prior,
+    "untuned_lrs": learning_rates,
+}
