@@ -1,6 +1,7 @@
 """adaptbs: the batch size as something training sets by itself."""
 
 from .finder import BatchSizeSuggestion, bs_find
+from .global_batch import GlobalBatch
 from .hyperparameters import one_cycle
 from .loader import AdaptiveDataLoader
 from .memory import MemoryProbe, probe_memory
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveDataLoader",
     "BatchSizeSuggestion",
+    "GlobalBatch",
     "MemoryProbe",
     "NoiseScale",
     "SquaredNorms",

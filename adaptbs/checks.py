@@ -49,8 +49,8 @@ def check_model(model: object) -> None:
             raise TypeError(
                 f"model= of type {type(model).__name__}: its parameters must lie whole on each rank, and they are "
                 f"split ({kind.__name__}, as by fully_shard, FullyShardedDataParallel or tensor parallelism). "
-                "Gradients in shards cannot be measured yet. Wrap it in torch.nn.parallel.DistributedDataParallel "
-                "instead, or train with torch's own DataLoader"
+                "Only AdaptiveDataLoader on several ranks measures gradients in shards, and only those of fully_shard. "
+                "Wrap it in torch.nn.parallel.DistributedDataParallel instead, or train with torch's own DataLoader"
             )
 
 

@@ -15,6 +15,7 @@ from .policy import (
     reference_batch_size,
 )
 from .progress import ROUNDING, Progress, fixed_batches, sample_efficiency
+from .ramp import Ramp, geometric, next_on_ramp
 from .timer import NEWS, DecisionTimer, is_urgent
 
 __all__ = [
@@ -23,18 +24,21 @@ __all__ = [
     "TARGETS",
     "DecisionTimer",
     "Progress",
+    "Ramp",
     "Situation",
     "critical_over_simple",
     "decide",
     "early_limit",
     "efficiency_floor",
     "fixed_batches",
+    "geometric",
     "goodput",
     "goodput_optimum",
     "is_urgent",
     "largest_at_constant_rate",
     "largest_batch_size",
     "nearest_power_of_2",
+    "next_on_ramp",
     "reference_batch_size",
     "sample_efficiency",
 ]

@@ -177,6 +177,13 @@ def nearest_to_noise_scale(now: Situation) -> tuple[int, str]:
 TARGETS = {"goodput": goodput, "noise_scale": nearest_to_noise_scale}
 
 
+def why_not_known(noise_scale: NoiseScale | None) -> str | None:
+    """Why no decision may be based on this estimate; None if one may."""
+    if noise_scale is None or noise_scale.measurements < ENOUGH:
+        return "few measurements"
+    return "unresolved" if noise_scale.cautious <= 0 else None
+
+
 def decide(now: Situation, target: str | Target) -> Decision:
     """The next batch size, and the reason for it.
 
@@ -195,10 +202,8 @@ def decide(now: Situation, target: str | Target) -> Decision:
         return _capped(_checked(wanted), "target", now)
     if now.coupled:
         return _capped(now.batch_size, COUPLED, now)
-    if now.noise_scale is None or now.noise_scale.measurements < ENOUGH:
-        return _capped(now.batch_size, "few measurements", now)
-    if now.noise_scale.cautious <= 0:
-        return _capped(now.batch_size, "unresolved", now)
+    if (unknown := why_not_known(now.noise_scale)) is not None:
+        return _capped(now.batch_size, unknown, now)
     if not now.new_measurements:
         # The same measurements are not used for two decisions, because the run has moved on since. B_simple falls
         # tenfold when a model leaves a plateau, and a batch that grew further on the old value would spoil the run.

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..run import TrainingRun
 from ..sampling import AdaptiveBatchSampler, EpochPasses, PassCut
-from .learner import check_indices, is_language_model
+from .learner import check_indices, epoch_samples, is_language_model
 
 
 class LeftOver(NamedTuple):
@@ -69,7 +69,7 @@ class AdaptiveBatches(GetAttr):
     def batches_left(self) -> int:
         """Batches still to come in this epoch, at the size of now."""
         controller = self._run.controller
-        samples = self._now.cut.samples_left if self._now is not None else controller.epoch_samples
+        samples = self._now.cut.samples_left if self._now is not None else epoch_samples(self.dl)
         return self._run.batches_left((-(-samples // controller.batch_size), samples))
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class AdaptiveBatches(GetAttr):
         if not hasattr(indices, "__getitem__"):  # SortedDL's is an iterator
             indices = list(indices)
         check_indices(dl, len(indices))
-        kept = _First(indices, controller.epoch_samples)
+        kept = _First(indices, epoch_samples(dl))
         row_multiple, tail_rows = _layout(dl)
         sampler = AdaptiveBatchSampler(
             kept, lambda: controller.batch_size, controller.start_batch_size, drop_last=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,15 @@ if TYPE_CHECKING:
     from ..run import SharedArguments
 
 SLOW_VALIDATION = 4  # times larger than the validation's a training batch is, where the summary speaks of it
+
+
+log = logging.getLogger(__name__)
+
+OTHER_LENGTH = (
+    "dls.train has been replaced in the middle of a fit by one of %d samples, where %d were planned for an epoch: from "
+    "here on an epoch is a pass over it, and the fit has the epochs that were asked for. To plan by the new length, "
+    "fit once for each loader."
+)
 
 
 @shows_shared_arguments
@@ -147,17 +157,18 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         )  # fmt: skip
         if not any("lr" in (getattr(cb, "scheds", None) or ()) for cb in learn.cbs):  # fastai's ParamScheduler
             run.controller.rules.expect_no_decay()
-        self._hook = FastaiStepHook(self.opt, self._settings.following)
-        run.follow(self._hook.scaler)
+        self._follow_the_optimizer(run)
         run.start(self.n_epoch)
         if self._resumed is not None:
             run.load_state_dict(self._resumed)
             run.tracker.begin_anew()  # a fit begins with an epoch
             self._resumed = None
+        self._dl, self._epoch_samples = dl, samples
         self._epoch_steps = len(dl) if start == dl.bs else -(-samples // start)
         run.controller.end_by_progress()
         self._planned, self._batches = self.n_epoch, None
-        self._steps = FastaiStep(learn, run, apart)
+        self._new_steps = partial(FastaiStep, learn, run, apart)
+        self._steps = self._new_steps()
         self._changes = LaterChanges(learn, run.controller.holds, self.order)
 
     def before_epoch(self) -> None:
@@ -168,6 +179,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
     def before_train(self) -> None:
         """Cut this epoch's batches at the size of the moment."""
         run, progress = self._run, self._run.controller.progress_tracker
+        self._look_at_the_learner()
         run.controller.skip_epochs(self.epoch)  # those before `start_epoch`
         progress.set_epoch(self.epoch)
         progress.begin_epoch()
@@ -179,6 +191,28 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             self.dl, run, self._leave, partial(reset_states, self.learn), self._batches
         )  # fmt: skip
         self._steps.start()
+
+    def _look_at_the_learner(self) -> None:
+        """Go on with an optimizer or a training loader that has taken the place of the first meanwhile."""
+        if self.opt is not self._followed:
+            self._restore()
+            self._follow_the_optimizer(self._run)
+            self._steps = self._new_steps()
+        dl, start = self.dl, self._run.controller.start_batch_size
+        if dl is self._dl:
+            return
+        check(dl)
+        samples = epoch_samples(dl)
+        if samples != self._epoch_samples:
+            log.warning(OTHER_LENGTH, samples, self._epoch_samples)
+            self._epoch_samples, self._epoch_steps = samples, -(-samples // start)
+            self._run.controller.end_by_epochs()
+        self._dl = dl
+
+    def _follow_the_optimizer(self, run: TrainingRun) -> None:
+        self._followed = self.opt
+        self._hook = FastaiStepHook(self.opt, self._settings.following)
+        run.follow(self._hook.scaler)
 
     def before_batch(self) -> None:
         """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
@@ -212,7 +246,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         progress = controller.progress_tracker
         if run.tracker.ever_changed or progress.effective_samples != progress.samples:
             # While nothing has changed, fastai's own running sum is left alone: the same number but for rounding.
-            epochs, within = divmod(samples + ROUNDING, controller.epoch_samples)
+            epochs, within = divmod(samples + ROUNDING, self._epoch_samples)
             before = 0 if progress.by_shares else self.epoch
             share = min(within / (controller.start_batch_size * self._epoch_steps), 1.0)
             self.learn.pct_train = min((before + epochs + share) / self._planned, 1.0)
@@ -226,7 +260,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
     def after_fit(self) -> None:
         """Leave the Learner, and what is left of a pass over its data."""
         self._leave()
-        self._batches = None
+        self._batches = self._dl = self._followed = None
 
     def _restore(self) -> None:
         if self._hook is not None:

@@ -1,6 +1,8 @@
 """Measure squared gradient norms through autograd, one file for each source."""
 
+from .accumulated import AccumulatedGradients
 from .coupling import FEWEST, Coupling
+from .fsdp import ShardedGradients, is_sharded, why_shards_are_unseen
 from .halves import GradientPool
 from .layers import owned, why_no_terms
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
@@ -14,13 +16,16 @@ __all__ = [
     "FEWEST",
     "HALVES",
     "IN_STEP",
+    "AccumulatedGradients",
     "Coupling",
     "GradientPool",
     "MeanGradient",
     "NoiseMeter",
     "RankGradients",
+    "ShardedGradients",
     "Unsupported",
     "is_far",
+    "is_sharded",
     "owned",
     "shows_a_sum",
     "squared_norm",
@@ -28,4 +33,5 @@ __all__ = [
     "waits_for_nobody",
     "why_loss_is_needed",
     "why_no_terms",
+    "why_shards_are_unseen",
 ]

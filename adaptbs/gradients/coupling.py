@@ -63,6 +63,14 @@ class Coupling:
     def state_dict(self) -> dict[str, Any]:
         return {"ratios": self._read(), "looks": self._looks}
 
+    @property
+    def sums(self) -> bool | None:
+        """True if the loss is a sum over samples, None before `LOOKS` batches have been examined."""
+        if self._looks or not self._ratios:
+            return None
+        read = self._read()
+        return bool(read) and all(abs(ratio - 1) < EXACT for ratio in read)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._ratios, self._looks = list(state["ratios"]), state["looks"]
 

@@ -76,6 +76,13 @@ class NoiseMeter:
         return self._source == IN_STEP
 
     @property
+    def sums(self) -> bool | None:
+        """True if the loss sums over its samples, False if it does not, None while no batch has shown that."""
+        if not self.in_step and self._halves is not None:
+            return self._halves.mean_gradient.sums
+        return self._coupling.sums if self._coupling is not None else None
+
+    @property
     def is_armed(self) -> bool:
         """True while the loop's step is being watched."""
         return self._in_step.is_armed

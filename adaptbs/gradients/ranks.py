@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from ..model import trainable
 from ..ranks import Ranks
 from ..types import SquaredNorms
+from .fsdp import is_sharded
 from .mean_gradient import dense, square, together
 
 HOPS = 4  # callbacks that queue one another, so that ours runs after DistributedDataParallel's nested ones
@@ -23,9 +24,9 @@ def waits_for_nobody(model: nn.Module) -> nn.Module | None:
     """The module to run between two training steps without waiting for other ranks; None if there is none.
 
     For DistributedDataParallel it is the wrapped module: the wrapper's hooks wait for nothing until the wrapper's own
-    forward pass has been called. There is none with SyncBatchNorm or `static_graph=True`.
+    forward pass has been called. There is none with SyncBatchNorm, `static_graph=True` or `fully_shard`.
     """
-    if any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+    if is_sharded(model) or any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
         return None
     if isinstance(model, DistributedDataParallel):
         return None if getattr(model, "static_graph", False) else model.module
@@ -45,8 +46,9 @@ class RankGradients:
 
     - DistributedDataParallel has put it into `.grad` by the time `backward()` returns. Its norm is taken just before,
       so clipping does not affect it, and the ranks exchange only two numbers.
-    - If the loop averages by itself, or with `static_graph=True`, the moment of averaging is not known. Then the ranks'
-      gradients are copied and averaged here again, which costs one more all-reduce of the gradient's size.
+    - If the loop averages by itself, or with `static_graph=True`, the moment of averaging is not known. A communication
+      hook may compress what it averages. Then the ranks' gradients are copied and averaged here again, which costs one
+      more all-reduce of the gradient's size.
 
     Args:
         model: the model that the loop trains, wrapped in DistributedDataParallel or not. Wrapped, measuring costs
@@ -57,9 +59,7 @@ class RankGradients:
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, passes: int = 1) -> None:
-        self._model, self._ranks = model, ranks
-        self._averages = isinstance(model, DistributedDataParallel) and not getattr(model, "static_graph", False)
-        self._copies = passes > 1 or not self._averages
+        self._model, self._ranks, self._sums_passes = model, ranks, passes > 1
         self._handles: list[RemovableHandle] = []
         self._reset()
 
@@ -70,6 +70,8 @@ class RankGradients:
             ends_step: called within a backward pass; returns True if the optimizer's step follows that pass.
         """
         self._reset()
+        self._averages = _averages(self._model)  # a hook may be registered at any time
+        self._copies = self._sums_passes or not self._averages
         self._parameters, self._ends_step = trainable(self._model), ends_step
         for i, parameter in enumerate(self._parameters):
             self._handles.append(parameter.register_hook(partial(self._added, i)))  # type: ignore[no-untyped-call]
@@ -126,7 +128,7 @@ class RankGradients:
             _queue(partial(self._averaged, HOPS))
 
     def _copies_from_now_on(self) -> None:
-        self._copies = True
+        self._copies = self._sums_passes = True
         # The first pass's gradient is gone, so this step cannot be measured: `norms` returns nan. From the next step on
         # the sum of all passes is kept. The squares only stand in for the missing sums.
         self._clean.append(torch.zeros((), dtype=torch.bool))
@@ -140,6 +142,13 @@ class RankGradients:
         present = [p.grad for p in self._parameters if p.grad is not None]
         if getattr(self._model, "require_backward_grad_sync", True) and present:
             self._large = together([square(g) for g in present]).sum()
+
+
+def _averages(model: nn.Module) -> bool:
+    """True if the mean over ranks is in `.grad` when a backward pass ends, and nothing has compressed it."""
+    if not isinstance(model, DistributedDataParallel) or getattr(model, "static_graph", False):
+        return False
+    return not getattr(model, "_comm_hooks", ())
 
 
 def _queue(callback: Callable[[], None]) -> None:

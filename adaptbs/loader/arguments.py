@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checks import check_model, check_optimizer, check_size, check_trains
-from ..gradients import IN_STEP, why_loss_is_needed
+from ..gradients import IN_STEP, is_sharded, why_loss_is_needed, why_shards_are_unseen
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
 
@@ -51,7 +51,8 @@ def check(
     check_size("accumulation_steps", accumulation_steps)
     if epochs is not None:
         check_size("epochs", epochs)
-    check_model(model)
+    if not isinstance(model, nn.Module) or not is_sharded(model):  # `check_shards` is about those
+        check_model(model)
     check_optimizer(optimizer)
     if scheduler is not None:
         check_scheduler(scheduler)
@@ -111,6 +112,16 @@ def _schedules(scheduler: LRScheduler, optimizer: Optimizer) -> bool:
         return True
     groups = {id(group) for group in optimizer.param_groups}
     return any(id(group) in groups for group in getattr(its, "param_groups", ()))
+
+
+def check_shards(model: nn.Module, ranks: Ranks) -> None:
+    """Raise TypeError for a model under `fully_shard` whose gradients cannot be measured."""
+    if not is_sharded(model):
+        return
+    if not ranks.connected:
+        check_model(model)
+    if (why := why_shards_are_unseen(model, ranks.world_size)) is not None:
+        raise TypeError(f"model= of type {type(model).__name__}: {why}")
 
 
 def check_ranks(

@@ -68,8 +68,8 @@ class LoaderEpoch:
         if self._step_hook.scaler.is_scaled:  # by a step that raised
             self._step_hook.restore()
         if self._misuse.watches:
-            waits = not self._misuse.saw_a_step
-            self._misuse.look(waits and (self._run.tracker.ever_changed or self._which_batch.has_trained))
+            grown = self._run.tracker.ever_changed and not self._misuse.ever_stepped
+            self._misuse.look(not self._misuse.saw_a_step and (grown or self._which_batch.has_trained))
         if self._passes.cut.is_beyond or self._run.tracker.ends_here:
             self.before_end()
         # A pass through the model would meet the loop's own, if that is in another thread.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..run import Holds
@@ -18,6 +19,7 @@ BY_RULE = 3  # changes of the learning rate by hand that are no accident, each w
 
 RATE = "learning rate does not follow the samples"  # reasons to hold the batch
 STEP = "optimizer is not stepped"
+OTHER = "another optimizer trains the model"
 
 SCHEDULER = (
     "a scheduler is stepped from batch to batch that the loader was not given: as batches grow there are fewer of "
@@ -32,7 +34,17 @@ BY_HAND = (
 NO_STEP = (
     "step() of the %s that the loader was given is never called, so no hyperparameter would follow a larger batch, and "
     "the batch is held: give optimizer= the one whose step() is called (SAM's base_optimizer, say), or transfer=() if "
-    "that is meant."
+    "that is meant. An optimizer follows the loader that was built with it last."
+)
+NO_STEP_ANY_MORE = (
+    "the loop trains on, but step() of the %s that the loader was given is not called any more: no hyperparameter of "
+    "another optimizer follows the batch, and the batch is held. Build another loader with the new optimizer; or keep "
+    "this one, and change its groups (add_param_group, group['lr'])."
+)
+OTHERS = (
+    "parameters of the model that are not the loader's optimizer's are changed at each step, as by a second optimizer, "
+    "whose hyperparameters would not follow a larger batch, so the batch is held. Give one optimizer that has a group "
+    "for each part, or transfer=() if nothing is to follow. (An averaged copy in the model: requires_grad_(False).)"
 )
 
 TRAINER = (
@@ -62,39 +74,62 @@ class MisuseWarnings:
         follows: whether any hyperparameter is to follow the batch.
         batches_per_step: batches of an optimizer step.
         holds: reasons to hold the batch.
+        others: returns parameters of the model that train and are not the optimizer's, a few of them.
 
     Attributes:
-        saw_a_step: whether the optimizer has taken a step, or need not.
+        saw_a_step: whether the optimizer has taken a step in this iteration, or need not.
+        ever_stepped: whether it has in any.
         watches: whether there is anything left to warn of.
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, scheduler_given: bool, follows: bool, batches_per_step: int, holds: Holds
+        self,
+        optimizer: Optimizer,
+        *,
+        scheduler_given: bool,
+        follows: bool,
+        batches_per_step: int,
+        holds: Holds,
+        others: Callable[[], Sequence[Tensor]] = tuple,
     ) -> None:
         self._optimizer, self._rate_is_free, self._holds = optimizer, not scheduler_given, holds
         self._patience = self._calm = PATIENCE * batches_per_step
-        self.saw_a_step = not follows
+        self.saw_a_step, self.ever_stepped, self._follows = not follows, False, follows
+        self._find_others, self._version = others, 0
+        self._others: Sequence[Tensor] = ()
+        self._moved = 0  # batches at which the others had been changed
         self.watches = not scheduler_given or follows
         self._lr: object = None
         self._changes, self._since_change = 0, 0  # of the learning rate, and batches since the latest
-        self._warned = self._held = False
+        self._warned = self._held = self._said = False
 
     def stepped(self) -> None:
         """Take note of a step of the optimizer."""
-        self.saw_a_step = True
-        self.watches = self._rate_is_free
+        self.saw_a_step = self.ever_stepped = True
+        self.watches = self._rate_is_free or bool(self._others)
         self._holds.remove(STEP)
 
     def progress_was_read(self) -> None:
         """Take note that the loop asks for the progress: a rate that it sets is taken to follow that."""
         if not getattr(self._optimizer.step, STEPPED, False):
             self._rate_is_free = False
-            self.watches = not self.saw_a_step
+            self.watches = not self.saw_a_step or bool(self._others)
             self._holds.remove(RATE)
 
     def begin_epoch(self) -> None:
         """Take note of an iteration that begins: what a loop does between two of them is its own affair."""
         self._lr = self._optimizer.param_groups[0]["lr"]
+        if not self._follows:
+            return
+        if self.saw_a_step:  # another optimizer may have taken its place meanwhile
+            self.saw_a_step, self.watches, self._patience = False, True, self._calm
+        others = self._find_others()
+        if not others:  # now the optimizer has all
+            self._moved = 0
+            self._holds.remove(OTHER)
+        self._others = others if self._moved < BY_RULE else ()
+        self._version = sum(p._version for p in self._others)
+        self.watches = self.watches or bool(self._others)
 
     def look(self, step_is_due: bool) -> None:
         """Look at what the loop has done since the latest batch.
@@ -112,9 +147,13 @@ class MisuseWarnings:
         if step_is_due and not self.saw_a_step and self._patience:
             self._patience -= 1
             if not self._patience:
-                self.watches = self._rate_is_free
+                self.watches = self._rate_is_free or bool(self._others)
+                if not self._said:
+                    self._said = True
+                    log.warning(NO_STEP_ANY_MORE if self.ever_stepped else NO_STEP, type(self._optimizer).__name__)
                 self._holds.add(STEP)
-                log.warning(NO_STEP, type(self._optimizer).__name__)
+        if self._others:
+            self._look_at_others()
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _REMEMBERED}
@@ -122,6 +161,16 @@ class MisuseWarnings:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in _REMEMBERED:
             setattr(self, name, state[name])
+
+    def _look_at_others(self) -> None:
+        """Hold the batch where parameters that are not the optimizer's go on changing."""
+        version = sum(p._version for p in self._others)
+        self._moved += version != self._version
+        self._version = version
+        if self._moved >= BY_RULE:
+            self._others = ()
+            self._holds.add(OTHER)
+            log.warning(OTHERS)
 
     def _rate_changed(self) -> None:
         self._changes, self._since_change = self._changes + 1, 0
@@ -142,4 +191,7 @@ class MisuseWarnings:
             self._holds.remove(RATE)
 
 
-_REMEMBERED = ("saw_a_step", "watches", "_patience", "_rate_is_free", "_changes", "_since_change", "_held", "_warned")
+_REMEMBERED = (
+    "saw_a_step", "ever_stepped", "watches", "_patience", "_rate_is_free", "_changes", "_since_change", "_held",
+    "_warned", "_said", "_moved",
+)  # fmt: skip

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..gradients import FEW, FEWEST, Coupling, RankGradients
+from ..gradients import FEW, FEWEST, Coupling, RankGradients, ShardedGradients, is_sharded
 from ..model import BatchLoss, has_batch_norm
 from ..ranks import Ranks
 from ..run import TrainingRun
@@ -42,8 +42,13 @@ class RankMeter:
         # The wrapped model's own forward pass would wait for the other ranks.
         self._inner = model.module if isinstance(model, DistributedDataParallel) else model
         self.ranks, self._optimizer, self._ready = ranks, optimizer, ready
-        self.gradients = RankGradients(model, ranks, passes)
-        self.coupling = Coupling(self._inner, batch_loss) if batch_loss is not None else None
+        self.gradients: RankGradients | ShardedGradients
+        self.coupling: Coupling | None = None
+        if is_sharded(model):  # its forward pass waits inside, too, so its loss is not looked at
+            self.gradients = ShardedGradients(model, ranks)
+        else:
+            self.gradients = RankGradients(model, ranks, passes)
+            self.coupling = Coupling(self._inner, batch_loss) if batch_loss is not None else None
         self._split_given = batch_loss is not None and batch_loss.split_given
         self._sums = batch_loss is not None and batch_loss.reduction == "sum"
 
@@ -54,7 +59,10 @@ class RankMeter:
             samples: this rank's samples of the step.
             length: this rank's samples of its last batch.
         """
-        norms = self.gradients.norms(samples)
+        if isinstance(self.gradients, ShardedGradients):
+            norms = self.gradients.norms(samples, passes=samples // length)
+        else:
+            norms = self.gradients.norms(samples)
         norms = norms.divided_by(samples**2) if self._sums else norms
         return Measurement(norms, "ranks", "each rank's gradient against the average", self._caveat(length))
 

@@ -17,8 +17,9 @@ STEPPED_BY_THE_EPOCH = (
 )
 SHORTER_THAN_ITS_CYCLE = (
     "the scheduler's %s is no whole number of epochs, and it is stepped from batch to batch: it may be the length of "
-    "the run or of one of several cycles, so the length of the run is not known and decisions are paced by the epoch. "
-    "Give epochs=, or loop over loader.epochs(n)."
+    "the run or of one of several cycles. By larger batches a loop that ends after so many of them would come to the "
+    "second of cycles that it was not to have, so the batch is held. Give epochs= where they are cycles. Else let "
+    "T_max be len(loader) * n, and loop over loader.epochs(n) or until loader.progress is 1."
 )
 NEVER_STEPPED = (
     "the scheduler that the loader was given has not been stepped in a whole epoch, so it is not clear whether its %s "
@@ -26,7 +27,8 @@ NEVER_STEPPED = (
 )
 GOES_ON = (
     "the run goes on after the %s epochs that the scheduler's %s stands for: its length is not known from here on, and "
-    "decisions are paced by the epoch. Give epochs= to say how long it is."
+    "decisions are paced by the epoch. Give epochs= to say how long it is. A loop that ends after a number of batches "
+    "comes here by larger ones: let it end when loader.progress is 1."
 )
 
 
@@ -113,6 +115,7 @@ class RunLength:
     Attributes:
         epochs: the length, as far as it is known; no whole number where the run ends within an epoch.
         is_open: True while calls of the scheduler have yet to show what its steps count.
+        may_be_cycles: True once they count batches that may be those of the run or of one of several cycles.
     """
 
     epochs: float | None
@@ -131,13 +134,19 @@ class RunLength:
         self._per_step = accumulation_steps
         self._total = total_of(scheduler) if epochs is None and scheduler is not None else None
         self.epochs = epochs if epochs is not None else run_epochs(scheduler, epoch_steps, accumulation_steps)
-        self.is_open = self._total is not None
+        self.is_open, self.may_be_cycles = self._total is not None, False
         self._warned = False
+
+    @property
+    def is_unknown(self) -> bool:
+        """True if the run goes on without a length: no call is to settle it, and the batch is not held for it."""
+        return self.epochs is None and not self.is_open and not self.may_be_cycles
 
     @property
     def holds(self) -> bool:
         """True if the batch is held until it is settled: read the other way, the run would be much longer."""
-        return self.is_open and self._total is not None and self.epochs != self._total.steps
+        is_open = self.is_open and self._total is not None and self.epochs != self._total.steps
+        return is_open or self.may_be_cycles
 
     def settle(self, batches_per_call: float | None) -> bool:
         """Take note of what the scheduler's calls count. Return True if that changes the length.
@@ -166,6 +175,7 @@ class RunLength:
         if whole is not None:
             return whole
         if not total.of_the_run:
+            self.may_be_cycles = True
             self._say(SHORTER_THAN_ITS_CYCLE, total)
             return None
         epochs, rest = divmod(calls * per_call, self._epoch_steps)
@@ -196,7 +206,7 @@ class RunLength:
         if self._total is None or self.epochs is None:
             return False
         if self.is_open:
-            if self.holds and samples >= self._epoch_samples:
+            if self.is_open and self.holds and samples >= self._epoch_samples:
                 self._say(NEVER_STEPPED, self._total)
         elif samples >= round(self.epochs * self._epoch_samples):
             self._say(GOES_ON, f"{self.epochs:g}", self._total)
@@ -210,9 +220,10 @@ class RunLength:
             log.warning(text, *values)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "is_open": self.is_open}
+        return {"epochs": self.epochs, "is_open": self.is_open, "may_be_cycles": self.may_be_cycles}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what a saved run had come to know."""
         if self._total is not None or self.epochs is None:
             self.epochs, self.is_open = state["epochs"], state["is_open"] and self._total is not None
+            self.may_be_cycles = state["may_be_cycles"] and self._total is not None

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from ..checks import check_size
+from ..gradients import is_sharded
 from ..hyperparameters import StepHook
 from ..model import BatchLoss
 from ..run import DetectLookAhead, LookAhead, TrainingRun, check_version
@@ -24,6 +26,7 @@ from ..types import Scale
 from .epoch import LoaderEpoch
 from .loop_facts import GradientsReady
 from .misuse import MisuseWarnings
+from .other_ranks import for_ranks
 from .ranks import RankMeter
 from .rows import RowCheck
 from .run_length import RunLength
@@ -48,6 +51,12 @@ def a_few_trained(optimizer: Optimizer) -> list[Tensor]:
     if all(p.requires_grad and p.is_leaf for p in few):
         return few
     return _spread([p for p in parameters if p.requires_grad and p.is_leaf])
+
+
+def a_few_others(model: Module, optimizer: Optimizer) -> list[Tensor]:
+    """A few of the model's parameters that are to be trained and are not the optimizer's, usually none."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return _spread([p for p in model.parameters() if p.requires_grad and id(p) not in own])
 
 
 def _spread(parameters: list[Tensor]) -> list[Tensor]:
@@ -100,6 +109,7 @@ class LoaderSession:
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
+            others=partial(a_few_others, run.model, optimizer),
         )  # fmt: skip
 
     def follow(self) -> None:
@@ -194,7 +204,7 @@ class LoaderSession:
             return fetch()
         self._follow_the_model()
         self._begin_epoch()
-        if self._length.epochs is None and not self._length.is_open and not self._warned:
+        if self._length.is_unknown and not self._warned:
             self._warned = True
             log.warning(
                 "the length of the run is not known: decisions are paced by the epoch. "
@@ -208,7 +218,8 @@ class LoaderSession:
                 live(unclear, fetched)
 
         stated = self._new_look_ahead
-        self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told)
+        forward = self.run.model if is_sharded(self.run.model) else None
+        self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(
             passes, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
@@ -231,8 +242,7 @@ class LoaderSession:
         if self._length.settle(batches_per_call):
             controller.plan(self._length.epochs)
         self._warned = True  # the length is known, or it has been said why it is not
-        if not self._length.is_open:
-            controller.holds.remove(LENGTH)
+        (controller.holds.add if self._length.holds else controller.holds.remove)(LENGTH)
 
     def _follow_the_model(self) -> None:
         """Begin anew where the model has been moved before the run has begun: times and memory are of its device."""
@@ -273,11 +283,11 @@ class LoaderSession:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_version(state)
-        if state["world_size"] != self.source.ranks.world_size:
-            raise ValueError(
-                f"the saved run has world_size={state['world_size']}, this one {self.source.ranks.world_size}: "
-                "go on with as many processes, whose batches make the same optimizer steps"
-            )
+        this = self.run.controller
+        state = for_ranks(
+            state, self.source.ranks.world_size, start_batch_size=this.start_batch_size,
+            batches_per_step=this.batches_per_step, epoch_samples=this.epoch_samples,
+        )  # fmt: skip
         self.run.check_state(state)
         rest = self.source.read(state["source"])
         self._length.load_state_dict(state["length"])

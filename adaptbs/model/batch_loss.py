@@ -70,8 +70,9 @@ class BatchLoss:
 
     @property
     def reduction(self) -> str | None:
-        """The loss function's own `.reduction` if that is "mean" or "sum", else None."""
-        reduction = getattr(self._loss_func, "reduction", None)
+        """The loss function's own `.reduction`, also that of a `partial`, if it is "mean" or "sum"; else None."""
+        keywords = getattr(self._loss_func, "keywords", None) or {}
+        reduction = keywords.get("reduction", getattr(self._loss_func, "reduction", None))
         return reduction if reduction in ("mean", "sum") else None
 
     @cached_property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class LookAhead(Protocol):
@@ -105,9 +106,16 @@ class DetectLookAhead:
         parameters: the parameters being trained.
         tell: called when a backward pass or a step has shown more: with True if it is not clear which batch it belongs
             to, and with the number of batches that had been fetched by the first, once that is certain.
+        forward: a module whose forward passes are noticed too, if gradients are on. For parameters in shards, which are
+            given no gradient by a backward pass that does not reduce them.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], tell: Callable[[bool, int | None], None] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        tell: Callable[[bool, int | None], None] | None = None,
+        forward: nn.Module | None = None,
+    ) -> None:
         self._fetched = 0
         self._first: int | None = None  # batches that had been fetched by the first pass, where that is not clear
         self._tell = tell
@@ -118,6 +126,12 @@ class DetectLookAhead:
             for p in parameters
             if p.requires_grad and p.is_leaf
         ]
+        if forward is not None:
+            self._handles.append(forward.register_forward_pre_hook(self._runs))
+
+    def _runs(self, *_: Any) -> None:
+        if torch.is_grad_enabled():
+            self.works()
 
     def fetched(self) -> None:
         self._fetched += 1

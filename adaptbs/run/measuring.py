@@ -14,6 +14,7 @@ from ..model import LossNotScalarError, NotCutError, describe_batch
 from ..types import COUPLED, Measurement
 from .controller import Controller
 from .holds import NOT_SAMPLES
+from .sums import SumCheck
 from .tracker import BatchTracker
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class StepMeasuring:
         meter: measures steps; None where nothing is measured.
         controller: takes in the measurements, and the time that they take.
         tracker: knows the batches that the loop may work on.
+        sums: holds the batch where the loss sums over it.
         world_size: number of ranks that a step's samples are spread over.
 
     Attributes:
@@ -45,9 +47,14 @@ class StepMeasuring:
     """
 
     def __init__(
-        self, meter: NoiseMeter | None, controller: Controller, tracker: BatchTracker, world_size: int = 1
+        self,
+        meter: NoiseMeter | None,
+        controller: Controller,
+        tracker: BatchTracker,
+        sums: SumCheck,
+        world_size: int = 1,
     ) -> None:
-        self.meter, self.watches = meter, False
+        self.meter, self.watches, self._sums = meter, False, sums
         self._controller, self._tracker, self._world_size = controller, tracker, world_size
         self._said = False
         self._delivered: list[int] = []  # this rank's samples of each batch delivered while a step is watched
@@ -106,6 +113,8 @@ class StepMeasuring:
         self._controller.measured(made)
         if made is None:
             return
+        if self.meter is not None:
+            self._sums.look(self.meter)
         if not made.wrong or made.read_caveat() == COUPLED:  # which holds the batch by itself
             self._controller.holds.remove(NOT_SAMPLES)
             return

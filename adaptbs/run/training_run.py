@@ -27,6 +27,7 @@ from .measuring import StepMeasuring
 from .pass_size import FollowPassSize
 from .rules import check_shape
 from .settings import Settings
+from .sums import SumCheck
 from .tracker import BatchTracker, EpochEvents
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,10 @@ class TrainingRun:
         self._at, self._step_ended = -1, True  # samples at the latest batch, and whether it ends an optimizer step
         self._scaler: HyperparameterScaler | None = None
         follows = "betas" in settings.following
+        self._sums = SumCheck(
+            self.controller, adaptive=adaptive, reduction=loss.reduction if loss is not None else None,
+            stated=settings.transfer is not None or callable(settings.lr_scaling),
+        )  # fmt: skip
         self._on_cut_size = FollowPassSize(model, self.controller, micro_batch_size) if follows else None
         self._batch: Any = None  # the latest, to try larger ones by
         self._added_a_pass = False
@@ -142,7 +147,7 @@ class TrainingRun:
             on_schedule_moved=self._on_schedule_moved,
             on_cut_size=self._on_cut_size,
         )
-        self.measuring = StepMeasuring(self._meter, self.controller, self.tracker, self._ranks.world_size)
+        self.measuring = StepMeasuring(self._meter, self.controller, self.tracker, self._sums, self._ranks.world_size)
 
     def use_clock(self, clock: Clock) -> None:
         """Time the run by another clock, for simulations; call it before the run begins."""
@@ -269,6 +274,7 @@ class TrainingRun:
         self.controller.load_state_dict(state["controller"])
         if not self.controller.rules.holds:  # this run has been told what follows the batch
             self.controller.holds.remove(UNKNOWN)
+        self._sums.go_on(state["controller"]["holds"])
         self.tracker.load_state_dict(state["tracker"])
         self._at, self._step_ended = -1, self.tracker.current.ends_step or not self.tracker.under_way
         if self._meter is not None and state["meter"] is not None:

@@ -10,12 +10,18 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from adaptbs import AdaptiveDataLoader
+from adaptbs import AdaptiveDataLoader, GlobalBatch
+from adaptbs.gradients import RankGradients, ShardedGradients
 from adaptbs.loader import AdaptedLoader, LoopFacts
+from adaptbs.ranks import Ranks
 from adaptbs.run import NoLookAhead, training_run
 from tests.simulated_device import OnDevice, SimulatedMemory
 
@@ -40,6 +46,9 @@ def network() -> nn.Module:
 
 
 def optimizer_of(name: str, model: nn.Module):
+    if name == "groups":
+        weights, biases = ([p for p in model.parameters() if (p.ndim > 1) is weight] for weight in (True, False))
+        return torch.optim.AdamW([{"params": weights, "lr": 2e-3}, {"params": biases, "weight_decay": 0}])
     return {
         "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9), "adamw": lambda p: torch.optim.AdamW(p, 1e-3),
     }[name](model.parameters())  # fmt: skip
@@ -61,7 +70,54 @@ def loader_of(model, optimizer, batch_size, **arguments):
 
 
 def flat(model) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    """All weights; collective where they are sharded."""
+    whole = (p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters())
+    return torch.cat([p.detach().flatten() for p in whole])
+
+
+def sharded(model: nn.Sequential) -> nn.Module:
+    """Its layers each in a reduce-scatter of their own; the last one's weight is on one rank alone."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in (model[0], model):  # the root has what is left
+        fully_shard(layer, mesh=mesh)
+    return model
+
+
+def compressed(model: nn.Module) -> DistributedDataParallel:
+    """Gradients are reduced in half precision, by a hook."""
+    model = DistributedDataParallel(model)
+    model.register_comm_hook(None, fp16_compress_hook)
+    return model
+
+
+def hybrid(model: nn.Sequential) -> nn.Module:
+    """Sharded over pairs of ranks, and alike in each pair."""
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicate", "shard"))
+    for layer in (model[0], model):
+        fully_shard(layer, mesh=mesh)
+    return model
+
+
+class PartlyIdle(nn.Module):
+    """A layer of it is never used."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.used, self.idle = model, nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+WRAPPED = {
+    "ddp": DistributedDataParallel,
+    "static": lambda model: DistributedDataParallel(model, static_graph=True),
+    "unused": lambda model: DistributedDataParallel(PartlyIdle(model), find_unused_parameters=True),
+    "hybrid": hybrid,
+    "compressed": compressed,
+    "fsdp": sharded,
+    "fsdp each": sharded,
+}
 
 
 def average_by_hand(model) -> None:
@@ -79,6 +135,8 @@ def train(loader, model, optimizer, epochs=2, way="ddp", parts=1):
             seen["indices"].append(batch[2])
             seen["sizes"].append(loader.global_batch_size)
             synced = i % parts == 0
+            if way == "fsdp":
+                model.set_requires_gradient_sync(synced)
             with nullcontext() if synced or way != "ddp" else model.no_sync():
                 (batch_loss(model, batch) / parts).backward()
             if synced:
@@ -92,8 +150,7 @@ def train(loader, model, optimizer, epochs=2, way="ddp", parts=1):
 
 def grown(rank, world, out, way="ddp", name="sgd", parts=1, **arguments):
     """A run whose batch grows, in the way that ranks are used."""
-    model = network()
-    model = DistributedDataParallel(model) if way == "ddp" else model
+    model = WRAPPED.get(way, lambda model: model)(network())
     optimizer = optimizer_of(name, model)
     loader = loader_of(model, optimizer, 8, target=doubling, max_batch_size=32, accumulation_steps=parts, **arguments)
     seen = train(loader, model, optimizer, way=way, parts=parts)
@@ -187,6 +244,70 @@ def closure(rank, world, out):
     }  # fmt: skip
 
 
+def clipped_gradient(model) -> list[torch.Tensor]:
+    nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+    return [p.grad.full_tensor() for p in model.parameters()]
+
+
+SYNCED = {  # by pass of a step: are its gradients reduced?
+    "one": [True], "last": [False, True], "each": [True, True], "partly": [False, True, False, True],
+    "first": [True, False],
+}  # fmt: skip
+
+
+def shards(rank, world, out):
+    """Norms of single steps, by how their gradients are accumulated, and the gradients with and without watching."""
+    found = {}
+    for name, synced in SYNCED.items():
+        gradients = []
+        for watches in (True, False):
+            model = sharded(network())
+            watch = ShardedGradients(model, Ranks.from_arguments())
+            if watches:
+                watch.arm(lambda: ends)  # noqa: B023
+            for i, sync in enumerate(synced):
+                ends, mine = i == len(synced) - 1, slice(16 * i + 8 * rank, 16 * i + 8 * rank + 8)
+                model.set_requires_gradient_sync(sync)
+                (batch_loss(model, (X[mine], Y[mine])) / len(synced)).backward()
+            gradients.append(clipped_gradient(model))
+            if watches:
+                norms = watch.norms(8 * len(synced), len(synced))
+                found[name] = norms.small_size, float(norms.small), norms.large_size, float(norms.large)
+                watch.disarm()
+        assert all(map(torch.equal, *gradients))
+        groups = [m._get_fsdp_state()._fsdp_param_groups for m in (model, model[0])]
+        assert {type(group._reduce_scatter_comm).__name__ for (group,) in groups} == {"DefaultReduceScatter"}
+    return found
+
+
+def global_batch(rank, world, out, way="fsdp"):
+    """A loop with data of its own, as torchtitan's, whose batch grows by accumulation."""
+    model, ranks = WRAPPED[way](network()), Ranks.from_arguments()
+    watch = ShardedGradients(model, ranks) if way == "fsdp" else RankGradients(model, ranks, passes=2)
+    optimizer = optimizer_of("adamw", model)
+    batch = GlobalBatch(16, micro_batch_size=4, total=2400, max_batch_size=64, decide_every=0.1)
+    generator = torch.Generator().manual_seed(rank)
+    steps = []
+    while batch.seen < batch.total:
+        k, last = batch.accumulation_steps, False
+        mine = torch.randint(len(X), (k, 4), generator=generator)
+        steps.append((batch.seen, batch.global_batch_size, mine, flat(model)))
+        watch.arm(lambda: last)  # noqa: B023
+        for i, rows in enumerate(mine):
+            last = i == k - 1
+            if way == "fsdp":
+                model.set_requires_gradient_sync(last)
+            with nullcontext() if last or way == "fsdp" else model.no_sync():
+                (batch_loss(model, (X[rows], Y[rows])) / k).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        norms = watch.norms(4 * k, k) if way == "fsdp" else watch.norms(4 * k)
+        watch.disarm()
+        optimizer.step()
+        optimizer.zero_grad()
+        batch.step(norms)
+    return {"steps": steps, "state": batch.state_dict(), "history": batch.history.records}
+
+
 def real_clock(rank, world, out):
     return grown(rank, world, out, step_time=None, overhead=0.2, drop_last=True, num_workers=1)
 
@@ -221,7 +342,7 @@ def checkpoint(rank, world, out):
             optimizer.step()
             optimizer.zero_grad()
             rest.append(batch[2])
-    return {"whole": whole, "rest": rest, "last": last, "resumed": flat(model)}
+    return {"whole": whole, "rest": rest, "last": last, "resumed": flat(model), "saved": state}
 
 
 def shares(rank, world, out, parts=1, **arguments):
@@ -302,6 +423,17 @@ PROGRAMS = {
     "by hand": lambda *a: grown(*a, way="by hand"),
     "closure": closure,
     "accumulated": lambda *a: grown(*a, parts=2, batch_loss=batch_loss),
+    "static": lambda *a: grown(*a, way="static"),
+    "unused": lambda *a: grown(*a, way="unused"),
+    "compressed": lambda *a: grown(*a, way="compressed"),
+    "fsdp": lambda *a: grown(*a, way="fsdp", lr_scaling="linear"),
+    "fsdp groups": lambda *a: grown(*a, way="fsdp", name="groups", batch_loss=batch_loss),
+    "fsdp accumulated": lambda *a: grown(*a, way="fsdp", parts=2),
+    "fsdp each": lambda *a: grown(*a, way="fsdp each", parts=2),
+    "hybrid": lambda *a: grown(*a, way="hybrid"),
+    "shards": shards,
+    "global batch": global_batch,
+    "global batch ddp": lambda *a: global_batch(*a, way="ddp"),
     "real clock": real_clock,
     "scaled": scaled,
     "ahead": ahead,

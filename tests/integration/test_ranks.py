@@ -1,5 +1,6 @@
 """Several processes over gloo: the same run as one process on the same global batches."""
 
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 
 from adaptbs.gradients.halves import GradientPool
 from adaptbs.noise_scale.window import MeasurementWindow
+from adaptbs.types import SquaredNorms
 from tests.integration.processes import Forked
 from tests.integration.rank_programs import (
     OVERFLOWS,
+    SYNCED,
     X,
     Y,
     batch_loss,
@@ -26,31 +29,40 @@ from tests.integration.rank_programs import (
 )
 
 TIMEOUT = 60  # seconds, after which processes are taken to hang
-SHARES = "shares;shares, workers;shares, accumulated"
-TWO = f"ddp;adamw;by hand;closure;accumulated;real clock;scaled;ahead;checkpoint;{SHARES};wrong;memory"
-FOUR = "ddp;real clock"
+DDP = ("ddp", "adamw", "by hand", "closure", "accumulated", "static", "unused", "compressed")
+FSDP = ("fsdp", "fsdp groups", "fsdp accumulated", "fsdp each")
+SHARES = ("shares", "shares, workers", "shares, accumulated")
+TWO = (*DDP, "real clock", "scaled", "ahead", "checkpoint", *SHARES, "wrong", "memory")
+FOUR = ("ddp", "real clock", "hybrid", "fsdp")
 
 
 @cache
-def results(world: int) -> dict:
+def ran(world: int, programs: tuple[str, ...]) -> dict:
     """What each program saved, rank by rank; all of them run in the same processes, whose start takes longest."""
-    out, programs = mkdtemp(), TWO if world == 2 else FOUR
-    started = [Forked(Path(mkdtemp()), main, programs, rank, world, out) for rank in range(world)]
+    out = mkdtemp()
+    started = [Forked(Path(mkdtemp()), main, ";".join(programs), rank, world, out) for rank in range(world)]
     codes, _, errors = zip(*(rank.wait(TIMEOUT) for rank in started), strict=True)
     assert codes == (0,) * world, "\n".join(errors)
-    return {name: [torch.load(f"{out}/{name} {rank}.pt") for rank in range(world)] for name in programs.split(";")}
+    return {name: [torch.load(f"{out}/{name} {rank}.pt") for rank in range(world)] for name in programs}
 
 
-GROWN = [
-    (2, "ddp"), (2, "adamw"), (2, "by hand"), (2, "closure"), (2, "accumulated"), (2, "real clock"), (4, "ddp"),
-    (4, "real clock"),
-]  # fmt: skip
+def results(world: int) -> dict:
+    if world == 4:
+        return ran(4, FOUR)
+    return {**ran(2, TWO), **ran(2, (*FSDP, "shards", "global batch", "global batch ddp"))}
+
+
+GROWN = [*((2, name) for name in (*DDP, *FSDP, "real clock")), *((4, name) for name in FOUR)]
 each_run = pytest.mark.parametrize(("world", "name"), GROWN)
 
 
 def whole(ranks: list[dict]) -> list[list[int]]:
     """The global batches, in the shared order."""
-    steps = zip(*(rank["indices"] for rank in ranks), strict=True)
+    return whole_of(ranks, "indices")
+
+
+def whole_of(ranks: list[dict], name: str) -> list[list[int]]:
+    steps = zip(*(rank[name] for rank in ranks), strict=True)
     return [torch.stack(shares, 1).flatten().tolist() for shares in steps]  # (stacks only shares of the same length)
 
 
@@ -65,7 +77,7 @@ def test_each_index_is_delivered_once_an_epoch_as_by_distributed_sampler(world, 
     assert delivered[:samples] != delivered[samples:]
 
 
-@pytest.mark.parametrize("name", SHARES.split(";"))
+@pytest.mark.parametrize("name", SHARES)
 def test_epochs_that_are_shares_end_together_and_a_pass_sees_each_index_once(name):
     first, second = results(2)[name]
     assert first["batches"] == second["batches"] and len(first["batches"]) == 3
@@ -105,11 +117,18 @@ def reference(weights: torch.Tensor, shares: list[torch.Tensor]):
     return pool.norms()
 
 
-@pytest.mark.parametrize(
-    ("world", "name"), [(2, "ddp"), (2, "adamw"), (2, "by hand"), (2, "closure"), (2, "accumulated"), (4, "ddp")]
-)
+def over(pairs: list[SquaredNorms]) -> SquaredNorms:
+    """Their mean."""
+    small, large = (sum(float(getattr(norms, name)) for norms in pairs) / len(pairs) for name in ("small", "large"))
+    return SquaredNorms(pairs[0].small_size, small, pairs[0].large_size, large)
+
+
+MEASURED = [*((2, name) for name in (*DDP, *FSDP)), (4, "ddp"), (4, "hybrid"), (4, "fsdp")]
+
+
+@pytest.mark.parametrize(("world", "name"), MEASURED)
 def test_the_estimate_is_that_of_one_process_on_the_same_global_batches(world, name):
-    ranks, parts = results(world)[name], 2 if name == "accumulated" else 1
+    ranks, parts = results(world)[name], 2 if name in ("accumulated", "fsdp accumulated", "fsdp each") else 1
     ends, batches = {}, whole(ranks)
     for i, _ in enumerate(batches):
         ends[sum(map(len, batches[: i + 1]))] = i
@@ -117,18 +136,24 @@ def test_the_estimate_is_that_of_one_process_on_the_same_global_batches(world, n
     for record in ranks[0]["history"]:
         if record["event"] == "measurement" and record["grad_sq"] is not None:
             last = ends[record["samples"]]
-            shares = [torch.cat(rank["indices"][last - parts + 1 : last + 1]) for rank in ranks]
-            ours = reference(ranks[0]["weights"][last], shares)
+            passes = [[rank["indices"][i] for rank in ranks] for i in range(last - parts + 1, last + 1)]
+            shares, weights = list(map(torch.cat, zip(*passes, strict=True))), ranks[0]["weights"][last]
+            if name == "fsdp each":  # each pass is reduced alone
+                ours = over([reference(weights, each) for each in passes])
+            elif name == "hybrid":  # the mean is known within each pair of ranks
+                ours = over([reference(weights, shares[:2]), reference(weights, shares[2:])])
+            else:
+                ours = reference(weights, shares)
             window.add(record["samples"], ours)
             for size, norm in ((ours.small_size, ours.small), (ours.large_size, ours.large)):
                 assert record["grad_sq"] + record["trace"] / size == pytest.approx(float(norm), rel=1e-5)
             checked += 1
-        if record["event"] == "decision" and record["noise_scale"] is not None and name != "accumulated":
+        if record["event"] == "decision" and record["noise_scale"] is not None and parts == 1:
             window.read()
             assert record["noise_scale"] == pytest.approx(window.estimate(0.9).simple, rel=1e-5)
             compared += 1
     assert checked >= 4
-    assert compared >= 2 or name == "accumulated"
+    assert compared >= 2 or parts == 2
 
 
 class Given(torch.utils.data.Sampler):
@@ -143,20 +168,57 @@ class Given(torch.utils.data.Sampler):
         return iter(next(self.epochs))
 
 
-@pytest.mark.parametrize(("world", "name"), [(2, "ddp"), (2, "adamw"), (4, "ddp")])
+@pytest.mark.parametrize("name", SYNCED)
+def test_shards_have_the_norms_of_one_process_to_a_millionth_after_clipping(name):
+    first, second = results(2)["shards"]
+    passes = [[torch.arange(8) + 16 * i + 8 * rank for rank in range(2)] for i, _ in enumerate(SYNCED[name])]
+    expected = {
+        "one": lambda: reference(flat(network()), passes[0]),
+        "last": lambda: reference(flat(network()), list(map(torch.cat, zip(*passes, strict=True)))),
+        "each": lambda: over([reference(flat(network()), each) for each in passes]),
+    }
+    small_size, small, large_size, large = first[name]
+    if name not in expected:
+        assert math.isnan(small) and math.isnan(large), "it is not known what was reduced"
+        return
+    assert first[name] == second[name]
+    ours = expected[name]()
+    assert (small_size, large_size) == (ours.small_size, ours.large_size)
+    assert (small, large) == pytest.approx((float(ours.small), float(ours.large)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("world", "name"), [(2, "ddp"), (2, "adamw"), (2, "fsdp"), (2, "fsdp groups"), (4, "ddp"), (4, "fsdp")]
+)
 def test_the_weights_are_those_of_one_process_through_a_growth_in_mid_epoch(world, name):
     ranks = results(world)[name]
     order = [index for batch in whole(ranks) for index in batch]
     half, model = len(order) // 2, network()
-    optimizer = optimizer_of("adamw" if name == "adamw" else "sgd", model)
+    kind = name.split()[-1] if name not in ("ddp", "fsdp") else "sgd"
+    optimizer = optimizer_of(kind, model)
     loader = loader_of(
         model, optimizer, 8 * world, target=doubling, max_batch_size=32 * world, overhead=0, shuffle=False,
-        sampler=Given([order[:half], order[half:]]), lr_scaling="auto" if name == "adamw" else "linear",
+        sampler=Given([order[:half], order[half:]]), lr_scaling="linear" if kind == "sgd" else "auto",
     )  # fmt: skip
     seen = train(loader, model, optimizer, way="alone")
     assert [batch.tolist() for batch in seen["indices"]] == whole(ranks)
     torch.testing.assert_close(flat(model), ranks[0]["last"], rtol=1e-4, atol=1e-5)
     assert (flat(model) - flat(network())).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["global batch", "global batch ddp"])
+def test_a_global_batch_grows_by_accumulation_over_ranks(name):
+    first, second = results(2)[name]
+    for same in ("state", "history"):
+        assert repr(first[same]) == repr(second[same])
+    sizes = [size for _, size, _, _ in first["steps"]]
+    assert sizes == sorted(sizes) and {16, 32} <= set(sizes)
+    made = {record["samples"]: record for record in first["history"] if record["event"] == "measurement"}
+    for (seen, size, *_), mine, other in zip(first["steps"], first["steps"], second["steps"], strict=True):
+        shares = [step[2].flatten() for step in (mine, other)]
+        ours = reference(mine[3], shares)
+        assert made[seen]["batch_size"] == size == sum(map(len, shares))
+        assert made[seen]["trace"] == pytest.approx(float(ours.trace), rel=1e-4)
 
 
 def test_of_a_distributed_sampler_each_rank_is_delivered_the_samples_that_it_was():
@@ -169,6 +231,27 @@ def test_a_checkpoint_of_rank_0_in_mid_epoch_is_gone_on_with_by_all():
         assert 0 < len(rank["rest"]) == len(rank["whole"]) - 9
         assert all(map(torch.equal, rank["rest"], rank["whole"][9:]))
         assert torch.equal(rank["resumed"], rank["last"])
+
+
+def test_a_checkpoint_of_two_ranks_is_gone_on_with_by_one_process():
+    ranks = results(2)["checkpoint"]
+    saved, delivered = ranks[0]["saved"], [i for batch in whole_of(ranks, "whole") for i in batch]
+    model = network()
+    optimizer = optimizer_of("adamw", model)
+    loader = loader_of(model, optimizer, 16, target=doubling, max_batch_size=64)
+    loader.load_state_dict(saved["loader"])
+    model.load_state_dict({name.removeprefix("module."): p for name, p in saved["model"].items()})
+    optimizer.load_state_dict(saved["optimizer"])
+    before = saved["loader"]["controller"]
+    assert loader.global_batch_size == before["batch_size"]
+    assert loader.training_run.controller.state_dict()["noise_scales"] == before["noise_scales"]
+    rest = []
+    for batch in loader:
+        batch_loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        rest += batch[2].tolist()
+    assert rest == delivered[406 - len(rest) : 406] and len(rest) < 406, "what was left of the epoch, in its order"
 
 
 def test_wrong_arguments_are_refused_on_every_rank():

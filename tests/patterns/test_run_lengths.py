@@ -103,13 +103,32 @@ def test_a_scheduler_that_is_never_stepped_holds_the_batch_and_is_named_once(cap
 
 
 @pytest.mark.parametrize("total", [STEPS // 2, STEPS + 10])
-def test_cycles_of_no_whole_epochs_leave_the_length_unknown(total, caplog):
-    """T_max may be a part of the run."""
+def test_what_may_be_the_run_or_a_cycle_of_it_holds_the_batch(total, caplog):
+    """T_max may be a part of the run, or all of it: `for step in range(T_max)`, with an iterator that begins again."""
     run = Run(cosine, total)
+    while run.batches < total:
+        run.epoch(samples=total * BATCH)
+    assert run.loader.progress is None and run.loader.batch_size == BATCH
+    assert run.scheduler.last_epoch == total and run.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+    assert run.loader.history.records[-1]["reason"] == "length of the run not known"
+    assert len(caplog.records) == 1 and "epochs=" in caplog.text
+
+
+@pytest.mark.parametrize("total", [STEPS // 2, STEPS + 10])
+def test_cycles_of_a_run_whose_length_is_said_let_it_grow(total, caplog):
+    run = Run(cosine, total, epochs=2)
     for _ in range(2):
         run.epoch()
-    assert run.loader.progress is None and run.loader.batch_size > BATCH
-    assert len(caplog.records) == 1 and "epochs=" in caplog.text
+    assert run.loader.batch_size > BATCH and run.scheduler.last_epoch == 2 * STEPS and not caplog.text
+
+
+def test_a_run_that_was_held_for_it_stays_so(caplog):
+    run = Run(cosine, STEPS + 10)
+    run.epoch()
+    resumed = Run(cosine, STEPS + 10)
+    resumed.loader.load_state_dict(run.loader.state_dict())
+    resumed.epoch()
+    assert resumed.loader.batch_size == BATCH and len(caplog.records) == 1
 
 
 def test_a_run_that_goes_on_after_its_schedule_is_one_of_unknown_length(caplog):
@@ -189,7 +208,8 @@ def test_explicit_epochs_settle_it_too(total, number, caplog):
             updates += 1
         if total != 200:
             assert run.loader.progress == pytest.approx((epoch + 1) / 2)
-    assert run.loader.batch_size > BATCH and len(caplog.records) == (total == 200)
+    held = total == 200  # which is no number of batches, and of epochs neither
+    assert (run.loader.batch_size > BATCH) != held and len(caplog.records) == held
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-4)
 
 

@@ -18,6 +18,7 @@ ORDER = (
     "types", "checks", "ranks",
     "model", "noise_scale", "timing", "hyperparameters", "sampling", "gradients", "decision", "targets", "report",
     "memory", "run", "finder", "loader",
+    "global_batch",
     "",
     "accelerate", "lightning", "transformers",
     "fastai", "demo", "doctor", "__main__",
@@ -169,7 +170,7 @@ def test_importing_loads_little_and_no_extra():
 
 
 def test_the_public_names():
-    values = ["BatchSizeSuggestion", "MemoryProbe", "NoiseScale", "SquaredNorms"]
+    values = ["BatchSizeSuggestion", "GlobalBatch", "MemoryProbe", "NoiseScale", "SquaredNorms"]
     assert sorted(adaptbs.__all__) == sorted(["AdaptiveDataLoader", *values, "bs_find", "one_cycle", "probe_memory"])
     assert all(callable(getattr(adaptbs, name)) for name in adaptbs.__all__)
 

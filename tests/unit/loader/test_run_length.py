@@ -79,7 +79,7 @@ def test_the_calls_settle_which_reading_it_is(make, total, likely, batch, two, e
     calls, expected = [(1, batch), (2, two), (None, epoch)][reading - 1]
     length.settle(calls)
     assert length.epochs == pytest.approx(expected) if expected else length.epochs is None
-    assert not length.is_open and not length.holds
+    assert not length.is_open and length.holds == length.may_be_cycles == (expected is None)
 
 
 def test_several_calls_a_batch():

@@ -1,0 +1,152 @@
+"""What is replaced in the middle of a Learner's fit: its loaders, its optimizer. The fit goes on with the new one."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import fastai.callback.progress  # noqa: F401, which gives a Learner `no_bar`
+import pytest
+import torch
+from fastai.callback.core import Callback, CancelBatchException, CancelStepException
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.optimizer import SGD
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader as TorchLoader
+from torch.utils.data import TensorDataset
+
+from adaptbs.fastai import AdaptiveBatchSize
+from tests.integration.training import FORCED, doubling
+
+BATCH = 16
+
+
+def loaders(n: int) -> DataLoaders:
+    x = torch.arange(n).float()[:, None] / n
+    data = TensorDataset(x, 2 * x)
+    return DataLoaders(DataLoader(data, bs=BATCH, shuffle=True, num_workers=0), DataLoader(data, bs=64, num_workers=0))
+
+
+class Watch(Callback):
+    """Notes each step's epoch, learning rate and samples."""
+
+    order = 80
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, float, list[float]]] = []
+
+    def before_step(self) -> None:
+        self.steps.append((self.epoch, self.opt.hypers[-1]["lr"], self.xb[0].flatten().tolist()))
+
+    def samples(self, epoch: int) -> list[float]:
+        return [x for e, _, xs in self.steps if e == epoch for x in xs]
+
+
+def fit(*callbacks: Callback, n: int = 512, epochs: int = 3, **arguments) -> tuple[AdaptiveBatchSize, Watch, Learner]:
+    arguments = {"target": doubling(8), "lr_scaling": "linear", **FORCED} | arguments
+    adaptive, watch = AdaptiveBatchSize(**arguments), Watch()
+    learn = Learner(loaders(n), nn.Linear(1, 1), loss_func=mse_loss, opt_func=SGD)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs, 0.01, cbs=[adaptive, watch, *callbacks])
+    assert adaptive.batch_size > BATCH
+    return adaptive, watch, learn
+
+
+class NewLoaders(Callback):
+    """As progressive resizing and curricula in a callback."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def before_epoch(self) -> None:
+        if self.epoch == 1:
+            self.learn.dls = loaders(self.n)
+
+
+@pytest.mark.parametrize("budget", ["progress", "epochs"])
+@pytest.mark.parametrize("n", [256, 1024, 1000])
+def test_loaders_of_another_length_are_gone_over_as_a_whole(n, budget, caplog):
+    _, watch, learn = fit(NewLoaders(n), budget=budget)
+    for epoch in (1, 2):
+        seen = watch.samples(epoch)
+        assert len(seen) == n and len(set(seen)) == n
+    assert caplog.text.count(f"one of {n} samples, where 512 were planned") == 1 and len(caplog.records) == 1
+    assert {epoch for epoch, *_ in watch.steps} == {0, 1, 2}
+    assert learn.pct_train == pytest.approx(1)
+
+
+def test_loaders_of_the_same_length_need_no_word(caplog):
+    _, watch, _ = fit(NewLoaders(512), budget="epochs")
+    assert len(set(watch.samples(2))) == 512 and not caplog.text
+
+
+def test_a_loader_that_cannot_grow_is_refused_by_name():
+    class Other(Callback):
+        def before_epoch(self) -> None:
+            if self.epoch == 1:
+                self.learn.dls.loaders[0] = TorchLoader(self.dls.train.dataset, BATCH)
+
+    with pytest.raises(TypeError, match="not a fastai DataLoader"):
+        fit(Other())
+
+
+class NewOptimizer(Callback):
+    """As after unfreezing."""
+
+    def before_epoch(self) -> None:
+        if self.epoch == 1:
+            self.learn.create_opt()
+            self.opt.set_hyper("lr", 0.001)
+
+
+def test_the_hyperparameters_of_a_new_optimizer_follow_the_batch(caplog):
+    callback, watch, learn = fit(NewOptimizer())
+    for epoch, lr, samples in watch.steps:
+        k = lr / (0.01 if epoch == 0 else 0.001)
+        assert k == pytest.approx(round(k)) and round(k) >= len(samples) / BATCH  # a short one keeps its step
+    assert watch.steps[-1][1] == pytest.approx(0.001 * callback.batch_size / BATCH)
+    assert learn.opt.hypers[-1]["lr"] == 0.001 and not caplog.text
+
+
+def test_what_was_replaced_is_not_kept_after_the_fit():
+    callback, _, learn = fit(NewLoaders(4096), NewOptimizer())
+    kept = weakref.ref(learn.dls.train)
+    learn.dls = loaders(16)
+    gc.collect()
+    assert kept() is None and callback.batch_size > BATCH
+
+
+class Skips(Callback):
+    """As a guard against losses that are not finite."""
+
+    def after_loss(self) -> None:
+        if self.training and self.iter % 5 == 2:
+            raise CancelBatchException
+
+    def before_step(self) -> None:
+        if self.iter % 7 == 3:
+            raise CancelStepException
+
+
+class ValidatesWithin(Callback):
+    """Validation every ten batches, as for long epochs."""
+
+    run_valid = False
+
+    def after_batch(self) -> None:
+        if self.training and self.iter % 10 == 9:
+            dl = self.dl
+            self.learn._do_epoch_validate()
+            self.model.train()
+            self.learn.training, self.learn.dl = True, dl
+
+
+@pytest.mark.parametrize("callback", [Skips, ValidatesWithin])
+def test_batches_that_are_left_out_and_validation_within_an_epoch(callback, caplog):
+    _, watch, _ = fit(callback(), budget="epochs")
+    if callback is ValidatesWithin:
+        assert all(len(set(watch.samples(epoch))) == 512 for epoch in range(3))
+    assert not caplog.text

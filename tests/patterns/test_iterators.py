@@ -1,0 +1,275 @@
+"""Loops that handle the loader's iterator themselves: each pass has each sample once, and schedules come to an end."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
+
+from adaptbs import AdaptiveDataLoader
+from tests.integration.training import FORCED, Numbered, doubling
+
+N, BATCH = 512, 16
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+class Loop:
+    """A model, its optimizer, a loader over numbered samples, and the samples that were trained on."""
+
+    def __init__(self, epochs: int | None = 3, scheduled: bool = False, dataset=None, **arguments) -> None:
+        self.model = network()
+        self.optimizer = SGD(self.model.parameters(), 0.01)
+        self.scheduler = OneCycleLR(self.optimizer, 0.01, total_steps=3 * N // BATCH) if scheduled else None
+        arguments = {"shuffle": True, "target": doubling(4), **FORCED} | arguments
+        self.loader = AdaptiveDataLoader(
+            dataset or Numbered(N), BATCH, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler,
+            epochs=epochs, **arguments,
+        )  # fmt: skip
+        self.seen: list[int] = []
+
+    def step(self, batch) -> None:
+        x, y, i = batch
+        self.optimizer.zero_grad()
+        nn.functional.mse_loss(self.model(x), y).backward()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.seen += i.tolist()
+
+    def passes(self) -> list[list[int]]:
+        return [self.seen[at : at + N] for at in range(0, len(self.seen), N)]
+
+
+def restarted(loader):
+    """As minGPT's trainer, and all that count steps."""
+    batches = iter(loader)
+    while True:
+        try:
+            yield next(batches)
+        except StopIteration:
+            batches = iter(loader)
+            yield next(batches)
+
+
+def endless(loader):
+    while True:
+        yield from loader
+
+
+def endless_copies(loader):
+    """A generator function that moves each batch."""
+    while True:
+        for batch in loader:
+            yield [part.clone() for part in batch]
+
+
+@pytest.mark.parametrize("way", [restarted, endless, endless_copies])
+def test_an_endless_iterator_that_ends_by_the_progress(way, caplog):
+    loop = Loop(epochs=None, scheduled=True)
+    for batch in way(loop.loader):
+        loop.step(batch)
+        if loop.loader.progress >= 1:
+            break
+    assert loop.loader.batch_size > BATCH and loop.scheduler.last_epoch == 3 * N // BATCH
+    assert [len(set(each)) for each in loop.passes()] == [N] * 3
+    assert not caplog.text
+
+
+def test_a_sampler_of_ten_billion_draws(caplog):
+    """minGPT's. Its indices are never made into a list."""
+    data = Numbered(N)
+    loop = Loop(None, dataset=data, shuffle=False, sampler=RandomSampler(data, replacement=True, num_samples=10**10))
+    for batch in itertools.islice(restarted(loop.loader), 200):
+        loop.step(batch)
+    assert len(loop.seen) >= 200 * BATCH
+    assert caplog.text.count("length of the run is not known") == 1 and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("look", ["one batch", "an accuracy"])
+def test_looks_into_the_loader_within_its_own_loop(look):
+    """Every eighth batch, the training data under no_grad, or a batch for a picture."""
+    loop = Loop()
+    for _ in loop.loader.epochs(3):
+        for i, batch in enumerate(loop.loader):
+            loop.step(batch)
+            if i % 8 == 0 and look == "one batch":
+                next(iter(loop.loader.plain_batches()))
+            elif i % 8 == 0:
+                with torch.no_grad():
+                    assert sum(len(x) for x, _, _ in loop.loader) == N
+    assert loop.loader.batch_size > BATCH
+    assert all(len(set(each)) == len(each) for each in loop.passes())
+
+
+def test_ctrl_c_and_the_cell_once_more(caplog):
+    loop = Loop(epochs=None)
+
+    def cell(stop: int = 0) -> list[int]:
+        begun = []
+        for epoch in loop.loader.epochs(4):
+            begun.append(epoch)
+            for i, batch in enumerate(loop.loader):
+                if epoch == 1 and i + 1 == stop:
+                    raise KeyboardInterrupt
+                loop.step(batch)
+        return begun
+
+    with pytest.raises(KeyboardInterrupt):
+        cell(2)
+    assert cell() == [2, 3], "the epoch that was broken off is over"
+    assert cell() == [] and "build another loader" in caplog.text
+
+
+def test_epochs_that_are_passed_over_and_a_break(caplog):
+    loop = Loop(epochs=None)
+    for epoch in loop.loader.epochs(5):
+        if epoch < 2:
+            continue
+        for batch in loop.loader:
+            loop.step(batch)
+        if epoch == 3:
+            break
+    assert loop.loader.progress < 1 and not caplog.text
+
+
+class Easiest(Sampler):
+    """A curriculum: a larger share of the data each epoch."""
+
+    share = 0.25
+
+    def __len__(self) -> int:
+        return int(N * self.share)
+
+    def __iter__(self):
+        return iter(torch.randperm(len(self)).tolist())
+
+
+def test_a_curriculum_whose_sampler_grows_between_epochs(caplog):
+    sampler = Easiest()
+    loop, lengths = Loop(None, shuffle=False, sampler=sampler), []
+    for epoch in range(4):
+        sampler.share, before = 0.25 * (epoch + 1), len(loop.seen)
+        for batch in loop.loader:
+            loop.step(batch)
+        lengths.append(len(set(loop.seen[before:])))
+    assert lengths == [128, 256, 384, 512] == [len(loop.seen) * k // 10 for k in (1, 2, 3, 4)]
+    assert caplog.text.count("length of the run is not known") == 1
+
+
+class Grows(Dataset):
+    """Pseudo labels are added between epochs."""
+
+    def __init__(self) -> None:
+        self.data, self.n = Numbered(N), 128
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int):
+        return self.data[i]
+
+
+def test_a_dataset_that_grows_between_epochs():
+    data = Grows()
+    loop, lengths = Loop(None, dataset=data), []
+    for _ in range(4):
+        before = len(loop.seen)
+        for batch in loop.loader:
+            loop.step(batch)
+        lengths.append(len(set(loop.seen[before:])))
+        data.n += 128
+    assert lengths == [128, 256, 384, 512] and len(loop.seen) == sum(lengths)
+
+
+def test_batches_without_a_step_hold_the_batch_for_the_epoch(caplog):
+    """As `if not loss.isfinite(): continue` for the first three, or an exception that is caught."""
+    loop = Loop()
+    for i, batch in enumerate(loop.loader):
+        if i < 3:
+            continue
+        loop.step(batch)
+    assert caplog.text.count("had been fetched") == 1 and loop.loader.batch_size == BATCH
+
+
+@pytest.mark.parametrize("every", [5, 2])
+def test_a_batch_left_out_now_and_then_is_no_doubt(every, caplog):
+    loop = Loop()
+    for _ in loop.loader.epochs(3):
+        for i, batch in enumerate(loop.loader):
+            if i % every == 1:
+                continue
+            loop.step(batch)
+    assert loop.loader.batch_size > BATCH and not caplog.text
+
+
+class Box:
+    """A batch of the user's own kind, of which nothing can be known."""
+
+    def __init__(self, items) -> None:
+        self.x, self.y = (torch.stack(part) for part in list(zip(*items, strict=True))[:2])
+
+
+class Stream(IterableDataset):
+    def __init__(self, data: Numbered) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self):
+        return (self.data[i] for i in range(len(self.data)))
+
+
+class Odd(nn.Module):
+    """A parameter beside its layers, BatchNorm and Dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.norm, self.drop = nn.Parameter(torch.randn(8, 1)), nn.BatchNorm1d(8), nn.Dropout(0.2)
+
+    def forward(self, x):
+        return self.drop(self.norm(x)) @ self.weight
+
+
+def of_a_box(model, box):
+    return nn.functional.mse_loss(model(box.x), box.y)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("given", [{"batch_loss": of_a_box}, {"overhead": 0}], ids=["batch_loss", "nothing"])
+def test_where_nothing_can_be_known_the_run_is_that_of_a_stock_loader(given, stream, caplog):
+    data, ends = Numbered(300), []
+    data = Stream(data) if stream else data
+    for adaptive in (False, True):
+        model = Odd()
+        optimizer = SGD(model.parameters(), 0.01)
+        order = {"collate_fn": Box} | ({} if stream else {"shuffle": True})
+        loader = DataLoader(data, BATCH, **order)
+        if adaptive:
+            loader = AdaptiveDataLoader(data, BATCH, model=model, optimizer=optimizer, **order, **given)
+        torch.manual_seed(1)
+        for _ in range(2):
+            for box in loader:
+                optimizer.zero_grad()
+                of_a_box(model, box).backward()
+                optimizer.step()
+        ends.append(torch.cat([value.flatten().float() for value in model.state_dict().values()]))
+    assert torch.equal(*ends)
+    assert caplog.text.count("length of the run is not known") == 1
+    assert caplog.text.count("cannot be measured") == ("batch_loss" in given)
+
+
+def test_such_a_model_without_its_loss_is_refused():
+    model = Odd()
+    with pytest.raises(ValueError, match="or overhead=0, which measures nothing"):
+        AdaptiveDataLoader(Numbered(64), BATCH, model=model, optimizer=SGD(model.parameters(), 0.01), collate_fn=Box)
