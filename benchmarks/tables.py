@@ -39,18 +39,17 @@ def measuring() -> str:
 
 
 def measuring_memory() -> str:
-    """Memory that a measurement takes, beside what a training step takes."""
-    result = load("measuring_cost")
-    mib = 2**20
+    """Bytes alive at once in a measured step, and what a trial of its size counts."""
+    result = load("measuring_memory")
+    kinds = ("in step, first", "in step", "in step, counted", "halves", "halves, counted")
     rows = []
     for row in result["rows"]:
-        peaks, parameters = row["peak_bytes"], row["parameter_bytes"]
-        step = peaks["step"]
-        shown = [f"{peaks[kind] / step:.2f}" if kind in peaks else "not possible" for kind in ("in step", "halves")]
-        sizes = [f"{step / mib:.1f} MiB", f"{parameters / mib:.1f} MiB"]
-        rows.append([row["model"], str(row["batch_size"]), *sizes, *shown, f"{(step + parameters) / step:.2f}"])
-    header = ["model", "batch", "step", "parameters", "measured in the step", "halves alone", "counted for halves"]
-    return markdown(header, rows) + where(result, "python -m benchmarks.cost.measuring")
+        shown = [f"{row[kind] / row['step']:.2f}" if kind in row else "not possible" for kind in kinds]
+        sizes = [f"{row[name] / 2**20:.1f} MiB" for name in ("step", "parameters")]
+        rows.append([row["model"], row["dtype"], str(row["batch_size"]), *sizes, *shown])
+    header = ["model", "weights", "batch", "step", "parameters"]
+    header += ["first in the step", "later", "counted", "halves", "counted"]
+    return markdown(header, rows) + where(result, "python -m benchmarks.memory.measuring")
 
 
 def overhead() -> str:

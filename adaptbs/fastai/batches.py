@@ -109,6 +109,7 @@ class AdaptiveBatches(GetAttr):
             kept, lambda: controller.batch_size, controller.start_batch_size, drop_last=False,
             row_multiple=row_multiple, tail_rows=tail_rows,
         )  # fmt: skip
+        sampler.follow(sampler.size, controller.rules.has_few_sizes)
         self._now = LeftOver(sampler, sampler.new_pass(after=after), indices[len(kept) :])
         return self._fetch(self._now)
 

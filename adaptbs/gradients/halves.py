@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ..model import BatchLoss, batch_length, has_batch_norm, trainable
 from ..types import SquaredNorms
-from .mean_gradient import Gradient, MeanGradient, dense, squared_norm, together
-from .views import Group, View
+from .mean_gradient import Gradient, MeanGradient, dense, gradient_bytes, squared_norm, together
+from .views import Group, View, bytes_of_views
+
+TEMPORARY = 3  # tensors as large as the largest parameter's gradient, that a measurement holds for a moment
 
 
 class GradientPool:
@@ -73,6 +75,18 @@ class HalfBatches:
     def outside(self) -> list[str]:
         """Names of the views of groups that have no parameter of the model, and so are not measured."""
         return [name for name, view in self._views.items() if isinstance(view, Group) and view.is_outside(self._model)]
+
+    @property
+    def bytes_beside_step(self) -> int:
+        """Bytes that a measurement may hold beyond what a step on the whole batch does.
+
+        At its end both gradients are held where a step holds one, and a few temporary tensors as large as one
+        parameter's gradient.
+        """
+        parameters = trainable(self._model)
+        whole, largest = gradient_bytes(parameters)
+        views = bytes_of_views(self._views.values(), sum(4 * p.numel() for p in parameters))
+        return 2 * whole + views + TEMPORARY * largest - sum(p.numel() * p.element_size() for p in parameters)
 
     def measure(self, batch: Any, samples: int | None = None) -> SquaredNorms | None:
         """Squared norms, on the device; None if the batch is too short to halve.

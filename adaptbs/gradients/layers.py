@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from torch import jit, nn
 
+from ..model import is_compiled
 from .attention import why_no_projections
 from .formulas import formula_of, why_no_formula
 from .leaf import by_differentiating, why_not_again
@@ -118,7 +118,7 @@ def why_not_in_step(model: nn.Module, parameters: Iterable[nn.Parameter] | None 
     if isinstance(model, nn.DataParallel):
         return "DataParallel runs copies of its layers"
     for name, module in model.named_modules():
-        if _is_compiled(module):
+        if is_compiled(module):
             return f"{_called(name, module)} is compiled, so its layers are not called one by one"
         if isinstance(module, jit.ScriptModule):
             return f"{_called(name, module)} is TorchScript, so its layers are not called one by one"
@@ -141,10 +141,3 @@ def why_no_terms(layer: nn.Module) -> str | None:
 
 def _called(name: str, module: nn.Module) -> str:
     return f"{type(module).__name__} {name!r}" if name else f"the model, a {type(module).__name__},"
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    if getattr(module, "_compiled_call_impl", None) is not None:  # module.compile()
-        return True
-    dynamo = sys.modules.get("torch._dynamo")  # if the compiler is not loaded, nothing is compiled
-    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import device as Device
 
 from ..model import BatchLoss, NotCutError, batch_length, has_batch_norm, trainable, without_chance
 from .backward import Graph
@@ -51,14 +51,15 @@ class MeanGradient:
         self.scale = self._loss_scale.on(loss.device) if graph.in_half else None
         gradient = list(graph.gradient(parameters, self.scale))
         if self.scale is not None:
-            gradient = [dense(g) / self.scale.to(g.device) if g is not None else None for g in gradient]
+            scale = self.scale
+            _replace_each(gradient, lambda g: dense(g) / scale.to(g.device))
             # If the loss itself is not finite, the scale is not to blame.
             self._loss_scale.update(loss.isfinite() & ~squared_norm(gradient).isfinite().to(loss.device))
         gradient = _not_finite_if(loss.detach(), gradient)
-        if not self.sums:
-            return gradient
-        n = batch_length(batch) if samples is None else samples
-        return [g / n if g is not None else None for g in gradient]
+        if self.sums:
+            n = batch_length(batch) if samples is None else samples
+            _replace_each(gradient, lambda g: g / n)
+        return gradient
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums, "loss_scale": self._loss_scale.state_dict()}
@@ -94,6 +95,14 @@ def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any, samples: in
     return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
 
 
+def _replace_each(gradient: list[Tensor | None], function: Callable[[Tensor], Tensor]) -> None:
+    """Put the function of each tensor in its place, one by one, so that no two whole gradients are held."""
+    for i in range(len(gradient)):
+        if (g := gradient[i]) is not None:
+            gradient[i] = function(g)
+        del g
+
+
 def _not_finite_if(loss: Tensor, gradient: list[Tensor | None]) -> list[Tensor | None]:
     """Make the gradient nan if the loss is not finite.
 
@@ -113,13 +122,24 @@ def squared_norm(gradient: Gradient) -> Tensor:
     Raises:
         ValueError: if no parameter has a gradient.
     """
-    present = [dense(g) for g in gradient if g is not None]
+    present = [g.to_dense() if g.is_sparse else g for g in gradient if g is not None]
     if not present:
         raise ValueError("the loss depends on no trainable parameter: check requires_grad and the loss function")
-    # All on one device in one precision, which is the usual case, needs no sorting.
-    if len({(g.device, g.dtype) for g in present}) == 1:
-        return torch.stack(torch._foreach_norm(present)).square().sum()
-    return get_total_norm(present).square()
+    kinds: dict[tuple[Device, torch.dtype], list[Tensor]] = {}
+    for g in present:
+        kinds.setdefault((g.device, g.dtype), []).append(g)
+    # The norms are added up in float32 without a copy of the gradient in float32, which would be as large as two of it.
+    sizes = [
+        torch.stack(torch._foreach_norm(those, 2, torch.float32 if dtype in HALF else None)).square().sum()
+        for (_, dtype), those in kinds.items()
+    ]
+    return sizes[0] if len(sizes) == 1 else together(sizes).sum()
+
+
+def gradient_bytes(parameters: Sequence[Tensor]) -> tuple[int, int]:
+    """Bytes of a `MeanGradient`, and of the largest parameter's part of it in float32 or better."""
+    sizes = [p.numel() * (4 if p.dtype == torch.float16 else p.element_size()) for p in parameters]
+    return sum(sizes), max((p.numel() * max(p.element_size(), 4) for p in parameters), default=0)
 
 
 def square(g: Tensor) -> Tensor:

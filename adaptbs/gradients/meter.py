@@ -235,13 +235,20 @@ class NoiseMeter:
         self._source, self._why = HALVES, str(why)
         log.info("the noise scale is measured by halves: %s", why)
 
+    @property
+    def bytes_beside_step(self) -> int:
+        """Bytes that a measurement may hold beyond what a step under `watching` does."""
+        return self._halves.bytes_beside_step if self._halves is not None and not self.in_step else 0
+
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch passes that are no step of the loop, as trials of a larger batch; what is seen is dropped."""
+    def watching(self, size: int) -> Iterator[None]:
+        """Watch passes of so many samples that are no step of the loop, as trials of a larger batch, if steps are
+        watched. They are checked as the first step is, which holds the most. What is seen is dropped."""
         apart = InStep(self._model, self._parameters)
         try:
             with suppress(Unsupported):  # then the loop's step cannot be measured either
-                apart.arm()
+                if self.in_step:
+                    apart.arm(size)
             yield
         finally:
             apart.disarm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..model import trainable
 from ..ranks import Ranks
 from ..types import SquaredNorms
 from .fsdp import is_sharded
-from .mean_gradient import dense, square, together
+from .halves import TEMPORARY
+from .mean_gradient import dense, gradient_bytes, square, together
 
 HOPS = 4  # callbacks that queue one another, so that ours runs after DistributedDataParallel's nested ones
 
@@ -86,9 +88,11 @@ class RankGradients:
             size: b, samples of one rank in the step.
         """
         first = self._parameters[0]
-        nan = torch.tensor(torch.nan, device=first.device)
+        nan = torch.full((), torch.nan, device=first.device)  # a number from the host would be waited for
         squares = [square(g) for g in self._sums.values()] if self._copies else list(self._squares.values())
-        small = torch.where(together(self._clean).all(), together(squares).sum(), nan) if squares else nan
+        small = together(squares).sum() if squares and not self._is_lost else nan
+        if self._clean:
+            small = torch.where(together(self._clean).all().to(small.device), small, torch.nan)
         if self._averages:
             large = self._large if self._large is not None else nan
             small, large = self._ranks.mean(torch.stack([small.double(), large.to(small.device).double()])).unbind()
@@ -96,8 +100,24 @@ class RankGradients:
             zeros = (dense(self._sums.get(i, torch.zeros_like(p))) for i, p in enumerate(self._parameters))
             flat = torch.cat([*(g.flatten().to(first.device, torch.float32) for g in zeros), small.float().reshape(1)])
             mean = self._ranks.mean(flat)
-            small, large = mean[-1].double(), mean[:-1].double().square().sum()
+            small, large = mean[-1].double(), torch.linalg.vector_norm(mean[:-1], dtype=torch.float64).square()
         return SquaredNorms(size, small, size * self._ranks.world_size, large)
+
+    @property
+    def bytes_beside_step(self) -> int:
+        """Bytes that a measured step may hold beyond another.
+
+        Those are the sums of a rank's gradients where they are copied, the ranks' average of them and what it is made
+        from, and a few temporary tensors as large as one parameter's gradient.
+        """
+        parameters = trainable(self._model)
+        whole, largest = gradient_bytes(parameters)
+        averaging = 0 if self._averages else 2 * sum(4 * p.numel() for p in parameters)
+        return self._copies * whole + averaging + TEMPORARY * largest
+
+    def watching(self, size: int) -> AbstractContextManager[None]:
+        """A context for a trial of so many samples. It watches nothing, because the other ranks would wait."""
+        return nullcontext()
 
     def disarm(self) -> None:
         """Stop watching and drop what has been seen."""
@@ -109,15 +129,16 @@ class RankGradients:
     def _reset(self) -> None:
         self._squares: dict[int, Tensor] = {}  # |what the first pass added|^2, by parameter
         self._sums: dict[int, Tensor] = {}  # sum of what all passes added, by parameter
-        self._clean: list[Tensor] = []
+        self._clean: list[Tensor] = []  # True for each `.grad` that was zero, not None, before the first pass
+        self._is_lost = False  # True if a gradient that would be needed is gone
         self._large: Tensor | None = None
         self._queued = False
 
     def _added(self, i: int, gradient: Tensor) -> None:
         gradient, parameter = gradient.detach(), self._parameters[i]
         if i not in self._squares:
-            before = parameter.grad
-            self._clean.append(square(before) == 0 if before is not None else torch.ones((), dtype=torch.bool))
+            if (before := parameter.grad) is not None:
+                self._clean.append(square(before) == 0)
             self._squares[i] = square(gradient)
         elif not self._copies:  # a second backward pass in a step that was expected to have one
             self._copies_from_now_on()
@@ -128,10 +149,9 @@ class RankGradients:
             _queue(partial(self._averaged, HOPS))
 
     def _copies_from_now_on(self) -> None:
-        self._copies = self._sums_passes = True
         # The first pass's gradient is gone, so this step cannot be measured: `norms` returns nan. From the next step on
         # the sum of all passes is kept. The squares only stand in for the missing sums.
-        self._clean.append(torch.zeros((), dtype=torch.bool))
+        self._copies = self._sums_passes = self._is_lost = True
         self._sums = {i: square for i, square in self._squares.items()}
 
     def _averaged(self, hops: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -17,7 +17,8 @@ Look: TypeAlias = Callable[[Gradient], Gradient]
 View: TypeAlias = Callable[[Sequence[Tensor]], "Look | None"]
 
 DEAD = 0.1  # quantile of sqrt(v), the smallest value that a coordinate is divided by
-SAMPLE = 2**16  # coordinates that this quantile is computed from
+SAMPLE = 2**16  # coordinates that this quantile is computed from, or up to twice as many
+SORTING = 8  # times the bytes of those coordinates, to sort them with their places and to leave out the dead
 SECOND_MOMENT = ("exp_avg_sq", "square_avg", "sqr_avg")  # names in the states of Adam, RMSprop and fastai's Adam
 
 
@@ -94,6 +95,20 @@ def adam(optimizer: Any) -> View:
         ]
 
     return view
+
+
+def bytes_of_views(views: Iterable[View], whole: int) -> int:
+    """Bytes that these views of two gradients may hold at once.
+
+    Adam's metric holds both gradients in it and what they are multiplied by, and before that what it sorts. A group
+    only selects.
+
+    Args:
+        views: the views.
+        whole: bytes of one gradient in float32.
+    """
+    own = sum(not isinstance(view, Group) for view in views)
+    return own * (3 * whole + SORTING * min(whole, 2 * 4 * SAMPLE))
 
 
 def _root_of_second_moment(state: Mapping[str, Any]) -> Tensor | None:

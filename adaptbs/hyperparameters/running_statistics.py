@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model import is_compiled
+
 _NAME = "_adaptbs_momentum"  # on a module while its momentum is changed: (the user's, ours)
 
 # The common base classes of BatchNorm, InstanceNorm, and their lazy and synchronised kinds.
@@ -40,7 +42,7 @@ class RunningStatistics:
         """Set the momentum for passes over k times as many samples as at the base batch; at 1 it is the user's own."""
         self.restore()
         modules = list(self._model.modules()) if k != 1 else []
-        if any(_is_compiled(module) for module in modules):
+        if any(map(is_compiled, modules)):
             # Compiled code holds the momentum as a constant, and torch gives up after a few recompilations.
             k = 2.0 ** round(math.log2(k))
         if k == 1:
@@ -70,7 +72,3 @@ def _has_momentum(module: nn.Module) -> bool:
         return module.track_running_stats
     statistics = {"running_mean", "running_var"} & module._buffers.keys()
     return bool(statistics) and momentum <= LARGEST_OF_OTHERS
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

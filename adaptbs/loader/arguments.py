@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checks import check_model, check_optimizer, check_size, check_trains
 from ..gradients import IN_STEP, is_sharded, why_loss_is_needed, why_shards_are_unseen
+from ..model import has_static_shapes
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
+
+log = logging.getLogger(__name__)
 
 
 class LoaderArguments(SharedArguments, total=False):
@@ -85,6 +89,15 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def advise_whole_batches(model: nn.Module) -> None:
+    """Warn of a short batch at each pass's end, for which a model is compiled that takes static shapes alone."""
+    if has_static_shapes(model):
+        log.warning(
+            "the model is compiled with dynamic=False, so also for the shorter batch at the end of each pass: "
+            "drop_last=True leaves that out"
+        )
+
+
 def check_scheduler(scheduler: Any) -> None:
     """Raise TypeError unless it is a scheduler of torch, or one that is told its updates, as timm's are."""
     if isinstance(scheduler, LRScheduler):
@@ -128,6 +141,7 @@ def check_ranks(
     ranks: Ranks,
     settings: Settings,
     dataset: Any,
+    model: nn.Module,
     *,
     batch_size: int,
     accumulation_steps: int,
@@ -135,6 +149,7 @@ def check_ranks(
     stock: dict[str, Any],
 ) -> None:
     """Raise ValueError or TypeError for what several ranks cannot do; collective."""
+    check_shards(model, ranks)
     if ranks.world_size == 1:
         return
     if isinstance(dataset, IterableDataset):

@@ -22,7 +22,7 @@ from ..model import BatchLoss
 from ..ranks import Ranks
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from ..sampling import EpochSource
-from .arguments import check, check_measurable, check_ranks, check_shards, made_with, parameters_of
+from .arguments import advise_whole_batches, check, check_measurable, check_ranks, made_with, parameters_of
 from .driven import drive
 from .loop_facts import UNKNOWN, GradientsReady, LoopFacts
 from .misuse import is_trainer, refused_to_trainer
@@ -112,9 +112,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         others.pop("batch_sampler", None)
         ranks, batch_size = Ranks.from_arguments(rank, world_size), int(batch_size)
         ranks, facts = replace(ranks, in_runs=self._facts.in_runs), self._facts
-        check_shards(model, ranks)
         check_ranks(
-            ranks, settings, dataset,
+            ranks, settings, dataset, model,
             batch_size=batch_size, accumulation_steps=accumulation_steps, drop_last=drop_last, stock=others,
         )  # fmt: skip
         source = EpochSource(
@@ -148,7 +147,10 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         )  # fmt: skip
         if not given:
             run.controller.rules.expect_no_decay()
-        source.follow(partial(attrgetter("batch_size"), run.controller))  # a lambda would cost a call at every batch
+        # A lambda would cost a call at every batch.
+        source.follow(partial(attrgetter("batch_size"), run.controller), run.controller.rules.has_few_sizes)
+        if batches.shortest_tail != start_samples:
+            advise_whole_batches(model)
         meter: RankMeter | None = None
         ready = GradientsReady() if facts.says_when_ready else None
         if settings.measures and ranks.connected:

@@ -72,6 +72,8 @@ class LoaderEpoch:
             self._misuse.look(not self._misuse.saw_a_step and (grown or self._which_batch.has_trained))
         if self._passes.cut.is_beyond or self._run.tracker.ends_here:
             self.before_end()
+        if self._which_batch.stream.asks:
+            self._which_batch.stream.delivered()
         # A pass through the model would meet the loop's own, if that is in another thread.
         if not self._which_batch.trains_here:
             return

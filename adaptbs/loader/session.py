@@ -6,14 +6,12 @@ import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from itertools import chain
 from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.nn import Module
 from torch.optim import Optimizer
 
 from ..checks import check_size
@@ -32,36 +30,12 @@ from .rows import RowCheck
 from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
+from .watched_parameters import a_few_others, a_few_trained
 from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
 
 LENGTH = "length of the run not known"  # reason to hold the batch
-FEW = 8  # parameters that are watched for a backward pass
-
-
-def a_few_trained(optimizer: Optimizer) -> list[Tensor]:
-    """A few of the parameters that are trained, spread evenly over all of them, by which a backward pass is noticed.
-
-    Hooks on all parameters would cost as much as some steps at each epoch of a deep model. A pass that reaches none of
-    these is noticed by the optimizer's step.
-    """
-    parameters: list[Tensor] = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    few = _spread(parameters)
-    if all(p.requires_grad and p.is_leaf for p in few):
-        return few
-    return _spread([p for p in parameters if p.requires_grad and p.is_leaf])
-
-
-def a_few_others(model: Module, optimizer: Optimizer) -> list[Tensor]:
-    """A few of the model's parameters that are to be trained and are not the optimizer's, usually none."""
-    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return _spread([p for p in model.parameters() if p.requires_grad and id(p) not in own])
-
-
-def _spread(parameters: list[Tensor]) -> list[Tensor]:
-    last = len(parameters) - 1
-    return [parameters[round(i * last / (FEW - 1))] for i in range(FEW)] if last >= FEW else parameters
 
 
 class LoaderSession:
@@ -99,6 +73,8 @@ class LoaderSession:
         self._new_look_ahead, self._ready, self.measures_at_step = look_ahead, ready, ready is None
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
+        if meter is not None:
+            run.count_memory_of(meter.gradients)
         if length.holds:
             run.controller.holds.add(LENGTH)
         self._begun = False  # whether `epochs` has been called, or a state loaded
@@ -127,6 +103,8 @@ class LoaderSession:
             if live.measures_at_step and live.run.measuring.watches:
                 live.run.measuring.before_step()
             which = live.which_batch
+            if which.stream.waits:
+                which.stream.stepped()
             elsewhere = not is_compiling() and get_ident() != which.thread  # a compiled step cannot ask
             if elsewhere or not which.trains_here or not which.delivering:
                 which.step()

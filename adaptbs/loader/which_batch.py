@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 
 from ..run import LookAhead, NoLookAhead, TrainingRun
 from .latest_input import LatestInput
+from .streams import StreamCheck
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,12 @@ class WhichBatch:
             made in it.
         delivering: True while an iteration is under way, and before the first.
         is_lost: True once it is not known which batch a step belongs to.
+        stream: compares the streams of a batch and its step.
     """
 
     def __init__(self, run: TrainingRun, ranks: int) -> None:
         self._run, self._ranks = run, ranks
+        self.stream = StreamCheck(run)
         self._built_in = self.thread = get_ident()
         self.trains_here, self.delivering, self.is_lost = True, True, False
         self._steps_after = 0  # the end of the latest iteration
@@ -76,6 +79,7 @@ class WhichBatch:
     def begin_iteration(self) -> None:
         """Take note that an iteration begins, in this thread."""
         self._iterations += 1
+        self.stream.begin()
         self._steps_after, self.delivering = 0, True
         if self.thread != get_ident():
             self.thread = get_ident()

@@ -6,10 +6,11 @@ from .limit import MemoryLimit
 from .pieces import run_in_pieces, shares
 from .probe import MemoryProbe, probe_batches, probe_memory
 from .recovery import SafeStep, is_out_of_memory
-from .trial import MemoryTrial
+from .trial import Measures, MemoryTrial
 
 __all__ = [
     "BatchCuts",
+    "Measures",
     "MemoryLimit",
     "MemoryProbe",
     "MemoryTrial",

@@ -6,13 +6,13 @@ import copy
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..gradients import NoiseMeter
 from ..model import (
     BatchLoss,
     WeightSnapshot,
@@ -39,7 +39,7 @@ def try_size(
     *,
     optimizer: Any = None,
     more: int = 0,
-    watching: Callable[[], AbstractContextManager[None]] = nullcontext,
+    watching: Callable[[int], AbstractContextManager[None]] = lambda size: nullcontext(),
 ) -> Trial:
     """Run a training step of `size` samples twice, and leave no trace of it.
 
@@ -51,7 +51,7 @@ def try_size(
         memory: the memory of the model's device.
         optimizer: takes the step without its hooks. None: forward and backward passes only.
         more: bytes that training sometimes needs on top, as measuring by halves does for another gradient.
-        watching: makes the context of forward and backward passes, as measuring in the step has one.
+        watching: makes the context of a forward and backward pass of so many samples, as measuring in the step has one.
 
     Raises:
         NotCutError: if it is not certain what repeats a sample of the batch.
@@ -63,7 +63,7 @@ def try_size(
     peak: int | None = None
     with preserved_grads(parameters), preserved(model):
         try:
-            peak = _peak(model, loss, certain_repeat(batch, size), parameters, memory, twin, watching)
+            peak = _peak(model, loss, certain_repeat(batch, size), parameters, memory, twin, partial(watching, size))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -106,16 +106,31 @@ def _peak(
     return max(peaks)
 
 
+class Measures(Protocol):
+    """What measures the run's steps, as far as memory is concerned."""
+
+    @property
+    def bytes_beside_step(self) -> int:
+        """Bytes that a measurement may hold beyond what a step under `watching` does."""
+        ...
+
+    def watching(self, size: int) -> AbstractContextManager[None]:
+        """A context that has a pass of so many samples hold what it holds when it is measured."""
+        ...
+
+
 class MemoryTrial:
     """Tries a size between two steps of a training run, by forward and backward passes on one of the run's batches.
+
+    What it counts is no less than what a measured step of the size holds, the first one included.
 
     Args:
         model: the model that is being trained.
         loss: the loss of a batch.
         memory: the device's memory.
         batch: returns the latest batch of the run.
-        measures: returns how the run measures: in its steps, whose passes are then tried as they are when they are
-            measured; by halves, which needs memory for another gradient; or None for not at all.
+        measures: returns what measures the run's steps; None for nothing.
+        accumulates: True if a step's later passes begin with the gradient of the earlier ones.
     """
 
     def __init__(
@@ -125,14 +140,19 @@ class MemoryTrial:
         memory: DeviceMemory,
         batch: Callable[[], Any],
         *,
-        measures: Callable[[], NoiseMeter | None],
+        measures: Callable[[], Measures | None],
+        accumulates: bool = False,
     ) -> None:
         self._model, self._loss, self._memory, self._batch, self._measures = model, loss, memory, batch, measures
+        self._accumulates = accumulates
 
     def __call__(self, size: int) -> Trial:
-        meter = self._measures()
-        more = bytes_of(trainable(self._model)) if meter is not None and not meter.in_step else 0
-        watching = meter.watching if meter is not None and meter.in_step else nullcontext
+        measures = self._measures()
+        more = bytes_of(trainable(self._model)) if self._accumulates else 0
+        if measures is None:
+            return try_size(self._model, self._loss, self._batch(), size, self._memory, more=more)
+        more += measures.bytes_beside_step
+        watching = measures.watching
         return try_size(self._model, self._loss, self._batch(), size, self._memory, more=more, watching=watching)
 
 

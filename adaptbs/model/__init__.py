@@ -3,7 +3,7 @@
 from .batch_loss import BatchLoss, LossNotScalarError, summing
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import with_index
-from .modules import has_batch_norm, trainable, without_chance
+from .modules import has_batch_norm, has_compiled, has_static_shapes, is_compiled, trainable, without_chance
 from .preserve import (
     Snapshot,
     WeightSnapshot,
@@ -35,6 +35,9 @@ __all__ = [
     "describe_batch",
     "has_a_row_a_sample",
     "has_batch_norm",
+    "has_compiled",
+    "has_static_shapes",
+    "is_compiled",
     "preserved",
     "preserved_grads",
     "preserved_loader",

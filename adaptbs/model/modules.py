@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,25 @@ def has_batch_norm(model: nn.Module) -> bool:
     """True if any BatchNorm of the model is in training mode."""
     # The common base class also covers lazy and synchronised BatchNorm.
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """True if a module is compiled, by `torch.compile(module)` or `module.compile()`."""
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return True
+    dynamo = sys.modules.get("torch._dynamo")  # if the compiler is not loaded, nothing is compiled
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
+def has_compiled(model: nn.Module) -> bool:
+    """True if a model or a part of it is compiled."""
+    return "torch._dynamo" in sys.modules and any(map(is_compiled, model.modules()))
+
+
+def has_static_shapes(model: nn.Module) -> bool:
+    """True if a model or a part of it is compiled anew for each shape, by `torch.compile(..., dynamic=False)`."""
+    contexts = (getattr(module, "dynamo_ctx", None) for module in model.modules() if is_compiled(module))
+    return any(getattr(context, "_dynamic", None) is False for context in contexts)
 
 
 def cuda_devices(model: nn.Module) -> list[int]:

@@ -5,7 +5,8 @@ from .holds import NOT_CUT, Holds
 from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAhead
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
-from .training_run import TrainingRun, check_version
+from .training_run import TrainingRun
+from .version import check_version
 
 __all__ = [
     "NOT_CUT",

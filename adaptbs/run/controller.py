@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import device as Device
 
-from ..decision import NEWS, DecisionTimer, Progress, decide, is_urgent
+from ..decision import NEWS, DecisionTimer, Progress, is_urgent
 from ..gradients import IN_STEP
 from ..memory import MemoryLimit
 from ..noise_scale import NoiseScaleTracker, student_t
@@ -245,8 +245,8 @@ class Controller:
             progress, noise_scale=noise_scale, coupled=self._noise_scales.caveat == COUPLED,
             new_measurements=self._timer.new_measurements, batch_size=self.batch_size, step_time=self.step_time,
         )  # fmt: skip
-        decision = self._ranks.agree(self.holds.apply(decide(now, settings.target), self.batch_size))
-        decision = self.memory.clip(decision, self.batch_size, longest)
+        decision = self._ranks.agree(self.holds.apply(self.rules.decide(now), self.batch_size))
+        decision = self.rules.to_few(self.memory.clip(decision, self.batch_size, longest), self.batch_size)
         if decision.batch_size != self.batch_size:
             sizes = self.batch_size, decision.batch_size
             log.info("batch size %d -> %d (%s) at %.0f %%", *sizes, in_words(decision.reason), 100 * share)

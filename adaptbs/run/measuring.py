@@ -123,6 +123,12 @@ class StepMeasuring:
             self._said = True
             log.warning(WRONG, made.read_caveat())
 
+    def give_up(self) -> None:
+        """Measure nothing from here on."""
+        self.stop()
+        self.meter = None
+        self._controller.forget_measurements()
+
     @property
     def by_halves(self) -> bool:
         """True if batches are measured in passes of their own, before the step."""
@@ -166,5 +172,4 @@ class StepMeasuring:
             on = "" if batch is None else f" (the loss was called on a batch of {describe_batch(batch)})"
             said = f"{type(failure).__name__}: {said}{on}"
         log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, instead)
-        self.meter = None
-        self._controller.forget_measurements()
+        self.give_up()

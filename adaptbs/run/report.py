@@ -53,6 +53,17 @@ class RunReport:
         return {**run.controller.views, **{name: OUTSIDE for name in (meter.outside if meter else [])}}
 
     @property
+    def batch_sizes(self) -> tuple[int, ...] | None:
+        """The sizes that the batches of a compiled model may have, samples, to compile them beforehand (docs/gpu.md).
+
+        They are the size that the run starts with times powers of two. None: a batch may have any size, as that of a
+        model that is not compiled. At the end of a pass there may be a shorter one, unless `drop_last` is given.
+        """
+        run = self.training_run
+        sizes = run.few_sizes if run is not None else ()
+        return tuple(size // run.controller.batches_per_step for size in sizes) if run and sizes else None
+
+    @property
     def progress(self) -> float | None:
         """Share of the run done, 0..1, the current batch included; None where its length is not known."""
         known = self._controller is not None and self._controller.progress_tracker.epochs is not None

@@ -11,6 +11,7 @@ from ..decision import (
     Progress,
     Situation,
     critical_over_simple,
+    decide,
     early_limit,
     efficiency_floor,
     largest_at_constant_rate,
@@ -20,7 +21,8 @@ from ..decision import (
 )
 from ..hyperparameters import lr_rule
 from ..timing import Time
-from ..types import NoiseScale, Scale
+from ..types import Decision, NoiseScale, Scale
+from .few_sizes import few_sizes, to_few
 from .settings import Settings
 
 T = TypeVar("T")
@@ -65,18 +67,20 @@ class RunRules:
         critical: the critical batch size over B_simple.
         max_batch_size: never exceeded.
         holds: True if hyperparameters stay as they are.
+        sizes: the sizes that a step may have, samples, in rising order. Empty: it may have any.
     """
 
     def __init__(
         self, settings: Settings, *, batch_size: int, epoch_samples: int, adaptive: bool, batches_per_step: int
     ) -> None:
-        self._adaptive, self._start, self._settings = adaptive, batch_size, settings
+        self._adaptive, self._start, self._unit, self._settings = adaptive, batch_size, batches_per_step, settings
         self.base_batch_size = int(settings.base_batch_size or batch_size)
         self.reference = reference_batch_size(self.base_batch_size)
         self.critical = critical_over_simple(adaptive)
         largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
         self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
         self.holds = False
+        self.sizes: tuple[int, ...] = ()
         lr_scaling = settings.lr_scaling
         if lr_scaling == "auto" and callable(settings.target):
             lr_scaling = "sqrt" if adaptive else "linear"  # a recipe for the batch has the customary factor in full
@@ -97,6 +101,27 @@ class RunRules:
     def hold(self) -> None:
         """Let hyperparameters stay as they are."""
         self.holds = True
+
+    def keep_to(self, sizes: tuple[int, ...]) -> None:
+        """Let steps have these sizes alone, samples; any where there is none."""
+        self.sizes = sizes
+
+    @property
+    def few_sizes(self) -> tuple[int, ...]:
+        """The sizes that a step of a compiled model may have, samples, in rising order."""
+        return few_sizes(self._start, min(self.reference, self._start), self.max_batch_size, self._unit)
+
+    def has_few_sizes(self) -> bool:
+        """True if a step may not have every size."""
+        return bool(self.sizes)
+
+    def decide(self, now: Situation) -> Decision:
+        """The next batch size, and the reason for it, before memory is asked."""
+        return self.to_few(decide(now, self._settings.target), now.batch_size)
+
+    def to_few(self, decision: Decision, batch_size: int) -> Decision:
+        """The decision, at a size that a step may have."""
+        return to_few(decision, batch_size, self.sizes)
 
     def scale(self, cut_size: int, noise_scale: NoiseScale | None) -> Scale:
         """How the hyperparameters change for a batch that was cut at this size."""

@@ -15,8 +15,8 @@ from torch import nn
 from ..decision import ROUNDING
 from ..gradients import HALVES, IN_STEP, NoiseMeter, views_of, why_loss_is_needed
 from ..hyperparameters import HyperparameterScaler
-from ..memory import MemoryLimit, MemoryTrial, memory_of
-from ..model import BatchLoss
+from ..memory import Measures, MemoryLimit, MemoryTrial, memory_of
+from ..model import BatchLoss, has_compiled
 from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
 from ..timing import Clock
@@ -29,11 +29,11 @@ from .rules import check_shape
 from .settings import Settings
 from .sums import SumCheck
 from .tracker import BatchTracker, EpochEvents
+from .version import VERSION, check_version
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 6  # of what state_dict() holds
 UNKNOWN = "optimizer not known"  # reason to hold the batch
 ANOTHER_PASS = (
     "epoch %d takes more than one pass over the data: samples of larger batches bring less, so it is given more of "
@@ -112,6 +112,7 @@ class TrainingRun:
         self._meter: NoiseMeter | None = None
         if measures:
             self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, parameters=parameters)
+        self._measured_by: Measures | None = None  # in place of the meter
         self._at, self._step_ended = -1, True  # samples at the latest batch, and whether it ends an optimizer step
         self._scaler: HyperparameterScaler | None = None
         follows = "betas" in settings.following
@@ -131,7 +132,9 @@ class TrainingRun:
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
             trial = MemoryTrial(
-                self._trial_model, self._trial_loss, memory, lambda: this._batch, measures=lambda: this._meter
+                self._trial_model, self._trial_loss, memory, lambda: this._batch,
+                measures=lambda: this._measured_by or this._meter,
+                accumulates=self.controller.batches_per_step > self._ranks.world_size,
             )  # fmt: skip
         limit = MemoryLimit(
             None if self.settings.step_time else memory, self.settings.exceed_memory,
@@ -153,6 +156,10 @@ class TrainingRun:
         """Time the run by another clock, for simulations; call it before the run begins."""
         self.controller.use_clock(clock)
 
+    def count_memory_of(self, measures: Measures) -> None:
+        """Let trials of larger batches count what this holds, which measures in place of the run's own meter."""
+        self._measured_by = measures
+
     def follow(self, scaler: HyperparameterScaler) -> None:
         """Keep what the optimizer's averages have accumulated in the state of the run.
 
@@ -168,6 +175,11 @@ class TrainingRun:
     def model_device(self) -> Any:
         """The device where the model lies now, by its first parameter."""
         return next(self.model.parameters()).device
+
+    @property
+    def few_sizes(self) -> tuple[int, ...]:
+        """The sizes that a step on a compiled model may have, samples; empty where it may have any."""
+        return self.controller.rules.few_sizes if not self._micro_batch_size and has_compiled(self.model) else ()
 
     @property
     def has_begun(self) -> bool:
@@ -214,6 +226,7 @@ class TrainingRun:
         next_pass: Callable[[], Iterable[T]] | None = None,
     ) -> Iterator[T]:
         """Pass an epoch's batches on, keep count, and decide between them; see `BatchTracker.deliver`."""
+        self.controller.rules.keep_to(self.few_sizes)
         self.controller.start_clock()
         another = partial(self._another_pass, next_pass) if next_pass is not None else None
         return self.tracker.deliver(batches, queue, look_ahead or NoLookAhead(), events, is_new, another)
@@ -281,12 +294,3 @@ class TrainingRun:
             self._meter.load_state_dict(state["meter"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["hyperparameters"])
-
-
-def check_version(state: dict[str, Any]) -> None:
-    """Raise ValueError unless a state was saved by an adaptbs that this one can read."""
-    if state.get("version") != VERSION:
-        raise ValueError(
-            f"the state is of version {state.get('version')}, this adaptbs reads {VERSION}: "
-            "finish the run with the adaptbs that began it, or start anew"
-        )

@@ -55,6 +55,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.sampler, self.drop_last, self.batches_per_step, self.ranks = sampler, drop_last, batches_per_step, ranks
         self.row_multiple, self.tail_rows = row_multiple, tail_rows
         self.size, self.first, self.least = size, start, start if drop_last else 1
+        self._few: Callable[[], bool] = bool  # False
         self._next: PassCut | None = None  # for iterations that begin now
         self._warned = False  # of a wrong length
         self.issued: deque[BatchInfo] = deque()
@@ -94,9 +95,22 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         finally:
             self._next = None
 
-    def follow(self, size: Callable[[], int]) -> None:
-        """Ask this for the size of the next step from here on."""
-        self.size = size
+    def follow(self, size: Callable[[], int], few: Callable[[], bool] = bool) -> None:
+        """Ask this for the size of the next step from here on.
+
+        Args:
+            size: returns it, samples.
+            few: returns True if batches are to have few sizes. What is left of a pass is then cut at halves of the
+                size, quarters, and so on, down to what the run began with.
+        """
+        self.size, self._few = size, few
+
+    def fitting(self, size: int, left: int) -> int:
+        """The size of the next step, which is to be `size`, where so many samples of the pass are left."""
+        if size > left and self._few():
+            while size > left and size % 2 == 0 and size // 2 >= self.first * self.batches_per_step:
+                size //= 2
+        return size
 
     def compare_length(self, samples: int) -> None:
         """Warn, once, where a pass has had another number of samples than the sampler's length says."""
@@ -111,4 +125,8 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         )  # fmt: skip
 
     def __len__(self) -> int:
-        return -(-self.pass_samples * self.batches_per_step // self.size())
+        left, size, steps = self.pass_samples, self.size(), 0
+        while left >= size and self._few():
+            steps, left = steps + left // size, left % size
+            size = self.fitting(size, left)
+        return steps * self.batches_per_step - (-left * self.batches_per_step // size)

@@ -23,6 +23,8 @@ class Sizes(Protocol):
     @property
     def shortest_tail(self) -> int: ...
 
+    def fitting(self, size: int, left: int) -> int: ...
+
     def __len__(self) -> int: ...
 
 
@@ -71,7 +73,7 @@ class CountsBatches:
         size, shortest_tail = sampler.size(), sampler.shortest_tail
         while twin._left:
             if not twin._batch:
-                found += twin._skip(size) * sampler.batches_per_step
+                found += twin._skip(sampler.fitting(size, twin._left)) * sampler.batches_per_step
             length = twin._length(shortest_tail)
             if not length:
                 break

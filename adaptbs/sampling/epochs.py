@@ -78,9 +78,9 @@ class EpochSource:
         self._rest: Rest | None = None  # of a saved pass, for the next epoch to go on with
         self._loaded: dict[str, Any] | None = None  # its state, as long as no batch of it has been delivered
 
-    def follow(self, size: Callable[[], int]) -> None:
-        """Ask this for the size of the next optimizer step, samples, from here on."""
-        self.batch_sampler.follow(size)
+    def follow(self, size: Callable[[], int], few: Callable[[], bool] = bool) -> None:
+        """Ask this for the size of the next optimizer step, samples, from here on; see `AdaptiveBatchSampler`."""
+        self.batch_sampler.follow(size, few)
 
     def opened(self) -> AbstractContextManager[None]:
         """Put around the beginning of the loader's own iteration over `batch_sampler`, which refuses any other."""

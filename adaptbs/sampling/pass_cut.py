@@ -88,6 +88,8 @@ class PassCut(CountsBatches):
         while self._left:
             if not self._batch:
                 self._cut_size = sampler.size()
+                if self._cut_size > self._left:
+                    self._cut_size = sampler.fitting(self._cut_size, self._left)
             if alone and self._left >= 2 * self._cut_size:  # nearly all batches; each function called here costs
                 length = self._cut_size
                 batch = list(islice(self._indices, length))

@@ -3,8 +3,7 @@
     python -m benchmarks.cost.measuring
 
 Plain steps, measured steps, steps beside a measurement in a pass of its own (by halves, or by the norms of single
-examples), and split steps take turns. The medians of the extra time, in plain steps, go to results/measuring_cost.json,
-and so do the bytes of tensors alive at once: of a step, of a measured step, and of the passes of its own.
+examples), and split steps take turns. The medians of the extra time, in plain steps, go to results/measuring_cost.json.
 """
 
 from __future__ import annotations
@@ -21,11 +20,9 @@ from torch import nn
 
 from adaptbs.gradients.halves import GradientPool, HalfBatches
 from adaptbs.gradients.in_step import InStep
-from adaptbs.memory.trial import bytes_of
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.model.batches import batch_length, slice_batch
 from adaptbs.model.modules import has_batch_norm
-from benchmarks.common.live_bytes import peak_bytes
 from benchmarks.common.machine import save
 from benchmarks.common.per_example import PerExample
 
@@ -125,15 +122,12 @@ def compare(make: Callable, n: int) -> dict:
         optimizer.zero_grad()
 
     def in_step() -> None:
-        in_step_alone()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def in_step_alone() -> None:
         watch.arm(n)
         loss(model, batch).backward()
         watch.norms()
         watch.disarm()
+        optimizer.step()
+        optimizer.zero_grad()
 
     def by_halves() -> None:
         halves.measure(batch)
@@ -164,17 +158,8 @@ def compare(make: Callable, n: int) -> dict:
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - begin)
     base = statistics.median(seconds.pop("plain"))
-    bytes_ = {
-        "step": lambda: loss(model, batch).backward(), "in step": in_step_alone,
-        "halves": lambda: halves.measure(batch), "per example": lambda: examples.measure(batch),
-    }  # fmt: skip
-    peaks = {}
-    for name, function in bytes_.items():
-        if name == "step" or name in seconds:
-            optimizer.zero_grad()
-            peaks[name] = peak_bytes(function, model.parameters())
     extra = {name: statistics.median(s) / base - 1 for name, s in seconds.items()}
-    return {"step_ms": 1000 * base, **extra, "parameter_bytes": bytes_of(model.parameters()), "peak_bytes": peaks}
+    return {"step_ms": 1000 * base, **extra}
 
 
 MODELS = {

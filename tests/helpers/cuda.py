@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import types
 import weakref
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -154,12 +155,23 @@ class FakeCuda:
         """Launch a kernel that takes so long. The host goes on at once."""
         self.now += LAUNCH
         stream = stream or self._current[self.index]
+        if stream not in self._streams:
+            self._streams.append(stream)
         stream.free_at = max(stream.free_at, self.now) + seconds
+
+    @contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        """Make this stream the current one, as `torch.cuda.stream`."""
+        before, self._current[self.index] = self._current[self.index], stream
+        try:
+            yield
+        finally:
+            self._current[self.index] = before
 
     def synchronize(self, device: Any = None) -> None:
         """Wait until the device has worked through its queue."""
         self.waits.note("synchronize")
-        self.now = max(self.now, *(stream.free_at for stream in self._current.values()))
+        self.now = max(self.now, *(stream.free_at for stream in self._streams))
 
     def random(self, device: int) -> float:
         """A random number drawn on a device."""

@@ -1,6 +1,7 @@
 """Between decisions nothing waits for the device, on the double of CUDA in tests/helpers/cuda.py."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
+from fastai.optimizer import Adam, OptimWrapper
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.ranks import Ranks
 from adaptbs.run.controller import Controller
 from tests.helpers.cuda import FakeCuda
 from tests.helpers.waits import ELSEWHERE
@@ -64,13 +67,9 @@ def waits_outside_of_readings(cuda: FakeCuda, monkeypatch) -> list[tuple[str, st
     return outside
 
 
-CASES = [
-    *(("halves", optimizer, False) for optimizer in OPTIMIZERS),
-    *(("in_step", optimizer, True) for optimizer in OPTIMIZERS),
-]
-
-
-@pytest.mark.parametrize(("source", "optimizer", "by_step"), CASES)
+@pytest.mark.parametrize("source", ["halves", "in_step"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("by_step", [False, True], ids=["own steps", "loader.step"])
 def test_a_loop_is_not_held_up(source, optimizer, by_step, monkeypatch):
     with FakeCuda() as cuda:
         outside = waits_outside_of_readings(cuda, monkeypatch)
@@ -118,6 +117,48 @@ def test_nor_by_what_is_asked_for_besides(arguments, monkeypatch):
     assert outside == []
 
 
+class Agreeing(Ranks):
+    """The first of two ranks that see the same, without another process."""
+
+    __slots__ = ()
+
+    def agree(self, value):
+        return value
+
+    def gather(self, numbers):
+        return [list(numbers)] * self.world_size
+
+    def mean(self, numbers):
+        return numbers.mul_(self.world_size) / self.world_size
+
+
+@pytest.mark.parametrize("averages", [True, False], ids=["DDP", "own averaging"])
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("to_none", [True, False])
+def test_nor_by_several_ranks(averages, passes, to_none, monkeypatch):
+    """Measured by each rank's gradient against the average. The exchange itself is not simulated."""
+    monkeypatch.setattr(Ranks, "from_arguments", lambda *_: Agreeing(0, 2, True))
+    with FakeCuda() as cuda:
+        outside = waits_outside_of_readings(cuda, monkeypatch)
+        model = cuda.place(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)))
+        optimizer = AdamW(model.parameters(), 1e-3)
+        data = TensorDataset(torch.randn(3200, 8), torch.randn(3200, 1))
+        loader = AdaptiveDataLoader(
+            data, 16, shuffle=True, model=model, optimizer=optimizer, epochs=1, overhead=0.3, max_batch_size=16,
+            decide_every=0.2, budget="epochs", accumulation_steps=passes,
+        )  # fmt: skip
+        gradients = loader._session.meter.gradients
+        gradients._averages, gradients._copies = averages, passes > 1 or not averages
+        for i, (x, y) in enumerate(loader, 1):
+            cuda.queue(5e-3)
+            mse_loss(model(x.to("cuda", non_blocking=True)), y.to("cuda", non_blocking=True)).backward()
+            if i % passes == 0:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=to_none)
+    assert loader.history.to_dict()["event"].count("measurement") >= 8
+    assert outside == []
+
+
 def test_one_value_that_is_read_at_each_step_would_be_seen(monkeypatch):
     with FakeCuda() as cuda:
         outside = waits_outside_of_readings(cuda, monkeypatch)
@@ -137,15 +178,27 @@ def test_one_value_that_is_read_at_each_step_would_be_seen(monkeypatch):
     assert len(outside) > 20 and {what for what, _ in outside} == {"_local_scalar_dense.default"}
 
 
-def test_a_learner_is_not_held_up(monkeypatch):
+# fastai sets each group's learning rate to a number, so there is none as a tensor.
+OF_FASTAI: dict[str, Callable[..., Any]] = {
+    "fastai's Adam": Adam,
+    **{name: partial(OptimWrapper, opt=opt) for name, opt in {
+        "AdamW, fused": partial(AdamW, fused=True),
+        "AdamW, capturable": partial(AdamW, capturable=True),
+    }.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["halves", "in_step"])
+@pytest.mark.parametrize("optimizer", OF_FASTAI)
+def test_a_learner_is_not_held_up(source, optimizer, monkeypatch):
     with FakeCuda() as cuda:
         outside = waits_outside_of_readings(cuda, monkeypatch)
         model = cuda.place(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)))
         data = TensorDataset(torch.randn(800, 8), torch.randn(800, 1))
         dls = DataLoaders(DataLoader(data, bs=16, shuffle=True), DataLoader(data, bs=400))
         dls.device = torch.device("cuda")
-        learn = Learner(dls, model, loss_func=nn.MSELoss(), cbs=Work(cuda))
-        callback = AdaptiveBatchSize(overhead=0.3, max_batch_size=16, decide_every=0.2, budget="epochs")
+        learn = Learner(dls, model, loss_func=nn.MSELoss(), opt_func=OF_FASTAI[optimizer], cbs=Work(cuda))
+        callback = AdaptiveBatchSize(source=source, overhead=0.3, max_batch_size=16, decide_every=0.2, budget="epochs")
         with learn.no_logging():
             learn.fit(1, 1e-3, cbs=[callback])
     assert callback.history.to_dict()["event"].count("measurement") >= 8

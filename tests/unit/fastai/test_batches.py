@@ -100,5 +100,8 @@ def test_no_more_of_the_order_is_kept_than_stock_keeps(shuffle, drop_last):
 
 def fixed_run(epoch_samples: int, batch_size: int) -> SimpleNamespace:
     """A run that measures nothing and never grows."""
-    controller = SimpleNamespace(epoch_samples=epoch_samples, batch_size=batch_size, start_batch_size=batch_size)
+    controller = SimpleNamespace(
+        epoch_samples=epoch_samples, batch_size=batch_size, start_batch_size=batch_size,
+        rules=SimpleNamespace(has_few_sizes=bool),
+    )  # fmt: skip
     return SimpleNamespace(controller=controller, deliver=lambda batches, queue, next_pass: batches, goes_on=False)

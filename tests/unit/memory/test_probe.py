@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import adaptbs
 from adaptbs import probe_memory
+from adaptbs.gradients.halves import TEMPORARY
 from adaptbs.gradients.meter import NoiseMeter
 from adaptbs.memory import probe
 from adaptbs.memory.trial import MemoryTrial, try_size
@@ -196,12 +197,15 @@ def test_what_measuring_holds_is_counted(memory):
     model = network()
     batch = (torch.randn(8, 4), torch.randn(8, 1))
     plain = try_size(model, MSE, batch, 16, memory)
-    own = sum(p.numel() * 4 for p in model.parameters())
-    for choice, more in (("halves", own), ("in_step", 0)):
+    sizes = [p.numel() * 4 for p in model.parameters()]
+    for choice, more in (("halves", sum(sizes) + TEMPORARY * max(sizes)), ("in_step", 0)):
         meter = NoiseMeter(model, MSE, choice=choice)
         trial = MemoryTrial(model, MSE, memory, lambda: batch, measures=lambda meter=meter: meter)
         assert trial(16).peak == plain.peak + more
-    assert MemoryTrial(model, MSE, memory, lambda: batch, measures=lambda: None)(16).peak == plain.peak
+    trial = MemoryTrial(model, MSE, memory, lambda: batch, measures=lambda: None)
+    assert trial(16).peak == plain.peak
+    trial = MemoryTrial(model, MSE, memory, lambda: batch, measures=lambda: None, accumulates=True)
+    assert trial(16).peak == plain.peak + sum(sizes), "a step's later passes begin with the gradient of the earlier"
 
 
 def test_a_run_that_is_measured_in_its_steps_tries_a_step_as_it_is_when_measured(memory, monkeypatch):
