@@ -30,6 +30,7 @@ from .learner import (
     loss_apart,
     reset_states,
     splitting,
+    validation_batch_size,
 )
 from .others import LaterChanges
 from .pictures import plot_bs_find, plot_sched_by_samples
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..run import SharedArguments
+
+SLOW_VALIDATION = 4  # times larger than the validation's a training batch is, where the summary speaks of it
 
 
 log = logging.getLogger(__name__)
@@ -75,6 +78,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._steps: FastaiStep | None = None
         self._batches: AdaptiveBatches | None = None  # of the latest epoch
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
+        self._validated_by: int | None = None  # samples of a validation batch, of the latest fit
 
     @property
     def learn(self) -> Any:
@@ -99,6 +103,17 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
     def batch_size(self) -> int | None:
         """The size of the batches that are cut now, samples; None before the first fit."""
         return self._controller.batch_size if self._controller else None
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        size, largest = self._validated_by, self.batch_size
+        if size is None or largest is None or SLOW_VALIDATION * size > largest:
+            return ()
+        return (
+            f"Validation ran in batches of {size:,}, in time that is not counted here. It needs no gradients, so "
+            f"larger\nones fit: `learn.dls.valid.bs = {largest}`, or `val_bs={largest}` where dataloaders() makes "
+            "them.",
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that the decisions of the latest fit depend on: numbers, strings and containers of them.
@@ -132,12 +147,14 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         certain, given = is_language_model(dl), self._settings.split is not None or is_language_model(dl)
         split = splitting(self._settings.split, certain=certain)
         apart = loss_apart(learn, split, given)
+        in_pieces = start != dl.bs or is_language_model(dl)
+        self._validated_by = None if in_pieces else validation_batch_size(learn)
         self._training = run = TrainingRun(
             self._settings, model, getattr(self.opt, "opt", self.opt),
             batch_size=start, epoch_samples=samples, adaptive=is_adaptive(self.opt),
             loss=BatchLoss(batch_loss=batch_loss(learn), called="learn.loss_func", split=split, split_given=given),
             trial_loss=apart, trial_model=model,
-            micro_batch_size=dl.bs if start != dl.bs or is_language_model(dl) else None,
+            micro_batch_size=dl.bs if in_pieces else None,
             per_step=PER_STEP_OF_A_LEARNER,
         )  # fmt: skip
         if not any("lr" in (getattr(cb, "scheds", None) or ()) for cb in learn.cbs):  # fastai's ParamScheduler

@@ -63,9 +63,15 @@ class Columns(QuickCallback):
         if recorder and len(recorder.log) == len(recorder.metric_names) - len(NAMES) - bool(recorder.add_time):
             estimate = self._source.noise_scale
             simple = estimate.simple if estimate is not None else None
-            shown = math.nan if simple is None else float(f"{simple:.3g}")
+            shown = math.nan if simple is None else three_digits(simple)
             run = self._source.training_run
             recorder.log += [self._source.batch_size, shown, run.tracker.epoch_samples if run is not None else 0]
+
+
+def three_digits(value: float) -> float:
+    """The value to three significant digits, as an integer where it is one: fastai shows a float with six decimals."""
+    rounded = float(f"{value:.3g}")
+    return int(rounded) if abs(rounded) >= 100 else rounded
 
 
 def begins_fit(learn: Any) -> bool:

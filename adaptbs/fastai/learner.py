@@ -50,6 +50,13 @@ def check(dl: Any) -> None:
             )
 
 
+def validation_batch_size(learn: Any) -> int | None:
+    """Samples of a batch of the validation that follows each epoch; None without one, or where one batch is all."""
+    dl = learn.dls.loaders[1] if len(learn.dls.loaders) > 1 else None
+    size, samples = getattr(dl, "bs", None), getattr(dl, "n", None)
+    return size if size and samples and samples > size else None
+
+
 def check_indices(dl: Any, found: int) -> None:
     """Raise TypeError if a `get_idxs` from outside of fastai gives another number of indices than the loader's `n`."""
     foreign = "get_idxs" in vars(dl) or not _owner(dl, "get_idxs").__module__.startswith("fastai.")

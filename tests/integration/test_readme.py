@@ -14,7 +14,8 @@ from tests.integration.fastai.learners import make_learner
 from tests.integration.processes import Forked, run_on_ranks, run_script
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def surroundings() -> dict:
@@ -31,10 +32,25 @@ def surroundings() -> dict:
     }  # fmt: skip
 
 
-def test_there_is_a_block_for_each_use():
-    text = "\n".join(BLOCKS)
-    for name in ("AdaptiveBatchSize()", "AdaptiveDataLoader(", "learn.bs_find()", "bs_find(model"):
-        assert name in text
+def test_the_first_screen_has_what_a_newcomer_looks_for_in_this_order():
+    first_screen = README[: README.index("\n## ")]
+    looked_for = (
+        "docs/images/demo.png", "`make demo` on ", "pip install", "cbs=AdaptiveBatchSize()", "learn.lr_find()",
+        "learn.bs_find()", "AdaptiveDataLoader(",
+    )  # fmt: skip
+    places = [first_screen.index(name) for name in looked_for]
+    assert places == sorted(places)
+
+
+def test_the_table_has_the_rows_in_which_something_else_is_quicker():
+    (table,) = re.findall(r"<!-- table quality_readme -->\n(.*?)<!-- end -->", README, re.DOTALL)
+    rows = table.split("\n\n")[0].splitlines()
+    assert {row.count("|") for row in rows} == {5}
+    assert "a fixed 2,048 instead" in table and "on a full device" in table
+
+
+def test_no_block_looks_for_a_batch_size_twice():
+    assert max(block.count("bs_find()") for block in BLOCKS) == 1
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))

@@ -50,3 +50,8 @@ def test_every_shared_argument_is_in_one_of_the_two_tiers():
 def test_the_loaders_docstring_shows_the_shared_arguments():
     for field in fields(Settings):
         assert f"\n        {field.name}: " in (adaptbs.AdaptiveDataLoader.__doc__ or "")
+
+
+def test_one_page_explains_the_estimate():
+    formula = re.compile(r"tr\(Σ\) = (?!E)|E\|G_b\|² =")
+    assert [page.name for page in DOCS.glob("*.md") if formula.search(page.read_text())] == ["estimate.md"]
