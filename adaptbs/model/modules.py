@@ -30,7 +30,12 @@ def is_compiled(module: nn.Module) -> bool:
 
 def has_compiled(model: nn.Module) -> bool:
     """True if a model or a part of it is compiled."""
-    return "torch._dynamo" in sys.modules and any(map(is_compiled, model.modules()))
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return False
+    # As `is_compiled` of each, but in one call: it is asked at each epoch, of deep models too.
+    kind = dynamo.OptimizedModule
+    return any([m._compiled_call_impl is not None or isinstance(m, kind) for m in model.modules()])
 
 
 def has_static_shapes(model: nn.Module) -> bool:

@@ -170,7 +170,7 @@ class Controller:
         if done < timer.due_at and not timer.new_measurements:
             return
         news = timer.unread_measurements >= NEWS or (timer.new_measurements >= TRY and not self._budget.knows_cost)
-        if timer.is_turn(done) or (news and self._look(cut_size)):
+        if done >= timer.due_at or timer.waits or (news and self._look(cut_size)):
             with self._budget.clock.deciding() if timer.new_measurements else nullcontext():  # else next to no work
                 self._decide(cut_size, longest)
 

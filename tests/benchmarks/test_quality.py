@@ -145,7 +145,7 @@ def test_lengths_are_compared_with_what_the_base_run_predicted(line, tmp_path):
             assert (row["samples"], row["size"]) == (200 * epochs, 16) and row["training_loss"] > 0
             part.add(row | {"training_loss": loss})
     found = lengths.compared("flights", 16, part)
-    assert (found.simple, found.critical) == ((16 + 64) / (64 + 64), (16 + 4 * 64) / (64 + 4 * 64))
+    assert (found.simple, found.critical) == ((16 + 64) / (64 + 64), (16 + 3 * 64) / (64 + 3 * 64))
     assert found.needed["training_loss"] == pytest.approx([2 * math.sqrt(1.5)] * 3)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from adaptbs import SquaredNorms
 from adaptbs.hyperparameters import HyperparameterScaler, following, lr_rule, traits_of
+from adaptbs.hyperparameters.learning_rate import saturating
 from adaptbs.noise_scale import estimate
 from benchmarks.quality.lion_betas import Lion
 from benchmarks.quality.transfer_grid import models, results, rules, runs
@@ -63,14 +64,14 @@ def test_the_stacked_optimizers_are_torchs(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_our_rule_is_what_adaptbs_does(kind):
+def test_the_grids_own_rule_is_what_adaptbs_did_when_it_was_run(kind):
     """Steps at k = 1 and then at K of torch's optimizer, set by adaptbs, against the default rule of the grid."""
     rates = [0.01, 0.02, 0.05]
     ks = [1] * BEFORE + [K] * AFTER
     found = stepped(kind, kind.default, ks, rates)
-    # Measurements without spread, so that the cautious limit is PHI.
+    # Measurements without spread, so that the noise scale is PHI.
     noise_scale = estimate([SquaredNorms(small_size=1, small=1 + PHI, large_size=8, large=1 + PHI / 8)] * 20)
-    rule = lr_rule("auto", adaptive=kind is not SGD, base_batch_size=8)
+    rule = saturating(8, 4, 1.0) if kind is SGD else lr_rule("sqrt", adaptive=True, base_batch_size=8)
     for run, rate in enumerate(rates):
         parameter = nn.Parameter(torch.ones(PARAMETERS, dtype=torch.float64))
         optimizer = theirs(kind, parameter, rate)

@@ -43,7 +43,7 @@ def _named(kind: Kind, rule: Rule) -> str:
         return "nothing follows"
     absent = ABSENT.get(kind.name, ())
     text = "; ".join(f"{NAMES[part]} {what}" for part, what in asdict(rule).items() if part not in absent)
-    return f"**{text}** (ours)" if rule == kind.default else text
+    return f"**{text}** (ours then)" if rule == kind.default else text
 
 
 def _marked(kind: Kind) -> tuple[int, int]:
