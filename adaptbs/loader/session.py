@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ..checks import check_size
 from ..gradients import is_sharded
 from ..hyperparameters import StepHook
-from ..model import BatchLoss
+from ..model import BatchLoss, Seldom
 from ..run import DetectLookAhead, LookAhead, TrainingRun, check_version
 from ..sampling import EpochSource
 from ..types import Scale
@@ -85,8 +85,9 @@ class LoaderSession:
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
-            others=partial(a_few_others, run.model, optimizer),
+            others=Seldom(run.model, partial(a_few_others, run.model, optimizer)),
         )  # fmt: skip
+        self._is_sharded = Seldom(run.model, partial(is_sharded, run.model))
 
     def follow(self) -> None:
         """From now on let the hyperparameters follow the batch, as long as there is anybody who sets it."""
@@ -196,7 +197,7 @@ class LoaderSession:
                 live(unclear, fetched)
 
         stated = self._new_look_ahead
-        forward = self.run.model if is_sharded(self.run.model) else None
+        forward = self.run.model if self._is_sharded() else None
         self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(

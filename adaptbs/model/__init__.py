@@ -3,7 +3,15 @@
 from .batch_loss import BatchLoss, LossNotScalarError, summing
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import with_index
-from .modules import has_batch_norm, has_compiled, has_static_shapes, is_compiled, trainable, without_chance
+from .modules import (
+    Seldom,
+    has_batch_norm,
+    has_compiled,
+    has_static_shapes,
+    is_compiled,
+    trainable,
+    without_chance,
+)
 from .preserve import (
     Snapshot,
     WeightSnapshot,
@@ -21,6 +29,7 @@ __all__ = [
     "BatchLoss",
     "LossNotScalarError",
     "NotCutError",
+    "Seldom",
     "Snapshot",
     "Split",
     "WeightSnapshot",

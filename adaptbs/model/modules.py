@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from torch import nn
+
+T = TypeVar("T")
+
+DEEP = 256  # modules from which on a model is not gone over at each epoch
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -72,3 +77,26 @@ def without_chance(model: nn.Module) -> Iterator[None]:
     finally:
         for module in noisy:
             module.training = True
+
+
+class Seldom(Generic[T]):
+    """A fact of a model that takes a look at all of its modules, asked for at every epoch.
+
+    Of a deep model that would take as long as a step, so there it is looked up at the first call, the second, the
+    fourth, and so on, and is else the one found last.
+
+    Args:
+        model: the model.
+        fact: looks it up.
+    """
+
+    def __init__(self, model: nn.Module, fact: Callable[[], T]) -> None:
+        self._fact, self._is_deep = fact, sum(1 for _ in model.modules()) > DEEP
+        self._calls = 0
+        self._found: T
+
+    def __call__(self) -> T:
+        self._calls += 1
+        if not self._is_deep or self._calls & (self._calls - 1) == 0:
+            self._found = self._fact()
+        return self._found

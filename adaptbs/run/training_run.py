@@ -16,7 +16,7 @@ from ..decision import ROUNDING
 from ..gradients import HALVES, IN_STEP, NoiseMeter, views_of, why_loss_is_needed
 from ..hyperparameters import HyperparameterScaler
 from ..memory import Measures, MemoryLimit, MemoryTrial, memory_of
-from ..model import BatchLoss, has_compiled
+from ..model import BatchLoss, Seldom, has_compiled
 from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
 from ..timing import PER_STEP, Clock
@@ -110,6 +110,7 @@ class TrainingRun:
             per_step=per_step,
         )  # fmt: skip
         self.model, self.settings, self._ranks = model, settings, ranks
+        self._is_compiled = Seldom(model, partial(has_compiled, model))
         self._trial_loss, self._trial_model, self._micro_batch_size = trial_loss, trial_model, micro_batch_size
         self._on_schedule_moved = on_schedule_moved
         self._meter: NoiseMeter | None = None
@@ -182,7 +183,7 @@ class TrainingRun:
     @property
     def few_sizes(self) -> tuple[int, ...]:
         """The sizes that a step on a compiled model may have, samples; empty where it may have any."""
-        return self.controller.rules.few_sizes if not self._micro_batch_size and has_compiled(self.model) else ()
+        return self.controller.rules.few_sizes if not self._micro_batch_size and self._is_compiled() else ()
 
     @property
     def has_begun(self) -> bool:
