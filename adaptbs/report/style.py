@@ -52,7 +52,7 @@ def plain_numbers(axes: Axes) -> None:
 
 def in_thousands(axes: Axes) -> None:
     """Label the horizontal axis with numbers such as 20k."""
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.3g}k" if x else "0")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.10g}k" if x else "0")
 
 
 def beside(axes: Axes) -> None:

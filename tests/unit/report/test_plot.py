@@ -6,6 +6,7 @@ import pytest
 from adaptbs import BatchSizeSuggestion, NoiseScale
 from adaptbs.report.history import History
 from adaptbs.report.plot import plot_history
+from adaptbs.report.style import in_thousands
 from adaptbs.report.trade_off import trade_off_at
 from adaptbs.timing.step_time import StepTime
 
@@ -159,3 +160,10 @@ def test_pictures_keep_the_users_background(style):
     with plt.style.context(style):
         figure = plotted(history(START, (100, 128, 900.0, 600.0, 1500.0)))
         assert figure.get_facecolor() == plt.figure().get_facecolor()
+
+
+def test_thousands_are_written_out():
+    axes = plt.figure().add_subplot()
+    in_thousands(axes)
+    label = axes.xaxis.get_major_formatter()
+    assert [label(x) for x in (0, 250, 20_000, 1_000_000, 1_200_000)] == ["0", "0.25k", "20k", "1,000k", "1,200k"]
