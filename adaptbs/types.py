@@ -215,7 +215,7 @@ class Scale(NamedTuple):
 
 
 class Found(Protocol):
-    """What `bs_find` returns, as far as `prior=` reads it."""
+    """The part of the result of `bs_find` that `prior=` reads."""
 
     @property
     def curve(self) -> tuple[NoiseScale, ...]:

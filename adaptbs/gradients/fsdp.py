@@ -179,7 +179,7 @@ class _Watched:
         return work
 
     def _to_mean(self, op: Any, ranks: int) -> float:
-        """What the sum over ranks has to be multiplied by, after the reduction by `op`, to be the mean."""
+        """Factor that turns the result of the reduction by `op` into the mean over ranks."""
         if op == dist.ReduceOp.AVG:
             return 1.0
         if op == dist.ReduceOp.SUM:

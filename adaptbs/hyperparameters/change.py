@@ -1,4 +1,4 @@
-"""What becomes of one kind of parameter group, computed once, and at every step only as far as it changes."""
+"""New hyperparameters of alike parameter groups: computed once, and at each step only where they change."""
 
 from __future__ import annotations
 

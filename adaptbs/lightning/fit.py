@@ -165,7 +165,7 @@ class AdaptiveFit:
             next(self._batches, None)  # Lightning would leave the epoch's end to whoever begins the next
 
     def _count_manual_steps(self) -> None:
-        """Where the module has stepped, count as often what it did as the stock run would have done it."""
+        """Count a step of the module as often as the stock run would have made it."""
         made = self._loop.global_step - self._checkpoints.step_before
         if made:
             if self._grown:

@@ -1,4 +1,4 @@
-"""What a Trainer is told that the batch cannot grow in: said before the first batch, with what to write instead."""
+"""Refuses a Trainer in which the batch cannot grow, before the first batch, and says what to write instead."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _refuse(saved: int, world_size: int, start: int, accumulation: int) -> None:
 
 
 def _rest(rest: Mapping[str, Any] | None, world_size: int, pass_samples: int) -> dict[str, Any] | None:
-    """What is left of a pass, to be cut anew from the first sample that has not been delivered."""
+    """The rest of a pass, to be cut anew from the first sample that has not been delivered."""
     if rest is None:
         return None
     if "indices" in rest.get("order", {"indices": None}):

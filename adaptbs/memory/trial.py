@@ -107,7 +107,7 @@ def _peak(
 
 
 class Measures(Protocol):
-    """What measures the run's steps, as far as memory is concerned."""
+    """Measures the steps of a run; here only the memory that this takes matters."""
 
     @property
     def bytes_beside_step(self) -> int:

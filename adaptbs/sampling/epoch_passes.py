@@ -12,7 +12,7 @@ from .pass_cut import PassCut
 
 
 class EpochPasses:
-    """What is left of a pass where the epoch begins, and the passes that are begun within it.
+    """The passes of one epoch: the rest of one that an earlier epoch began, and those begun in this one.
 
     Args:
         cut: the pass that the epoch begins with.

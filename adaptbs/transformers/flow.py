@@ -10,7 +10,7 @@ from transformers.trainer_callback import DefaultFlowCallback
 
 
 class AdaptiveRun(Protocol):
-    """What the callback tells the trainer that installs it."""
+    """Events that the callback passes on to the trainer that installed it."""
 
     def begin_adaptive_run(self) -> None:
         """Training begins: model, optimizer and scheduler are made."""

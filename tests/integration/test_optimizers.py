@@ -54,13 +54,15 @@ def make(kind: str, way: str, model: nn.Module):
 
 
 def step_or_skip(optimizer, model: nn.Module) -> None:
-    """Make the first step, or skip the test where torch itself cannot make one on this device."""
+    """Make the first step, or skip the test where torch makes none of this kind on this device."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     try:
         optimizer.step()
     except (AssertionError, RuntimeError) as error:
+        if "capturable=True" not in str(error):  # the only thing that torch is known to refuse
+            raise
         pytest.skip(f"torch: {str(error)[:80]}")
     model.load_state_dict(before)
 
