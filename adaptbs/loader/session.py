@@ -30,7 +30,7 @@ from .rows import RowCheck
 from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
-from .watched_parameters import a_few_others, a_few_trained
+from .watched_parameters import a_few_others, a_few_trained, group_sizes
 from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class LoaderSession:
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
-            others=Seldom(run.model, partial(a_few_others, run.model, optimizer)),
+            others=Seldom(run.model, partial(a_few_others, run.model, optimizer), partial(group_sizes, optimizer)),
         )  # fmt: skip
         self._is_sharded = Seldom(run.model, partial(is_sharded, run.model))
 

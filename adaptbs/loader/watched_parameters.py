@@ -30,6 +30,11 @@ def a_few_others(model: Module, optimizer: Optimizer) -> list[Tensor]:
     return _spread([p for p in model.parameters() if p.requires_grad and id(p) not in own])
 
 
+def group_sizes(optimizer: Optimizer) -> list[int]:
+    """Number of parameters of each group; it shows that a group has been added."""
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
 def _spread(parameters: list[Tensor]) -> list[Tensor]:
     last = len(parameters) - 1
     return [parameters[round(i * last / (FEW - 1))] for i in range(FEW)] if last >= FEW else parameters

@@ -83,20 +83,21 @@ class Seldom(Generic[T]):
     """A fact of a model that takes a look at all of its modules, asked for at every epoch.
 
     Of a deep model that would take as long as a step, so there it is looked up at the first call, the second, the
-    fourth, and so on, and is else the one found last.
+    fourth, and so on, and wherever its key has changed. Else it is the one found last.
 
     Args:
         model: the model.
         fact: looks it up.
+        key: something cheap that the fact depends on besides the model.
     """
 
-    def __init__(self, model: nn.Module, fact: Callable[[], T]) -> None:
-        self._fact, self._is_deep = fact, sum(1 for _ in model.modules()) > DEEP
-        self._calls = 0
+    def __init__(self, model: nn.Module, fact: Callable[[], T], key: Callable[[], object] = lambda: None) -> None:
+        self._fact, self._key, self._is_deep = fact, key, sum(1 for _ in model.modules()) > DEEP
+        self._calls, self._found_by = 0, key()
         self._found: T
 
     def __call__(self) -> T:
-        self._calls += 1
-        if not self._is_deep or self._calls & (self._calls - 1) == 0:
-            self._found = self._fact()
+        self._calls, key = self._calls + 1, self._key()
+        if not self._is_deep or self._calls & (self._calls - 1) == 0 or key != self._found_by:
+            self._found, self._found_by = self._fact(), key
         return self._found

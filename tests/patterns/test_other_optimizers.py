@@ -153,3 +153,16 @@ def test_passes_without_steps_are_no_other_optimizer(caplog):
         for x, y, _ in loader:
             nn.functional.mse_loss(model(x), y)
     assert loader.batch_size > BATCH and not caplog.text
+
+
+def test_a_group_that_is_added_to_the_optimizer_of_a_deep_model_is_no_other_ones(caplog):
+    """Of a deep model not all parameters are looked at in every epoch."""
+    model = network().extend(nn.Identity() for _ in range(300))
+    optimizer = SGD(model[0].parameters(), 0.01)
+    loader = loader_of(model, optimizer, epochs=6, target=lambda _, size, progress: size if progress < 0.5 else 2 * BATCH)
+    for i in range(6):
+        if i == 2:
+            optimizer.add_param_group({"params": model[2].parameters()})
+        epoch(loader, model, optimizer)
+    assert loader.batch_size == 2 * BATCH and reason(loader) != OTHER
+    assert "a group for each part" not in caplog.text
