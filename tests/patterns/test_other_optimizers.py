@@ -159,7 +159,8 @@ def test_a_group_that_is_added_to_the_optimizer_of_a_deep_model_is_no_other_ones
     """Of a deep model not all parameters are looked at in every epoch."""
     model = network().extend(nn.Identity() for _ in range(300))
     optimizer = SGD(model[0].parameters(), 0.01)
-    loader = loader_of(model, optimizer, epochs=6, target=lambda _, size, progress: size if progress < 0.5 else 2 * BATCH)
+    late = lambda _, size, progress: size if progress < 0.5 else 2 * BATCH  # noqa: E731
+    loader = loader_of(model, optimizer, epochs=6, target=late)
     for i in range(6):
         if i == 2:
             optimizer.add_param_group({"params": model[2].parameters()})
