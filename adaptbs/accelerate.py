@@ -27,7 +27,7 @@ from accelerate.utils import ignorant_find_batch_size, send_to_device, synchroni
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from .loader import AdaptedLoader, LoopFacts
+from .loader import AdaptedLoader, LoopFacts, over_all
 from .run import OneAhead
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["AcceleratedLoader", "adaptive"]
 
 REFUSED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")  # kinds of training whose gradients are not seen whole
-COPIED = (
-    "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator",
-    "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
-)  # fmt: skip
 END = object()
 
 
@@ -166,7 +162,7 @@ class AcceleratedLoader(AdaptedLoader):
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins to a sampler and a dataset that ask for it, as a prepared loader does."""
-        for each in (self.order, self.dataset):
+        for each in (self._session.source.order, self.dataset):
             tell = getattr(each, "set_epoch", None)
             if callable(tell):
                 tell(epoch)
@@ -227,7 +223,4 @@ def _stock(loader: Any) -> Any:
         batches = batches.batch_sampler
     if base.batch_size is not None or type(batches) is not BatchSampler:
         return base
-    shared = {name: getattr(base, name) for name in COPIED if hasattr(base, name)}
-    return DataLoader(
-        base.dataset, batch_size=batches.batch_size, sampler=batches.sampler, drop_last=batches.drop_last, **shared
-    )
+    return over_all(base, batches)

@@ -158,8 +158,8 @@ class GlobalBatch:
         """Count an optimizer step of `global_batch_size`, and decide if it is time.
 
         Args:
-            norms: squared norms of the gradients of that step, the same on all ranks or of rank 0. None if it was not
-                measured. They may still be on the device, and are read at the next decision.
+            norms: squared norms of the gradients of that step, on every rank; those of rank 0 count. None, on every
+                rank, if it was not measured. They may still be on the device, and are read at the next decision.
         """
         if norms is not None:
             self._check_norms(norms)
@@ -221,6 +221,7 @@ class GlobalBatch:
             "noise_scale": astuple(self.noise_scale) if self.noise_scale is not None else None,
             "measurements": self._measurements.state_dict(),
             "timer": self._timer.state_dict(),
+            "bounds": list(self._bounds),
             "history": self.history.state_dict(),
         }
 
@@ -235,7 +236,7 @@ class GlobalBatch:
         self._measurements.load_state_dict(state["measurements"])
         self._timer.load_state_dict(state["timer"])
         self.history.load_state_dict(state["history"])
-        self._bounds = self._bounds_here()
+        self._bounds = tuple(state["bounds"])  # where another ramp has other ones here, the next step decides
 
     def __repr__(self) -> str:
         at = f"{self.global_batch_size} at {100 * self.progress:.0f} %"

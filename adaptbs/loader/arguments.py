@@ -193,6 +193,19 @@ _SHARED = (
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")  # what decides how DataLoader iterates
 
 
+def over_all(loader: DataLoader[Any], batches: BatchSampler) -> DataLoader[Any]:
+    """The same DataLoader over all batches, as it was before a library dealt them out to processes.
+
+    Args:
+        loader: the library's.
+        batches: all processes' batches.
+    """
+    same = {name: getattr(loader, name) for name in _SHARED if hasattr(loader, name)}
+    return DataLoader(
+        **{**same, "batch_size": batches.batch_size, "sampler": batches.sampler, "drop_last": batches.drop_last}
+    )
+
+
 def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
     """The arguments that make a DataLoader like this one.
 

@@ -93,13 +93,14 @@ class NoiseScaleTracker:
     def state_dict(self) -> dict[str, Any]:
         """State for `load_state_dict`. Call `read` first, since unread measurements are not kept."""
         views = {name: window.state_dict() for name, window in self._views.items()}
-        return {"plain": self._plain.state_dict(), "views": views, "caveat": self.caveat}
+        has_prior = self._prior is not None
+        return {"plain": self._plain.state_dict(), "views": views, "caveat": self.caveat, "has_prior": has_prior}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state. A view that only one of the two runs measures starts empty."""
         prior = self._prior
         self.forget()
-        self._prior = prior
+        self._prior = prior if state["has_prior"] else None  # which the saved run may have forgotten
         self._plain.load_state_dict(state["plain"])
         for name in self._views.keys() & state["views"].keys():
             self._views[name].load_state_dict(state["views"][name])

@@ -240,8 +240,9 @@ class TrainingRun:
         if not self._added_a_pass and self._ranks.rank == 0:
             log.info(ANOTHER_PASS, self.controller.progress_tracker.epoch)
         self._added_a_pass = True
-        self.controller.start_clock()
-        return next_pass()
+        batches = next_pass()
+        self.controller.start_clock()  # after workers have begun, whose time is no step's
+        return batches
 
     @property
     def goes_on(self) -> bool:

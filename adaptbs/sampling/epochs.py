@@ -67,7 +67,7 @@ class EpochSource:
         if isinstance(self.batch_sampler, OwnStreamSampler) and not num_workers:
             self.batch_sampler.read_here(dataset)
         self._generators = _different(generator, getattr(self.order, "generator", None))
-        self._numbered = (sampler, getattr(self.order, "sampler", None), dataset if self.streams else None)
+        self._numbered = (self.order, getattr(self.order, "sampler", None), dataset if self.streams else None)
         self._one_iteration = self.streams and persistent_workers  # at a time, and it cannot begin in the middle
         self.passes = 0
         self._under_way: list[EpochPasses] = []  # epochs, the one that delivered last at the end

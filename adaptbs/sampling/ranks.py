@@ -50,6 +50,11 @@ class SharedSampler(Sampler[Any], OwnDraw):
         self._sampler, self._ranks, self._pad = sampler, ranks, pad
         self._drawn = 0  # checksum of the latest order
 
+    def set_epoch(self, epoch: int) -> None:
+        """Hand the number of the epoch on to the sampler, which may be a copy of the one that was given."""
+        if callable(handed_on := getattr(self._sampler, "set_epoch", None)):
+            handed_on(epoch)
+
     def __len__(self) -> int:
         return self._shared(len(self._sampler))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
-from ..loader import AdaptedLoader
+from ..loader import AdaptedLoader, over_all
 from .plan import Plan
 
 
@@ -34,14 +34,7 @@ def unprepared(loader: Any) -> DataLoader[Any]:
             f"the batches are cut by a {type(batches).__name__}, as by train_sampling_strategy='batch_rebalance', and "
             "cannot change their size: take another train_sampling_strategy, or train with transformers.Trainer"
         )
-    same = (
-        "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator",
-        "prefetch_factor", "persistent_workers", "in_order",
-    )  # fmt: skip
-    return DataLoader(
-        base.dataset, batches.batch_size, sampler=batches.sampler, drop_last=batches.drop_last,
-        **{name: getattr(base, name) for name in same},
-    )  # fmt: skip
+    return over_all(base, batches)
 
 
 class UpToTheEnd(Sampler[Any]):

@@ -227,12 +227,11 @@ class AdaptiveTrainerMixin(Base):
 
     def _divides_by_items(self, inputs: Any, num_items: Any) -> bool | None:
         """True if the loss is a sum divided by `num_items_in_batch`; None where its value does not tell."""
-        with torch.no_grad(), preserved(self.model):
-            losses = []
-            for factor in (1, 2):
-                with self.compute_loss_context_manager():
-                    prepared = self._prepare_inputs(dict(inputs))
-                    losses.append(self.compute_loss(self.model, prepared, num_items_in_batch=num_items * factor).item())
+        losses = []
+        for factor in (1, 2):  # each from the same random state, as dropout would else make two losses of one batch
+            with torch.no_grad(), preserved(self.model), self.compute_loss_context_manager():
+                prepared = self._prepare_inputs(dict(inputs))
+                losses.append(self.compute_loss(self.model, prepared, num_items_in_batch=num_items * factor).item())
         once, twice = losses
         if not math.isfinite(once) or once == 0:
             return None

@@ -97,6 +97,16 @@ def test_a_run_goes_on_with_other_ranks_at_the_same_global_batch():
     assert larger.global_batch_size == 144, "the largest of 48, 144, 432 that is not above 256"
 
 
+def test_a_size_that_another_ramp_has_planned_by_now_comes_with_the_next_step():
+    begun, resumed = made(ramp=RAMP), made(ramp=[(1_000, 512)])
+    run(begun, 150.0, 64 * 40)
+    resumed.load_state_dict(begun.state_dict())
+    assert resumed.planned_batch_size == 512 > resumed.global_batch_size
+    before = len(resumed.history)
+    resumed.step()
+    assert len(resumed.history) == before + 1, "it has been decided on"
+
+
 def test_a_step_that_is_not_finite_is_left_out():
     batch = made()
     for _ in range(200):

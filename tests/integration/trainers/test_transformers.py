@@ -220,3 +220,10 @@ def test_a_smaller_batch_is_found_as_ever(tmp_path):
         ours = Run(str(tmp_path), OFF, auto_find_batch_size=True, num_train_epochs=1).train()
     assert Counter(map(len, ours.trainer.seen)).most_common(1)[0][0] == 4
     assert Counter(ours.samples) == Counter(range(UNEVEN))
+
+
+def test_dropout_does_not_hide_that_a_loss_is_divided_by_the_items(tmp_path):
+    trainer = Run(str(tmp_path), {}, model=lambda: llama(attention_dropout=0.5)).trainer
+    trainer.model.train()
+    inputs = trainer.data_collator([Texts(4)[i] for i in range(4)])
+    assert trainer._divides_by_items(inputs, torch.tensor(60)) is True

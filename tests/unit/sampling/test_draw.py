@@ -228,3 +228,20 @@ def test_no_list_of_the_order_is_kept(make, ranks):
         assert tracemalloc.get_traced_memory()[1] < 64 * CHUNK
     finally:
         tracemalloc.stop()
+
+
+def test_the_number_of_an_epoch_reaches_the_sampler_that_draws(monkeypatch):
+    monkeypatch.setattr("adaptbs.sampling.ranks._agreed_generator", lambda ranks: Generator())
+
+    class Numbered(RandomSampler):
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self):
+            yield from [self.epoch] * len(self)
+
+    shared = SharedSampler(Numbered(range(4)), Ranks(1, 4), True)  # draws from a copy
+    shared.set_epoch(3)
+    assert list(shared) == [3] * 4
