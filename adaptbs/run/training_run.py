@@ -106,8 +106,7 @@ class TrainingRun:
             source = HALVES if why is not None else IN_STEP
         self.controller = Controller(
             settings, batch_size=batch_size, epoch_samples=epoch_samples, adaptive=adaptive,
-            views=tuple(views), batches_per_step=batches_per_step, ranks=ranks, source=source,
-            per_step=per_step,
+            views=tuple(views), batches_per_step=batches_per_step, ranks=ranks, source=source, per_step=per_step,
         )  # fmt: skip
         self.model, self.settings, self._ranks = model, settings, ranks
         self._is_compiled = Seldom(model, partial(has_compiled, model))
@@ -240,8 +239,8 @@ class TrainingRun:
         if not self._added_a_pass and self._ranks.rank == 0:
             log.info(ANOTHER_PASS, self.controller.progress_tracker.epoch)
         self._added_a_pass = True
-        batches = next_pass()
-        self.controller.start_clock()  # after workers have begun, whose time is no step's
+        batches = next_pass()  # begins workers, in time that is no step's
+        self.controller.start_clock()
         return batches
 
     @property
