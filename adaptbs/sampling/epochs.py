@@ -97,11 +97,15 @@ class EpochSource:
             fetch: begins a DataLoader's own iteration over `batch_sampler`.
             by_shares: True if an epoch is a share of the run's progress.
         """
-        left, self._left = self._left, None
-        rest, self._rest = self._rest, None
+        left, rest = self._left, self._rest
         self.latest = self.delivering
         if rest is None and left is None:
             return EpochPasses(*self._begin_pass(fetch, by_shares))
+        self._left, self._rest = self._go_on(left, rest, fetch), None  # left over until it delivers a batch
+        return self._left
+
+    def _go_on(self, left: EpochPasses | None, rest: Rest | None, fetch: Callable[[], Iterator[Any]]) -> EpochPasses:
+        """An epoch that begins with what is left of a pass: of one in this run, or of a saved one."""
         if rest is None and left is not None and self.streams:  # a stream cannot be read again from its middle
             return left.for_the_next_epoch()
         # To go on draws nothing: the sampler may not have drawn all of the pass. Workers begin anew, as at every epoch
@@ -156,6 +160,8 @@ class EpochSource:
         if epoch in self._under_way:
             self._under_way.remove(epoch)
         self._loaded = None
+        if self._left is epoch:
+            self._left = None
         self._under_way.append(epoch)
         self.delivering = self.latest = epoch
 

@@ -391,3 +391,38 @@ def test_the_schedules_place_and_the_summary_are_of_the_whole_run():
         assert loader.progress == pytest.approx((epoch + 1) / EPOCHS, abs=GROWN / (EPOCHS * N))
     assert loader.summary().samples == loader.training_run.controller.progress_tracker.samples
     assert loader.trade_off().to_dict()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_iteration_that_is_begun_and_dropped_loses_nothing_of_the_pass(stream):
+    """It is never asked for a batch."""
+    seen = {}
+    for dropped in (False, True):
+        loader, *parts = made(Stream() if stream else None, epochs=EPOCHS)
+        seen[dropped] = []
+        for epoch in loader.epochs(EPOCHS):
+            if dropped and epoch == 2:  # within a pass; at its beginning another order is drawn, as by a stock loader
+                iter(loader)
+            seen[dropped] += epoch_of(loader, *parts)
+    assert seen[True] == seen[False]
+    assert each_once(seen[False]) or stream
+
+
+def test_saved_after_an_iteration_has_begun_and_before_its_first_batch():
+    loader, *parts = made(epochs=EPOCHS)
+    seen, rest = [], None
+    for epoch in loader.epochs(EPOCHS):
+        if epoch == 2:
+            batches = iter(loader)
+            states = copy.deepcopy([loader.state_dict(), *(part.state_dict() for part in parts[:2])])
+            random_state = torch.get_rng_state()
+            rest = [index.tolist() for *_, index in batches]
+            break
+        seen += epoch_of(loader, *parts)
+    again, model, optimizer, _ = made(epochs=EPOCHS)
+    for part, state in zip((again, model, optimizer), states, strict=True):
+        part.load_state_dict(state)
+    torch.set_rng_state(random_state)
+    first = next(iter(again.epochs(EPOCHS)))
+    assert first == 2
+    assert [index.tolist() for *_, index in again][: len(rest)] == rest
