@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, SequentialLR
@@ -136,6 +137,11 @@ class RunLength:
         self.epochs = epochs if epochs is not None else run_epochs(scheduler, epoch_steps, accumulation_steps)
         self.is_open, self.may_be_cycles = self._total is not None, False
         self._warned = False
+        self._warn: Callable[..., None] = log.warning
+
+    def warn_by(self, warn: Callable[..., None]) -> None:
+        """Give warnings to this from here on, as a text and its values."""
+        self._warn = warn
 
     @property
     def is_unknown(self) -> bool:
@@ -217,7 +223,7 @@ class RunLength:
     def _say(self, text: str, *values: object) -> None:
         if not self._warned:
             self._warned = True
-            log.warning(text, *values)
+            self._warn(text, *values)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "is_open": self.is_open, "may_be_cycles": self.may_be_cycles}

@@ -36,6 +36,10 @@ from .which_batch import WhichBatch
 log = logging.getLogger(__name__)
 
 LENGTH = "length of the run not known"  # reason to hold the batch
+NO_LENGTH = (
+    "the length of the run is not known: decisions are paced by the epoch. Give epochs=, a scheduler with total_steps "
+    "or T_max, or loop over loader.epochs(n)."
+)
 
 
 class LoaderSession:
@@ -73,6 +77,7 @@ class LoaderSession:
         self._new_look_ahead, self._ready, self.measures_at_step = look_ahead, ready, ready is None
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
+        length.warn_by(run.controller.holds.warn)
         if meter is not None:
             run.count_memory_of(meter.gradients)
         if length.holds:
@@ -125,6 +130,7 @@ class LoaderSession:
         weakref.finalize(self, self.step_hook.remove)
         weakref.finalize(self, self.which_batch.close)
         weakref.finalize(self, self._rows.close)
+        weakref.finalize(self, self.run.controller.holds.say)  # of a loader that is never iterated
 
     def close(self) -> None:
         self._closed = True
@@ -185,10 +191,7 @@ class LoaderSession:
         self._begin_epoch()
         if self._length.is_unknown and not self._warned:
             self._warned = True
-            log.warning(
-                "the length of the run is not known: decisions are paced by the epoch. "
-                "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
-            )
+            self.run.controller.holds.warn(NO_LENGTH)
         passes = self.source.iterate(fetch, self.run.controller.progress_tracker.by_shares)
         tell = weakref.WeakMethod(self.which_batch.look_ahead)  # which follows it in turn
 
