@@ -40,6 +40,11 @@ NO_LENGTH = (
     "the length of the run is not known: decisions are paced by the epoch. Give epochs=, a scheduler with total_steps "
     "or T_max, or loop over loader.epochs(n)."
 )
+OTHER_LENGTH = (
+    "an epoch has %d samples now, where %d were planned, as by a dataset or a sampler that changes between epochs: "
+    "from here on an epoch is a pass over all of them, and the run has the epochs that were asked for. loader.progress "
+    "still goes by the plan. To plan by the new length, build a loader for each."
+)
 
 
 class LoaderSession:
@@ -213,7 +218,13 @@ class LoaderSession:
         )  # fmt: skip
 
     def _begin_epoch(self) -> None:
-        progress = self.run.controller.progress_tracker
+        controller, now = self.run.controller, self.source.batch_sampler.pass_samples
+        progress = controller.progress_tracker
+        if progress.by_shares and now != controller.epoch_samples and not self.run.tracker.under_way:
+            # What is left of a pass may be samples that are there no longer.
+            self.source.drop_rest()
+            controller.end_by_epochs()
+            controller.holds.warn(OTHER_LENGTH, now, controller.epoch_samples)
         if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(progress.samples):
             self.run.controller.plan(self._length.epochs)
             self._warned = True

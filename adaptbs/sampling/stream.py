@@ -81,7 +81,8 @@ class StreamPassCut(PassCut):
             self.origin |= {"batch": after.place_in_step, "cut_size": after._arriving}
         if rest is not None:
             self.origin = {name: rest.state[name] for name in self.origin}
-        self._first_place, self._arriving = self.origin["batch"], self.origin["cut_size"]
+        self._first_place: int = self.origin["batch"]
+        self._arriving: int = self.origin["cut_size"]  # size of the step that the latest batch belongs to
         self._came = 0  # number of batches that have arrived
         self._came_before = 0  # those of them that came before the origin
         self._to_skip = rest.state["begun"] if rest is not None else 0

@@ -168,8 +168,8 @@ def test_a_curriculum_whose_sampler_grows_between_epochs(caplog):
 class Grows(Dataset):
     """Pseudo labels are added between epochs."""
 
-    def __init__(self) -> None:
-        self.data, self.n = Numbered(N), 128
+    def __init__(self, most: int = N) -> None:
+        self.data, self.n = Numbered(most), 128
 
     def __len__(self) -> int:
         return self.n
@@ -188,6 +188,32 @@ def test_a_dataset_that_grows_between_epochs():
         lengths.append(len(set(loop.seen[before:])))
         data.n += 128
     assert lengths == [128, 256, 384, 512] and len(loop.seen) == sum(lengths)
+
+
+@pytest.mark.parametrize("what", ["dataset", "sampler"])
+@pytest.mark.parametrize("lengths", [[512, 640, 768, 1024], [512, 384, 256, 128]], ids=["grows", "shrinks"])
+@pytest.mark.parametrize("grows", [False, True])
+def test_epochs_of_data_that_grow_or_shrink_are_passes_over_all_of_them(what, lengths, grows, caplog):
+    """No epoch goes on with a pass over samples that are there no longer."""
+    data, sampler = Grows(1024), None
+    data.n = 512
+    if what == "sampler":
+        data, sampler = Numbered(1024), Easiest()
+        sampler.share = 1.0
+    how = {"target": lambda noise, size, progress: int(BATCH * (1 + 3 * grows * progress))}
+    how |= {"overhead": 0.5, "step_time": (1e-3, 1e-5), "decide_every": 0.02}
+    loop, seen = Loop(None, dataset=data, shuffle=sampler is None, sampler=sampler, **how), []
+    for epoch in loop.loader.epochs(4):
+        before, data.n = len(loop.seen), lengths[epoch]
+        if sampler is not None:
+            sampler.share = lengths[epoch] / N
+        for batch in loop.loader:
+            loop.step(batch)
+        seen.append(loop.seen[before:])
+    assert [len(set(each)) for each in seen] == lengths == [max(each) + 1 for each in seen]
+    assert [len(each) for each in seen][1:] == lengths[1:] and (len(seen[0]) > lengths[0]) == grows
+    said = f"an epoch has {lengths[1]} samples now, where 512 were planned"
+    assert caplog.text.count(said) == 1 and len(caplog.records) == 1
 
 
 def test_batches_without_a_step_hold_the_batch_for_the_epoch(caplog):
