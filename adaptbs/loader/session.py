@@ -27,24 +27,13 @@ from .misuse import MisuseWarnings
 from .other_ranks import for_ranks
 from .ranks import RankMeter
 from .rows import RowCheck
-from .run_length import RunLength
+from .run_length import BY_COUNT, COUNTED, LENGTH, NO_LENGTH, OTHER_LENGTH, RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
 from .watched_parameters import a_few_others, a_few_trained, group_sizes
 from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
-
-LENGTH = "length of the run not known"  # reason to hold the batch
-NO_LENGTH = (
-    "the length of the run is not known: decisions are paced by the epoch. Give epochs=, a scheduler with total_steps "
-    "or T_max, or loop over loader.epochs(n)."
-)
-OTHER_LENGTH = (
-    "an epoch has %d samples now, where %d were planned, as by a dataset or a sampler that changes between epochs: "
-    "from here on an epoch is a pass over all of them, and the run has the epochs that were asked for. loader.progress "
-    "still goes by the plan. To plan by the new length, build a loader for each."
-)
 
 
 class LoaderSession:
@@ -132,10 +121,17 @@ class LoaderSession:
                 live(batches_per_call)
 
         self.driver.on_call(settle_length)
+
+        def counted(batches: int) -> None:
+            holds.doubt(BY_COUNT, COUNTED, batches)
+            length.know_why()
+
+        holds, length = self.run.controller.holds, self._length
+        self.driver.on_count(counted)
         weakref.finalize(self, self.step_hook.remove)
         weakref.finalize(self, self.which_batch.close)
         weakref.finalize(self, self._rows.close)
-        weakref.finalize(self, self.run.controller.holds.say)  # of a loader that is never iterated
+        weakref.finalize(self, holds.say)  # of a loader that is never iterated
 
     def close(self) -> None:
         self._closed = True
