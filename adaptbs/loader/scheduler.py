@@ -108,7 +108,9 @@ class SchedulerDriver:
         self._passed = self._batches = 0
         if self._stated is not None:
             return self._take_stated(self._stated.gap, grown=passed != batches, batches=batches)
-        if self.by_count or self._counts_by_itself(passed, batches):
+        if batches == self._epoch_steps and passed > batches + 1 and self._iterations:
+            self._count_by_itself(batches)
+        if self.by_count:
             return 1
         cadence = self._cadence
         # Of a loop that looks a batch ahead the last call comes when the iteration is over.
@@ -130,16 +132,13 @@ class SchedulerDriver:
         self._owed -= steps
         return steps
 
-    def _counts_by_itself(self, passed: int, batches: int) -> bool:
-        """See whether a call is made after as many batches as the fixed run's epoch has, and they are larger ones."""
-        if not self._iterations or batches != self._epoch_steps or passed <= batches + 1:
-            return False
-        self.by_count = True
-        if self._on_count is not None:
+    def _count_by_itself(self, batches: int) -> None:
+        """Take note of a call that is made after as many batches as the fixed run's epoch has, but larger ones."""
+        if not self.by_count and self._on_count is not None:
             self._on_count(batches)
-        if self._on_call is not None:
+        if not self.by_count and self._on_call is not None:
             self._on_call(None)
-        return True
+        self.by_count = True
 
     def _take_stated(self, gap: float, *, grown: bool, batches: int) -> int:
         """Steps of a call where it is stated what calls count, however many of them follow each other."""
