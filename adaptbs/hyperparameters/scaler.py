@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, replace
 from operator import itemgetter
@@ -13,7 +12,10 @@ from .change import Change, changed, is_constant
 from .traits import OptimizerTraits
 from .transfer import DECAYS, FIRST, SECOND, betas_of, powers
 
-log = logging.getLogger(__name__)
+NOT_KNOWN = (
+    "optimizer %s is not known, so batch and hyperparameters are held: another batch may need another setting of it. "
+    "transfer= says what follows the batch, and lets it grow: transfer=('lr',) if only the learning rate has to."
+)
 
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 _NO_POWERS = (1.0, 1.0)
@@ -77,17 +79,16 @@ class HyperparameterScaler:
         """Let the hyperparameters follow the batch, whatever an earlier run did."""
         self._held = False
 
-    def hold(self) -> None:
-        """Let nothing follow the batch, because it is not known what the optimizer does; a warning says so once."""
+    def hold(self, warn: Callable[..., None]) -> None:
+        """Let nothing follow the batch, because it is not known what the optimizer does.
+
+        Args:
+            warn: called once, with the text of a warning and its values.
+        """
         self._held = True
         if not self._warned:
             self._warned = True
-            log.warning(
-                "optimizer %s is not known, so batch and hyperparameters are held: another batch may need another "
-                "setting of it. transfer= says what follows the batch, and lets it grow: transfer=('lr',) if only the "
-                "learning rate has to.",
-                type(self._optimizer).__name__,
-            )
+            warn(NOT_KNOWN, type(self._optimizer).__name__)
 
     def scale(self, groups: Sequence[Any], following: Collection[str], *, k: float, lr_factor: float) -> None:
         """Set the groups for the step that is now to be made, until `restore`.
