@@ -74,6 +74,7 @@ class LoaderStep:
         held = [p.grad for p in parameters]  # of the batches of this step so far
 
         def undo() -> None:
+            self._run.measuring.stop()  # what was seen of the failed pass would be held for its end
             for p in parameters:
                 p.grad = None
             before.restore()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import ceil
+from traceback import clear_frames
 from typing import Any
 
 from ..gradients import NoiseMeter, Unsupported
@@ -159,7 +160,8 @@ class StepMeasuring:
         except LossNotScalarError:
             raise  # a fault of the argument, seen at the first batch
         except Exception as error:
-            failure = error.with_traceback(None)  # its frames would keep alive what the failed pass holds
+            clear_frames(error.__traceback__)  # which would keep alive what the failed pass holds
+            failure = error.with_traceback(None)
         if failure is None:
             return
         self.stop()

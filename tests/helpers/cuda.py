@@ -41,6 +41,7 @@ class CudaTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda self: torch.device("cuda", self.__dict__.get("_index", 0)))
     is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
     def get_device(self) -> int:
         return self.__dict__.get("_index", 0)
@@ -52,6 +53,7 @@ class CudaParameter(nn.Parameter):
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda self: torch.device("cuda", self.__dict__.get("_index", 0)))
     is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
     def get_device(self) -> int:
         return self.__dict__.get("_index", 0)
@@ -242,6 +244,7 @@ class FakeCuda:
             "to": moved,
             "cuda": lambda tensor, device=None, non_blocking=False: moved(tensor, "cuda", non_blocking=non_blocking),
             "cpu": lambda tensor: moved(tensor, "cpu"),
+            "record_stream": lambda tensor, stream: None,  # memory here is given back at once
         }
 
     def _to_host(self, tensor: Tensor, non_blocking: bool, dtype: Any) -> Tensor:
