@@ -71,7 +71,8 @@ def test_every_reason_of_a_decision_is_told():
     words = dict(re.findall(r"^\| `(.*?)` \| (.*?) \|", table, re.MULTILINE))
     told = set(words)
     assert words == {reason: in_words(reason) for reason in told}
-    assert told | {"start"} == set(REASONS)
+    assert told == set(REASONS)
     targets = ("goodput", lambda noise_scale, size, progress: size)
     decisions = [decide(now, target) for now in situations() for target in targets]
-    assert {within_memory(decision, memory).reason for decision in decisions for memory in (1024, math.inf)} == told
+    reached = {within_memory(decision, memory).reason for decision in decisions for memory in (1024, math.inf)}
+    assert reached | {"start"} == told
