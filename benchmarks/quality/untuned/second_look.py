@@ -95,7 +95,8 @@ def segmented_group_norm(data: SecondData) -> UntunedTask:
     return _task(
         "segmented_group_norm", 2, make=networks.Segmenter, loss_func=F.binary_cross_entropy_with_logits,
         train=data.hidden.train, evaluate=held_out(F.binary_cross_entropy_with_logits, data.hidden.held),
-        schedule=one_cycle, optimizer=by(AdamW, weight_decay=0.05), candidates=(2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
+        schedule=one_cycle, optimizer=by(AdamW, weight_decay=0.05),
+        candidates=(2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128),
     )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def clusters_smoothed(data: SecondData) -> UntunedTask:
         "clusters_smoothed", 4, make=lambda: models.mlp(40, 128, 128, 10),
         loss_func=nn.CrossEntropyLoss(label_smoothing=0.1), train=data.clusters.train,
         evaluate=held_out(F.cross_entropy, data.clusters.held), schedule=cosine,
-        optimizer=_momentum, candidates=(0.0125, 0.025, 0.05, 0.1, 0.2),
+        optimizer=_momentum, candidates=(0.0125, 0.025, 0.05, 0.1, 0.2, 0.4),
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def words_lstm(data: SecondData) -> UntunedTask:
     return _task(
         "words_lstm", 1, make=lambda: networks.WordModel(COMMON), loss_func=mean_nll, train=data.words.train,
         evaluate=held_out(mean_nll, data.words.held), schedule=None,
-        optimizer=by(Adam), candidates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+        optimizer=by(Adam), candidates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128),
     )  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def waveform_radam(data: SecondData) -> UntunedTask:
     return _task(
         "waveform_radam", 2, make=networks.signal_net, loss_func=F.cross_entropy, train=data.waveforms.train,
         evaluate=held_out(F.cross_entropy, data.waveforms.held), schedule=cosine,
-        optimizer=by(RAdam), candidates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+        optimizer=by(RAdam), candidates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
     )  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def rating_fine_tuned(data: SecondData) -> UntunedTask:
     return _task(
         "rating_fine_tuned", 2, make=lambda: _fine_tuned(data), loss_func=F.cross_entropy, train=data.ratings.train,
         evaluate=held_out(F.cross_entropy, data.ratings.held), schedule=warmed_linear,
-        optimizer=by(AdamW, weight_decay=0.01), candidates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        optimizer=by(AdamW, weight_decay=0.01), candidates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
     )  # fmt: skip
 
 
