@@ -34,10 +34,10 @@ class FastaiStep:
     """
 
     def __init__(self, learn: Any, run: TrainingRun, loss: BatchLoss) -> None:
-        self._learn, self._controller, self._loss = learn, run.controller, loss
+        self._learn, self._run, self._controller, self._loss = learn, run, run.controller, loss
         self._tracker, holds = run.tracker, run.controller.holds
         holds.remove(NOT_CUT)  # of a resumed run, which may have been given `split=` meanwhile
-        self._cuts = BatchCuts(loss, learn.model, self._shares, lambda: holds.add(NOT_CUT))
+        self._cuts = BatchCuts(loss, learn.model, self._shares, partial(holds.doubt, NOT_CUT))
         self._safe_step = SafeStep(getattr(learn.opt, "opt", learn.opt), lambda: learn.model.parameters())
         self._mixed: Any = None  # the Learner's MixedPrecision callback, if it has one
         self._left_autocast = False  # True once the callback's context has been left in this batch
@@ -70,6 +70,7 @@ class FastaiStep:
         before.take(all_random=samples > memory.largest_run)
 
         def undo() -> None:
+            self._run.measuring.stop()  # what was seen of the failed pass would be held for its end
             learn.xb, learn.yb = xb, yb
             for p in trainable(learn.model):
                 p.grad = None  # before a step the gradients are None or zero, so nothing is lost

@@ -257,7 +257,7 @@ def _fits(
     try:
         return probe_batches(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
     except Exception as error:  # the noise scale took long to measure and must not be lost by this
-        log.info("the largest batch that fits in memory is not known: %s: %s", type(error).__name__, error)
+        log.info("the largest batch that fits in memory is not known: %s: %s", type(error).__name__, str(error))
         return None
 
 

@@ -109,5 +109,5 @@ def _attempt(function: Callable[[], T]) -> T | None:
     try:
         return function()
     except Exception as error:  # does not catch Ctrl-C
-        log.info("training steps of some batch size cannot be timed: %s: %s", type(error).__name__, error)
+        log.info("training steps of some batch size cannot be timed: %s: %s", type(error).__name__, str(error))
     return None

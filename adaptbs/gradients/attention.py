@@ -56,11 +56,11 @@ def watch_projections(
     for node, weight, rows in products(output, inputs, weights):
         bias = biases[weight]
 
-        def arrives(
-            g: tuple[Tensor | None, ...], node: Any = node, weight: Any = weight, bias: Any = bias, rows: Any = rows
-        ) -> None:
+        def arrives(g: tuple[Tensor | None, ...], weight: Any = weight, bias: Any = bias, rows: Any = rows) -> None:
             if g[0] is None:
                 return
+            # A hook that held its own node would be a circle, which keeps what the node has saved of a broken pass.
+            node: Any = torch._C._current_autograd_node()
             x = getattr(node, FACTOR[node.name()])
             # Attention works on positions x examples, flattened.
             x, out = (t.reshape(-1, examples, t.shape[-1]).transpose(0, 1) for t in (x, g[0]))

@@ -28,10 +28,14 @@ class Call:
     """A call of a layer inside a checkpoint. Its gradient may arrive before its inputs are there again.
 
     To keep the inputs from the forward pass on would hold what the checkpoint is there to let go of.
+
+    Args:
+        use: called with the inputs and the gradient, once both are there.
+        begins: called when the gradient arrives. Memory may run out before the inputs are there again.
     """
 
-    def __init__(self, use: Use) -> None:
-        self._use = use
+    def __init__(self, use: Use, begins: Callable[[], object]) -> None:
+        self._use, self._begins = use, begins
         self._g: Tensor | None = None
         self._inputs: Sequence[Any] | None = None
         self.is_run_again = False
@@ -43,6 +47,7 @@ class Call:
 
     def arrives(self, g: Tensor) -> None:
         """Take its gradient."""
+        self._begins()
         self._g = g
         self._meet()
 
@@ -76,9 +81,9 @@ class Calls:
         """True if the layer was called inside a checkpoint."""
         return any(layer in calls for _, calls in self._checkpoints)
 
-    def add(self, layer: nn.Module, use: Use) -> Call:
-        """Take note of a call in the forward pass."""
-        call, checkpoint = Call(use), packs()
+    def add(self, layer: nn.Module, use: Use, begins: Callable[[], object]) -> Call:
+        """Take note of a call in the forward pass; for the arguments see `Call`."""
+        call, checkpoint = Call(use, begins), packs()
         calls = next((calls for known, calls in reversed(self._checkpoints) if known is checkpoint), None)
         if calls is None:
             calls = {}
@@ -103,10 +108,15 @@ class Calls:
         """True if a gradient still waits for its inputs."""
         return any(call.waits for _, calls in self._checkpoints for each in calls.values() for call in each)
 
-    def clear(self) -> None:
-        """Forget them all."""
+    def forget(self) -> None:
+        """Forget the calls of a pass that was broken off. Their layers stay known, as they have their hooks."""
         for _, calls in self._checkpoints:
             for each in calls.values():
                 for call in each:
                     call.drop()
+                each.clear()
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self.forget()
         self._checkpoints = []

@@ -103,7 +103,7 @@ class Coupling:
         except Exception as error:  # any fault that matters shows in the measurement too
             log.info(
                 "the loss could not be called to see whether it couples samples: %s: %s (on a batch of %s)",
-                type(error).__name__, error, describe_batch(batch),
+                type(error).__name__, str(error), describe_batch(batch),
             )  # fmt: skip
             # The other ranks call again, so with `agreed` this rank must too.
             self._looks = self._looks if agreed else 0
@@ -124,7 +124,7 @@ class Coupling:
         except LossNotScalarError:
             raise
         except Exception as error:  # such as a batch of None, which a loop may skip
-            what = type(error).__name__, error, describe_batch(batch)
+            what = type(error).__name__, str(error), describe_batch(batch)
             log.info("the loss could not be called: %s: %s (on a batch of %s)", *what)
 
     def _ratio(self, batch: Any, samples: int | None) -> Tensor:

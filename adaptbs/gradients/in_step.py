@@ -6,13 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..types import SquaredNorms
-from .arguments import detached, in_order
+from .arguments import Inputs, detached, in_order
 from .attention import watch_projections
 from .checkpoints import Calls, in_checkpoint
 from .examples import Places
@@ -68,7 +69,7 @@ class InStep:
         self._failure: Exception | None = None
         self._sizes: tuple[int, ...] = ()
         self._computing: set[int] = set()  # threads that are inside one of these hooks
-        self._inputs: list[list[Any]] = []  # of each call
+        self._inputs: list[ref[Inputs]] = []  # of each call, which goes with its graph
         self._calls = Calls()  # those inside checkpoints
         self._once = OnceForAll()
         self._step = Step([])
@@ -118,12 +119,9 @@ class InStep:
         """Take the hooks off the layers, and drop what has been seen."""
         for handle in self._handles:
             handle.remove()
-        for inputs in self._inputs:  # whoever keeps a loss keeps its graph, and with it these hooks
-            inputs.clear()
+        self._forget_pass()
         self._calls.clear()
-        self._once.clear()
-        self._handles, self._inputs, self._step, self._pass = [], [], Step([]), None
-        self._announced.clear()
+        self._handles, self._step = [], Step([])
 
     @property
     def examples(self) -> tuple[int, ...]:
@@ -176,6 +174,7 @@ class InStep:
                 function(*args, **kwargs)
             except Exception as error:  # such as memory running out here: the user's step goes on
                 self._failure = error.with_traceback(None)  # its frames would keep tensors alive
+                self._forget_pass()  # whose backward pass would else let go of none of its inputs
             finally:
                 self._computing.discard(thread)
 
@@ -220,25 +219,12 @@ class InStep:
             if not self._calls.knows(layer):
                 again = LayerHook(self._guarded(self._called_again))
                 self._handles.append(layer.register_forward_pre_hook(again, with_kwargs=True))
-            arrives: Callable[[Tensor], None] = self._calls.add(layer, use).arrives
+            arrives: Callable[[Tensor], None] = self._calls.add(layer, use, self._current_pass).arrives
         else:
-            arrives = self._use_once(detached(inputs), use)
+            call = Inputs(detached(inputs), use)
+            self._inputs.append(ref(call))
+            arrives = call.arrives
         on_gradient(output, self._guarded(arrives))
-
-    def _use_once(self, inputs: list[Any], use: Callable[[list[Any], Tensor], None]) -> Callable[[Tensor], None]:
-        """The same function of a gradient, which lets go of the inputs when autograd does."""
-        kept = [inputs]
-        self._inputs.append(kept)
-
-        def arrives(g: Tensor) -> None:
-            if not kept:
-                raise Unsupported("a layer gets several gradients from one call")
-            inputs = kept[0]
-            if not torch._C._autograd._get_current_graph_task_keep_graph():
-                kept.clear()
-            use(inputs, g)
-
-        return arrives
 
     def _called_again(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch._C._current_graph_task_id() != -1 and in_checkpoint():
@@ -248,10 +234,22 @@ class InStep:
         """Take note of a layer's call. True if it is made within a backward pass, as by a checkpoint."""
         backward: bool = torch._C._current_graph_task_id() != -1
         if not backward and self._pass is not None:  # the pass was broken off, as where memory ran out
-            self._pass = None
-            self._announced.clear()
-            self._once.clear()
+            self._forget_calls()
         return backward
+
+    def _forget_calls(self) -> None:
+        self._pass = None
+        self._announced.clear()
+        self._once.clear()
+        self._calls.forget()
+
+    def _forget_pass(self) -> None:
+        """Let go of what is held for a pass. Whoever keeps a loss keeps its graph, and with it these hooks."""
+        for known in self._inputs:
+            if (call := known()) is not None:
+                call.drop()
+        self._inputs = []
+        self._forget_calls()
 
     def _announce(self, parameter: Tensor) -> None:
         self._announced[id(parameter)] = self._announced.get(id(parameter), 0) + 1

@@ -9,10 +9,11 @@ the missing mass by β^p, so the true mass is 1 - β^S, with S the sum of p over
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 NEGLIGIBLE = 1e-6  # a correction that is closer to 1 than this is skipped
@@ -120,6 +121,11 @@ class StepCount:
         if self._by_one and self._tensor is not None and self._tensor._version == self._version + 1:
             self._version, self._steps = self._version + 1, self._steps + 1
             return self._steps
+        steps = self.find(state, group)
+        return steps if not isinstance(steps, Tensor) else int(steps) if wait else None
+
+    def find(self, state: Mapping[Tensor, Any], group: Mapping[str, Any]) -> int | Tensor:
+        """Steps made; 0 if there is no count, the count itself if it lies on a device."""
         step = None
         if self._counted is not None:
             step = state.get(self._counted, _EMPTY).get("step")
@@ -133,11 +139,42 @@ class StepCount:
         if not isinstance(step, Tensor):
             return int(step)
         if not step.is_cpu:
-            return int(step) if wait else None
+            return step
         steps, version = int(step), step._version
         self._by_one = step is self._tensor and (version - self._version, steps - self._steps) == (1, 1)
         self._tensor, self._version, self._steps = step, version, steps
         return steps
+
+
+def read_all(
+    counts: Sequence[StepCount], state: Mapping[Tensor, Any], groups: Sequence[Mapping[str, Any]], waits: Sequence[bool]
+) -> list[int | None]:
+    """Steps made on each group, as `StepCount.read`. The host waits once for all that lie on a device."""
+    found = [count.find(state, group) for count, group in zip(counts, groups, strict=True)]
+    away = [steps for steps, wait in zip(found, waits, strict=True) if wait and isinstance(steps, Tensor)]
+    read = iter(torch.stack([s.reshape(()).float().to(away[0].device) for s in away]).tolist() if away else ())
+    return [
+        steps if not isinstance(steps, Tensor) else int(next(read)) if wait else None
+        for steps, wait in zip(found, waits, strict=True)
+    ]
+
+
+class Numbers:
+    """Hyperparameters as numbers. One that lies on a device is waited for where it has changed, not at each step."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, tuple[Tensor, int, float]] = {}  # by the tensor's id, with its count of changes
+
+    def __call__(self, *values: Any) -> tuple[float, ...]:
+        return tuple(map(self._number, values))
+
+    def _number(self, value: Any) -> float:
+        if not isinstance(value, Tensor) or value.is_cpu:
+            return float(value)
+        known = self._read.get(id(value))
+        if known is None or known[0] is not value or known[1] != value._version:
+            known = self._read[id(value)] = value, value._version, float(value)
+        return known[2]
 
 
 _EMPTY: Mapping[str, Any] = {}

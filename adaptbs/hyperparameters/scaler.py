@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, replace
 from operator import itemgetter
 from typing import Any
 
-from .bias_correction import Accumulated, StepCount, corrections
+from .bias_correction import Accumulated, Numbers, StepCount, corrections, read_all
 from .change import Change, changed, is_constant
 from .traits import OptimizerTraits
 from .transfer import DECAYS, FIRST, SECOND, betas_of, powers
 
-log = logging.getLogger(__name__)
+NOT_KNOWN = (
+    "optimizer %s is not known, so batch and hyperparameters are held: another batch may need another setting of it. "
+    "transfer= says what follows the batch, and lets it grow: transfer=('lr',) if only the learning rate has to."
+)
 
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 _NO_POWERS = (1.0, 1.0)
@@ -50,6 +52,7 @@ class HyperparameterScaler:
         self._accumulated: list[Accumulated] = []  # one a group; groups that have seen the same steps share it
         self._leaders: list[tuple[int, Accumulated]] = []  # each of them, with its first group
         self._counts: list[StepCount] = []
+        self._numbers = Numbers()
         # Each that any of the groups has: what is counted is None where no bias is to be corrected.
         self._kinds: list[tuple[OptimizerTraits, Accumulated | None]] = []
         # Of each group its kind, what it has of _NAMES, and whether that are numbers, which nobody changes in place.
@@ -80,17 +83,16 @@ class HyperparameterScaler:
         """Let the hyperparameters follow the batch, whatever an earlier run did and however large its rates were."""
         self._held, self._largest_lr = False, 0.0
 
-    def hold(self) -> None:
-        """Let nothing follow the batch, because it is not known what the optimizer does; a warning says so once."""
+    def hold(self, warn: Callable[..., None]) -> None:
+        """Let nothing follow the batch, because it is not known what the optimizer does.
+
+        Args:
+            warn: called once, with the text of a warning and its values.
+        """
         self._held = True
         if not self._warned:
             self._warned = True
-            log.warning(
-                "optimizer %s is not known, so batch and hyperparameters are held: another batch may need another "
-                "setting of it. transfer= says what follows the batch, and lets it grow: transfer=('lr',) if only the "
-                "learning rate has to.",
-                type(self._optimizer).__name__,
-            )
+            warn(NOT_KNOWN, type(self._optimizer).__name__)
 
     def scale(
         self,
@@ -152,8 +154,10 @@ class HyperparameterScaler:
                 corrected = _NO_POWERS
                 if corrects and accumulated is not None:
                     beta1, beta2 = group["betas"] if "betas" in group else betas_of(group)
+                    if type(beta1) is not float or type(beta2) is not float:
+                        beta1, beta2 = self._numbers(beta1, beta2)
                     corrected = corrections(
-                        (float(beta1), float(beta2)), raised, accumulated.steps + 1,
+                        (beta1, beta2), raised, accumulated.steps + 1,
                         (accumulated.first + raised[0], accumulated.second + raised[1]),
                         (traits.debiases_first, traits.debiases_second),
                     )  # fmt: skip
@@ -231,13 +235,13 @@ class HyperparameterScaler:
         state: Mapping[Any, Any] = self._optimizer.state
         alike: dict[Any, tuple[int, Accumulated]] = {}
         self._counts = [StepCount(group["params"]) for group in groups]
-        for i, group in enumerate(groups):
-            is_new = i == len(self._accumulated)
-            if is_new:
+        known = len(self._accumulated)
+        made = read_all(self._counts, state, groups, [wait or i >= known for i in range(len(groups))])
+        for i, steps in enumerate(made):
+            if i >= known:
                 self._accumulated.append(Accumulated())
                 self.idle = False
             accumulated = self._accumulated[i]
-            steps = self._counts[i].read(state, group, wait=wait or is_new)
             key = *astuple(accumulated), steps
             if key not in alike:
                 alike[key] = i, replace(accumulated)

@@ -27,15 +27,13 @@ from .misuse import MisuseWarnings
 from .other_ranks import for_ranks
 from .ranks import RankMeter
 from .rows import RowCheck
-from .run_length import RunLength
+from .run_length import BY_COUNT, COUNTED, LENGTH, NO_LENGTH, OTHER_LENGTH, RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
 from .watched_parameters import a_few_others, a_few_trained, group_sizes
 from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
-
-LENGTH = "length of the run not known"  # reason to hold the batch
 
 
 class LoaderSession:
@@ -73,6 +71,7 @@ class LoaderSession:
         self._new_look_ahead, self._ready, self.measures_at_step = look_ahead, ready, ready is None
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
+        length.warn_by(run.controller.holds.warn)
         if meter is not None:
             run.count_memory_of(meter.gradients)
         if length.holds:
@@ -122,9 +121,17 @@ class LoaderSession:
                 live(batches_per_call)
 
         self.driver.on_call(settle_length)
+
+        def counted(batches: int) -> None:
+            holds.doubt(BY_COUNT, COUNTED, batches)
+            length.know_why()
+
+        holds, length = self.run.controller.holds, self._length
+        self.driver.on_count(counted)
         weakref.finalize(self, self.step_hook.remove)
         weakref.finalize(self, self.which_batch.close)
         weakref.finalize(self, self._rows.close)
+        weakref.finalize(self, holds.say)  # of a loader that is never iterated
 
     def close(self) -> None:
         self._closed = True
@@ -185,10 +192,7 @@ class LoaderSession:
         self._begin_epoch()
         if self._length.is_unknown and not self._warned:
             self._warned = True
-            log.warning(
-                "the length of the run is not known: decisions are paced by the epoch. "
-                "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
-            )
+            self.run.controller.holds.warn(NO_LENGTH)
         passes = self.source.iterate(fetch, self.run.controller.progress_tracker.by_shares)
         tell = weakref.WeakMethod(self.which_batch.look_ahead)  # which follows it in turn
 
@@ -210,7 +214,13 @@ class LoaderSession:
         )  # fmt: skip
 
     def _begin_epoch(self) -> None:
-        progress = self.run.controller.progress_tracker
+        controller, now = self.run.controller, self.source.batch_sampler.pass_samples
+        progress = controller.progress_tracker
+        if progress.by_shares and now != controller.epoch_samples and not self.run.tracker.under_way:
+            # What is left of a pass may be samples that are there no longer.
+            self.source.drop_rest()
+            controller.end_by_epochs()
+            controller.holds.warn(OTHER_LENGTH, now, controller.epoch_samples)
         if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(progress.samples):
             self.run.controller.plan(self._length.epochs)
             self._warned = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from threading import get_ident
 from typing import Any
 
@@ -11,8 +10,6 @@ from torch.compiler import is_compiling
 from ..run import LookAhead, NoLookAhead, TrainingRun
 from .latest_input import LatestInput
 from .streams import StreamCheck
-
-log = logging.getLogger(__name__)
 
 WHICH_BATCH = "not known which batch a step belongs to"  # reason to hold the batch
 
@@ -127,7 +124,7 @@ class WhichBatch:
         self.is_lost, self._lost_by = True, self._lost_by or warning
         if not self._warned:
             self._warned = True
-            log.warning(warning, *values)
+            self._run.controller.holds.warn(warning, *values)
 
     def _find(self) -> None:
         """Hold no longer: a loop that has passed batches over once may train on each in another iteration."""

@@ -116,7 +116,7 @@ class MemoryLimit:
             try:
                 self._try_up_to(aim)
             except Exception as error:  # not of memory, so training itself may well go on
-                log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", error)
+                log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", str(error))
                 self._attempt = None
                 return self._set_piece(min(self._surely_fits(), most), wanted)
             aim = min(max(self._tried, self.largest_run), aim)

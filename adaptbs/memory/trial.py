@@ -67,7 +67,7 @@ def try_size(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            log.info("a batch of %d samples does not fit: %s", size, error)
+            log.info("a batch of %d samples does not fit: %s", size, str(error))  # a kept record keeps its tensors
         finally:
             if values is not None:
                 values.restore()

@@ -65,11 +65,14 @@ NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNB
 
 @contextmanager
 def without_chance(model: nn.Module) -> Iterator[None]:
-    """Put dropout, BatchNorm and recurrent layers in evaluation mode, and back in training mode at the end.
+    """Put dropout, BatchNorm, recurrent layers and attention in evaluation mode, and back in training mode at the end.
 
     The model as a whole stays in training mode, because some models return something other than a loss in evaluation.
     """
-    noisy = [m for m in model.modules() if m.training and isinstance(m, NOISY)]
+    noisy = [
+        m for m in model.modules()
+        if m.training and (isinstance(m, NOISY) or (m is not model and drops_by_itself(m)))
+    ]  # fmt: skip
     try:
         for module in noisy:
             module.training = False
@@ -77,6 +80,19 @@ def without_chance(model: nn.Module) -> Iterator[None]:
     finally:
         for module in noisy:
             module.training = True
+
+
+def drops_by_itself(module: nn.Module) -> bool:
+    """True if a module draws dropout itself, at a rate of its own or at that of a layer which it does not call.
+
+    Attention does, since the product of queries and keys is never there for a layer to be called on.
+    """
+    for name, found in (*vars(module).items(), *module._modules.items()):
+        of_attention = isinstance(found, nn.modules.dropout._DropoutNd) and "att" in name
+        rate = found.p if of_attention else found
+        if "drop" in name and isinstance(rate, float) and rate > 0:
+            return True
+    return False
 
 
 class Seldom(Generic[T]):

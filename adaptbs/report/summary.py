@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from ..timing import Spent, Time
 from ..types import noise_scale_text
-from .trade_off import TradeOff
+from .trade_off import THRIFTY, TradeOff
 from .words import in_words
+
+BEARS_NONE = f"A larger fixed batch might not have done: it may need over {THRIFTY:g} times the samples of {{:,}}."
 
 
 class Change(NamedTuple):
@@ -64,6 +66,7 @@ class RunSummary:
             if not known.
         instead: a larger fixed batch that the noise scale would have borne; None if there is none, or it is not known.
         notes: sentences on what else would save time.
+        bears_none: True if the noise scale, by its lower limit, would have borne no larger fixed batch.
     """
 
     start: int
@@ -76,6 +79,7 @@ class RunSummary:
     fixed_seconds: float | None
     instead: Instead | None = None
     notes: tuple[str, ...] = ()
+    bears_none: bool = False
 
     @property
     def saved(self) -> float | None:
@@ -85,7 +89,7 @@ class RunSummary:
         return self.fixed_seconds - self.seconds
 
     def __repr__(self) -> str:
-        return "\n".join([self._title, *self._table, *self._time, *self._instead, *self.notes])
+        return "\n".join([self._title, *self._table, *self._time, *self._unmeasured, *self._instead, *self.notes])
 
     @property
     def _title(self) -> str:
@@ -114,9 +118,15 @@ class RunSummary:
         return ["", *lines, ""]
 
     @property
+    def _unmeasured(self) -> list[str]:
+        if self.changes or self.reason not in ("few measurements", "unresolved"):
+            return []
+        return ["Too little was measured to decide. A longer run, or a larger `overhead=`, measures more."]
+
+    @property
     def _instead(self) -> list[str]:
         if self.instead is None:
-            return []
+            return [BEARS_NONE.format(self.global_start)] if self.bears_none and self.changes else []
         size, samples, seconds = self.instead
         time = "" if seconds is None else f", in {_seconds(seconds)}"
         return [
@@ -188,8 +198,9 @@ def summary_of_run(
         fixed = planned_samples / global_start * step_time(global_start)
     fixed = fixed or None
     instead = fixed_instead(trade_off, fixed) if trade_off is not None else None
+    bears_none = trade_off is not None and trade_off.suggested == trade_off.base_batch_size
     return RunSummary(
-        start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed, instead, notes
+        start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed, instead, notes, bears_none
     )
 
 

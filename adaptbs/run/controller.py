@@ -70,7 +70,7 @@ class Controller:
         # Both are asked for at every step, and stay as they are from one decision to the next.
         self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
         self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
-        self.holds = Holds()
+        self.holds = Holds(batches_per_step)
 
     def start(self, epochs: float | None, device: Device, memory: MemoryLimit) -> None:
         """Begin a run, and forget any earlier one.

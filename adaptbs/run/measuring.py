@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import ceil
+from traceback import clear_frames
 from typing import Any
 
 from ..gradients import NoiseMeter, Unsupported
@@ -20,9 +21,11 @@ from .tracker import BatchTracker
 log = logging.getLogger(__name__)
 
 PATIENCE = 16  # optimizer steps' worth of batches for which a step is waited for that is to be measured
-INSTEAD = (
-    "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves of a batch in a pass of its own; "
-    "overhead=0 measures nothing and holds the batch."
+ANY_LAYOUT = "batch_loss=(model, batch) -> loss takes batches of any layout; "
+BY_LOSS = "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves in a pass of its own; "
+FAILED = (
+    "the noise scale cannot be measured, so the batch size is held: %s. %soverhead=0 measures nothing and holds the "
+    "batch."
 )
 WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "
@@ -121,7 +124,7 @@ class StepMeasuring:
         self._controller.holds.add(NOT_SAMPLES)
         if not self._said:
             self._said = True
-            log.warning(WRONG, made.read_caveat())
+            self._controller.holds.warn(WRONG, made.read_caveat())
 
     def give_up(self) -> None:
         """Measure nothing from here on."""
@@ -157,7 +160,8 @@ class StepMeasuring:
         except LossNotScalarError:
             raise  # a fault of the argument, seen at the first batch
         except Exception as error:
-            failure = error.with_traceback(None)  # its frames would keep alive what the failed pass holds
+            clear_frames(error.__traceback__)  # which would keep alive what the failed pass holds
+            failure = error.with_traceback(None)
         if failure is None:
             return
         self.stop()
@@ -165,11 +169,11 @@ class StepMeasuring:
             self._controller.memory.release()
             log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
             return
-        said, instead = str(failure), INSTEAD
-        if isinstance(failure, NotCutError):
-            instead = "overhead=0 measures nothing and holds the batch."
-        elif not isinstance(failure, Unsupported):
+        meter, said = self.meter, str(failure)
+        knows_loss = meter is not None and (meter.looks or not meter.in_step)
+        advice = "" if isinstance(failure, NotCutError) else ANY_LAYOUT if knows_loss else BY_LOSS
+        if not isinstance(failure, (NotCutError, Unsupported)):
             on = "" if batch is None else f" (the loss was called on a batch of {describe_batch(batch)})"
             said = f"{type(failure).__name__}: {said}{on}"
-        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, instead)
+        self._controller.holds.warn(FAILED, said, advice)
         self.give_up()

@@ -144,6 +144,10 @@ class EpochSource:
         """Take note that the run begins: what was looked at before was no pass of it."""
         self.passes, self._left = 0, None
 
+    def drop_rest(self) -> None:
+        """Let the next epoch begin a pass, also where something is left of one."""
+        self._left = self._rest = self._loaded = None
+
     def close(self) -> None:
         """Go on with no pass any more."""
         self._left = self._rest = None

@@ -86,6 +86,7 @@ class Book:
     def write(self) -> None:
         self._all["machine"] = machine()
         self._all["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         whole = self._path.with_suffix(".writing")  # so that a run that is cut off leaves a whole file
         whole.write_text(json.dumps(self._all, indent=2) + "\n")
         whole.replace(self._path)

@@ -117,6 +117,8 @@ def out_of_memory_of(case: Case, setup: Setup) -> dict[str, Any]:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            elif isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
         hold = lambda _, size, __: size  # noqa: E731
         seen, events, _ = train(model, case.data(6 * batch), batch, setup.device, short, hold, exceed_memory=True)
         weights.append(torch.cat([p.detach().double().cpu().flatten() for p in model.parameters()]))

@@ -41,7 +41,7 @@ def overhead(setup: Setup) -> Iterator[Cell]:
 
 def overhead_of(setup: Setup, task: Task, long: float = 60.0) -> dict[str, Any]:
     """Runs of at least `long` seconds in all of each kind. The first round is left out."""
-    rounds, data = 1 if setup.quick else 5, task.rows(setup, 20 * START)
+    rounds, data = 1 if setup.quick else 5, task.rows(setup, (5 if setup.quick else 20) * START)
     steps = 5 if setup.quick else enough_steps(setup, task, data, long / rounds / len(KINDS))
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for i in range(rounds + 1):
@@ -110,7 +110,7 @@ def measuring(setup: Setup) -> Iterator[Cell]:
 
 
 def measuring_of(setup: Setup, task: Task, source: str) -> dict[str, Any]:
-    steps, data = 5 if setup.quick else 200, task.rows(setup, 20 * START)
+    steps, data = 5 if setup.quick else 200, task.rows(setup, (5 if setup.quick else 20) * START)
     run(setup, task, data, None, steps)
     plain, peak = peaked(setup, lambda: run(setup, task, data, None, steps))
     kind = {"overhead": 0.5, "source": source}, False

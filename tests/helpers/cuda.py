@@ -41,6 +41,7 @@ class CudaTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda self: torch.device("cuda", self.__dict__.get("_index", 0)))
     is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
     def get_device(self) -> int:
         return self.__dict__.get("_index", 0)
@@ -52,6 +53,7 @@ class CudaParameter(nn.Parameter):
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda self: torch.device("cuda", self.__dict__.get("_index", 0)))
     is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
     def get_device(self) -> int:
         return self.__dict__.get("_index", 0)
@@ -135,6 +137,7 @@ class FakeCuda:
                 total_memory=memory(device).total, is_integrated=int(self.integrated), name="a test double"
             ),
             "Event": lambda enable_timing=False, **_: Event(self, enable_timing),
+            "is_current_stream_capturing": lambda: False,
             "current_stream": lambda device=None: self._current[self._index(device)],
             "synchronize": self.synchronize,
             "mem_get_info": lambda device=None: (memory(device).free, memory(device).total),
@@ -242,6 +245,7 @@ class FakeCuda:
             "to": moved,
             "cuda": lambda tensor, device=None, non_blocking=False: moved(tensor, "cuda", non_blocking=non_blocking),
             "cpu": lambda tensor: moved(tensor, "cpu"),
+            "record_stream": lambda tensor, stream: None,  # memory here is given back at once
         }
 
     def _to_host(self, tensor: Tensor, non_blocking: bool, dtype: Any) -> Tensor:

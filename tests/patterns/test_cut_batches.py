@@ -280,3 +280,30 @@ def test_a_learner_cuts_as_the_user_says_or_not_at_all():
 def test_split_that_is_no_function():
     with pytest.raises(TypeError, match="split=3: it must be a function"):
         AdaptiveBatchSize(split=3)
+
+
+class Attention(nn.Module):
+    """One block of torch's, which drops parts of its attention by default. Runs out of memory beyond `limit` texts."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.limit = nn.Embedding(20, 16), limit
+        self.block, self.out = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 20)
+
+    def forward(self, x):
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError("simulated")
+        return self.out(self.block(self.words(x)).mean(1))
+
+
+def test_a_transformer_with_dropout_is_run_in_pieces():
+    """What chance drops is not what makes the losses of two parts differ from the whole's."""
+    model = Attention(limit=SIZE // 2)
+    data = torch.utils.data.TensorDataset(torch.randint(20, (64, 6)), torch.randint(20, (64,)))
+    loader = AdaptiveDataLoader(
+        data, SIZE, model=model, optimizer=SGD(model.parameters(), 0.1), loss_func=nn.CrossEntropyLoss(), **FIXED
+    )  # fmt: skip
+    for batch in loader:
+        loader.step(batch)
+    assert "out of memory" in loader.history.to_dict()["event"]
