@@ -64,6 +64,9 @@ def test_the_looks_are_for_their_own_tasks_alone():
     for part in (parts.choosing, parts.before, parts.ablations, parts.last_look):
         assert tasks.SECOND_LOOK not in {work.task.name for work in part(looks)}
     assert len([work for work in parts.fixed(looks) if work.task.name == tasks.SECOND_LOOK]) == 5
+    assert set(parts.NOISY) < set(second_look.TASKS)
+    noisy = SimpleNamespace(name=parts.NOISY[0], use=tasks.SECOND_LOOK)
+    assert len(list(parts.fixed([noisy]))) == len(list(parts.second_look([noisy]))) == 10
 
 
 @pytest.mark.parametrize("rule", [parts.OLD_RULE, *parts.ABLATIONS], ids=lambda rule: rule.name)
