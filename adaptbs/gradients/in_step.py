@@ -162,14 +162,14 @@ class InStep:
                 self._checked.add(self._watched.key)
         return SquaredNorms(1, n * self._step.small(), n, self._step.large())
 
-    def _guarded(self, function: F) -> F:
-        """The same function, which keeps a failure instead of raising it into the user's pass."""
+    def _guarded(self, function: F, step: Step | None = None) -> F:
+        """The same function, which keeps a failure instead of raising it. It does nothing but in `step`, if given."""
 
         def safe(*args: Any, **kwargs: Any) -> None:
             thread = threading.get_ident()
             if thread in self._computing or self._failure is not None or not self._handles:
                 return
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or (step is not None and step is not self._step):
                 return
             self._computing.add(thread)
             try:
@@ -223,7 +223,7 @@ class InStep:
             arrives: Callable[[Tensor], None] = self._calls.add(layer, use).arrives
         else:
             arrives = self._use_once(detached(inputs), use)
-        on_gradient(output, self._guarded(arrives))
+        on_gradient(output, self._guarded(arrives, self._step))
 
     def _use_once(self, inputs: list[Any], use: Callable[[list[Any], Tensor], None]) -> Callable[[Tensor], None]:
         """The same function of a gradient, which lets go of the inputs when autograd does."""

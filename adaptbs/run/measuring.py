@@ -59,6 +59,7 @@ class StepMeasuring:
         self.meter, self.watches, self._sums = meter, False, sums
         self._controller, self._tracker, self._world_size = controller, tracker, world_size
         self._said = False
+        self._latest = self._before = 0  # this rank's samples of the latest batch, and of the one before
         self._delivered: list[int] = []  # this rank's samples of each batch delivered while a step is watched
 
     def begin(self, batch: Any) -> None:
@@ -71,7 +72,8 @@ class StepMeasuring:
         if meter is None:
             return
         num_samples = self._tracker.latest_fetched.num_samples
-        self._delivered = [num_samples // self._world_size]
+        self._delivered = []
+        self._deliver(num_samples if not meter.in_step else self._tracker.current.num_samples)
         if not meter.in_step and num_samples > controller.memory.piece:  # it is trained on in pieces, too
             num_samples = int(controller.memory.piece)
             with self._may_fail(batch):
@@ -92,12 +94,18 @@ class StepMeasuring:
 
     def go_on(self) -> None:
         """Take note of another batch while a step is watched."""
-        self._delivered.append(self._tracker.latest_fetched.num_samples // self._world_size)
+        self._deliver(self._tracker.current.num_samples)
         if self.meter is None or len(self._delivered) > PATIENCE * self._controller.batches_per_step:
             self.stop()  # no step is made, or by another optimizer
         else:
             self._controller.measuring_step()
             self.meter.expect(*self._sizes)
+
+    def _deliver(self, num_samples: int) -> None:
+        """Take note of a batch that the loop works on while a step is watched, of so many samples of all ranks."""
+        self._before = self._latest
+        self._latest = num_samples // self._world_size
+        self._delivered.append(self._latest)
 
     def before_step(self) -> None:
         """Take in the measurement of the step that was watched.
@@ -146,7 +154,9 @@ class StepMeasuring:
     def _sizes(self) -> list[int]:
         """Samples of this rank in the batches that the loop may work on, and in the pieces that they go through in."""
         infos = (self._tracker.current, self._tracker.latest_fetched)
+        # Of a step with a closure, gradients are there only when the next is about to be made.
         sizes = [info.num_samples // self._world_size for info in infos] + self._delivered
+        sizes += [self._before or self._latest]
         pieces = [max(ceil(n / self._controller.memory.piece), 1) for n in sizes]
         return [length for n, k in zip(sizes, pieces, strict=True) for length in {n, n // k, -(-n // k)}]
 
