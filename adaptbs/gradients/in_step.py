@@ -74,6 +74,7 @@ class InStep:
         self._step = Step([])
         self._pass: Pass | None = None
         self._announced: dict[int, int] = {}  # uses of each parameter in the pass to come, by its id
+        self.calls = 0  # the most uses of a parameter in the latest backward pass
 
     @property
     def is_armed(self) -> bool:
@@ -269,6 +270,7 @@ class InStep:
         task = torch._C._current_graph_task_id()
         with LOCK:
             if self._pass is None:
+                self.calls = max(self._announced.values(), default=0)
                 self._pass = Pass(self._step.parameters, task, checking=self._checking)
                 with torch.no_grad():
                     self._step.begin(self._pass)

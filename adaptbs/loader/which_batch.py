@@ -67,6 +67,7 @@ class WhichBatch:
         self._handle: Any = None
         self._warned = False
         self._lost_by: str | None = None  # the warning that fits
+        self._is_plain = False  # True where the loop has trained in the latest iteration, and not after its end
 
     def follow(self, look_ahead: LookAhead) -> None:
         """Take note of how the loop takes the batches of the next iteration."""
@@ -93,6 +94,8 @@ class WhichBatch:
         """Take note that an iteration begins, in this thread."""
         self._iterations += 1
         self.stream.begin()
+        if self._lost_by is NO_DELIVERY and self._is_plain:
+            self._find()  # as after a test that trains on one batch
         self._steps_after, self.delivering = 0, True
         if self.thread != get_ident():
             self.thread = get_ident()
@@ -107,6 +110,7 @@ class WhichBatch:
             at_its_end: True if all of its batches have been delivered.
         """
         self._iterations -= 1
+        self._is_plain = self._look_ahead.settled
         if at_its_end and not self._iterations and self._look_ahead.ahead == 1:
             self._after = [
                 p.register_post_accumulate_grad_hook(self._worked)  # type: ignore[no-untyped-call]
@@ -132,6 +136,7 @@ class WhichBatch:
         elif not self.delivering:
             self._steps_after += 1
             if self._steps_after > STEPS_AFTER + (self._look_ahead.ahead or 0):
+                self._is_plain = False
                 self._lose(NO_DELIVERY)
         elif not self.trains_here:
             self.trains_here = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import ceil
@@ -13,7 +14,7 @@ from ..memory import is_out_of_memory
 from ..model import LossNotScalarError, NotCutError, describe_batch
 from ..types import COUPLED, Measurement
 from .controller import Controller
-from .holds import NOT_SAMPLES
+from .holds import ACCUMULATES, NOT_SAMPLES
 from .sums import SumCheck
 from .tracker import BatchTracker
 
@@ -26,10 +27,15 @@ FAILED = (
     "the noise scale cannot be measured, so the batch size is held: %s. %soverhead=0 measures nothing and holds the "
     "batch."
 )
+LATEST, ALIKE = 6, 3  # of so many measured steps so many that are made of as many batches, which is no accident
+UNSAID = (
+    "an optimizer step is made of the gradients of %d batches, and of %d as the loader was told, so the batch would "
+    "grow to several times the samples that the noise allows, and is held. Give accumulation_steps=%d."
+)
 WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "
     "dimension of what collate_fn= returns and the model is called on, or give batch_size= in rows: let an item of the "
-    "dataset be a row."
+    "dataset be a row. Where several batches' losses are added up, call backward() on each instead."
 )
 
 
@@ -59,6 +65,8 @@ class StepMeasuring:
         self.meter, self.watches, self._sums = meter, False, sums
         self._controller, self._tracker, self._world_size = controller, tracker, world_size
         self._said = False
+        self._made_of: deque[int] = deque(maxlen=LATEST)  # batches of each measured step; 0: not all of its samples
+        self._is_unsaid = False  # True once steps are known to be made of more batches than was said
         self._latest = self._before = 0  # this rank's samples of the latest batch, and of the one before
         self._delivered: list[int] = []  # this rank's samples of each batch delivered while a step is watched
 
@@ -114,9 +122,20 @@ class StepMeasuring:
         """
         if self.meter is not None:
             with self._may_fail(None):
-                self._take_in(self.meter.end(sum(self._delivered), self._sizes, len(self._delivered)))
+                made = self.meter.end(sum(self._delivered), self._sizes, len(self._delivered))
+                if made is not None:
+                    self._look_at_the_step(made)
+                self._take_in(made)
             self.watches = self.meter is not None and self.meter.is_armed
             self._delivered = []  # if it watches on, it watches the next step
+
+    def _look_at_the_step(self, made: Measurement) -> None:
+        """Hold the batch where steps are made of more batches than the loader was told."""
+        batches, said = len(self._delivered), self._controller.batches_per_step // self._world_size
+        self._made_of.append(batches if made.norms.large_size == sum(self._delivered) else 0)
+        if batches > said and self._made_of.count(batches) >= ALIKE and not self._is_unsaid:
+            self._is_unsaid = True
+            self._controller.holds.doubt(ACCUMULATES, UNSAID, batches, said, batches)
 
     def _take_in(self, made: Measurement | None) -> None:
         """Take in a measurement, and hold the batch for as long as it is not one of samples."""
