@@ -18,7 +18,7 @@ from ..checks import check_size
 from ..gradients import is_sharded
 from ..hyperparameters import StepHook
 from ..model import BatchLoss, Seldom
-from ..run import DetectLookAhead, LookAhead, TrainingRun, check_version
+from ..run import DetectLookAhead, LookAhead, StillAhead, TrainingRun, check_version
 from ..sampling import EpochSource
 from ..types import Scale
 from .epoch import LoaderEpoch
@@ -80,7 +80,7 @@ class LoaderSession:
         self._look_ahead: LookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
-        self.which_batch = WhichBatch(run, source.ranks.world_size)
+        self.which_batch = WhichBatch(run, source.ranks.world_size, partial(a_few_trained, optimizer))
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
@@ -200,7 +200,7 @@ class LoaderSession:
             if (live := tell()) is not None:
                 live(unclear, fetched)
 
-        stated = self._new_look_ahead
+        stated = self._new_look_ahead or (StillAhead if self.which_batch.is_still_ahead else None)
         forward = self.run.model if self._is_sharded() else None
         self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
         self.which_batch.follow(self._look_ahead)
@@ -221,7 +221,9 @@ class LoaderSession:
             self.source.drop_rest()
             controller.end_by_epochs()
             controller.holds.warn(OTHER_LENGTH, now, controller.epoch_samples)
-        if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(progress.samples):
+        # A loop that has yet to work on the planned run's last batch may end with it.
+        samples = progress.samples - self.which_batch.is_still_ahead
+        if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(samples):
             self.run.controller.plan(self._length.epochs)
             self._warned = True
 

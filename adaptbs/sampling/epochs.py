@@ -194,7 +194,7 @@ class EpochSource:
         Raises:
             RuntimeError: where it is not clear which iteration that is.
         """
-        if not under_way and self._under_way:
+        if not under_way and any(epoch.begun for epoch in self._under_way):
             raise RuntimeError(
                 "an iteration over the loader has ended inside of another, so what is left of the epoch is not clear: "
                 "save after the next batch, and end or drop iterators that you no longer use"

@@ -235,3 +235,18 @@ def test_a_batch_left_out_now_and_then_is_no_doubt(every, caplog):
                 continue
             loop.step(batch)
     assert loop.loader.batch_size > BATCH and not caplog.text
+
+
+def test_a_try_on_one_batch_before_the_run(caplog):
+    """Does the loss go to zero on one batch? The run after it is free once an epoch has shown that it is plain."""
+    loop = Loop()
+    batch = next(iter(loop.loader))
+    for _ in range(20):
+        loop.step(batch)
+    sizes = []
+    for _ in range(3):
+        for batch in loop.loader:
+            loop.step(batch)
+        sizes.append(loop.loader.batch_size)
+    assert sizes[0] == BATCH < sizes[2]
+    assert caplog.text.count("stepped on after the iteration") == 1 and len(caplog.records) == 1
