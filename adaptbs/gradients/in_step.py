@@ -285,7 +285,7 @@ class InStep:
             self._announced.clear()
             if self._calls.any_waits:
                 raise Unsupported("a layer inside an activation checkpoint is not called again in the backward pass")
-            with torch.no_grad():
+            with plainly(self._step.parameters[0].device.type):  # of terms that were held
                 self._step.end(ended)
 
 
