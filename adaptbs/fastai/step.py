@@ -50,7 +50,6 @@ class FastaiStep:
             # Looked up once an epoch, because at every step that would take as long as the step of a small model.
             model = self._learn.model
             self._before = Snapshot(model)
-            self._least = 2 if has_batch_norm(model) else 1
             self._mixed = getattr(self._learn, "mixed_precision", None)
             self._learn.__dict__[NAME] = self
 
@@ -85,6 +84,9 @@ class FastaiStep:
             self._controller.ran_out_of_memory(fits)
         learn._with_events(partial(self._safe_step, learn._step, memory), "step", CancelStepException)
         learn.opt.zero_grad()
+
+    def _least(self) -> int:
+        return 2 if has_batch_norm(self._learn.model) else 1
 
     def _backward(self, whole: tuple[Any, Any, Any], samples: int, pieces: int) -> None:
         learn = self._learn

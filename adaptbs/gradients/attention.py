@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from .checkpoints import packs
+from .plainly import plainly
 from .terms import OuterProducts, Stored, Term, Unsupported
 
 #: Where torch's nodes of a matrix product keep its first factor.
@@ -64,10 +65,11 @@ def watch_projections(
             x = getattr(node, FACTOR[node.name()])
             # Attention works on positions x examples, flattened.
             x, out = (t.reshape(-1, examples, t.shape[-1]).transpose(0, 1) for t in (x, g[0]))
-            if weight.requires_grad:
-                arrived({weight: OuterProducts(x, out, rows)})
-            if bias is not None and bias.requires_grad:
-                arrived({bias: _in_rows(out.sum(1, dtype=torch.promote_types(out.dtype, torch.float32)), rows)})
+            with plainly(out.device.type):
+                if weight.requires_grad:
+                    arrived({weight: OuterProducts(x, out, rows)})
+                if bias is not None and bias.requires_grad:
+                    arrived({bias: _in_rows(out.sum(1, dtype=torch.promote_types(out.dtype, torch.float32)), rows)})
 
         for parameter in (weight, bias):
             if parameter is not None and parameter.requires_grad:

@@ -29,6 +29,7 @@ from .terms import NotNow, Term, Unsupported
 
 log = logging.getLogger(__name__)
 ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
+ROUNDING_ON_CUDA = 0.01  # where float32 is multiplied as TF32, which cuDNN does unless it is told not to
 ROUNDING_IN_HALF = 0.05  # where the backward pass is in half precision
 LOCK = threading.RLock()  # layers on several devices have their gradients in several threads
 F = TypeVar("F", bound=Callable[..., Any])
@@ -154,7 +155,8 @@ class InStep:
                 raise BegunBeforeError("the step had begun before it was watched")
             self._sets_to_zero = True
         if self._checking:
-            if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else ROUNDING)) is not None:
+            rounding = ROUNDING_ON_CUDA if self._step.large().is_cuda else ROUNDING
+            if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else rounding)) is not None:
                 name = next(name for name, p in self._model.named_parameters() if p is odd)
                 raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")
             if self._step.was_conclusive and self._watched is not None:
@@ -287,7 +289,7 @@ class InStep:
             self._announced.clear()
             if self._calls.any_waits:
                 raise Unsupported("a layer inside an activation checkpoint is not called again in the backward pass")
-            with torch.no_grad():
+            with plainly(self._step.parameters[0].device.type):  # of terms that were held
                 self._step.end(ended)
 
 

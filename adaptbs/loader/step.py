@@ -82,8 +82,7 @@ class LoaderStep:
         for p in parameters:
             p.grad = None
         try:
-            least = 2 if has_batch_norm(self._model) else 1
-            loss, fits = run_in_pieces(run, samples, memory, undo=undo, least=least, why_not=why_not)
+            loss, fits = run_in_pieces(run, samples, memory, undo=undo, least=self._least, why_not=why_not)
         except BaseException:
             for p, grad in zip(parameters, held, strict=True):
                 p.grad = grad
@@ -92,6 +91,9 @@ class LoaderStep:
             if grad is not None:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
         return loss, fits
+
+    def _least(self) -> int:
+        return 2 if has_batch_norm(self._model) else 1
 
     def _pass(
         self, batch: Any, samples: int, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int

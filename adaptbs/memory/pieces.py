@@ -27,7 +27,7 @@ def run_in_pieces(
     limit: MemoryLimit,
     *,
     undo: Callable[[], None],
-    least: int,
+    least: Callable[[], int],
     why_not: Callable[[], str | None] | None = None,
 ) -> tuple[T, int | None]:
     """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ...; each time from its beginning.
@@ -37,7 +37,7 @@ def run_in_pieces(
         samples: the batch's samples.
         limit: knows what fits so far; what runs out is told to it.
         undo: takes back all that `run` has done before it ran out.
-        least: samples that a piece must have.
+        least: returns the samples that a piece must have. Asked where memory has run out.
         why_not: the reason why the batch cannot be cut, with what to do; None if it can. Asked before the first cut.
 
     Returns:
@@ -57,7 +57,7 @@ def run_in_pieces(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if samples // (2 * pieces) < least:
+            if samples // (2 * pieces) < least():
                 add_note(error, f"adaptbs ran this batch of {samples} in {pieces} pieces: no smaller one can be run")
                 raise
             failure = error.with_traceback(None)  # its frames keep alive what the failed pass holds

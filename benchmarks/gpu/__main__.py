@@ -6,17 +6,20 @@
 Parts take at most eight minutes each and come in the order of what they are worth. Results are written after each cell
 of a part, to benchmarks/results/gpu.json or to FILE. The same command, given again, goes on where it ended: with cells
 that there was no time for, and with those that failed. A part runs in a process of its own, so that none can stop the
-others. Needs torch, numpy and pytest, no network, and adaptbs as it is in this checkout.
+others. `--minutes` ends the whole command in time, where a machine is lent for a while. Needs torch, numpy and pytest,
+no network, and adaptbs as it is in this checkout.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -34,6 +37,7 @@ from benchmarks.gpu import identity, memory, near_limit, quality, step_time  # n
 
 ROOT = Path(__file__).parents[2]
 SPARE = 120  # seconds by which a cell may exceed a part's limit
+LEAST = 60  # seconds that have to be left for a part to begin, whose first cell is always run
 
 
 def tests(setup: Setup) -> Iterator[Cell]:
@@ -100,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small models and few steps")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--again", nargs="+", choices=PARTS, default=[], metavar="PART", help="forget their results")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell that would end later")
     parser.add_argument("--out", type=Path, help="file to write; results/gpu.json if left out")
     parser.add_argument("--here", action="store_true", help="run the parts in this process")
     args = parser.parse_args(argv)
@@ -116,27 +121,33 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.again:
         book.forget(name)
     book.write()
+    end = time.monotonic() + 60 * args.minutes
     for name in args.only:
+        left = min(end - time.monotonic(), LIMIT)
+        if left < LEAST:
+            break
         if args.here:
-            run_part(name, PARTS[name], setup, book)
+            run_part(name, PARTS[name], setup, book, left)
         elif not book.part(name)["complete"]:
-            in_a_process_of_its_own(name, args, out)
+            in_a_process_of_its_own(name, args, out, left)
             book = Book(out, setup)
     return report(book, args.only)
 
 
-def in_a_process_of_its_own(name: str, args: argparse.Namespace, out: Path) -> None:
+def in_a_process_of_its_own(name: str, args: argparse.Namespace, out: Path, left: float) -> None:
+    """Run a part, in so many seconds."""
     command = [
         sys.executable, "-m", "benchmarks.gpu", "--here", "--only", name, "--device", args.device, "--out", str(out),
+        "--minutes", str(left / 60),
     ]  # fmt: skip
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     try:
         subprocess.run(
             [*command, *(["--quick"] if args.quick else [])], cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
-            timeout=LIMIT + SPARE, check=False,
+            timeout=left + min(SPARE, left), check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        print(f"{name} | stopped after {LIMIT + SPARE} s", flush=True)
+        print(f"{name} | stopped after {left + min(SPARE, left):.0f} s", flush=True)
 
 
 def report(book: Book, names: list[str]) -> int:

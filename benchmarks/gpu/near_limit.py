@@ -56,7 +56,8 @@ def near_limit_of(setup: Setup, case: Case, expandable: bool) -> dict[str, Any]:
     most, rows = (8, 1_000) if setup.quick else (500, 200_000)
     made = case.data(rows)
     with placed(setup, case.model(torch.device("cpu")), expandable) as model:
-        device = next(model.parameters()).device
+        torch.cuda.reset_peak_memory_stats(setup.device)
+        before = torch.cuda.memory_stats(setup.device)  # of the cells before, in the same process
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
         loader = AdaptiveDataLoader(
             made, 8, shuffle=True, model=model, optimizer=optimizer, batch_loss=batch_loss, epochs=1, budget="epochs",
@@ -71,9 +72,10 @@ def near_limit_of(setup: Setup, case: Case, expandable: bool) -> dict[str, Any]:
             steps, largest = steps + 1, max(largest, len(batch[1]))
             if steps >= most:
                 break
-        stats = torch.cuda.memory_stats(device)
+        stats = torch.cuda.memory_stats(setup.device)
+        since = {name: stats[name] - before.get(name, 0) for name in ("num_alloc_retries", "num_ooms")}
         return {
-            "steps": steps, "largest_run": largest, "retries": stats["num_alloc_retries"], "ooms": stats["num_ooms"],
+            "steps": steps, "largest_run": largest, "retries": since["num_alloc_retries"], "ooms": since["num_ooms"],
             "reserved": stats["reserved_bytes.all.peak"], "allocated": stats["allocated_bytes.all.peak"],
             "reserved_over_allocated": stats["reserved_bytes.all.peak"] / stats["allocated_bytes.all.peak"],
         }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import cells, memory, models, quality, stand_in, step_time, tasks
 from benchmarks.gpu.cells import Book, Cell, Setup, failed, run_part
 from benchmarks.gpu.quality import compared, seconds_to
-from tests.benchmarks.bare import BareMachine
+from tests.benchmarks.bare import ROOT, BareMachine
 
 SETUP = Setup(torch.device("cpu"), quick=True)
 
@@ -75,6 +76,36 @@ def test_the_same_command_goes_on_where_it_ended(tmp_path):
     book.forget("part")
     run_part("part", part, SETUP, book, limit=100)
     assert ran[5:] == ["a", "b", "c", "d"]
+
+
+def test_it_ends_in_time_and_goes_on_the_next(tmp_path, monkeypatch, capsys):
+    """A cell is begun if one as long as the longest so far would end in time; the first of a part is always run."""
+    now = [0.0]
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cells.time, "perf_counter", lambda: now[0])
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
+
+    def part(setup):
+        return iter([Cell(name, partial(takes, 100)) for name in "abc"])
+
+    monkeypatch.setattr(gpu, "PARTS", {name: part for name in ("first", "second", "third")})
+    out = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--quick", "--here", "--out", str(out), "--only", "first", "second", "third"]
+    assert gpu.main([*arguments, "--minutes", "9"]) == 1
+    assert now[0] == 500 and "second is not complete: give the same command again" in capsys.readouterr().out
+    parts = json.loads(out.read_text())["parts"]
+    assert [list(parts[name]["cells"]) for name in ("first", "second")] == [["a", "b", "c"], ["a", "b"]]
+    assert gpu.main(arguments) == 0 and now[0] == 900
+
+
+def test_each_finding_names_a_test_that_there_is():
+    table = (ROOT / "tests" / "gpu" / "README.md").read_text()
+    named = re.findall(r"`(tests/\S+?)::(\w+)`", table)
+    assert len(named) == sum(line.startswith("| f") for line in table.splitlines()) > 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), (file, test)
 
 
 def test_results_of_another_device_are_not_mixed(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adaptbs.memory.device import HEADROOM, CudaMemory, HostMemory, SeveralDevices, _bytes, _entry, memory_of
+from tests.helpers.cuda import FakeCuda
 from tests.simulated_device import SimulatedMemory
 
 
@@ -116,3 +117,22 @@ def test_an_allocator_without_statistics_is_gone_on_without(asked, monkeypatch, 
     assert [record.message for record in caplog.records] == [
         "the allocator of cuda:1 gives no statistics, so its memory is not read"
     ]
+
+
+@pytest.mark.parametrize("peak", [300 << 10, 64 << 20, (64 << 20) + (3 << 19), (191 << 20) + 5000, 39 << 19])
+@pytest.mark.parametrize("expandable", [False, True])
+def test_who_watches_leaves_the_peak_as_it_was(peak, expandable):
+    """To a block: one from which no more than 1 MiB would be left over is not split."""
+    with FakeCuda(expandable=expandable) as cuda:
+        memory = CudaMemory(torch.device("cuda"))
+        cuda.memory.take(1 << 20)
+        cuda.memory.take(peak)
+        cuda.memory.give_back(peak)
+        torch.cuda.empty_cache()
+        before, reserved = memory.peak(), torch.cuda.memory_reserved()
+        with memory.watched() as seen:
+            cuda.memory.take(1 << 18)
+            cuda.memory.give_back(1 << 18)
+        assert seen.peak == memory.in_use() + (1 << 18)
+        assert 0 <= memory.peak() - before <= 1 << 20
+        assert torch.cuda.memory_reserved() <= reserved + (2 << 20), "what lifts the peak is given back"

@@ -53,7 +53,7 @@ class Run:
                 self.errors.append(size)
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        _, fits = run_in_pieces(run, samples, self.limit, undo=lambda: None, least=1)
+        _, fits = run_in_pieces(run, samples, self.limit, undo=lambda: None, least=lambda: 1)
         if fits is not None and not self.limit.may_be_exceeded:
             self.batch_size = min(self.batch_size, fits * self.parts)
         wish = Decision(WANTED * self.parts, "wish")

@@ -64,24 +64,25 @@ def too_much(more_than: int, samples: int):
 def test_what_fits_is_run_once():
     run, calls, undone = too_much(100, 64)
     cap = MemoryLimit()
-    assert run_in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=1) == (1, None)
+    assert run_in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=lambda: 1) == (1, None)
     assert (calls, undone, cap.largest_run, cap.smallest_failed) == ([1], [], 64, None)
 
 
 def test_what_does_not_is_halved_until_it_does():
     run, calls, undone = too_much(20, 64)
     cap = MemoryLimit(SimulatedMemory(1))
-    assert run_in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=1) == (4, 16)
+    assert run_in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=lambda: 1) == (4, 16)
     assert (calls, len(undone), cap.memory.released) == ([1, 2, 4], 2, 2)
     assert (cap.smallest_failed, cap.largest_run, cap.piece) == (32, 16, 16)
-    assert run_in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=1) == (4, None), "known from here on"
+    again = run_in_pieces(run, 64, cap, undo=lambda: undone.append(1), least=lambda: 1)
+    assert again == (4, None), "known from here on"
     assert calls == [1, 2, 4, 4]
 
 
 def test_where_no_piece_fits_the_error_is_the_devices():
     run, calls, undone = too_much(0, 8)
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        run_in_pieces(run, 8, MemoryLimit(), undo=lambda: undone.append(1), least=2)
+        run_in_pieces(run, 8, MemoryLimit(), undo=lambda: undone.append(1), least=lambda: 2)
     assert calls == [1, 2, 4]
     if hasattr(caught.value, "__notes__"):
         assert "no smaller one can be run" in caught.value.__notes__[0]
@@ -92,7 +93,7 @@ def test_other_errors_are_not_tried_again():
         raise ValueError("of the user's")
 
     with pytest.raises(ValueError, match="of the user's"):
-        run_in_pieces(broken, 8, MemoryLimit(), undo=lambda: None, least=1)
+        run_in_pieces(broken, 8, MemoryLimit(), undo=lambda: None, least=lambda: 1)
 
 
 def stepping(fail_at: str):
