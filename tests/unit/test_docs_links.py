@@ -52,5 +52,6 @@ def test_the_links_of_a_notebook_lead_to_pages(page):
 
 
 def test_a_docstring_names_pages_that_are_there():
-    named = {name for path in (ROOT / "adaptbs").rglob("*.py") for name in re.findall(r"docs/\w+\.md", path.read_text())}
+    sources = "\n".join(path.read_text() for path in (ROOT / "adaptbs").rglob("*.py"))
+    named = set(re.findall(r"docs/\w+\.md", sources))
     assert named and all((ROOT / name).exists() for name in named)
