@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -183,7 +184,7 @@ def summary_of_run(
     changes = tuple(
         Change(
             now["progress"], now["samples"], before["batch_size"], now["batch_size"],
-            "" if now["low"] is None else noise_scale_text(now["noise_scale"], now["low"], now["high"]),
+            "" if now["low"] is None else _estimate(now["noise_scale"], now["low"], now["high"]),
             now["lr_factor"], now["reason"],
         )
         for before, now in pairwise(records)
@@ -217,6 +218,13 @@ def fixed_instead(trade_off: TradeOff, fixed_seconds: float | None) -> Instead |
     times = None if row.time is None else row.time.value
     seconds = None if fixed_seconds is None or times is None else fixed_seconds * times
     return Instead(row.batch_size, row.samples.value, seconds)
+
+
+def _estimate(simple: float | None, low: float, high: float) -> str:
+    """The estimate with its limits. Decisions go by it where it has no upper limit too, so it is not left out there."""
+    if simple is not None and math.isinf(high):
+        return f"{simple:,.0f} ({low:,.0f} or more)"
+    return noise_scale_text(simple, low, high)
 
 
 def _seconds(seconds: float) -> str:

@@ -81,7 +81,8 @@ def test_a_public_name_is_documented_on_one_page(name):
 
 def test_a_name_that_pages_take_from_a_folder_is_in_its_face():
     named = set(re.findall(r"adaptbs\.gradients\.(\w+)", "\n".join(PAGES.values())))
-    assert named <= set(names_in_all("adaptbs.gradients"))
+    assert named and named <= set(names_in_all("adaptbs.gradients"))
+    assert {f"adaptbs.gradients.{name}" for name in named} <= set(SHOWN)
 
 
 def arguments_of(made: Definition) -> list[str]:

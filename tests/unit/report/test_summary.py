@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from adaptbs.report.history import History
@@ -127,6 +129,14 @@ def test_a_batch_that_stayed_for_want_of_measurements_says_what_to_do(reason):
     assert repr(summary(history((200, 10, reason)))).splitlines()[-1] == (
         "Too little was measured to decide. A longer run, or a larger `overhead=`, measures more."
     )
+
+
+def test_an_estimate_without_an_upper_limit_is_shown_since_it_decided():
+    made = history((200, 20, "pace"))
+    made.records[-1] |= {"low": 8.4, "high": math.inf}
+    assert summary(made).changes[0].noise_scale == "241 (8 or more)"
+    made.records[-1] |= {"noise_scale": None}
+    assert summary(made).changes[0].noise_scale == "at least 8"
 
 
 def test_what_was_not_measured_suggests_no_other_batch():
