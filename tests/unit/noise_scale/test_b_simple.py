@@ -111,7 +111,7 @@ class OnMps(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func is torch.Tensor.double or torch.float64 in args:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as MPS has no float64")
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
