@@ -71,12 +71,10 @@ class InStep:
         self._sizes: tuple[int, ...] = ()
         self._computing: set[int] = set()  # threads that are inside one of these hooks
         self._inputs: list[ref[Inputs]] = []  # of each call, which goes with its graph
-        self._calls = Calls()  # those inside checkpoints
-        self._once = OnceForAll()
+        self._calls, self._once = Calls(), OnceForAll()  # `_calls`: those inside checkpoints
         self._step = Step([])
         self._pass: Pass | None = None
         self._announced: dict[int, int] = {}  # uses of each parameter in the pass to come, by its id
-        self.calls = 0  # the most uses of a parameter in the latest backward pass
 
     @property
     def is_armed(self) -> bool:
@@ -129,6 +127,11 @@ class InStep:
     def examples(self) -> tuple[int, ...]:
         """Number of examples of each backward pass."""
         return self._step.examples_by_pass()
+
+    @property
+    def uses(self) -> int:
+        """The most calls of a layer in the latest backward pass."""
+        return self._step.uses
 
     def norms(self) -> SquaredNorms | None:
         """Squared norms of the backward passes since the gradients were None, on the device. None if there were none.
@@ -270,7 +273,6 @@ class InStep:
         task = torch._C._current_graph_task_id()
         with LOCK:
             if self._pass is None:
-                self.calls = max(self._announced.values(), default=0)
                 self._pass = Pass(self._step.parameters, task, checking=self._checking)
                 with torch.no_grad():
                     self._step.begin(self._pass)

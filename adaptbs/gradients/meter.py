@@ -191,7 +191,7 @@ class NoiseMeter:
                 self._change(Unsupported(NOT_CALLED))
             return None
         self._missed = self._not_now = 0
-        counts = found.examples
+        counts, uses = found.examples, found.uses
         found.disarm()
         if norms.large_size < 2:
             return None  # one example shows no noise
@@ -207,7 +207,7 @@ class NoiseMeter:
         if self._loss is not None and self._loss.reduction == "sum":
             norms = norms.divided_by(norms.large_size**2)
         # One pass for several batches whose losses were added up sees the rows of all of them as those of one.
-        added_up = len(counts) == 1 < batches <= found.calls
+        added_up = len(counts) == 1 < batches <= uses
         rows_are_samples = norms.large_size == samples or (all(n in sizes for n in counts) and not added_up)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
         wrong = not rows_are_samples and is_far(norms.large_size, samples)

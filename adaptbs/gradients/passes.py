@@ -31,6 +31,7 @@ class Pass:
         self._held: dict[int, tuple[Tensor, Term]] = {}
         self.squares: list[Tensor] = []  # sum over examples of |c_i|^2, by parameter
         self.examples: dict[int, int] = {}
+        self._uses: dict[int, int] = {}
         self.totals: dict[int, Tensor] = {}
         self.before = [p.grad for p in parameters if p.grad is not None]
 
@@ -46,6 +47,7 @@ class Pass:
         if is_last and key not in self._held:
             self._count(parameter, term)
             return
+        self._uses[key] = self._uses.get(key, 0) + 1
         if key in self._held:
             _, held = self._held[key]
             if held.examples != term.examples:
@@ -54,6 +56,11 @@ class Pass:
                 )
             term = held.joined(term)
         self._held[key] = parameter, term
+
+    @property
+    def uses(self) -> int:
+        """The most calls of a layer that the pass has gone through."""
+        return max(self._uses.values(), default=1)
 
     def release(self) -> None:
         """Count the terms that were held."""
@@ -91,7 +98,7 @@ class Step:
         self._start()
 
     def _start(self) -> None:
-        self.passes = 0
+        self.passes = self.uses = 0  # `uses`: of the latest pass
         self._squares: list[Tensor] = []
         self._examples: dict[int, list[int]] = {}  # by the parameter's id
         self._large: Tensor | None = None
@@ -136,7 +143,7 @@ class Step:
             raise Unsupported("a weight is used outside its own layer's forward")
         if not ended.examples.keys() <= gradients.keys():
             raise Unsupported("a gradient is gone by the end of the backward pass")
-        self.passes += 1
+        self.passes, self.uses = self.passes + 1, ended.uses
         self._squares += ended.squares
         for key, n in ended.examples.items():
             self._examples.setdefault(key, []).append(n)

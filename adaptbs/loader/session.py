@@ -142,6 +142,9 @@ class LoaderSession:
 
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)
+        trained = self.misuse.ever_stepped or self.which_batch.has_trained
+        if not self._begun and not trained and self.run.has_begun:
+            self.run.start(self._length.epochs)  # what was looked at before is no part of the run
         known = self._length.epochs
         if (known is None and self.run.has_begun) or not self._length.say(n):
             said = "a run of unknown length has begun" if known is None else f"the run has {known:g} epochs"

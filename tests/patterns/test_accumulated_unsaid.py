@@ -104,6 +104,14 @@ def left_out(run: Run, i: int, batch) -> None:
         run.step()
 
 
+def not_finite(run: Run, i: int, batch) -> None:
+    """The forward pass of every third batch is made, and no backward pass."""
+    loss = run.loss(batch)
+    if i % 3:
+        loss.backward()
+        run.step()
+
+
 def dropped(run: Run, i: int, batch) -> None:
     """Every other batch's gradients are thrown away, as after a loss that is not finite."""
     run.loss(batch).backward()
@@ -118,7 +126,7 @@ def several_steps(run: Run, i: int, batch) -> None:
         run.step()
 
 
-@pytest.mark.parametrize("body", [left_out, dropped, several_steps])
+@pytest.mark.parametrize("body", [left_out, not_finite, dropped, several_steps])
 def test_loops_that_make_a_step_of_one_batch_are_no_doubt(body, caplog):
     run = Run()
     for _ in range(6):

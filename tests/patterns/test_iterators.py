@@ -250,3 +250,25 @@ def test_a_try_on_one_batch_before_the_run(caplog):
         sizes.append(loop.loader.batch_size)
     assert sizes[0] == BATCH < sizes[2]
     assert caplog.text.count("stepped on after the iteration") == 1 and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("epochs", [None, 3])
+@pytest.mark.parametrize("look", [1, 40])
+def test_a_look_into_the_loader_before_its_epochs_is_no_part_of_the_run(look, epochs, caplog):
+    """As for the shape of a batch, or over all of them for the data's mean."""
+    runs = []
+    for looks in (0, look):
+        how = {"target": lambda noise, size, progress: int(BATCH * (1 + 3 * progress)), "overhead": 0.5}
+        loop = Loop(epochs, **how | {"step_time": (1e-3, 1e-5), "decide_every": 0.02})
+        for _ in itertools.islice(loop.loader, looks):
+            pass
+        torch.manual_seed(3)
+        seen = []
+        for _ in loop.loader.epochs(3):
+            before = len(loop.seen)
+            for batch in loop.loader:
+                loop.step(batch)
+            seen.append(loop.seen[before:])
+        assert loop.loader.progress == 1 and len(set(loop.passes()[0])) == N
+        runs.append(seen)
+    assert runs[0] == runs[1]
