@@ -29,6 +29,7 @@ from .terms import NotNow, Term, Unsupported
 
 log = logging.getLogger(__name__)
 ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
+ROUNDING_ON_CUDA = 0.01  # where float32 is multiplied as TF32, which cuDNN does unless it is told not to
 ROUNDING_IN_HALF = 0.05  # where the backward pass is in half precision
 LOCK = threading.RLock()  # layers on several devices have their gradients in several threads
 F = TypeVar("F", bound=Callable[..., Any])
@@ -153,7 +154,8 @@ class InStep:
                 raise BegunBeforeError("the step had begun before it was watched")
             self._sets_to_zero = True
         if self._checking:
-            if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else ROUNDING)) is not None:
+            rounding = ROUNDING_ON_CUDA if self._step.large().is_cuda else ROUNDING
+            if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else rounding)) is not None:
                 name = next(name for name, p in self._model.named_parameters() if p is odd)
                 raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")
             if self._step.was_conclusive and self._watched is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor, stack
+from torch import Tensor, float32, float64, stack
 
 from ..types import NoiseScale, SquaredNorms
 
@@ -107,7 +107,8 @@ def student_t(confidence: float, degrees: float) -> float:
 def to_floats(norms: Sequence[SquaredNorms]) -> list[SquaredNorms]:
     """The same measurements as Python floats, read from the device together."""
     scalars = [v for n in norms for v in (n.small, n.large)]
-    tensors = [v.detach().double() for v in scalars if isinstance(v, Tensor)]
-    read = iter(stack(tensors).tolist() if tensors else [])
+    tensors = [v.detach() for v in scalars if isinstance(v, Tensor)]
+    wide = float32 if any(v.device.type == "mps" for v in tensors) else float64  # there is no wider one on MPS
+    read = iter(stack([v.to(wide) for v in tensors]).tolist() if tensors else [])
     values = iter([next(read) if isinstance(v, Tensor) else float(v) for v in scalars])
     return [replace(n, small=next(values), large=next(values)) for n in norms]

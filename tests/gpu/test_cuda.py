@@ -14,6 +14,7 @@ from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.run.controller import Controller
 from adaptbs.timing.clock import DeviceClock
 from benchmarks.common.per_example import PerExample
+from tests.helpers.readings import FIRST
 
 pytestmark = [
     pytest.mark.cuda,
@@ -94,22 +95,24 @@ def test_between_decisions_nothing_waits_for_the_device(monkeypatch):
         on_device, 32, shuffle=True, model=model, optimizer=optimizer,
         epochs=4, max_batch_size=32, overhead=0.5, decide_every=0.1,
     )  # fmt: skip
-    decided = []
+    decided, under_way = [], []
 
     def may_wait(method):
         def waiting(*args, **kwargs):
             torch.cuda.set_sync_debug_mode("default")
+            under_way.append(method.__name__)
             try:
                 return method(*args, **kwargs)
             finally:
-                decided.append(method.__name__)
-                torch.cuda.set_sync_debug_mode("error" if len(decided) >= 2 else "default")
+                decided.append(under_way.pop())
+                torch.cuda.set_sync_debug_mode("error" if len(decided) > FIRST and not under_way else "default")
 
         return waiting
 
-    # The first measurements compare each parameter's terms with its gradient, and wait for the result. From the second
-    # reading on nothing may.
-    monkeypatch.setattr(Controller, "_read", may_wait(Controller._read))
+    # The first measurements compare each parameter's terms with its gradient, and wait for the result. Later nothing
+    # may wait but a reading or a decision.
+    for name in ("_take_in", "_decide"):
+        monkeypatch.setattr(Controller, name, may_wait(getattr(Controller, name)))
     try:
         for _ in range(4):
             for x, y in loader:

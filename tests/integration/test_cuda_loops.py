@@ -1,6 +1,7 @@
 """Loops as people write them are not held up between decisions, on the double of CUDA, nor when the batch has grown."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
 
 from adaptbs import AdaptiveDataLoader
+from adaptbs.gradients.in_step import InStep
+from adaptbs.gradients.passes import Step
 from adaptbs.types import NoiseScale
 from tests.helpers.cuda import FakeCuda
 from tests.helpers.readings import waits_outside_of_readings
@@ -245,3 +248,25 @@ def test_nor_is_one_that_does_more(kind, source, monkeypatch):
     assert events.count("measurement") >= 8 and events.count("decision") >= 4
     assert [line for _, line in outside if line != ELSEWHERE] == []
     assert kind in (Scales, Clips) or not outside  # in which torch reads or copies itself
+
+
+@pytest.mark.parametrize(("on_cuda", "tolerance"), [(False, 1e-3), (True, 1e-2)])
+def test_gradients_of_a_gpu_may_be_rounded_to_tf32(on_cuda, tolerance, monkeypatch):
+    """cuDNN multiplies float32 as TF32, in ways that differ with the algorithm it chooses for a call."""
+    asked: list[float] = []
+
+    def odd_parameter(self, tolerance):
+        asked.append(tolerance)
+
+    monkeypatch.setattr(Step, "odd_parameter", odd_parameter)
+    with FakeCuda() if on_cuda else nullcontext() as cuda:
+        model, x = nn.Linear(8, 1), torch.randn(16, 8)
+        if cuda is not None:
+            cuda.place(model)
+            x = x.to("cuda", non_blocking=True)
+        watch = InStep(model)
+        watch.arm(16)
+        model(x).sum().backward()
+        watch.norms()
+        watch.disarm()
+    assert asked == [tolerance]

@@ -101,3 +101,21 @@ def test_student_t_at_its_two_known_ends():
 def test_tensors_and_floats_are_read_in_order():
     mixed = [SquaredNorms(1, torch.tensor(3.0), 2, 2.0), SquaredNorms(1, 5.0, 2, torch.tensor(4.0))]
     assert to_floats(mixed) == [SquaredNorms(1, 3.0, 2, 2.0), SquaredNorms(1, 5.0, 2, 4.0)]
+
+
+class OnMps(torch.Tensor):
+    """Says that it lies on Apple's GPU, where there is no float64."""
+
+    device = property(lambda self: torch.device("mps"))
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.double or any(each is torch.float64 for each in args):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it.")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_norms_on_a_device_without_float64_are_read():
+    small, large = (torch.tensor(value).as_subclass(OnMps) for value in (3.5, 0.1))
+    (read,) = to_floats([SquaredNorms(1, small, 16, large)])
+    assert (read.small, read.large) == (3.5, torch.tensor(0.1).item())
