@@ -49,9 +49,9 @@ class InStep:
     accumulation) leaves B_simple as it is; |G|^2 and tr(Sigma) carry that factor squared.
 
     Nothing is run twice and nothing has to be restored. Each layer's squared norms are computed when its gradient
-    arrives, so nothing is held longer than autograd holds it, except where a layer is used several times in a pass and
-    its terms have to be added up first. At the first step, and whenever other parameters are trained, other layers are
-    in training mode or hooks of the user's come or go, each parameter's sum of terms is compared with its gradient.
+    arrives, so nothing is held longer than autograd holds it, but for a layer used several times in a pass, whose terms
+    are added up first. At the first step, and whenever trained parameters, modes or the user's hooks change, each
+    parameter's sum of terms is compared with its gradient.
 
     Args:
         model: the model that the loop trains.

@@ -110,8 +110,8 @@ class OnMps(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.double or torch.float64 in args:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as MPS has no float64")
+        if func is torch.Tensor.double or any(each is torch.float64 for each in args):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it.")
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
