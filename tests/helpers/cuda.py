@@ -139,6 +139,7 @@ class FakeCuda:
             "Event": lambda enable_timing=False, **_: Event(self, enable_timing),
             "current_stream": lambda device=None: self._current[self._index(device)],
             "synchronize": self.synchronize,
+            "is_current_stream_capturing": lambda: False,  # which a CUDA build of torch would ask the driver
             "mem_get_info": lambda device=None: (memory(device).free, memory(device).total),
             "memory_stats": lambda device=None: memory(device).statistics(),
             "memory_allocated": lambda device=None: memory(device).allocated,
