@@ -46,7 +46,8 @@ def versions() -> Iterator[str]:
     yield f"adaptbs     {__version__}"  # of the code that runs, installed or not
     for name in PACKAGES:
         try:
-            version = metadata.version(name)
+            # torch's own says of which build it is, such as +cu124; the package's name may not.
+            version = torch.__version__ if name == "torch" else metadata.version(name)
         except metadata.PackageNotFoundError:
             version = "not installed"
         yield f"{name:<11} {version}"

@@ -3,6 +3,7 @@
 from .policy import (
     TARGETS,
     Situation,
+    counted_over_simple,
     critical_over_simple,
     decide,
     early_limit,
@@ -26,6 +27,7 @@ __all__ = [
     "Progress",
     "Ramp",
     "Situation",
+    "counted_over_simple",
     "critical_over_simple",
     "decide",
     "early_limit",

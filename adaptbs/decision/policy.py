@@ -23,11 +23,15 @@ BELOW_FOR_SGD = 0.2
 # out, and its critical batch is the larger (Zhang et al. 2019, arXiv:1907.04164). Both values were chosen on the tasks
 # for choosing in benchmarks/quality/untuned; docs/benchmarks.md has them beside others.
 CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 3, 1.5
+# Progress is counted by a critical batch of this share of it. To count too much ends the run early, which costs
+# quality. To count too little costs samples, and where larger batches pay, these are cheap.
+COUNTED = 0.5
 # The largest batch to which hyperparameters are known to transfer, over R and over the base batch. The larger of the
 # two counts. Beyond it even large fixed batches cost quality (MovieLens at 4096 in docs/benchmarks.md).
 LARGEST_FACTOR, LARGEST_OVER_BASE = 32, 8
-EARLY = 0.1  # first share of the run, in which SGD's batch stays small, see `early_limit`
+EARLY = 0.1  # first share of the run, in which the batch stays small, see `early_limit`
 WARM_UP = 0.25  # the same, while the estimate has no upper limit
+EARLY_FACTOR = 2  # the largest batch meanwhile, over R
 # SGD's largest batch over R where no schedule brings its learning rate down, see `largest_at_constant_rate`.
 CONSTANT_RATE = 4
 SHRINK_UNTIL = 0.2  # first share of the run, in which a start that proves too large may still be corrected downward
@@ -45,8 +49,11 @@ class Situation:
         progress: share of the run done, 0..1.
         step_time: seconds of a step by batch size. None until two sizes have been run.
         critical: the critical batch over B_simple.
+        counted: the critical batch by which progress is counted, over B_simple. None: `critical`.
         early_limit: the largest batch that may be chosen so early in the run, samples.
         floor: the efficiency that the batch must keep.
+        required: the mean efficiency, as it is counted, that the rest of the run needs to end within its limit of
+            samples. None with a budget of epochs.
         max_batch_size: the user's limit, samples.
         coupled: True if the loss couples samples, so that another batch size would change the loss.
         new_measurements: measurements since the previous decision.
@@ -59,8 +66,10 @@ class Situation:
     step_time: Time | None
     max_batch_size: int
     critical: float = CRITICAL_OF_SGD
+    counted: float | None = None
     early_limit: float = math.inf
     floor: float = FLOOR_OF_EPOCHS
+    required: float | None = None
     coupled: bool = False
     new_measurements: int = ENOUGH
 
@@ -93,6 +102,11 @@ def critical_over_simple(adaptive: bool) -> float:
     return CRITICAL_OF_ADAPTIVE if adaptive else CRITICAL_OF_SGD
 
 
+def counted_over_simple(adaptive: bool) -> float:
+    """The critical batch by which progress is counted, over B_simple."""
+    return COUNTED * critical_over_simple(adaptive)
+
+
 def efficiency(phi: float, batch_size: float, reference: float) -> float:
     """(phi + R)/(phi + B), the progress per sample at B relative to R (Pollux, Qiao et al. 2021, arXiv:2008.12260)."""
     return (phi + reference) / (phi + batch_size)
@@ -103,37 +117,35 @@ def largest_efficient(phi: float, reference: float, floor: float) -> float:
     return (phi * (1 - floor) + reference) / floor
 
 
-def efficiency_floor(progress: float, required: float | None, adaptive: bool) -> float:
+def efficiency_floor(progress: float, by_progress: bool, adaptive: bool) -> float:
     """The efficiency that the batch must keep.
 
     Args:
         progress: share of the run done, 0..1.
-        required: the mean efficiency that the rest of the run needs to end within its limit of samples. None with a
-            budget of epochs, where the number of samples is fixed.
+        by_progress: True with a budget of progress. With one of epochs the number of samples is fixed.
         adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
     """
-    if required is None:
+    if not by_progress:
         return FLOOR_OF_EPOCHS
     floor = FIRST_FLOOR + (LAST_FLOOR - FIRST_FLOOR) * min(progress, 1.0)
-    return max(floor if adaptive else floor - BELOW_FOR_SGD, required)
+    return floor if adaptive else floor - BELOW_FOR_SGD
 
 
-def early_limit(progress: float, base_batch_size: int, adaptive: bool, clear: bool = True) -> float:
+def early_limit(progress: float, base_batch_size: int, clear: bool = True) -> float:
     """The largest batch that is safe so early in the run, samples. inf if the start of the run sets no limit.
 
-    Many models begin on a plateau, where |G|^2 is nearly 0 and B_simple is large. SGD's learning rate follows the batch
-    nearly in full, and a learning rate that large does harm once the model has left the plateau. A schedule that warms
-    up brings the largest rates later still, so until then only a clear estimate lets the batch grow.
+    Many models begin on a plateau, where |G|^2 is nearly 0 and B_simple is large. A learning rate that follows the
+    batch does harm once the model has left the plateau. A schedule that warms up brings the largest rates later still,
+    so until then only a clear estimate lets the batch grow further.
 
     Args:
         progress: share of the run done, 0..1.
         base_batch_size: B0, samples.
-        adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
         clear: True if the estimate has an upper limit.
     """
-    if adaptive or progress >= (EARLY if clear else WARM_UP):
+    if progress >= (EARLY if clear else WARM_UP):
         return math.inf
-    return max(PACE * reference_batch_size(base_batch_size), base_batch_size)
+    return max(EARLY_FACTOR * reference_batch_size(base_batch_size), base_batch_size)
 
 
 def goodput_optimum(phi: float, step_time: Time | None) -> float:
@@ -159,9 +171,12 @@ def nearest_power_of_2(size: float) -> int:
 def goodput(now: Situation) -> tuple[int, str]:
     """The power of 2 with the most progress per second at the noise scale and above the efficiency floor."""
     assert now.noise_scale is not None
-    phi = now.critical * now.noise_scale.believed
-    fastest = goodput_optimum(phi, now.step_time)
+    simple = now.noise_scale.believed
+    phi, counted = now.critical * simple, (now.counted or now.critical) * simple
+    fastest = goodput_optimum(counted, now.step_time)
     ceiling = largest_efficient(phi, now.reference, now.floor)
+    if now.required:
+        ceiling = min(ceiling, largest_efficient(counted, now.reference, now.required))
     size = nearest_power_of_2(min(fastest, ceiling))
     while size > max(ceiling, 1):  # rounding up costs no time, but must not take the efficiency below its floor
         size //= 2

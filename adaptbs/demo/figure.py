@@ -75,7 +75,7 @@ def _noise_scale(axis: Any, history: Mapping[str, Sequence[Any]], fixed: Run, ad
 def _batch_size(axis: Any, fixed: Run, adaptive: Run) -> None:
     """Draw the batch size of each step."""
     first, largest = adaptive.batch_size[0], adaptive.batch_size.max()
-    axis.set_title(f"Batch size: {first} " + (f"to {largest}" if largest > first else "throughout"))
+    axis.set_title(f"Batch size: {first:,} " + (f"to {largest:,}" if largest > first else "throughout"))
     for run, style, name in ((adaptive, ADAPTIVE, "adaptive"), (fixed, FIXED, "fixed")):
         axis.step(run.samples, nominal(run), where="pre", label=name, **style)
     axis.set_yscale("log", base=2)

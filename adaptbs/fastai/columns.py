@@ -63,15 +63,31 @@ class Columns(QuickCallback):
         if recorder and len(recorder.log) == len(recorder.metric_names) - len(NAMES) - bool(recorder.add_time):
             estimate = self._source.noise_scale
             simple = estimate.simple if estimate is not None else None
-            shown = math.nan if simple is None else three_digits(simple)
+            shown = Shown(math.nan if simple is None else simple)
             run = self._source.training_run
             recorder.log += [self._source.batch_size, shown, run.tracker.epoch_samples if run is not None else 0]
 
 
-def three_digits(value: float) -> float:
-    """The value to three significant digits, as an integer where it is one: fastai shows a float with six decimals."""
-    rounded = float(f"{value:.3g}")
-    return int(rounded) if abs(rounded) >= 100 else rounded
+class Shown(float):
+    """A number to three significant digits for fastai's table, which formats a float with six decimals.
+
+    nan is shown as "not known". It stays a number, because loggers such as TensorBoard's take no other value.
+    """
+
+    def __new__(cls, value: float) -> Shown:
+        return super().__new__(cls, f"{value:.3g}")
+
+    def __format__(self, spec: str) -> str:
+        return "not known" if math.isnan(self) else f"{float(self):g}" if abs(self) < 100 else f"{float(self):.0f}"
+
+    def __repr__(self) -> str:
+        return format(self)
+
+    def __str__(self) -> str:
+        return "nan" if math.isnan(self) else format(self)  # fastai's CSVLogger writes it
+
+    def __reduce__(self) -> Any:
+        return float, (float(self),)  # so that an exported Learner can be read without adaptbs
 
 
 def begins_fit(learn: Any) -> bool:

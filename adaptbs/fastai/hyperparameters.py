@@ -65,13 +65,13 @@ class FastaiStepHook:
 
     def scale(self, by: Scale) -> None:
         """Set them for the batch that is about to be trained on; nothing happens at k = 1."""
-        k, lr_factor = by
+        k, lr_factor, longest = by
         if self.scaler.is_scaled:  # by a batch that raised
             self.scaler.restore()
         if k != 1 or lr_factor != 1 or not self.scaler.idle:
             # fastai's set_hyper, and its view of a torch optimizer's groups, would take longer than all the rest.
             groups = self._opt.opt.param_groups if self._wrapped else self._opt.hypers
-            self.scaler.scale(groups, self._following, k=k, lr_factor=lr_factor)
+            self.scaler.scale(groups, self._following, k=k, lr_factor=lr_factor, longest=longest)
 
     def restore(self) -> None:
         """Give back what `scale` found."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from ..run import Holds
-
-log = logging.getLogger(__name__)
 
 CHANGED = "another callback changes the batch"  # reason to hold it
 
@@ -48,7 +45,7 @@ class LaterChanges:
         self._holds.add(CHANGED)
         if not self._said:
             self._said = True
-            log.warning(WARNING, CHANGED, self._order)
+            self._holds.warn(WARNING, CHANGED, self._order)
 
     @staticmethod
     def _same(before: Any, now: Any) -> bool:

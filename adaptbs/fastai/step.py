@@ -37,7 +37,7 @@ class FastaiStep:
         self._learn, self._run, self._controller, self._loss = learn, run, run.controller, loss
         self._tracker, holds = run.tracker, run.controller.holds
         holds.remove(NOT_CUT)  # of a resumed run, which may have been given `split=` meanwhile
-        self._cuts = BatchCuts(loss, learn.model, self._shares, lambda: holds.add(NOT_CUT))
+        self._cuts = BatchCuts(loss, learn.model, self._shares, partial(holds.doubt, NOT_CUT))
         self._safe_step = SafeStep(getattr(learn.opt, "opt", learn.opt), lambda: learn.model.parameters())
         self._mixed: Any = None  # the Learner's MixedPrecision callback, if it has one
         self._left_autocast = False  # True once the callback's context has been left in this batch

@@ -76,6 +76,7 @@ class InStep:
         self._step = Step([])
         self._pass: Pass | None = None
         self._announced: dict[int, int] = {}  # uses of each parameter in the pass to come, by its id
+        self.calls = 0  # the most uses of a parameter in the latest backward pass
 
     @property
     def is_armed(self) -> bool:
@@ -162,14 +163,14 @@ class InStep:
                 self._checked.add(self._watched.key)
         return SquaredNorms(1, n * self._step.small(), n, self._step.large())
 
-    def _guarded(self, function: F) -> F:
-        """The same function, which keeps a failure instead of raising it into the user's pass."""
+    def _guarded(self, function: F, step: Step | None = None) -> F:
+        """The same function, which keeps a failure instead of raising it. It does nothing but in `step`, if given."""
 
         def safe(*args: Any, **kwargs: Any) -> None:
             thread = threading.get_ident()
             if thread in self._computing or self._failure is not None or not self._handles:
                 return
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or (step is not None and step is not self._step):
                 return
             self._computing.add(thread)
             try:
@@ -226,7 +227,7 @@ class InStep:
             call = Inputs(detached(inputs), use)
             self._inputs.append(ref(call))
             arrives = call.arrives
-        on_gradient(output, self._guarded(arrives))
+        on_gradient(output, self._guarded(arrives, self._step))
 
     def _called_again(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch._C._current_graph_task_id() != -1 and in_checkpoint():
@@ -269,6 +270,7 @@ class InStep:
         task = torch._C._current_graph_task_id()
         with LOCK:
             if self._pass is None:
+                self.calls = max(self._announced.values(), default=0)
                 self._pass = Pass(self._step.parameters, task, checking=self._checking)
                 with torch.no_grad():
                     self._step.begin(self._pass)

@@ -206,7 +206,9 @@ class NoiseMeter:
         self._repeated = 0
         if self._loss is not None and self._loss.reduction == "sum":
             norms = norms.divided_by(norms.large_size**2)
-        rows_are_samples = norms.large_size == samples or all(n in sizes for n in counts)
+        # One pass for several batches whose losses were added up sees the rows of all of them as those of one.
+        added_up = len(counts) == 1 < batches <= found.calls
+        rows_are_samples = norms.large_size == samples or (all(n in sizes for n in counts) and not added_up)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
         wrong = not rows_are_samples and is_far(norms.large_size, samples)
         return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or caveat, wrong)

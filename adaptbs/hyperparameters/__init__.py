@@ -1,6 +1,6 @@
 """The learning rate and its kin at k times the base batch, BatchNorm's momentum, and the one-cycle schedule."""
 
-from .learning_rate import LR_SCALINGS, lr_rule
+from .learning_rate import LONGEST, LR_SCALINGS, lr_rule
 from .lookup import traits_by_group, traits_of
 from .running_statistics import RunningStatistics
 from .scaler import HyperparameterScaler
@@ -12,6 +12,7 @@ from .transfer import following
 __all__ = [
     "ADAM",
     "LAMB",
+    "LONGEST",
     "LR_ONLY",
     "LR_SCALINGS",
     "RADAM",

@@ -10,6 +10,10 @@ from numbers import Real
 
 from ..types import ENOUGH, LRRule, NoiseScale
 
+# SGD's learning rate is raised to at most this many times its schedule's largest. The longest stable step does not grow
+# with the batch, and the schedule says what the model bears. Once it has come down there is room for the factor.
+LONGEST = 3
+
 
 def linear(k: float, noise_scale: NoiseScale | None) -> float:
     """k, for SGD, whose step averages over k times as many samples (Goyal et al. 2017, arXiv:1706.02677)."""

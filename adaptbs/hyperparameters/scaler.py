@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, replace
 from operator import itemgetter
@@ -13,11 +13,15 @@ from .change import Change, changed, is_constant
 from .traits import OptimizerTraits
 from .transfer import DECAYS, FIRST, SECOND, betas_of, powers
 
-log = logging.getLogger(__name__)
+NOT_KNOWN = (
+    "optimizer %s is not known, so batch and hyperparameters are held: another batch may need another setting of it. "
+    "transfer= says what follows the batch, and lets it grow: transfer=('lr',) if only the learning rate has to."
+)
 
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 _NO_POWERS = (1.0, 1.0)
 KEPT = 8  # changes beyond the number of groups: a schedule of betas makes new ones at every step
+PEAKS = ("lr", "max_lr", "initial_lr")  # a group's learning rate, and what a scheduler of torch's says of its peak
 # All that decides what becomes of a group, but for its learning rate, which is multiplied whatever it is.
 _NAMES = ("betas", *FIRST, *SECOND, "eps", *DECAYS, "decoupled_weight_decay")
 
@@ -44,6 +48,7 @@ class HyperparameterScaler:
         self._traits = [traits] if isinstance(traits, OptimizerTraits) else list(traits)
         self.known = all(t.known for t in self._traits)
         self._debiases = any(t.debiases for t in self._traits)
+        self._largest_lr = 0.0  # of the base batch, so far or as its scheduler says; 0 where no step was limited by it
         self._accumulated: list[Accumulated] = []  # one a group; groups that have seen the same steps share it
         self._leaders: list[tuple[int, Accumulated]] = []  # each of them, with its first group
         self._counts: list[StepCount] = []
@@ -75,22 +80,29 @@ class HyperparameterScaler:
         return found
 
     def release(self) -> None:
-        """Let the hyperparameters follow the batch, whatever an earlier run did."""
-        self._held = False
+        """Let the hyperparameters follow the batch, whatever an earlier run did and however large its rates were."""
+        self._held, self._largest_lr = False, 0.0
 
-    def hold(self) -> None:
-        """Let nothing follow the batch, because it is not known what the optimizer does; a warning says so once."""
+    def hold(self, warn: Callable[..., None]) -> None:
+        """Let nothing follow the batch, because it is not known what the optimizer does.
+
+        Args:
+            warn: called once, with the text of a warning and its values.
+        """
         self._held = True
         if not self._warned:
             self._warned = True
-            log.warning(
-                "optimizer %s is not known, so batch and hyperparameters are held: another batch may need another "
-                "setting of it. transfer= says what follows the batch, and lets it grow: transfer=('lr',) if only the "
-                "learning rate has to.",
-                type(self._optimizer).__name__,
-            )
+            warn(NOT_KNOWN, type(self._optimizer).__name__)
 
-    def scale(self, groups: Sequence[Any], following: Collection[str], *, k: float, lr_factor: float) -> None:
+    def scale(
+        self,
+        groups: Sequence[Any],
+        following: Collection[str],
+        *,
+        k: float,
+        lr_factor: float,
+        longest: float = math.inf,
+    ) -> None:
         """Set the groups for the step that is now to be made, until `restore`.
 
         What becomes of groups that are alike but for their learning rates is computed once. This runs at every step,
@@ -101,9 +113,12 @@ class HyperparameterScaler:
             following: the hyperparameters that follow the batch.
             k: batch size / base batch size.
             lr_factor: the learning rate's factor; 1 where it does not follow.
+            longest: the learning rate is raised to at most this many times the largest that the schedule has.
         """
         if self._held:
             return
+        if lr_factor > 1 and longest < math.inf:
+            lr_factor = self._limited(groups, lr_factor, longest)
         unscaled: list[tuple[Any, dict[str, Any]]] = []
         self._unscaled = unscaled
         self.is_scaled = True
@@ -168,6 +183,22 @@ class HyperparameterScaler:
                 group["lr"] = found["lr"] * by_lr
             unscaled.append((group, found))
 
+    def _limited(self, groups: Sequence[Any], lr_factor: float, longest: float) -> float:
+        """The factor at which the learning rate is at most `longest` times the largest that the schedule has.
+
+        A learning rate that is a tensor is not limited, because reading it would wait for the device.
+        """
+        now = 0.0
+        for group in groups:
+            for name in PEAKS:
+                rate = group.get(name, 0.0)
+                if isinstance(rate, (float, int)):
+                    if rate > self._largest_lr:
+                        self._largest_lr = rate
+                    if name == "lr" and rate > now:
+                        now = rate
+        return max(1.0, min(lr_factor, longest * self._largest_lr / now)) if now > 0 else lr_factor
+
     def restore(self, *_: Any) -> None:
         """Give the groups back what `scale` found; also after a step that raised."""
         if self.is_scaled:
@@ -219,11 +250,17 @@ class HyperparameterScaler:
         self._leaders, self._plan = list(alike.values()), []
 
     def state_dict(self) -> list[list[float]]:
-        """The accumulated sums of each group, numbers only."""
+        """The accumulated sums of each group, or SGD's largest learning rate; numbers only."""
+        if self._largest_lr:
+            return [[self._largest_lr]]
         return [list(astuple(accumulated)) for accumulated in self._accumulated]
 
     def load_state_dict(self, state: list[list[float]]) -> None:
         """Go on from `state_dict()`, with an optimizer whose own state is loaded too, before or after."""
+        self._largest_lr = 0.0
+        if state and len(state[0]) == 1:
+            self._largest_lr = state[0][0]
+            return
         self._accumulated = [
             Accumulated(int(t), first, second, power_first, power_second, bool(prepared))
             for t, first, second, power_first, power_second, prepared in state

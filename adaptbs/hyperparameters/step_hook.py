@@ -58,9 +58,9 @@ class StepHook:
         scaler = self.scaler
         if scaler.is_scaled:
             scaler.restore()
-        k, lr_factor = self._scale()
+        k, lr_factor, longest = self._scale()
         if k != 1 or lr_factor != 1 or not scaler.idle:
-            scaler.scale(self._optimizer.param_groups, self._following, k=k, lr_factor=lr_factor)
+            scaler.scale(self._optimizer.param_groups, self._following, k=k, lr_factor=lr_factor, longest=longest)
 
     def restore(self) -> None:
         """Put the hyperparameters back after a step that raised, where no post hook ran."""

@@ -95,7 +95,7 @@ class LoaderEpoch:
         if self._rank_step is not None:
             self._rank_step.end()
         self._driver.end_iteration()
-        self._which_batch.end_iteration()
+        self._which_batch.end_iteration(self._passes.cut.is_at_its_end)
         self._source.ends(self._passes, self._run.goes_on)
         self._say_samples()
         self._run.after_epoch()

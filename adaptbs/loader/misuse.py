@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,8 +9,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..run import Holds
-
-log = logging.getLogger(__name__)
 
 STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer that has a scheduler
 PATIENCE = 16  # optimizer steps' worth of batches; a GradScaler may leave the first steps out
@@ -149,8 +146,8 @@ class MisuseWarnings:
             if not self._patience:
                 self.watches = self._rate_is_free or bool(self._others)
                 if not self._said:
-                    self._said = True
-                    log.warning(NO_STEP_ANY_MORE if self.ever_stepped else NO_STEP, type(self._optimizer).__name__)
+                    self._said, why = True, NO_STEP_ANY_MORE if self.ever_stepped else NO_STEP
+                    self._holds.warn(why, type(self._optimizer).__name__)
                 self._holds.add(STEP)
         if self._others:
             self._look_at_others()
@@ -169,8 +166,7 @@ class MisuseWarnings:
         self._version = version
         if self._moved >= BY_RULE:
             self._others = ()
-            self._holds.add(OTHER)
-            log.warning(OTHERS)
+            self._holds.doubt(OTHER, OTHERS)
 
     def _rate_changed(self) -> None:
         self._changes, self._since_change = self._changes + 1, 0
@@ -181,7 +177,7 @@ class MisuseWarnings:
         self._holds.add(RATE)
         if not self._warned:
             self._warned = True
-            log.warning(SCHEDULER if by_scheduler else BY_HAND)
+            self._holds.warn(SCHEDULER if by_scheduler else BY_HAND)
 
     def _rate_stayed(self) -> None:
         """A warm-up by hand ends, and then the batch is free."""

@@ -112,8 +112,7 @@ class RowCheck:
 
     def _hold(self, warning: str, *values: int) -> None:
         self._held = True
-        self._run.controller.holds.add(ROWS)
-        log.warning(warning, *values)
+        self._run.controller.holds.doubt(ROWS, warning, *values)
 
     def _tried(self, info: BatchInfo) -> bool | None:
         """True if `collate_fn` makes more of two samples than of one. None where that cannot be tried."""

@@ -5,12 +5,30 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, SequentialLR
 
 log = logging.getLogger(__name__)
 
+LENGTH = "length of the run not known"  # reason to hold the batch
+BY_COUNT = "the loop counts the batches of an epoch"  # the same
+NO_LENGTH = (
+    "the length of the run is not known: decisions are paced by the epoch. Give epochs=, a scheduler with total_steps "
+    "or T_max, or loop over loader.epochs(n)."
+)
+COUNTED = (
+    "the loop counts %d batches to an epoch by itself, as ignite's Engine does, although larger batches make an epoch "
+    "of fewer. Its epochs take more samples than planned, so the batch is held. The scheduler makes a step at each of "
+    "its calls from here on. Let an epoch end where `for batch in loader` ends (docs/your_loop.md says what to write "
+    "for ignite)."
+)
+OTHER_LENGTH = (
+    "an epoch has %d samples now, where %d were planned, as by a dataset or a sampler that changes between epochs: "
+    "from here on an epoch is a pass over all of them, and the run has the epochs that were asked for. loader.progress "
+    "still goes by the plan. To plan by the new length, build a loader for each."
+)
 STEPPED_BY_THE_EPOCH = (
     "the scheduler's %s is a whole number of epochs' batches, but it is stepped once an epoch: the run is taken to "
     "have %d epochs. Give epochs= if it has another number of them."
@@ -24,6 +42,10 @@ SHORTER_THAN_ITS_CYCLE = (
 NEVER_STEPPED = (
     "the scheduler that the loader was given has not been stepped in a whole epoch, so it is not clear whether its %s "
     "counts batches or epochs. The batch is held until its step() is called. Give epochs= if it is not to be called."
+)
+GOES_ON_AS_SAID = (
+    "the run goes on after the %g epochs that it was said to have, at the batch and the schedule that it has come to. "
+    "A loop that ends after a number of batches comes here by larger ones: let it end when loader.progress is 1."
 )
 GOES_ON = (
     "the run goes on after the %s epochs that the scheduler's %s stands for: its length is not known from here on, and "
@@ -136,6 +158,11 @@ class RunLength:
         self.epochs = epochs if epochs is not None else run_epochs(scheduler, epoch_steps, accumulation_steps)
         self.is_open, self.may_be_cycles = self._total is not None, False
         self._warned = False
+        self._warn: Callable[..., None] = log.warning
+
+    def warn_by(self, warn: Callable[..., None]) -> None:
+        """Give warnings to this from here on, as a text and its values."""
+        self._warn = warn
 
     @property
     def is_unknown(self) -> bool:
@@ -203,7 +230,11 @@ class RunLength:
         Args:
             samples: of the run so far.
         """
-        if self._total is None or self.epochs is None:
+        if self.epochs is None:
+            return False
+        if self._total is None:
+            if samples >= round(self.epochs * self._epoch_samples):
+                self._say(GOES_ON_AS_SAID, self.epochs)
             return False
         if self.is_open:
             if self.is_open and self.holds and samples >= self._epoch_samples:
@@ -214,10 +245,14 @@ class RunLength:
             return True
         return False
 
+    def know_why(self) -> None:
+        """Take note that another warning says why the run may go on for longer than its length."""
+        self._warned = True
+
     def _say(self, text: str, *values: object) -> None:
         if not self._warned:
             self._warned = True
-            log.warning(text, *values)
+            self._warn(text, *values)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "is_open": self.is_open, "may_be_cycles": self.may_be_cycles}

@@ -22,6 +22,9 @@ class SchedulerDriver:
     A call outside an iteration, as of a scheduler stepped once an epoch, is one step: epochs are equal shares of the
     run's progress, or passes over the data as in the fixed run.
 
+    A loop that counts the fixed run's batches to an epoch by itself, and calls after so many larger ones, ends after as
+    many batches as the fixed run. There a call stays one step, as its schedule would else run ahead of its end.
+
     Args:
         start: the size that the run began with, samples.
         epoch_samples: samples of an epoch.
@@ -31,6 +34,7 @@ class SchedulerDriver:
     Attributes:
         given: as given.
         grown: True once a call has stood for other batches of the fixed run than those that were delivered.
+        by_count: True once the loop is known to count batches to an epoch by itself.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class SchedulerDriver:
         self.given = given
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
         self._on_call: Callable[[float | None], None] | None = None
+        self._on_count: Callable[[int], None] | None = None
+        self.by_count = False
         self._at, self._fixed = 0.0, 0  # the schedule's position, samples of the plan; the fixed run's batches there
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
         self._in_loop = False  # whether calls have been made inside the latest of them
@@ -70,6 +76,10 @@ class SchedulerDriver:
             listener: called with the batches of the fixed run that a call stands for. None: it is made once an epoch.
         """
         self._on_call = listener
+
+    def on_count(self, listener: Callable[[int], None]) -> None:
+        """From here on tell the listener if the loop counts batches to an epoch by itself, and how many."""
+        self._on_count = listener
 
     def begin_iteration(self) -> None:
         """Take note of an iteration over the loader."""
@@ -98,6 +108,10 @@ class SchedulerDriver:
         self._passed = self._batches = 0
         if self._stated is not None:
             return self._take_stated(self._stated.gap, grown=passed != batches, batches=batches)
+        if batches == self._epoch_steps and passed > batches + 1 and self._iterations:
+            self._count_by_itself(batches)
+        if self.by_count:
+            return 1
         cadence = self._cadence
         # Of a loop that looks a batch ahead the last call comes when the iteration is over.
         if batches:
@@ -117,6 +131,14 @@ class SchedulerDriver:
         steps = int(self._owed + 1e-9)
         self._owed -= steps
         return steps
+
+    def _count_by_itself(self, batches: int) -> None:
+        """Take note of a call that is made after as many batches as the fixed run's epoch has, but larger ones."""
+        if not self.by_count and self._on_count is not None:
+            self._on_count(batches)
+        if not self.by_count and self._on_call is not None:
+            self._on_call(None)
+        self.by_count = True
 
     def _take_stated(self, gap: float, *, grown: bool, batches: int) -> int:
         """Steps of a call where it is stated what calls count, however many of them follow each other."""
@@ -190,6 +212,7 @@ class SchedulerDriver:
         return {
             **{name: getattr(self, f"_{name}") for name in _REMEMBERED},
             "grown": self.grown,
+            "by_count": self.by_count,
             "cadence": self._cadence.state_dict(),
             "explicit": {name: explicit.state_dict() for name, explicit in self._explicit.items()},
         }
@@ -197,7 +220,7 @@ class SchedulerDriver:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in _REMEMBERED:
             setattr(self, f"_{name}", state[name])
-        self.grown = state["grown"]
+        self.grown, self.by_count = state["grown"], state["by_count"]
         self._fixed = fixed_batches(self._at, self._start, self._epoch_samples, self._epoch_steps)
         self._cadence.load_state_dict(state["cadence"])
         for name, saved in state["explicit"].items():

@@ -18,7 +18,7 @@ from ..checks import check_size
 from ..gradients import is_sharded
 from ..hyperparameters import StepHook
 from ..model import BatchLoss, Seldom
-from ..run import DetectLookAhead, LookAhead, TrainingRun, check_version
+from ..run import DetectLookAhead, LookAhead, StillAhead, TrainingRun, check_version
 from ..sampling import EpochSource
 from ..types import Scale
 from .epoch import LoaderEpoch
@@ -27,15 +27,13 @@ from .misuse import MisuseWarnings
 from .other_ranks import for_ranks
 from .ranks import RankMeter
 from .rows import RowCheck
-from .run_length import RunLength
+from .run_length import BY_COUNT, COUNTED, LENGTH, NO_LENGTH, OTHER_LENGTH, RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
 from .watched_parameters import a_few_others, a_few_trained, group_sizes
 from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
-
-LENGTH = "length of the run not known"  # reason to hold the batch
 
 
 class LoaderSession:
@@ -73,6 +71,7 @@ class LoaderSession:
         self._new_look_ahead, self._ready, self.measures_at_step = look_ahead, ready, ready is None
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
+        length.warn_by(run.controller.holds.warn)
         if meter is not None:
             run.count_memory_of(meter.gradients)
         if length.holds:
@@ -81,7 +80,7 @@ class LoaderSession:
         self._look_ahead: LookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
-        self.which_batch = WhichBatch(run, source.ranks.world_size)
+        self.which_batch = WhichBatch(run, source.ranks.world_size, partial(a_few_trained, optimizer))
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
@@ -122,9 +121,17 @@ class LoaderSession:
                 live(batches_per_call)
 
         self.driver.on_call(settle_length)
+
+        def counted(batches: int) -> None:
+            holds.doubt(BY_COUNT, COUNTED, batches)
+            length.know_why()
+
+        holds, length = self.run.controller.holds, self._length
+        self.driver.on_count(counted)
         weakref.finalize(self, self.step_hook.remove)
         weakref.finalize(self, self.which_batch.close)
         weakref.finalize(self, self._rows.close)
+        weakref.finalize(self, holds.say)  # of a loader that is never iterated
 
     def close(self) -> None:
         self._closed = True
@@ -185,10 +192,7 @@ class LoaderSession:
         self._begin_epoch()
         if self._length.is_unknown and not self._warned:
             self._warned = True
-            log.warning(
-                "the length of the run is not known: decisions are paced by the epoch. "
-                "Give epochs=, a scheduler with total_steps or T_max, or loop over loader.epochs(n)."
-            )
+            self.run.controller.holds.warn(NO_LENGTH)
         passes = self.source.iterate(fetch, self.run.controller.progress_tracker.by_shares)
         tell = weakref.WeakMethod(self.which_batch.look_ahead)  # which follows it in turn
 
@@ -196,7 +200,7 @@ class LoaderSession:
             if (live := tell()) is not None:
                 live(unclear, fetched)
 
-        stated = self._new_look_ahead
+        stated = self._new_look_ahead or (StillAhead if self.which_batch.is_still_ahead else None)
         forward = self.run.model if self._is_sharded() else None
         self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
         self.which_batch.follow(self._look_ahead)
@@ -210,8 +214,16 @@ class LoaderSession:
         )  # fmt: skip
 
     def _begin_epoch(self) -> None:
-        progress = self.run.controller.progress_tracker
-        if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(progress.samples):
+        controller, now = self.run.controller, self.source.batch_sampler.pass_samples
+        progress = controller.progress_tracker
+        if progress.by_shares and now != controller.epoch_samples and not self.run.tracker.under_way:
+            # What is left of a pass may be samples that are there no longer.
+            self.source.drop_rest()
+            controller.end_by_epochs()
+            controller.holds.warn(OTHER_LENGTH, now, controller.epoch_samples)
+        # A loop that has yet to work on the planned run's last batch may end with it.
+        samples = progress.samples - self.which_batch.is_still_ahead
+        if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(samples):
             self.run.controller.plan(self._length.epochs)
             self._warned = True
 

@@ -34,7 +34,7 @@ class LoaderStep:
         self._before: Snapshot | None = None
         holds = run.controller.holds
         holds.remove(NOT_CUT)  # of a resumed run, which may have been given `split=` meanwhile
-        self._cuts = BatchCuts(loss, run.model, self._shares, lambda: holds.add(NOT_CUT))
+        self._cuts = BatchCuts(loss, run.model, self._shares, partial(holds.doubt, NOT_CUT))
         self._sums: bool | None = None  # whether the loss adds up over a batch; None until that was asked
 
     def __call__(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 
 from ..run import TrainingRun
-
-log = logging.getLogger(__name__)
 
 STREAM = "trained on another CUDA stream"  # reason to hold the batch
 
@@ -54,7 +51,6 @@ class StreamCheck:
         self.waits = False
         if torch.cuda.current_stream(self._run.model_device) != self._stream:
             self._found = True
-            self._run.controller.holds.add(STREAM)
+            self._run.controller.holds.doubt(STREAM, WARNING)
             self._run.measuring.give_up()
-            log.warning(WARNING)
         self._stream = None

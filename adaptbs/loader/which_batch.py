@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any
 
+from torch import Tensor
 from torch.compiler import is_compiling
 
 from ..run import LookAhead, NoLookAhead, TrainingRun
 from .latest_input import LatestInput
 from .streams import StreamCheck
-
-log = logging.getLogger(__name__)
 
 WHICH_BATCH = "not known which batch a step belongs to"  # reason to hold the batch
 
@@ -44,6 +43,7 @@ class WhichBatch:
     Args:
         run: the training run.
         ranks: how many ranks share a batch.
+        watched: returns a few parameters, by which a backward pass is noticed.
 
     Attributes:
         thread: the thread that iterates.
@@ -54,8 +54,9 @@ class WhichBatch:
         stream: compares the streams of a batch and its step.
     """
 
-    def __init__(self, run: TrainingRun, ranks: int) -> None:
-        self._run, self._ranks = run, ranks
+    def __init__(self, run: TrainingRun, ranks: int, watched: Callable[[], Sequence[Tensor]]) -> None:
+        self._run, self._ranks, self._watched = run, ranks, watched
+        self._after: list[Any] = []  # hooks, from the end of an iteration that looked ahead to a backward pass
         self.stream = StreamCheck(run)
         self._built_in = self.thread = get_ident()
         self.trains_here, self.delivering, self.is_lost = True, True, False
@@ -66,10 +67,23 @@ class WhichBatch:
         self._handle: Any = None
         self._warned = False
         self._lost_by: str | None = None  # the warning that fits
+        self._is_plain = False  # True where the loop has trained in the latest iteration, and not after its end
 
     def follow(self, look_ahead: LookAhead) -> None:
         """Take note of how the loop takes the batches of the next iteration."""
         self._look_ahead = look_ahead
+        self._worked()
+
+    @property
+    def is_still_ahead(self) -> bool:
+        """True if the latest iteration has ended, and the loop has not worked on its last batch, fetched ahead."""
+        return bool(self._after)
+
+    def _worked(self, *_: object) -> None:
+        """Take note of a backward pass or a step."""
+        for handle in self._after:
+            handle.remove()
+        self._after = []
 
     @property
     def has_trained(self) -> bool:
@@ -80,6 +94,8 @@ class WhichBatch:
         """Take note that an iteration begins, in this thread."""
         self._iterations += 1
         self.stream.begin()
+        if self._lost_by is NO_DELIVERY and self._is_plain:
+            self._find()  # as after a test that trains on one batch
         self._steps_after, self.delivering = 0, True
         if self.thread != get_ident():
             self.thread = get_ident()
@@ -87,9 +103,20 @@ class WhichBatch:
         if not self.trains_here:  # until a step is made here: nothing may be measured before
             self._run.controller.holds.add(WHICH_BATCH)
 
-    def end_iteration(self) -> None:
-        """Take note that an iteration is over, or was broken off."""
+    def end_iteration(self, at_its_end: bool) -> None:
+        """Take note that an iteration is over, or was broken off.
+
+        Args:
+            at_its_end: True if all of its batches have been delivered.
+        """
         self._iterations -= 1
+        self._is_plain = self._look_ahead.settled
+        if at_its_end and not self._iterations and self._look_ahead.ahead == 1:
+            self._after = [
+                p.register_post_accumulate_grad_hook(self._worked)  # type: ignore[no-untyped-call]
+                for p in self._watched()
+                if p.requires_grad and p.is_leaf
+            ]
         self.delivering = self._iterations > 0
 
     def look_ahead(self, unclear: bool, fetched: int | None) -> None:
@@ -103,11 +130,13 @@ class WhichBatch:
 
     def step(self) -> None:
         """Take note of a step of the optimizer: in another thread, or when nothing is being delivered."""
+        self._worked()
         if not is_compiling() and get_ident() != self.thread:
             self._lose(THREAD)
         elif not self.delivering:
             self._steps_after += 1
             if self._steps_after > STEPS_AFTER + (self._look_ahead.ahead or 0):
+                self._is_plain = False
                 self._lose(NO_DELIVERY)
         elif not self.trains_here:
             self.trains_here = True
@@ -127,7 +156,7 @@ class WhichBatch:
         self.is_lost, self._lost_by = True, self._lost_by or warning
         if not self._warned:
             self._warned = True
-            log.warning(warning, *values)
+            self._run.controller.holds.warn(warning, *values)
 
     def _find(self) -> None:
         """Hold no longer: a loop that has passed batches over once may train on each in another iteration."""
@@ -137,6 +166,7 @@ class WhichBatch:
 
     def close(self) -> None:
         """Watch the model no longer."""
+        self._worked()
         if self._handle is not None:
             self._handle.remove()
         self._handle = None

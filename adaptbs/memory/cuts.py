@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -14,7 +13,7 @@ from torch import nn
 from ..model import ADVICE, BatchLoss, NotCutError, without_chance
 from .recovery import is_out_of_memory
 
-log = logging.getLogger(__name__)
+UNTIL = "Until then the batch is held, and is not run in pieces where memory runs out"
 
 FEW = 8  # samples that show whether the parts' losses make up the whole's
 OFF = 1e-3  # relative; more than rounding, less than what other denominators or targets of other samples do
@@ -36,7 +35,7 @@ class BatchCuts:
         loss: the loss of a batch, which knows how to cut it.
         model: the model.
         shares: function (batch, samples, its parts) -> the parts' shares.
-        on_refused: called when a batch is found that cannot be cut.
+        on_refused: called with the warning to log, the first time that a batch cannot be cut.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class BatchCuts:
         loss: BatchLoss,
         model: nn.Module,
         shares: Callable[[Any, int, Sequence[Any]], list[float]],
-        on_refused: Callable[[], None],
+        on_refused: Callable[[str], None],
     ) -> None:
         self._loss, self._model, self._shares, self._on_refused = loss, model, shares, on_refused
         self._verified: str | bool | None = None  # None: not yet; else True, or the reason why not
@@ -61,11 +60,9 @@ class BatchCuts:
         if self._loss.split_given:
             return None
         reason = self._reason(batch, samples)
-        if reason is not None:
-            self._on_refused()
-            if not self._said:
-                self._said = True
-                log.warning("%s. Until then the batch is held, and is not run in pieces where memory runs out", reason)
+        if reason is not None and not self._said:
+            self._said = True
+            self._on_refused(f"{reason}. {UNTIL}")
         return reason
 
     def _reason(self, batch: Any, samples: int) -> str | None:

@@ -24,7 +24,8 @@ def batch_length(batch: Any) -> int:
             return int(tensor.shape[0])
     raise TypeError(
         f"no tensor with a batch dimension in a batch of type {type(batch).__name__}, so its size is unknown. "
-        "Make collate_fn= return a tensor, or a tuple, list, dict or dataclass of tensors"
+        "Make collate_fn= return a tensor, or a tuple, list, dict or dataclass of tensors; or give "
+        "split=(batch, start, stop) -> batch, a function that returns the samples start:stop of a batch"
     )
 
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 MEMORY = 0.05  # share of the run after which a measurement's weight has fallen to 1/e
 FORGET = 5  # a measurement older than this many MEMORY is dropped,
 ROUNDING = 1e-6  # relative; limits that are closer than this count as equal
-FULL = 16  # but not the latest few, which in a short run reach further back: fewer resolve nothing
+FULL = 8  # but not the latest few, which in a short run reach further back: fewer resolve nothing
 VALUES = slice(2, 4)  # where an entry has trace and grad_sq
 MOST = 256  # entries of a window; beyond it neighbours are merged, so that a long run's looks take no longer
 

@@ -132,9 +132,11 @@ class History:
             writer.writerows(self.records)
 
     def state_dict(self) -> list[dict[str, Any]]:
+        """The records, to save."""
         return [dict(record) for record in self.records]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Go on with saved records, in place of those so far. Columns that they lack are None."""
         self.records = [{name: record.get(name) for name in self.columns} for record in state]
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,8 +10,10 @@ from typing import Any, NamedTuple
 
 from ..timing import Spent, Time
 from ..types import noise_scale_text
-from .trade_off import TradeOff
+from .trade_off import THRIFTY, TradeOff
 from .words import in_words
+
+BEARS_NONE = f"A larger fixed batch might not have done: it may need over {THRIFTY:g} times the samples of {{:,}}."
 
 
 class Change(NamedTuple):
@@ -64,6 +67,7 @@ class RunSummary:
             if not known.
         instead: a larger fixed batch that the noise scale would have borne; None if there is none, or it is not known.
         notes: sentences on what else would save time.
+        bears_none: True if the noise scale, by its lower limit, would have borne no larger fixed batch.
     """
 
     start: int
@@ -76,6 +80,7 @@ class RunSummary:
     fixed_seconds: float | None
     instead: Instead | None = None
     notes: tuple[str, ...] = ()
+    bears_none: bool = False
 
     @property
     def saved(self) -> float | None:
@@ -85,7 +90,7 @@ class RunSummary:
         return self.fixed_seconds - self.seconds
 
     def __repr__(self) -> str:
-        return "\n".join([self._title, *self._table, *self._time, *self._instead, *self.notes])
+        return "\n".join([self._title, *self._table, *self._time, *self._unmeasured, *self._instead, *self.notes])
 
     @property
     def _title(self) -> str:
@@ -114,9 +119,15 @@ class RunSummary:
         return ["", *lines, ""]
 
     @property
+    def _unmeasured(self) -> list[str]:
+        if self.changes or self.reason not in ("few measurements", "unresolved"):
+            return []
+        return ["Too little was measured to decide. A longer run, or a larger `overhead=`, measures more."]
+
+    @property
     def _instead(self) -> list[str]:
         if self.instead is None:
-            return []
+            return [BEARS_NONE.format(self.global_start)] if self.bears_none and self.changes else []
         size, samples, seconds = self.instead
         time = "" if seconds is None else f", in {_seconds(seconds)}"
         return [
@@ -173,7 +184,7 @@ def summary_of_run(
     changes = tuple(
         Change(
             now["progress"], now["samples"], before["batch_size"], now["batch_size"],
-            "" if now["low"] is None else noise_scale_text(now["noise_scale"], now["low"], now["high"]),
+            "" if now["low"] is None else _estimate(now["noise_scale"], now["low"], now["high"]),
             now["lr_factor"], now["reason"],
         )
         for before, now in pairwise(records)
@@ -188,8 +199,9 @@ def summary_of_run(
         fixed = planned_samples / global_start * step_time(global_start)
     fixed = fixed or None
     instead = fixed_instead(trade_off, fixed) if trade_off is not None else None
+    bears_none = trade_off is not None and trade_off.suggested == trade_off.base_batch_size
     return RunSummary(
-        start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed, instead, notes
+        start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed, instead, notes, bears_none
     )
 
 
@@ -206,6 +218,13 @@ def fixed_instead(trade_off: TradeOff, fixed_seconds: float | None) -> Instead |
     times = None if row.time is None else row.time.value
     seconds = None if fixed_seconds is None or times is None else fixed_seconds * times
     return Instead(row.batch_size, row.samples.value, seconds)
+
+
+def _estimate(simple: float | None, low: float, high: float) -> str:
+    """The estimate with its limits. Decisions go by it where it has no upper limit too, so it is not left out there."""
+    if simple is not None and math.isinf(high):
+        return f"{simple:,.0f} ({low:,.0f} or more)"
+    return noise_scale_text(simple, low, high)
 
 
 def _seconds(seconds: float) -> str:

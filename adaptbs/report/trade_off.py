@@ -117,7 +117,8 @@ class TradeOff:
     def _example(self) -> list[str]:
         row = next((row for row in self.rows if row.batch_size == self.suggested), None)
         if row is None or row.batch_size == self.base_batch_size:
-            return []
+            as_it_is = "" if row is None else ", the batch that the others are compared with"
+            return [] if self.suggested is None else ["", f"To use: {self.suggested:,}{as_it_is}."]
         named = {"steps": row.steps, "samples": row.samples, "time": row.time}
         shown = {name: str(r) if r.value is None else _figure(r.value) for name, r in named.items() if r is not None}
         told = [f"{figure} times the {name}" for name, figure in shown.items()]

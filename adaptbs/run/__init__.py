@@ -2,7 +2,7 @@
 
 from .controller import Controller
 from .holds import NOT_CUT, Holds
-from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAhead
+from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAhead, StillAhead
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
 from .training_run import TrainingRun
@@ -19,6 +19,7 @@ __all__ = [
     "RunReport",
     "Settings",
     "SharedArguments",
+    "StillAhead",
     "TrainingRun",
     "check_version",
     "shows_shared_arguments",

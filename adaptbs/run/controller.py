@@ -70,7 +70,7 @@ class Controller:
         # Both are asked for at every step, and stay as they are from one decision to the next.
         self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
         self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
-        self.holds = Holds()
+        self.holds = Holds(batches_per_step)
 
     def start(self, epochs: float | None, device: Device, memory: MemoryLimit) -> None:
         """Begin a run, and forget any earlier one.
@@ -176,10 +176,10 @@ class Controller:
 
     def measure_next_step(self) -> bool:
         """Toss the coin for the step that comes: whether to measure it, as often as `overhead` allows."""
-        timer, progress = self._timer, self.progress_tracker
-        due = progress.effective_samples + self.batch_size >= timer.due_at
-        awaited = 0 if timer.new_measurements else timer.silent + due
-        return self._budget.duty.measure_next(progress.planned / self.batch_size, awaited)
+        timer, planned, done = self._timer, self.progress_tracker.planned, self.progress_tracker.effective_samples
+        awaited = 0 if timer.new_measurements else timer.silent + (done + self.batch_size >= timer.due_at)
+        steps, at_first = planned / self.batch_size, planned / self.start_batch_size
+        return self._budget.duty.measure_next(steps, awaited, done / planned, at_first)
 
     def measuring(self, num_samples: int) -> AbstractContextManager[None]:
         """Put around a measurement of so many samples, to charge its time to `overhead` instead of to the step."""

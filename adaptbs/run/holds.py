@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..types import Decision
 
+log = logging.getLogger(__name__)
+
 NOT_SAMPLES = "rows are not samples"  # reason to hold it where the noise scale is that of something else
+ACCUMULATES = "gradients are accumulated unsaid"  # reason to hold it where a step is made of more than it is told
 NOT_CUT = "batch cannot be cut"  # reason to hold it where it would have to be
+FIRST_STEPS = 8  # optimizer steps in which most doubts show: three steps are measured in them
+
+SEVERAL = "%d things about this run are in doubt. Each line says what to give or to write:%s"
 
 
 class Holds:
     """Holds the batch for as long as something that it depends on is not clear. A held run is the run without adaptbs.
 
     A face adds a reason when a doubt arises, and removes it when it is settled. Adding one twice is adding it once.
+
+    The warnings of the first steps are gathered and logged as one, so that a run of which little can be known is told
+    at once all that is to be given. Later ones are logged when they arise.
+
+    Args:
+        batches_per_step: batches of an optimizer step.
+
+    Attributes:
+        gathers: True while warnings are gathered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batches_per_step: int = 1) -> None:
         self._reasons: dict[str, None] = {}  # keeps their order
+        self.gathers, self._left = True, FIRST_STEPS * batches_per_step  # batches
+        self._gathered: dict[str, None] = {}
+
+    def doubt(self, reason: str, warning: str, *values: object) -> None:
+        """Hold the batch for this reason, and log the warning that says what to do."""
+        self.add(reason)
+        self.warn(warning, *values)
+
+    def warn(self, text: str, *values: object) -> None:
+        """Log a warning, in the first steps together with the others of these."""
+        if self.gathers:
+            self._gathered.setdefault(text % values if values else text)
+        else:
+            log.warning(text, *values)
+
+    def count_batch(self) -> None:
+        """Take note that another batch is delivered. After those of the first steps all that was gathered is logged."""
+        self._left -= 1
+        if self._left < 0:
+            self.say()
+
+    def say(self) -> None:
+        """Log what was gathered, as one warning, and gather no more."""
+        self.gathers, texts, self._gathered = False, tuple(self._gathered), {}
+        if len(texts) > 1:
+            log.warning(SEVERAL, len(texts), "".join(f"\n- {text}" for text in texts))
+        elif texts:
+            log.warning("%s", *texts)
 
     def add(self, reason: str) -> None:
         """Hold the batch for this reason too."""

@@ -91,6 +91,18 @@ class OneAhead:
         return None
 
 
+class StillAhead(OneAhead):
+    """OneAhead in a loop that begins an iteration before it has worked on the last batch of the one before.
+
+    So does `try: following = next(batches)`, `except StopIteration: batches = iter(loader)`, between the forward and
+    the backward pass of a batch.
+    """
+
+    @property
+    def begun(self) -> int:
+        return max(self._fetched - 1, 0)
+
+
 class DetectLookAhead:
     """The loop trains on each batch before it asks for the next, or looks one ahead to copy it to the device meanwhile.
 

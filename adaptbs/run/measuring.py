@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import ceil
@@ -14,21 +15,28 @@ from ..memory import is_out_of_memory
 from ..model import LossNotScalarError, NotCutError, describe_batch
 from ..types import COUPLED, Measurement
 from .controller import Controller
-from .holds import NOT_SAMPLES
+from .holds import ACCUMULATES, NOT_SAMPLES
 from .sums import SumCheck
 from .tracker import BatchTracker
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 16  # optimizer steps' worth of batches for which a step is waited for that is to be measured
-INSTEAD = (
-    "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves of a batch in a pass of its own; "
-    "overhead=0 measures nothing and holds the batch."
+ANY_LAYOUT = "batch_loss=(model, batch) -> loss takes batches of any layout; "
+BY_LOSS = "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves in a pass of its own; "
+FAILED = (
+    "the noise scale cannot be measured, so the batch size is held: %s. %soverhead=0 measures nothing and holds the "
+    "batch."
+)
+LATEST, ALIKE = 6, 3  # of so many measured steps so many that are made of as many batches, which is no accident
+UNSAID = (
+    "an optimizer step is made of the gradients of %d batches, and of %d as the loader was told, so the batch would "
+    "grow to several times the samples that the noise allows, and is held. Give accumulation_steps=%d."
 )
 WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "
     "dimension of what collate_fn= returns and the model is called on, or give batch_size= in rows: let an item of the "
-    "dataset be a row."
+    "dataset be a row. Where several batches' losses are added up, call backward() on each instead."
 )
 
 
@@ -58,6 +66,9 @@ class StepMeasuring:
         self.meter, self.watches, self._sums = meter, False, sums
         self._controller, self._tracker, self._world_size = controller, tracker, world_size
         self._said = False
+        self._made_of: deque[int] = deque(maxlen=LATEST)  # batches of each measured step; 0: not all of its samples
+        self._is_unsaid = False  # True once steps are known to be made of more batches than was said
+        self._latest = self._before = 0  # this rank's samples of the latest batch, and of the one before
         self._delivered: list[int] = []  # this rank's samples of each batch delivered while a step is watched
 
     def begin(self, batch: Any) -> None:
@@ -70,7 +81,8 @@ class StepMeasuring:
         if meter is None:
             return
         num_samples = self._tracker.latest_fetched.num_samples
-        self._delivered = [num_samples // self._world_size]
+        self._delivered = []
+        self._deliver(num_samples if not meter.in_step else self._tracker.current.num_samples)
         if not meter.in_step and num_samples > controller.memory.piece:  # it is trained on in pieces, too
             num_samples = int(controller.memory.piece)
             with self._may_fail(batch):
@@ -91,12 +103,18 @@ class StepMeasuring:
 
     def go_on(self) -> None:
         """Take note of another batch while a step is watched."""
-        self._delivered.append(self._tracker.latest_fetched.num_samples // self._world_size)
+        self._deliver(self._tracker.current.num_samples)
         if self.meter is None or len(self._delivered) > PATIENCE * self._controller.batches_per_step:
             self.stop()  # no step is made, or by another optimizer
         else:
             self._controller.measuring_step()
             self.meter.expect(*self._sizes)
+
+    def _deliver(self, num_samples: int) -> None:
+        """Take note of a batch that the loop works on while a step is watched, of so many samples of all ranks."""
+        self._before = self._latest
+        self._latest = num_samples // self._world_size
+        self._delivered.append(self._latest)
 
     def before_step(self) -> None:
         """Take in the measurement of the step that was watched.
@@ -105,9 +123,20 @@ class StepMeasuring:
         """
         if self.meter is not None:
             with self._may_fail(None):
-                self._take_in(self.meter.end(sum(self._delivered), self._sizes, len(self._delivered)))
+                made = self.meter.end(sum(self._delivered), self._sizes, len(self._delivered))
+                if made is not None:
+                    self._look_at_the_step(made)
+                self._take_in(made)
             self.watches = self.meter is not None and self.meter.is_armed
             self._delivered = []  # if it watches on, it watches the next step
+
+    def _look_at_the_step(self, made: Measurement) -> None:
+        """Hold the batch where steps are made of more batches than the loader was told."""
+        batches, said = len(self._delivered), self._controller.batches_per_step // self._world_size
+        self._made_of.append(batches if made.norms.large_size == sum(self._delivered) else 0)
+        if batches > said and self._made_of.count(batches) >= ALIKE and not self._is_unsaid:
+            self._is_unsaid = True
+            self._controller.holds.doubt(ACCUMULATES, UNSAID, batches, said, batches)
 
     def _take_in(self, made: Measurement | None) -> None:
         """Take in a measurement, and hold the batch for as long as it is not one of samples."""
@@ -122,7 +151,7 @@ class StepMeasuring:
         self._controller.holds.add(NOT_SAMPLES)
         if not self._said:
             self._said = True
-            log.warning(WRONG, made.read_caveat())
+            self._controller.holds.warn(WRONG, made.read_caveat())
 
     def give_up(self) -> None:
         """Measure nothing from here on."""
@@ -145,7 +174,9 @@ class StepMeasuring:
     def _sizes(self) -> list[int]:
         """Samples of this rank in the batches that the loop may work on, and in the pieces that they go through in."""
         infos = (self._tracker.current, self._tracker.latest_fetched)
+        # Of a step with a closure, gradients are there only when the next is about to be made.
         sizes = [info.num_samples // self._world_size for info in infos] + self._delivered
+        sizes += [self._before or self._latest]
         pieces = [max(ceil(n / self._controller.memory.piece), 1) for n in sizes]
         return [length for n, k in zip(sizes, pieces, strict=True) for length in {n, n // k, -(-n // k)}]
 
@@ -167,11 +198,11 @@ class StepMeasuring:
             self._controller.memory.release()
             log.warning("memory ran out while a batch was measured, so it was not measured: %s", failure)
             return
-        said, instead = str(failure), INSTEAD
-        if isinstance(failure, NotCutError):
-            instead = "overhead=0 measures nothing and holds the batch."
-        elif not isinstance(failure, Unsupported):
+        meter, said = self.meter, str(failure)
+        knows_loss = meter is not None and (meter.looks or not meter.in_step)
+        advice = "" if isinstance(failure, NotCutError) else ANY_LAYOUT if knows_loss else BY_LOSS
+        if not isinstance(failure, (NotCutError, Unsupported)):
             on = "" if batch is None else f" (the loss was called on a batch of {describe_batch(batch)})"
             said = f"{type(failure).__name__}: {said}{on}"
-        log.warning("the noise scale cannot be measured, so the batch size is held: %s. %s", said, instead)
+        self._controller.holds.warn(FAILED, said, advice)
         self.give_up()

@@ -21,7 +21,7 @@ OUTSIDE = NoiseScale(0.0, 0.0, 0.0, math.inf, 0.0, 0, caveat="no parameter of th
 
 
 class RunReport:
-    """Reads the latest run's controller; before the first run there is nothing to tell."""
+    """The properties and methods that tell of the latest run. Before the first one there is nothing to tell."""
 
     @property
     def training_run(self) -> TrainingRun | None:

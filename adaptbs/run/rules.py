@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ..decision import (
     Progress,
     Situation,
+    counted_over_simple,
     critical_over_simple,
     decide,
     early_limit,
@@ -19,7 +20,7 @@ from ..decision import (
     reference_batch_size,
     sample_efficiency,
 )
-from ..hyperparameters import lr_rule
+from ..hyperparameters import LONGEST, lr_rule
 from ..timing import Time
 from ..types import Decision, NoiseScale, Scale
 from .few_sizes import few_sizes, to_few
@@ -65,6 +66,7 @@ class RunRules:
         base_batch_size: B0, the batch size that the hyperparameters are stated for.
         reference: R, the batch size whose quality the run must keep.
         critical: the critical batch size over B_simple.
+        counted: the critical batch size by which progress is counted, over B_simple.
         max_batch_size: never exceeded.
         holds: True if hyperparameters stay as they are.
         sizes: the sizes that a step may have, samples, in rising order. Empty: it may have any.
@@ -77,6 +79,7 @@ class RunRules:
         self.base_batch_size = int(settings.base_batch_size or batch_size)
         self.reference = reference_batch_size(self.base_batch_size)
         self.critical = critical_over_simple(adaptive)
+        self.counted = counted_over_simple(adaptive)
         largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
         self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
         self.holds = False
@@ -84,6 +87,7 @@ class RunRules:
         lr_scaling = settings.lr_scaling
         if lr_scaling == "auto" and callable(settings.target):
             lr_scaling = "sqrt" if adaptive else "linear"  # a recipe for the batch has the customary factor in full
+        self._longest = math.inf if adaptive or lr_scaling != "auto" else LONGEST
         self._lr_rule = lr_rule(
             lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size, critical=self.critical
         )
@@ -128,11 +132,11 @@ class RunRules:
         if self.holds:
             return Scale()
         k = cut_size / self.base_batch_size
-        return Scale(k, self._lr_rule(k, noise_scale))
+        return Scale(k, self._lr_rule(k, noise_scale), self._longest)
 
     def sample_efficiency(self, cut_size: int, noise_scale: NoiseScale | None) -> float:
         """Effective samples of one sample of a batch that was cut at this size."""
-        return sample_efficiency(cut_size, self.reference, noise_scale, self.critical)
+        return sample_efficiency(cut_size, self.reference, noise_scale, self.counted)
 
     def situation(
         self,
@@ -155,8 +159,10 @@ class RunRules:
             progress=share,
             step_time=step_time,
             critical=self.critical,
-            early_limit=early_limit(share, self.base_batch_size, self._adaptive, clear),
-            floor=efficiency_floor(share, progress.required, self._adaptive),
+            counted=self.counted if progress.by_shares else None,
+            early_limit=early_limit(share, self.base_batch_size, clear),
+            floor=efficiency_floor(share, progress.by_shares, self._adaptive),
+            required=progress.required,
             max_batch_size=self.max_batch_size,
         )
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from ..gradients import NoiseMeter
 from .controller import Controller
-
-log = logging.getLogger(__name__)
 
 SUMS = "loss sums over the batch"  # reason to hold it
 
@@ -53,7 +49,7 @@ class SumCheck:
 
     def _hold(self) -> None:
         self._keep()
-        log.warning(WARNING, self._controller.rules.base_batch_size)
+        self._controller.holds.warn(WARNING, self._controller.rules.base_batch_size)
 
     def _keep(self) -> None:
         if self._adaptive:  # whose learning rate is right at the batch that it has come to

@@ -109,28 +109,25 @@ class TrainingRun:
             views=tuple(views), batches_per_step=batches_per_step, ranks=ranks, source=source, per_step=per_step,
         )  # fmt: skip
         self.model, self.settings, self._ranks = model, settings, ranks
-        self._is_compiled = Seldom(model, partial(has_compiled, model))
+        self._is_compiled, self._on_schedule_moved = Seldom(model, partial(has_compiled, model)), on_schedule_moved
         self._trial_loss, self._trial_model, self._micro_batch_size = trial_loss, trial_model, micro_batch_size
-        self._on_schedule_moved = on_schedule_moved
-        self._meter: NoiseMeter | None = None
-        if measures:
-            self._meter = NoiseMeter(model, loss, choice=settings.source, views=views, parameters=parameters)
+        meter = partial(NoiseMeter, model, loss, choice=settings.source, views=views, parameters=parameters)
+        self._meter: NoiseMeter | None = meter() if measures else None
         self._measured_by: Measures | None = None  # in place of the meter
         self._at, self._step_ended = -1, True  # samples at the latest batch, and whether it ends an optimizer step
         self._scaler: HyperparameterScaler | None = None
-        follows = "betas" in settings.following
         self._sums = SumCheck(
             self.controller, adaptive=adaptive, reduction=loss.reduction if loss is not None else None,
             stated=settings.transfer is not None or callable(settings.lr_scaling),
         )  # fmt: skip
+        follows = "betas" in settings.following
         self._on_cut_size = FollowPassSize(model, self.controller, micro_batch_size) if follows else None
         self._batch: Any = None  # the latest, to try larger ones by
         self._added_a_pass = False
 
     def start(self, epochs: float | None) -> None:
         """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
-        parameters = list(self.model.parameters())
-        memory = memory_of({p.device for p in parameters}, self._ranks.world_size)
+        memory = memory_of({p.device for p in self.model.parameters()}, self._ranks.world_size)
         trial: MemoryTrial | None = None
         if self._trial_loss is not None and self._trial_model is not None and memory is not None:
             this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
@@ -171,7 +168,7 @@ class TrainingRun:
         """
         self._scaler = scaler
         if not scaler.known and not self.settings.says_what_follows:
-            scaler.hold()
+            scaler.hold(self.controller.holds.warn)
             self.controller.hold(UNKNOWN)
 
     @property
@@ -256,6 +253,8 @@ class TrainingRun:
             LossNotScalarError: if the loss that was given returns something other than one number.
         """
         self._batch = batch
+        if self.controller.holds.gathers:
+            self.controller.holds.count_batch()
         samples = self.controller.progress_tracker.samples
         if samples == self._at:
             return  # the loop looks ahead, and works on the same batch as before
@@ -266,9 +265,10 @@ class TrainingRun:
             self.measuring.begin(batch)
 
     def after_epoch(self) -> None:
-        """Keep no batch any more, and watch no step."""
+        """Keep no batch any more, watch no step, and say what was in doubt."""
         self._batch = None
         self.measuring.stop()
+        self.controller.holds.say()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as far as the run knows it."""

@@ -112,9 +112,14 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
                 size //= 2
         return size
 
-    def compare_length(self, samples: int) -> None:
-        """Warn, once, where a pass has had another number of samples than the sampler's length says."""
-        length = len(self.sampler)  # type: ignore[arg-type]
+    def compare_length(self, samples: int, length: int | None) -> None:
+        """Warn, once, where a pass has had another number of samples than the sampler said when it began.
+
+        Args:
+            samples: those of the pass.
+            length: the sampler's length then; None: it is the same now.
+        """
+        length = len(self.sampler) if length is None else length  # type: ignore[arg-type]
         if samples == length or self._warned:
             return
         self._warned = True

@@ -144,6 +144,10 @@ class EpochSource:
         """Take note that the run begins: what was looked at before was no pass of it."""
         self.passes, self._left = 0, None
 
+    def drop_rest(self) -> None:
+        """Let the next epoch begin a pass, also where something is left of one."""
+        self._left = self._rest = self._loaded = None
+
     def close(self) -> None:
         """Go on with no pass any more."""
         self._left = self._rest = None
@@ -190,7 +194,7 @@ class EpochSource:
         Raises:
             RuntimeError: where it is not clear which iteration that is.
         """
-        if not under_way and self._under_way:
+        if not under_way and any(epoch.begun for epoch in self._under_way):
             raise RuntimeError(
                 "an iteration over the loader has ended inside of another, so what is left of the epoch is not clear: "
                 "save after the next batch, and end or drop iterators that you no longer use"

@@ -30,7 +30,7 @@ class CutsBy(Sizes, Protocol):
     @property
     def is_alone(self) -> bool: ...
 
-    def compare_length(self, samples: int) -> None: ...
+    def compare_length(self, samples: int, length: int | None) -> None: ...
 
 
 class PassCut(CountsBatches):
@@ -64,6 +64,7 @@ class PassCut(CountsBatches):
         self._ahead: list[int] = []  # indices read beyond the sampler's length and not cut
         self._left = 0  # samples of the pass that have not been cut, by the sampler's length
         self._cut, self.is_beyond = 0, False  # samples that have been cut
+        self._said: int | None = None  # the sampler's length when the pass began; of a saved one it is not known
         self._cut_size = 0 if after is None else after._cut_size  # of the step being cut, samples
         self._batch = 0 if after is None else after._batch  # batches of it that have been cut
         self._step_left = 0  # samples of it that have not been cut; 0 where its batches are cut one by one
@@ -81,6 +82,7 @@ class PassCut(CountsBatches):
         if not self._is_drawn:
             self._is_drawn = True
             self._draw, self._left = draw(self._sampler.sampler), self._sampler.pass_samples
+            self._said = len(self._sampler.sampler)  # which may be another by the end of the pass
             self._indices = self._draw.indices
         for info in tuple(self.issued) if self.count else ():
             yield self._sampler.ranks.mine(list(info.indices))
@@ -111,7 +113,7 @@ class PassCut(CountsBatches):
             self.count += 1
             yield batch if alone else sampler.ranks.mine(batch)
         yield from self._beyond()
-        sampler.compare_length(self._cut + len(self._ahead))
+        sampler.compare_length(self._cut + len(self._ahead), self._said)
 
     @property
     def _is_last(self) -> bool:

@@ -56,6 +56,8 @@ class StreamPassCut(PassCut):
     """One pass over a stream.
 
     A worker whose data have ended does not deliver the batches still requested from it. They never enter `delivered`.
+    So it is the batches that arrive, not those requested, which are counted to optimizer steps. All batches of a step
+    count as cut at the size of its first, also where one of them has been requested at another.
 
     A resumed run requests the same batches again and passes over those that were delivered. Those requests are counted
     from `origin`: the beginning of the pass, or the place of the latest state that the dataset has saved.
@@ -76,10 +78,11 @@ class StreamPassCut(PassCut):
         self._dataset, self._saved = dataset, rest.state["asked"] if rest is not None else []
         self.origin: dict[str, Any] = {"dataset": None, "batch": self._batch, "cut_size": self._cut_size}
         if isinstance(after, StreamPassCut):
-            self.origin["batch"] = after.place_in_step
+            self.origin |= {"batch": after.place_in_step, "cut_size": after._arriving}
         if rest is not None:
             self.origin = {name: rest.state[name] for name in self.origin}
-        self._first_place = self.origin["batch"]
+        self._first_place: int = self.origin["batch"]
+        self._arriving: int = self.origin["cut_size"]  # size of the step that the latest batch belongs to
         self._came = 0  # number of batches that have arrived
         self._came_before = 0  # those of them that came before the origin
         self._to_skip = rest.state["begun"] if rest is not None else 0
@@ -118,7 +121,10 @@ class StreamPassCut(PassCut):
         held = _num_samples(batch)
         issued = self._answered(held)
         self._latest_is_whole = held == issued.num_samples == self._cut_size // self._sampler.batches_per_step
+        if not self.place_in_step:
+            self._arriving = issued.cut_size
         self._came += 1
+        issued = issued._replace(cut_size=self._arriving, ends_step=not self.place_in_step)
         if self._came <= self._to_skip:
             return False
         self.delivered.append(issued)

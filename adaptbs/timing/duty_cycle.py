@@ -11,12 +11,18 @@ from ..types import COUPLED, Decision, NoiseScale
 
 FIRST = 24  # measurements at the start, on every 2nd step: what is known early affects nearly all of the run
 AT_FIRST = 4  # the measurements at the start may use up the budget over this
+# Measurements that a run makes whatever `overhead` is: so many on every 2nd step at its start, and so many more over
+# the rest of it, evenly. With fewer a short run would learn too late, and its batch would go by how often is measured.
+AT_ONCE, OVER_RUN = 8, 20
+LEAST_APART = 8  # but not more than one in so many steps of the run at its first batch size
 TRY = 3  # measurements before their cost is first read
 DENSEST = 0.5  # largest share of the steps that is measured
 EAGER, IDLE = 2.0, 0.25  # rates while the batch may still change and once it has settled, over the rate that just fits
 KEEP_UP = 160  # measurements in a run with which the estimate still follows: 8 in the twentieth of a run that it spans
 STANDING = 0.75  # largest share of the overhead that the fixed work of every step may use up
 KEPT = 3  # consecutive decisions that keep the batch size, after which the batch counts as settled
+AT_A_LIMIT = (COUPLED, "step time", "max_batch_size", "memory")  # reasons of a decision
+AT_LIMIT = 0.5  # share of OVER_RUN that is measured where a batch has settled at one of them
 OUT_OF_REACH = 4  # a batch at its limit counts as settled while the noise scale is this many times larger
 
 
@@ -86,19 +92,31 @@ class DutyCycle:
         self._sure = math.inf  # those that it would still pay for if the run took half of the time that seems left
         self._due = 0.0  # decisions still to come, for each of which one of them is kept
         self._kept, self._settled = 0, False  # consecutive decisions that kept the batch size
+        self._full = False  # True if a settled batch is at a limit, which measuring more hardly changes
         self._steps = self._measured = 0
 
-    def measure_next(self, steps_in_run: float, awaited: int = 0) -> bool:
+    def measure_next(
+        self, steps_in_run: float, awaited: int = 0, progress: float = 0.0, steps_at_first: float = 0.0
+    ) -> bool:
         """True if the next step should be measured.
 
         Args:
             steps_in_run: length of the run, steps.
             awaited: number of decisions in a row that nothing new has been measured for, the next one included if it
                 is due now; 0 if none waits.
+            progress: share of the run done, 0..1.
+            steps_at_first: length of the run at its first batch size, steps. 0: nothing is measured beyond the budget.
         """
         if self._overhead == 0:
             return False
         first, self._steps = self._steps == 0, self._steps + 1
+        least = AT_ONCE + OVER_RUN * progress * (AT_LIMIT if self._full else 1)
+        if not first and self._measured < least and self._measured * LEAST_APART < steps_at_first:
+            # These are spread by chance too, but for those at the start.
+            chosen = self._steps % 2 == 1 if self._measured < AT_ONCE else self._rng.random() < DENSEST
+            self._measured += chosen
+            self._left -= chosen
+            return chosen
         # Until a measurement has been timed, it may cost two steps.
         affordable = FIRST if self._left < math.inf else min(FIRST, self._overhead * steps_in_run / 2)
         # The start may use up a part of the budget at most, as the budget shrinks while the batch grows.
@@ -125,6 +143,7 @@ class DutyCycle:
         """Record a decision that was made from this estimate at this batch size."""
         self._kept = self._kept + 1 if decision.batch_size == batch_size else 0
         self._settled = has_settled(decision, estimate, self._kept)
+        self._full = self._settled and decision.reason in AT_A_LIMIT
 
     def calibrate(
         self,
@@ -165,8 +184,8 @@ class DutyCycle:
         version, words, gauss = self._rng.getstate()
         return {
             "rng": [version, list(words), gauss], "rate": self._rate, "even": self._even, "left": self._left,
-            "sure": self._sure, "due": self._due, "kept": self._kept, "settled": self._settled, "steps": self._steps,
-            "measured": self._measured,
+            "sure": self._sure, "due": self._due, "kept": self._kept, "settled": self._settled, "full": self._full,
+            "steps": self._steps, "measured": self._measured,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,5 +193,5 @@ class DutyCycle:
         self._rng.setstate((version, tuple(words), gauss))
         self._rate, self._even, self._left = state["rate"], state["even"], state["left"]
         self._sure, self._due = state["sure"], state["due"]
-        self._kept, self._settled = state["kept"], state["settled"]
+        self._kept, self._settled, self._full = state["kept"], state["settled"], state["full"]
         self._steps, self._measured = state["steps"], state["measured"]

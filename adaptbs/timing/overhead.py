@@ -20,6 +20,7 @@ CHEAPEST = 0.02  # of a step: a measurement is taken to cost at least that much,
 # Times the median of measurements, and steps: what a measured step takes beyond the larger of the two is not charged,
 # since it is a hiccup of the machine. One alone could use up the budget of a short run.
 HICCUP, HICCUP_STEPS = 4, 2
+TICKS = 10**12  # in a second: times are added up as integers, so that the sum does not depend on when they are read
 CREDIT = 3  # a run that measuring has made faster may spend up to this many times `overhead` of its time on measuring
 
 
@@ -68,13 +69,13 @@ class OverheadBudget:
         own: Clock = GivenClock(given) if given else DeviceClock(device, per_step) if overhead else NoClock()
         self.use_clock(own if clock is None else clock)
         self.step_times, self.duty = StepTimes(), DutyCycle(overhead)
-        self._elapsed = 0.0  # seconds that training would have taken so far at the first batch size
-        self._spent = 0.0  # seconds of measuring and deciding
+        self._elapsed = 0  # ticks that training would have taken so far at the first batch size
+        self._spent = 0  # ticks of measuring and deciding
         self._costs: deque[float] = deque(maxlen=KEEP)  # seconds of the latest measurements
         self._pending: list[tuple[int, float]] = []  # measured steps of sizes of which no other step was timed so far
         # The first measurement loads kernels and chooses algorithms, which is not what measuring costs.
         self._warming_up = given is None
-        self.knows_cost = False  # True once a measurement has been timed
+        self.knows_cost = False  # True once a measurement has been timed, as of the latest look
 
     def use_clock(self, clock: Clock) -> None:
         """Read another clock from here on."""
@@ -88,7 +89,7 @@ class OverheadBudget:
     @property
     def spent(self) -> Spent:
         """The cost of measuring and deciding so far. Reads no clock."""
-        return Spent(self._spent, self._spent / self._elapsed if self._elapsed else None)
+        return Spent(self._spent / TICKS, self._spent / self._elapsed if self._elapsed else None)
 
     def read(self, *, alone: bool = False) -> None:
         """Add up what the clock has recorded since the last call. The host may have to wait for the device.
@@ -101,13 +102,14 @@ class OverheadBudget:
         timings = self.clock.read()
         self.step_times.add(*timings.steps)
         speeds = self._speeds(timings.steps)
-        self._elapsed += sum([seconds * speed for (_, seconds), speed in zip(timings.steps, speeds, strict=True)])
+        self._elapsed += _ticks([seconds * speed for (_, seconds), speed in zip(timings.steps, speeds, strict=True)])
         costs = timings.measurements + self._extra_of(timings.measured_steps)
         if costs and self._warming_up:
             self._warming_up, costs = False, costs[1:]
         self._costs.extend(costs)
-        self.knows_cost = bool(self._costs)
-        self._spent += sum(costs) + timings.deciding
+        if not alone:  # to save a state is no look, and must not change the run
+            self.knows_cost = bool(self._costs)
+        self._spent += _ticks([*costs, timings.deciding])
 
     def _extra_of(self, measured_steps: Sequence[tuple[int, float]]) -> list[float]:
         """Seconds by which steps that were themselves measured took longer than others of their size."""
@@ -118,7 +120,7 @@ class OverheadBudget:
                 self._pending.append((size, seconds))
             else:
                 costs.append(min(seconds - usual, self._most(usual)))
-                self._elapsed += usual * self._speeds([(size, usual)])[0]
+                self._elapsed += _ticks([usual * self._speeds([(size, usual)])[0]])
         return costs
 
     def _most(self, usual: float) -> float:
@@ -144,8 +146,8 @@ class OverheadBudget:
         if step is None or not self._costs:
             return
         self.duty.calibrate(
-            elapsed=self._elapsed,
-            spent=self._spent,
+            elapsed=self._elapsed / TICKS,
+            spent=self._spent / TICKS,
             seconds_left=step * samples_left / batch_size,
             step=step,
             cost=max(self._usual_cost, CHEAPEST * step),
@@ -172,7 +174,7 @@ class OverheadBudget:
             "step_times": self.step_times.state_dict(), "duty": self.duty.state_dict(),
             "elapsed": self._elapsed, "spent": self._spent, "costs": list(self._costs),
             "pending": [list(step) for step in self._pending], "warming_up": self._warming_up,
-            "measures": self.clock.measures,
+            "measures": self.clock.measures, "knows_cost": self.knows_cost,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,8 +182,12 @@ class OverheadBudget:
         self.duty.load_state_dict(state["duty"])
         self._elapsed, self._spent = state["elapsed"], state["spent"]
         self._costs = deque(state["costs"], KEEP)
-        self.knows_cost = bool(self._costs)
+        self.knows_cost = state["knows_cost"]
         self._pending = [(size, seconds) for size, seconds in state["pending"]]
         self._warming_up = state["warming_up"]
         if state["measures"]:  # the step that the saved run was making
             self.clock.measuring_step()
+
+
+def _ticks(seconds: Sequence[float]) -> int:
+    return sum([round(each * TICKS) for each in seconds])

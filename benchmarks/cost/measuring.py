@@ -36,11 +36,12 @@ def mlp(n: int):
     return model, nn.CrossEntropyLoss(), (torch.randn(n, 784), torch.randint(10, (n,)))
 
 
-def cnn(n: int):
+def cnn(n: int, width: int = 16):
     def block(i: int, o: int) -> list[nn.Module]:
         return [nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU()]
 
-    model = nn.Sequential(*block(1, 16), *block(16, 32), *block(32, 64), nn.Flatten(), nn.Linear(64 * 16, 10))
+    blocks = *block(1, width), *block(width, 2 * width), *block(2 * width, 4 * width)
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(4 * width * 16, 10))
     return model, nn.CrossEntropyLoss(), (torch.randn(n, 1, 28, 28), torch.randint(10, (n,)))
 
 

@@ -137,9 +137,9 @@ class FakeCuda:
                 total_memory=memory(device).total, is_integrated=int(self.integrated), name="a test double"
             ),
             "Event": lambda enable_timing=False, **_: Event(self, enable_timing),
+            "is_current_stream_capturing": lambda: False,
             "current_stream": lambda device=None: self._current[self._index(device)],
             "synchronize": self.synchronize,
-            "is_current_stream_capturing": lambda: False,  # which a CUDA build of torch would ask the driver
             "mem_get_info": lambda device=None: (memory(device).free, memory(device).total),
             "memory_stats": lambda device=None: memory(device).statistics(),
             "memory_allocated": lambda device=None: memory(device).allocated,

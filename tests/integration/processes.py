@@ -72,6 +72,6 @@ def run_on_ranks(path: Path, *arguments: str) -> None:
     """Run a file as `torchrun --standalone --nproc-per-node 2 path arguments` does, but for forking the ranks."""
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        start_method="fork",
+        start_method="fork", max_restarts=0,
     )  # fmt: skip
     elastic_launch(config, run_script)(path, *arguments)

@@ -606,7 +606,11 @@ def live(width: int) -> int:
     return sum(type(o) is Tensor and o.dim() == 2 and o.shape[1] == width for o in gc.get_objects())
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
+TELLS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")  # torch 2.6 does not say where it checkpoints
+UNTOLD = pytest.mark.skipif(not TELLS, reason="this torch does not say whether it is in a checkpoint")
+
+
+@pytest.mark.parametrize("reentrant", [True, pytest.param(False, marks=UNTOLD)])
 def test_what_a_checkpoint_lets_go_of_is_not_kept(reentrant):
     inside = nn.Sequential(nn.Linear(8, 37), nn.Linear(37, 37), nn.LayerNorm(37), nn.Linear(37, 8))
     model = nn.Sequential(mlp(), nn.Linear(3, 8), inside)

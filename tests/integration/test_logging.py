@@ -22,7 +22,7 @@ from tests.integration.test_readme import surroundings
 from tests.integration.training import Numbered, adaptive, network, train
 
 PAGE = (Path(__file__).parents[2] / "docs" / "logging.md").read_text()
-TENSORBOARD, WANDB, MLFLOW = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TENSORBOARD, WANDB, MLFLOW, TRACKIO, AIM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 QUICK = {"step_time": (1.0, 0.0), "overhead": 0.2, "decide_every": 0.1}
 
 
@@ -149,3 +149,19 @@ def test_the_line_for_mlflow(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", stand_in)
     run_block(MLFLOW)
     assert logged and {type(v) for metrics, _ in logged for v in metrics.values()} == {float}
+
+
+def test_the_line_for_trackio(monkeypatch):
+    logged: list[tuple[dict, int]] = []
+    stand_in = SimpleNamespace(init=lambda project: None, log=lambda metrics, step: logged.append((metrics, step)))
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    run_block(TRACKIO)
+    assert {"batch_size", "reason"} <= logged[-1][0].keys() and type(logged[-1][1]) is int
+
+
+def test_the_line_for_aim(monkeypatch):
+    logged: list[tuple[dict, int]] = []
+    stand_in = SimpleNamespace(track=lambda value, step: logged.append((value, step)))
+    monkeypatch.setitem(sys.modules, "aim", SimpleNamespace(Run=lambda: stand_in))
+    run_block(AIM)
+    assert logged and {type(v) for values, _ in logged for v in values.values()} == {float}

@@ -380,3 +380,24 @@ def test_what_epochs_was_told_is_known_again():
     assert [sum(len(batch[2]) for batch in resumed) for _ in resumed.epochs(3)][-1] == 64
     with pytest.raises(ValueError, match="the run has 3 epochs"):
         resumed.epochs(4)
+
+
+@pytest.mark.parametrize("overhead", [0.02, 0.3])
+def test_to_save_a_state_changes_nothing_of_the_run_that_goes_on(overhead):
+    def outcome(saves: bool):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        measured = {"overhead": overhead, "step_time": (4e-3, 1e-6), "max_batch_size": 32}
+        loader, seen = adaptive(Numbered(600), model, optimizer, 8, **measured), []
+        for _ in loader.epochs(2):
+            for batch in loader:
+                seen.append(batch[2].tolist())
+                loss_of(model, batch).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if saves:
+                    loader.state_dict()
+        return stoppable.outcome(model, seen, loader)
+
+    same(outcome(saves=True), outcome(saves=False))

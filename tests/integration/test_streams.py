@@ -67,6 +67,31 @@ def test_through_growth_each_sample_comes_once_and_is_counted(workers):
     assert max(sizes) > 32
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("every", [2, 3])
+def test_the_batches_that_arrive_make_the_steps_that_are_accumulated(workers, every):
+    """Also those of a worker that ends in mid-step, and of the pass that begins within one."""
+    grows = {"target": lambda noise, size, progress: int(8 * every * (1 + 7 * progress)), "max_batch_size": 64}
+    paced = {"overhead": 0.5, "step_time": (1e-3, 1e-5), "decide_every": 0.02, "max_extra": 0.8}
+    data = Stream(403)
+    loader, model = adaptive(
+        data, num_workers=workers, accumulation_steps=every, epochs=None, batch_loss=loss_of, **grows, **paced
+    )
+    tracker, sizes, passes = loader.training_run.tracker, set(), loader._session.source
+    for _ in loader.epochs(3):
+        step: list[int] = []
+        for i, batch in enumerate(loader):
+            loss_of(model, batch).backward()
+            step.append(tracker.current.cut_size)
+            assert tracker.current.ends_step == ((i + 1) % every == 0)
+            if tracker.current.ends_step:
+                assert len(set(step)) == 1, "a step has one size"
+                sizes.add(step[0])
+                step = []
+        assert not step
+    assert len(sizes) > 5 and passes.passes > 3
+
+
 def test_what_batches_hold_decides_whatever_collate_makes_of_them():
     """A layout without a number of samples: then what was asked for counts."""
     loader, _ = adaptive(Stream(64), collate_fn=lambda examples: [i for _, _, i in examples], overhead=0)

@@ -12,7 +12,8 @@ from fastai.callback.core import Callback, CancelBatchException, CancelStepExcep
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
-from fastai.optimizer import SGD
+from fastai.optimizer import SGD, Optimizer
+from fastai.torch_core import set_seed
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader as TorchLoader
@@ -150,3 +151,53 @@ def test_batches_that_are_left_out_and_validation_within_an_epoch(callback, capl
     if callback is ValidatesWithin:
         assert all(len(set(watch.samples(epoch))) == 512 for epoch in range(3))
     assert not caplog.text
+
+
+class Odd(nn.Module):
+    """A parameter beside its layers, with BatchNorm: measured by halves, for which a batch is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.norm = nn.Parameter(torch.randn(1, 1)), nn.BatchNorm1d(1)
+
+    def forward(self, x):
+        return self.norm(x) @ self.weight
+
+
+def novel(parameters, lr):
+    """An optimizer of the user's own, of whose settings nothing is known."""
+    def step(p, lr, novelty=0.5, **kwargs):
+        p.data.add_(p.grad.sign(), alpha=-lr * novelty)
+
+    return Optimizer(parameters, [step], lr=lr, novelty=0.5)
+
+
+def of_pairs(prediction, target, pairs):
+    """Of pairs of samples, as many as there happen to be: nothing says whose they are."""
+    return mse_loss(prediction, target) + 0 * pairs.float().sum()
+
+
+class AddPairs(Callback):
+    """Adds targets that are no longer one a sample."""
+
+    order = 55
+
+    def before_batch(self) -> None:
+        self.learn.yb = (*self.yb, torch.zeros(len(self.xb[0]) + 3, 2))
+
+
+@pytest.mark.parametrize("exceed", [False, True])
+def test_a_learner_of_which_nothing_is_known_is_told_once_what_to_give(exceed, caplog):
+    """It trains as without the callback, to the bit."""
+    ends = []
+    for adaptive in ([], [AdaptiveBatchSize(exceed_memory=exceed)]):
+        set_seed(1)
+        learn = Learner(loaders(300), Odd(), loss_func=of_pairs, opt_func=novel, cbs=[AddPairs()])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 0.01, cbs=adaptive)
+        ends.append(torch.cat([value.flatten().float() for value in learn.model.state_dict().values()]))
+    assert torch.equal(*ends)
+    (warned,) = (record.getMessage() for record in caplog.records)
+    assert warned.count("\n- ") == 2 + exceed and warned.count("Give split=") == 1 + exceed
+    assert "cannot be measured" in warned and "transfer=('lr',)" in warned

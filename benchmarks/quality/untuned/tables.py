@@ -8,7 +8,17 @@ from collections.abc import Iterable, Mapping
 from benchmarks.common.markdown import markdown, where
 from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Key, Part, Row
-from benchmarks.quality.untuned.compared import BEFORE, DEFAULT, FOLDER, MEASURED, PRIOR, PRIOR_TASKS, Pairs, pairs
+from benchmarks.quality.untuned.compared import (
+    BEFORE,
+    DEFAULT,
+    FOLDER,
+    LARGER,
+    MEASURED,
+    PRIOR,
+    PRIOR_TASKS,
+    Pairs,
+    pairs,
+)
 
 COMMAND = "python -m benchmarks.quality.untuned --data DIR"
 NOT_RUN = "-"
@@ -101,6 +111,27 @@ def prior() -> str:
     return markdown(["task", "error (limit)", "fewer steps", "faster, GPU-like", "mean batch"], lines) + _where("prior")
 
 
+def larger() -> str:
+    """Larger fixed batches, each at the learning rate at which it did best."""
+    rows = _rows("fixed", "larger")
+    sizes = sorted({rule.batch_size for rule in LARGER})
+    lines = []
+    for task in dict.fromkeys(name for name, _, _ in _rows("larger")):
+        cells = []
+        for size in sizes:
+            found = {rule: pairs(task, rule.name, rows) for rule in LARGER if rule.batch_size == size}
+            known = {rule: each for rule, each in found.items() if each}
+            if known:
+                rule = min(known, key=lambda rule: known[rule].difference)
+                best = known[rule]
+                cells.append(f"x {rule.lr_multiplier:g}: {_error(best)}, {best.verdict}, {_faster(best.times)}")
+            else:
+                cells.append(NOT_RUN)
+        lines.append([UNTUNED[task].title, *cells])
+    header = ["task", *(f"{size:,}: rate, error (limit), no worse, faster" for size in sizes)]
+    return markdown(header, lines) + _where("larger")
+
+
 def learning_rates() -> str:
     """The learning rate of each task."""
     found: dict[str, dict[float, list[float]]] = {task: {} for task in UNTUNED}
@@ -120,6 +151,8 @@ TABLES = {
     "untuned_choosing": lambda: judged("choosing"),
     "untuned_last_look": lambda: judged("last_look"),
     "untuned_again": lambda: judged("again"),
+    "untuned_second_look": lambda: judged("second_look"),
+    "untuned_larger": larger,
     "untuned_ablations": ablations,
     "untuned_measurements": measurements,
     "untuned_prior": prior,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import pickle
+
 import pytest
 from fastai.basics import DataLoader
 from fastai.callback.training import GradientAccumulation
 
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.fastai.columns import three_digits
+from adaptbs.fastai.columns import Shown
 from tests.integration.fastai.learners import Rows, doubling, make_learner, same, weights
 
 GROWING = {"target": doubling, "step_time": (1.0, 0.0), "overhead": 0.2, "decide_every": 0.1, "max_batch_size": 80}
@@ -59,7 +62,18 @@ def test_a_fit_without_the_callback_is_a_plain_fit():
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.123456, "0.123"), (12.345, "12.3"), (99.96, "100"), (319.4, "319"), (1234.5, "1230")]
+    ("value", "shown"),
+    [(0.123456, "0.123"), (12.345, "12.3"), (65.0, "65"), (99.96, "100"), (319.4, "319"), (1234.5, "1230")],
 )
 def test_a_noise_scale_is_shown_short_in_the_table(value, shown):
-    assert str(three_digits(value)) == shown
+    assert f"{Shown(value):.6f}" == shown  # as fastai formats a float
+    assert str(Shown(value)) == repr(Shown(value)) == shown
+    assert isinstance(Shown(value), float) and type(pickle.loads(pickle.dumps(Shown(value)))) is float
+
+
+def test_a_noise_scale_that_is_not_known_is_said_to_be(capsys):
+    learn = make_learner()
+    with learn.no_bar():
+        learn.fit(1, cbs=AdaptiveBatchSize(overhead=0))
+    assert ", not known, " in capsys.readouterr().out
+    assert f"{Shown(math.nan):.6f}" == "not known" and math.isnan(learn.recorder.values[-1][-2])

@@ -349,3 +349,65 @@ def test_nothing_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         trained("adaptive", parts=2, **growing(1, 2))
     assert not [record for record in caplog.records if record.name.startswith("adaptbs")]
+
+
+class Odd(torch.nn.Module):
+    """A parameter beside its layers, with BatchNorm: measured by halves, for which a batch would have to be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.norm = torch.nn.Parameter(torch.randn(8, 1)), torch.nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.norm(x) @ self.weight
+
+
+class Novel(torch.optim.Optimizer):
+    """An optimizer of the user's own, of whose settings nothing is known."""
+
+    def __init__(self, parameters) -> None:
+        super().__init__(parameters, {"lr": 0.01, "novelty": 0.5})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p -= self.param_groups[0]["lr"] * p.grad.sign()
+
+
+def with_pairs(items):
+    """As many pairs as there happen to be: nothing says whose they are."""
+    x, y, _ = torch.utils.data.default_collate(items)
+    return x, y, torch.zeros(len(items) + 3, 2)
+
+
+def test_a_loop_of_which_nothing_is_known_is_told_once_what_to_give(caplog):
+    """No length, no measurable model, no batch that can be cut, an unknown optimizer: the stock loop to the bit."""
+
+    def loss_of(model, batch):
+        x, y, pairs = batch
+        return torch.nn.functional.mse_loss(model(x), y) + 0 * pairs.sum()
+
+    ends = []
+    for ours in (False, True):
+        forget_accelerate()
+        accelerator, inner = Accelerator(cpu=True), Odd()
+        optimizer = Novel(inner.parameters())
+        stock = DataLoader(Numbered(203), BATCH, shuffle=True, collate_fn=with_pairs)
+        model, optimizer, scheduler, loader = accelerator.prepare(inner, optimizer, StepLR(optimizer, 7), stock)
+        if ours:
+            loader = adaptive(
+                accelerator, loader, model=model, optimizer=optimizer, scheduler=scheduler, batch_loss=loss_of
+            )
+        torch.manual_seed(1)
+        for _ in range(2):
+            for batch in loader:
+                accelerator.backward(loss_of(model, batch))
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+        ends.append(torch.cat([value.flatten().float() for value in inner.state_dict().values()]))
+    assert torch.equal(*ends)
+    (warned,) = (r.getMessage() for r in caplog.records if r.name.startswith("adaptbs") and r.levelno > logging.INFO)
+    assert warned.count("\n- ") == 3
+    assert all(said in warned for said in ("Give epochs=", "Give split=", "cannot be measured", "transfer=('lr',)"))

@@ -7,6 +7,8 @@ import pytest
 from adaptbs.decision.policy import (
     CRITICAL_OF_SGD,
     Situation,
+    counted_over_simple,
+    critical_over_simple,
     decide,
     early_limit,
     efficiency,
@@ -80,14 +82,31 @@ def test_the_noise_scale_target_is_the_noise_scale():
     assert decide(now, "noise_scale") == Decision(1024, "noise scale")
 
 
-def test_where_progress_counts_the_floor_falls_and_is_never_below_what_the_end_requires():
-    assert efficiency_floor(0.0, required=0.5, adaptive=True) == 0.7
-    assert efficiency_floor(0.5, required=0.4, adaptive=True) == pytest.approx(0.55)
-    assert efficiency_floor(1.2, required=0.3, adaptive=True) == pytest.approx(0.4)
-    assert efficiency_floor(0.5, required=0.3, adaptive=False) == pytest.approx(0.35)
-    assert efficiency_floor(0.5, required=0.7, adaptive=True) == 0.7
-    assert efficiency_floor(0.5, required=0.7, adaptive=False) == 0.7
+def test_where_progress_counts_the_floor_falls():
+    assert efficiency_floor(0.0, by_progress=True, adaptive=True) == 0.7
+    assert efficiency_floor(0.5, by_progress=True, adaptive=True) == pytest.approx(0.55)
+    assert efficiency_floor(1.2, by_progress=True, adaptive=True) == pytest.approx(0.4)
+    assert efficiency_floor(0.5, by_progress=True, adaptive=False) == pytest.approx(0.35)
+    assert efficiency_floor(0.5, by_progress=False, adaptive=False) == 0.8
     assert goodput(replace(NOW, floor=0.5)) == (1024, "noise scale")  # 1,128 samples keep .5
+
+
+def test_a_sample_is_counted_by_half_of_the_critical_batch():
+    for adaptive in (True, False):
+        assert counted_over_simple(adaptive) == critical_over_simple(adaptive) / 2
+
+
+def test_the_batch_keeps_what_the_end_of_the_run_requires_as_it_is_counted():
+    now = replace(NOW, floor=0.4, counted=CRITICAL_OF_SGD / 2)  # 500 samples, while the critical batch is 1,000
+    assert goodput(now) == (1024, "noise scale")  # 1,660 samples keep .4, 2,048 do not
+    assert goodput(replace(now, required=0.5)) == (512, "noise scale")  # 628 samples are counted .5 each
+    assert goodput(replace(now, required=0.2)) == (1024, "noise scale")
+
+
+def test_the_most_progress_per_second_is_progress_as_it_is_counted():
+    now = replace(NOW, step_time=StepTime(16, 1))
+    assert goodput(now) == (128, "step time")  # sqrt(16 * 1000) = 126
+    assert goodput(replace(now, counted=CRITICAL_OF_SGD / 4)) == (64, "step time")  # sqrt(16 * 250) = 63
 
 
 def test_a_table_of_step_times_is_searched_up_to_one_size_that_has_not_been_run():
@@ -186,21 +205,20 @@ def test_a_function_may_return_a_numpy_number(wanted):
     assert type(decision.batch_size) is int
 
 
-def test_the_batch_of_sgd_stays_small_in_the_first_tenth_of_a_run():
-    assert early_limit(0.05, 64, adaptive=False) == 128
-    assert early_limit(0.05, 16, adaptive=False) == 32
-    assert early_limit(0.05, 256, adaptive=False) == 256  # what hyperparameters are stated for is not taken back
-    assert early_limit(0.1, 64, adaptive=False) == early_limit(0.05, 64, adaptive=True) == math.inf
+def test_the_batch_stays_small_in_the_first_tenth_of_a_run():
+    assert early_limit(0.05, 64) == 128
+    assert early_limit(0.05, 16) == 32
+    assert early_limit(0.05, 256) == 256  # what hyperparameters are stated for is not taken back
+    assert early_limit(0.1, 64) == math.inf
     soon = replace(NOW, batch_size=128, progress=0.05, early_limit=128)
     assert decide(soon, "goodput") == Decision(128, "early")
     assert decide(replace(soon, batch_size=256), "goodput").batch_size == 128
 
 
-def test_until_a_warm_up_is_over_the_batch_of_sgd_grows_on_a_clear_estimate_only():
-    assert {early_limit(share, 64, adaptive=False, clear=False) for share in (0.0, 0.1, 0.24)} == {128}
-    assert early_limit(0.1, 64, adaptive=False, clear=True) == math.inf
-    assert early_limit(0.25, 64, adaptive=False, clear=False) == math.inf
-    assert early_limit(0.0, 64, adaptive=True, clear=False) == math.inf
+def test_until_a_warm_up_is_over_the_batch_grows_on_a_clear_estimate_only():
+    assert {early_limit(share, 64, clear=False) for share in (0.0, 0.1, 0.24)} == {128}
+    assert early_limit(0.1, 64, clear=True) == math.inf
+    assert early_limit(0.25, 64, clear=False) == math.inf
 
 
 @pytest.mark.parametrize(("base", "most"), [(16, 64), (64, 256), (256, 256), (1024, 1024)])

@@ -18,6 +18,9 @@ from adaptbs.ranks import Ranks
 @pytest.fixture(scope="module", autouse=True)
 def two_ranks() -> Iterator[None]:
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    if "cannot be watched" in (why_shards_are_unseen(sharded(), 2) or ""):
+        dist.destroy_process_group()
+        pytest.skip("this torch's reduce-scatter cannot be watched")
     yield
     dist.destroy_process_group()
 

@@ -114,7 +114,7 @@ def test_held_it_changes_nothing_and_warns_once_for_an_optimizer(caplog):
         for _ in range(2):
             ours = HyperparameterScaler.beside(optimizer, traits_of)
             assert not ours.known
-            ours.hold()
+            ours.hold(logging.getLogger("adaptbs").warning)
             found = dict(optimizer.param_groups[0])
             ours.scale(optimizer.param_groups, HYPERPARAMETERS, k=4.0, lr_factor=2.0)
             assert optimizer.param_groups[0] == found

@@ -9,8 +9,10 @@ from adaptbs.run import Holds
 
 def setup(*, scheduler_given=False, follows=True, batches_per_step=1):
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    holds = Holds()
+    holds.say()  # from here on warnings are logged at once
     watched = MisuseWarnings(
-        optimizer, scheduler_given=scheduler_given, follows=follows, batches_per_step=batches_per_step, holds=Holds()
+        optimizer, scheduler_given=scheduler_given, follows=follows, batches_per_step=batches_per_step, holds=holds
     )
     return optimizer, watched
 

@@ -114,8 +114,8 @@ def test_what_the_newer_measurements_contradict_is_forgotten():
 
 
 def test_a_contradiction_among_too_few_to_forget_any_is_a_doubt():
-    assert filled(*STEADY[:10], *DOUBLED[:10]).estimate(0.9).doubt == "drifting"
-    assert filled(*STEADY[:10], *STEADY[:10]).estimate(0.9).doubt is None
+    assert filled(*STEADY[:6], *DOUBLED[:6]).estimate(0.9).doubt == "drifting"
+    assert filled(*STEADY[:6], *STEADY[:6]).estimate(0.9).doubt is None
 
 
 def test_drift_is_not_seen_in_noise():

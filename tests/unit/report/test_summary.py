@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from adaptbs.report.history import History
@@ -107,6 +109,34 @@ def test_a_fixed_batch_that_would_have_done_is_named():
         "A fixed batch of 40 would have done too, as the noise scale predicts: with 1.12 times the",
         "samples of 10, in 28 s.",
     ]
+
+
+def test_that_no_larger_fixed_batch_would_have_done_is_said():
+    decisions = GROWN.decisions() | {"low": [None, 1.0, 1.0, 1.0]}
+    found = trade_off_of_run(decisions, STEP_TIME, largest=1000)
+    assert found.suggested == 10
+    made = summary_of_run(
+        decisions, samples=1000, planned_samples=1000, step_time=STEP_TIME, spent=Spent(2.0, 0.02), trade_off=found
+    )
+    assert made.instead is None
+    assert repr(made).splitlines()[-1] == (
+        "A larger fixed batch might not have done: it may need over 1.25 times the samples of 10."
+    )
+
+
+@pytest.mark.parametrize("reason", ["few measurements", "unresolved"])
+def test_a_batch_that_stayed_for_want_of_measurements_says_what_to_do(reason):
+    assert repr(summary(history((200, 10, reason)))).splitlines()[-1] == (
+        "Too little was measured to decide. A longer run, or a larger `overhead=`, measures more."
+    )
+
+
+def test_an_estimate_without_an_upper_limit_is_shown_since_it_decided():
+    made = history((200, 20, "pace"))
+    made.records[-1] |= {"low": 8.4, "high": math.inf}
+    assert summary(made).changes[0].noise_scale == "241 (8 or more)"
+    made.records[-1] |= {"noise_scale": None}
+    assert summary(made).changes[0].noise_scale == "at least 8"
 
 
 def test_what_was_not_measured_suggests_no_other_batch():

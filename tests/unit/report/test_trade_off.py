@@ -105,6 +105,15 @@ def test_it_is_printed_as_a_table_that_says_what_it_means():
     ]
 
 
+@pytest.mark.parametrize(
+    ("suggested", "said"),
+    [(64, "To use: 64, the batch that the others are compared with."), (96, "To use: 96."), (None, "1.00-1.50")],
+)
+def test_the_last_line_is_the_size_to_use_whichever_it_is(suggested, said):
+    found = trade_off_at(None, 64.0, math.inf, base_batch_size=64, largest=128, suggested=suggested)
+    assert repr(found).endswith(said)
+
+
 def test_where_the_noise_scale_is_not_resolved_limits_are_all_there_is():
     found = trade_off_at(None, 64.0, math.inf, base_batch_size=64, largest=128)
     assert repr(found).splitlines() == [

@@ -174,6 +174,7 @@ def test_another_way_to_draw_gives_the_saved_order_or_is_refused(saved, own, loa
         assert again == list(first.indices)[5:] and saved == loaded
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 reads no tensor on the device meta")
 def test_on_a_default_device_that_draws_from_another_generator_the_indices_are_kept():
     state = draw(seeded("weighted", True)[0]).state_dict(3)
     with torch.device("meta"):

@@ -5,13 +5,17 @@ import statistics
 import pytest
 
 from adaptbs.timing.duty_cycle import (
+    AT_LIMIT,
+    AT_ONCE,
     DENSEST,
     EAGER,
     FIRST,
     IDLE,
     KEEP_UP,
     KEPT,
+    LEAST_APART,
     OUT_OF_REACH,
+    OVER_RUN,
     TRY,
     DutyCycle,
     has_settled,
@@ -81,6 +85,38 @@ def test_what_a_measurement_costs_counts_as_soon_as_it_is_known():
     assert sum(known.measure_next(700) for _ in range(2 * TRY)) == TRY
     known.calibrate(elapsed=6, spent=0.6, seconds_left=694, step=1, cost=0.2)  # 67 are left
     assert sum(known.measure_next(700) for _ in range(2 * FIRST)) > 12
+
+
+def without_budget(steps: int, *decisions: Decision) -> list[int]:
+    """The steps that are measured in a run of a batch that stays, whose budget is spent before it begins."""
+    duty = DutyCycle(1e-6)
+    for decision in decisions:
+        duty.decided(decision, decision.batch_size, estimate(low=OUT_OF_REACH * 64))
+    duty.calibrate(elapsed=0, spent=1, seconds_left=steps, step=1, cost=1)
+    return [step for step in range(steps) if duty.measure_next(steps, 0, step / steps, steps)]
+
+
+def test_whatever_the_budget_is_some_are_made_at_once_and_some_over_the_run():
+    measured = without_budget(1000)
+    assert measured[:AT_ONCE] == list(range(0, 2 * AT_ONCE, 2))
+    assert len(measured) == AT_ONCE + OVER_RUN
+    assert sum(step < 500 for step in measured) == AT_ONCE + OVER_RUN / 2
+
+
+def test_they_are_not_more_than_one_in_so_many_steps_of_the_run():
+    assert len(without_budget(80)) == 80 / LEAST_APART
+    assert len(without_budget(4)) == 1
+
+
+def test_fewer_are_enough_where_the_batch_is_at_a_limit():
+    assert len(without_budget(1000, CAPPED, CAPPED)) == AT_ONCE + AT_LIMIT * OVER_RUN
+    assert len(without_budget(1000, *[STAYS] * KEPT)) == AT_ONCE + OVER_RUN, "the noise scale may still grow"
+
+
+def test_with_a_budget_for_more_they_are_among_them():
+    duty = DutyCycle(0.05)
+    duty.calibrate(elapsed=0, spent=0, seconds_left=10_000, step=1, cost=1)
+    assert sum(duty.measure_next(10_000, 0, step / 10_000, 10_000) for step in range(10_000)) <= 0.05 * 10_000
 
 
 def budgeted(left: int, decisions: float) -> DutyCycle:

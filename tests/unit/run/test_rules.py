@@ -1,0 +1,22 @@
+import math
+
+import pytest
+
+from adaptbs.run.rules import RunRules
+from adaptbs.run.settings import Settings
+
+
+def rules(adaptive: bool = False, **settings) -> RunRules:
+    return RunRules(Settings(**settings), batch_size=64, epoch_samples=64_000, adaptive=adaptive, batches_per_step=1)
+
+
+def test_the_learning_rate_of_sgd_is_raised_to_at_most_three_times_its_schedules_peak():
+    assert rules().scale(512, None).longest == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"adaptive": True}, {"lr_scaling": "linear"}, {"lr_scaling": lambda k, _: k}, {"target": lambda *_: 512}],
+)
+def test_but_not_adams_nor_where_the_user_has_said_what_it_is(settings):
+    assert rules(**settings).scale(512, None).longest == math.inf
