@@ -185,7 +185,7 @@ class FakeCuda:
         for parameter in module.parameters():
             parameter.__class__ = CudaParameter
             parameter._index = index
-            self.hold(parameter)
+            self.hold(parameter, index)
         for buffer in module.buffers():
             self.tensor(buffer, index)
         return module
@@ -235,9 +235,9 @@ class FakeCuda:
 
         def moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             target, non_blocking = _target(args, kwargs), kwargs.get("non_blocking", False)
-            if target == "cuda":
-                return self._to_device(tensor, non_blocking, kwargs.get("dtype"))
-            if target == "cpu" and self.holds(tensor):
+            if target is not None and target.type == "cuda":
+                return self._to_device(tensor, non_blocking, kwargs.get("dtype"), self._index(target))
+            if target is not None and target.type == "cpu" and self.holds(tensor):
                 return self._to_host(tensor, non_blocking, kwargs.get("dtype"))
             return to(tensor, *args, **kwargs)
 
@@ -258,12 +258,12 @@ class FakeCuda:
         finally:
             self.leaving = False
 
-    def _to_device(self, tensor: Tensor, non_blocking: bool, dtype: Any = None) -> Tensor:
+    def _to_device(self, tensor: Tensor, non_blocking: bool, dtype: Any = None, index: int = 0) -> Tensor:
         if self.holds(tensor):
             return tensor if dtype is None else tensor.to(dtype)
         if not non_blocking:
             self.waits.note(f"a copy of {tuple(tensor.shape)} to the device")
-        return self.tensor(tensor.clone() if dtype is None else tensor.to(dtype, copy=True))
+        return self.tensor(tensor.clone() if dtype is None else tensor.to(dtype, copy=True), index)
 
     def _gone(self, key: int, allocator: CachingAllocator, block: Any, size: int) -> None:
         self._storages.pop(key, None)
@@ -357,11 +357,11 @@ class _Moves(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _target(args: Any, kwargs: Any) -> str | None:
-    """The kind of device that `Tensor.to` moves to; None if it moves to none."""
+def _target(args: Any, kwargs: Any) -> torch.device | None:
+    """The device that `Tensor.to` moves to; None if it moves to none."""
     for given in (*args, kwargs.get("device")):
         if isinstance(given, Tensor):
-            return given.device.type
+            return given.device
         if isinstance(given, (str, torch.device)):
-            return torch.device(given).type
+            return torch.device(given)
     return None

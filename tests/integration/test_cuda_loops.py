@@ -22,6 +22,7 @@ from tests.helpers.waits import ELSEWHERE
 
 mse_loss = nn.functional.mse_loss
 EPOCHS = 2
+WORK = 0.02  # seconds of a step on the device
 
 
 def on_device(number: float) -> torch.Tensor:
@@ -270,3 +271,24 @@ def test_gradients_of_a_gpu_may_be_rounded_to_tf32(on_cuda, tolerance, monkeypat
         watch.norms()
         watch.disarm()
     assert asked == [tolerance]
+
+
+@pytest.mark.parametrize("source", ["halves", "in_step"])
+def test_a_model_on_another_device_than_the_current_one_is_timed_and_tried_there(source):
+    with FakeCuda(devices=2) as cuda:
+        model = cuda.place(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)), 1)
+        optimizer = SGD(model.parameters(), 1e-3)
+        loader = adaptive_loader(model, optimizer, source=source)
+        stream = torch.cuda.current_stream("cuda:1")
+        for _ in loader.epochs(EPOCHS):
+            for batch in loader:
+                cuda.queue(WORK, stream)
+                x, y = (t.to("cuda:1", non_blocking=True) for t in batch)
+                mse_loss(model(x), y).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        loader.training_run.controller.state_dict()  # reads the clock
+        assert loader.training_run.controller._budget.step_times.median(32) == pytest.approx(WORK, rel=0.1)
+        assert sizes(loader) == {16, 32} and "measurement" in loader.history.to_dict()["event"]
+        assert cuda.allocators[0].allocated_peak == 0 < cuda.allocators[1].allocated_peak
+        assert torch.cuda.current_device() == 0
