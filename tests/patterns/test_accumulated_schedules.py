@@ -1,6 +1,7 @@
 """Schedules stepped with an optimizer that accumulates, where an epoch is no whole number of steps.
 
-Its last batches are left over, or make a step of their own."""
+Its last batches are left over, or make a step of their own.
+"""
 
 from __future__ import annotations
 
