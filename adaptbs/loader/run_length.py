@@ -161,7 +161,7 @@ class RunLength:
         self.steps_of_epoch = self._steps_of_epoch(total, epochs)
         self.epochs = epochs if epochs is not None else run_epochs(scheduler, epoch_steps, accumulation_steps)
         self.is_open, self.may_be_cycles = self._total is not None, False
-        self._warned = False
+        self._warned = self._is_longer = False
         self._warn: Callable[..., None] = log.warning
 
     def _steps_of_epoch(self, total: Total | None, epochs: float | None) -> int | None:
@@ -247,20 +247,27 @@ class RunLength:
             return False
         if self._total is None:
             if samples >= round(self.epochs * self._epoch_samples):
-                self._say(GOES_ON_AS_SAID, self.epochs)
+                self.say_longer(GOES_ON_AS_SAID, self.epochs)
             return False
         if self.is_open:
             if self.is_open and self.holds and samples >= self._epoch_samples:
                 self._say(NEVER_STEPPED, self._total)
         elif samples >= round(self.epochs * self._epoch_samples):
-            self._say(GOES_ON, f"{self.epochs:g}", self._total)
+            if not self._warned:
+                self.say_longer(GOES_ON, f"{self.epochs:g}", self._total)
             self.epochs = self._total = None
             return True
         return False
 
     def know_why(self) -> None:
         """Take note that another warning says why the run may go on for longer than its length."""
-        self._warned = True
+        self._is_longer = True
+
+    def say_longer(self, text: str, *values: object) -> None:
+        """Warn, once, of a run that goes on for longer than its length or its schedule."""
+        if not self._is_longer:
+            self._is_longer = True
+            self._warn(text, *values)
 
     def _say(self, text: str, *values: object) -> None:
         if not self._warned:
