@@ -63,12 +63,14 @@ class StatedCadence:
 
     Args:
         steps: that number.
-        batches_per_step: batches of an optimizer step, on each rank. What an epoch's end leaves of one makes one too.
+        batches_per_step: batches of an optimizer step, on each rank.
         epoch_steps: batches of an epoch of the fixed run.
+        of_epoch: optimizer steps that the loop makes in it. None: what an epoch's end leaves of one makes one too.
     """
 
-    def __init__(self, steps: int, batches_per_step: int, epoch_steps: int) -> None:
+    def __init__(self, steps: int, batches_per_step: int, epoch_steps: int, of_epoch: int | None = None) -> None:
         self._steps, self._per_step, self._epoch_steps = steps, batches_per_step, epoch_steps
+        self._of_epoch = -(-epoch_steps // batches_per_step) if of_epoch is None else of_epoch
 
     @property
     def gap(self) -> float:
@@ -78,7 +80,7 @@ class StatedCadence:
     def at(self, batches: int) -> int:
         """Steps that the fixed run has made after so many of its batches."""
         epochs, within = divmod(batches, self._epoch_steps)
-        return self._steps * (epochs * -(-self._epoch_steps // self._per_step) + within // self._per_step)
+        return self._steps * (epochs * self._of_epoch + within // self._per_step)
 
 
 class ExplicitEpochs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, OneCycleLR, ReduceLROnPlateau, SequentialLR
@@ -45,7 +46,7 @@ def steps_left(scheduler: Any) -> float:
     return float("inf")
 
 
-def drive(scheduler: Any, driver: Driver) -> None:
+def drive(scheduler: Any, driver: Driver, warn: Callable[..., None] = log.warning) -> None:
     """From now on let each `scheduler.step()` make as many steps as the driver says that it stands for.
 
     A call with an explicit epoch goes to the place that the driver says, and so does `step_update(num_updates)`, which
@@ -54,6 +55,11 @@ def drive(scheduler: Any, driver: Driver) -> None:
     The methods are replaced in a subclass made for this one object: put on the object itself they would end up in its
     `state_dict`. A second call replaces the first. ReduceLROnPlateau, which follows a metric, is left alone. A copy, or
     what comes out of a pickle, is a stock scheduler: no loader drives it.
+
+    Args:
+        scheduler: the loop's.
+        driver: tells where it is to go.
+        warn: called with a warning's text and its values, where the loop goes on after the schedule's end.
     """
     if isinstance(scheduler, ReduceLROnPlateau):
         return
@@ -81,7 +87,7 @@ def drive(scheduler: Any, driver: Driver) -> None:
         nonlocal warned
         if left <= 0 and not warned:
             warned = True
-            log.warning(PAST_ITS_END, calls)
+            warn(PAST_ITS_END, calls)
         return max(int(left), 0)
 
     def step_update(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -137,6 +137,8 @@ class RunLength:
     Attributes:
         epochs: the length, as far as it is known; no whole number where the run ends within an epoch.
         is_open: True while calls of the scheduler have yet to show what its steps count.
+        steps_of_epoch: optimizer steps of an epoch, as the scheduler's steps tell, where what its end leaves of one may
+            make one or not; else None.
         may_be_cycles: True once they count batches that may be those of the run or of one of several cycles.
     """
 
@@ -154,11 +156,22 @@ class RunLength:
     ) -> None:
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
         self._per_step = accumulation_steps
-        self._total = total_of(scheduler) if epochs is None and scheduler is not None else None
+        total = total_of(scheduler) if scheduler is not None else None
+        self._total = total if epochs is None else None
+        self.steps_of_epoch = self._steps_of_epoch(total, epochs)
         self.epochs = epochs if epochs is not None else run_epochs(scheduler, epoch_steps, accumulation_steps)
         self.is_open, self.may_be_cycles = self._total is not None, False
-        self._warned = False
+        self._warned = self._is_longer = False
         self._warn: Callable[..., None] = log.warning
+
+    def _steps_of_epoch(self, total: Total | None, epochs: float | None) -> int | None:
+        per_step, batches = self._per_step, self._epoch_steps
+        if total is None or per_step == 1 or batches % per_step == 0:
+            return None
+        counts = (batches // per_step, -(-batches // per_step))
+        if epochs is not None:
+            return next((steps for steps in counts if steps * epochs == total.steps), None)
+        return next((steps for steps in counts if 0 < steps <= total.steps and total.steps % steps == 0), None)
 
     def warn_by(self, warn: Callable[..., None]) -> None:
         """Give warnings to this from here on, as a text and its values."""
@@ -234,20 +247,27 @@ class RunLength:
             return False
         if self._total is None:
             if samples >= round(self.epochs * self._epoch_samples):
-                self._say(GOES_ON_AS_SAID, self.epochs)
+                self.say_longer(GOES_ON_AS_SAID, self.epochs)
             return False
         if self.is_open:
             if self.is_open and self.holds and samples >= self._epoch_samples:
                 self._say(NEVER_STEPPED, self._total)
         elif samples >= round(self.epochs * self._epoch_samples):
-            self._say(GOES_ON, f"{self.epochs:g}", self._total)
+            if not self._warned:
+                self.say_longer(GOES_ON, f"{self.epochs:g}", self._total)
             self.epochs = self._total = None
             return True
         return False
 
     def know_why(self) -> None:
         """Take note that another warning says why the run may go on for longer than its length."""
-        self._warned = True
+        self._is_longer = True
+
+    def say_longer(self, text: str, *values: object) -> None:
+        """Warn, once, of a run that goes on for longer than its length or its schedule."""
+        if not self._is_longer:
+            self._is_longer = True
+            self._warn(text, *values)
 
     def _say(self, text: str, *values: object) -> None:
         if not self._warned:

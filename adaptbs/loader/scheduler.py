@@ -60,6 +60,7 @@ class SchedulerDriver:
         self.grown = False
         self._cadence = Cadence()
         self._stated: StatedCadence | None = None
+        self._of_steps: StatedCadence | None = None  # what it would be if each optimizer step were a call
         self._by_step = False  # where it is stated: whether calls have been made inside of an iteration
         self._due = 0  # steps that the fixed run has made since the latest call, where that is stated
         self._explicit: dict[str, ExplicitEpochs] = {}
@@ -68,6 +69,13 @@ class SchedulerDriver:
     def state(self, steps: int, batches_per_step: int) -> None:
         """Know how many steps the loop makes for each optimizer step; see `StatedCadence`."""
         self._stated = StatedCadence(steps, batches_per_step, self._epoch_steps)
+
+    def know(self, steps: int, batches_per_step: int) -> None:
+        """Know how many optimizer steps the loop makes in an epoch, where no whole number of them makes one.
+
+        It is gone by once the calls have shown that they are made after each.
+        """
+        self._of_steps = StatedCadence(1, batches_per_step, self._epoch_steps, steps)
 
     def on_call(self, listener: Callable[[float | None], None]) -> None:
         """From here on tell the listener what calls count, as they show it.
@@ -99,12 +107,12 @@ class SchedulerDriver:
             self._fixed = fixed_batches(before, self._start, self._epoch_samples, self._epoch_steps)
         since, self._fixed = self._fixed, fixed_batches(after, self._start, self._epoch_samples, self._epoch_steps)
         self._batches, self._at, self._passed = self._batches + 1, after, self._passed + self._fixed - since
-        if self._stated is not None:
-            self._due += self._stated.at(self._fixed) - self._stated.at(since)
+        if (counts := self._stated or self._of_steps) is not None:
+            self._due += counts.at(self._fixed) - counts.at(since)
 
     def take_steps(self) -> int:
         """Take the steps that the call being made stands for, and return how many they are."""
-        passed, batches = self._passed, self._batches
+        passed, batches, due = self._passed, self._batches, self._due
         self._passed = self._batches = 0
         if self._stated is not None:
             return self._take_stated(self._stated.gap, grown=passed != batches, batches=batches)
@@ -113,6 +121,8 @@ class SchedulerDriver:
         if self.by_count:
             return 1
         cadence = self._cadence
+        if self._of_steps is not None:
+            self._due = min(due - 1, 0)  # a step that the fixed run would not have made by now is one less to come
         # Of a loop that looks a batch ahead the last call comes when the iteration is over.
         if batches:
             self._in_loop = self._in_loop or self._iterations > 0
@@ -127,6 +137,9 @@ class SchedulerDriver:
             self._look(batches)
         if not self.grown:
             return 1
+        if self._of_steps is not None and cadence.known and cadence.gap == self._of_steps.gap:
+            self._due = min(due, 0)
+            return max(due, 0)
         self._owed += passed / cadence.gap if cadence.known else cadence.ratio(passed, batches)
         steps = int(self._owed + 1e-9)
         self._owed -= steps

@@ -72,6 +72,8 @@ class LoaderSession:
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
         length.warn_by(run.controller.holds.warn)
+        if length.steps_of_epoch is not None:
+            driver.know(length.steps_of_epoch, source.batch_sampler.batches_per_step)
         if meter is not None:
             run.count_memory_of(meter.gradients)
         if length.holds:

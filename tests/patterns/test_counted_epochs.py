@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, StepLR
 
 from adaptbs import AdaptiveDataLoader
 from tests.integration.training import Numbered
@@ -116,3 +116,12 @@ def test_a_run_that_goes_on_after_its_epochs_is_told_so(caplog):
     run.engine.run(run.loader, EPOCHS)
     assert run.samples > 1.5 * EPOCHS * N and run.loader.progress == 1
     assert caplog.text.count("goes on after the 3 epochs that it was said to have") == 1 and len(caplog.records) == 1
+
+
+def test_past_the_end_of_its_length_and_of_its_schedule_it_is_told_so_once(caplog):
+    """As in loops by iterations, whose schedule has as many steps."""
+    run = Run(lambda optimizer: OneCycleLR(optimizer, 0.05, total_steps=EPOCHS * N // BATCH))
+    run.engine.on("iteration completed", run.scheduler.step)
+    run.engine.run(run.loader, EPOCHS)
+    assert run.samples > 1.5 * EPOCHS * N and run.scheduler.last_epoch == EPOCHS * N // BATCH
+    assert caplog.text.count("let it end when loader.progress is 1") == 1 == len(caplog.records)
