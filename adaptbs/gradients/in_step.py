@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import ref
 
 import torch
@@ -297,5 +297,4 @@ class InStep:
 
 def _queue(callback: Callable[[], None]) -> None:
     """Call `callback` at the end of the running backward pass."""
-    engine: Any = torch.autograd.Variable._execution_engine
-    engine.queue_callback(callback)
+    cast(Any, torch.autograd.Variable)._execution_engine.queue_callback(callback)
