@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor, float32, float64, stack
@@ -97,6 +98,7 @@ def fieller(trace: float, grad_sq: float, covariance: np.ndarray, t: float) -> t
     return low, high
 
 
+@lru_cache(maxsize=64)
 def student_t(confidence: float, degrees: float) -> float:
     """The two-sided quantile of Student's t."""
     from scipy.special import stdtrit  # late, because importing adaptbs should not cost a user SciPy's import

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter, mul
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ranks import ALONE, Ranks
@@ -20,7 +21,8 @@ CHEAPEST = 0.02  # of a step: a measurement is taken to cost at least that much,
 # Times the median of measurements, and steps: what a measured step takes beyond the larger of the two is not charged,
 # since it is a hiccup of the machine. One alone could use up the budget of a short run.
 HICCUP, HICCUP_STEPS = 4, 2
-TICKS = 10**12  # in a second: times are added up as integers, so that the sum does not depend on when they are read
+TICKS = 1e12  # in a second: times are added up as integers, so that the sum does not depend on when they are read
+SECONDS = itemgetter(1)  # of a step that was timed
 CREDIT = 3  # a run that measuring has made faster may spend up to this many times `overhead` of its time on measuring
 
 
@@ -64,6 +66,7 @@ class OverheadBudget:
         clock: Clock | None = None,
     ) -> None:
         self._given, self._start, self._ranks = given, start, ranks
+        self._given_first = given(start) if given else None  # seconds of a step at the first batch size
         self._agrees = ranks.connected and not given
         self.clock: Clock
         own: Clock = GivenClock(given) if given else DeviceClock(device, per_step) if overhead else NoClock()
@@ -102,7 +105,7 @@ class OverheadBudget:
         timings = self.clock.read()
         self.step_times.add(*timings.steps)
         speeds = self._speeds(timings.steps)
-        self._elapsed += _ticks([seconds * speed for (_, seconds), speed in zip(timings.steps, speeds, strict=True)])
+        self._elapsed += _ticks(map(mul, map(SECONDS, timings.steps), speeds))
         costs = timings.measurements + self._extra_of(timings.measured_steps)
         if costs and self._warming_up:
             self._warming_up, costs = False, costs[1:]
@@ -156,13 +159,9 @@ class OverheadBudget:
             decisions_left=decisions_left,
         )
 
-    def _seconds_at_first(self) -> float | None:
-        """Seconds of a step at the first batch size. None until one was timed."""
-        return self._given(self._start) if self._given else self.step_times.median(self._start)
-
     def _speeds(self, steps: Sequence[tuple[int, float]]) -> list[float]:
         """How many times faster each step processes a sample than one at the first batch size, from 1 to `CREDIT`."""
-        first = self._seconds_at_first()
+        first = self._given_first or self.step_times.median(self._start)
         if first is None:
             return [1.0] * len(steps)
         sample = first / self._start
@@ -189,5 +188,5 @@ class OverheadBudget:
             self.clock.measuring_step()
 
 
-def _ticks(seconds: Sequence[float]) -> int:
-    return sum([round(each * TICKS) for each in seconds])
+def _ticks(seconds: Iterable[float]) -> int:
+    return sum(map(round, map(TICKS.__mul__, seconds)))
