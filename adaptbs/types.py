@@ -139,8 +139,8 @@ class NoiseScale:
         batches with it. The limit counts only where the estimate is so unsure that it may be far off. Where there is no
         limit the batch is held, and the learning rate of a batch that has grown goes by the estimate.
         """
-        most = SURE * self.cautious
-        return most if self.simple is None else min(self.simple, most or math.inf)
+        most, simple = SURE * self.cautious, self.simple
+        return most if simple is None else min(simple, most or math.inf)
 
     def __str__(self) -> str:
         return noise_scale_text(self.simple, self.low, self.high)

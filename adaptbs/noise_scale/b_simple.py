@@ -55,18 +55,37 @@ def traces_and_squares(norms: Sequence[SquaredNorms]) -> np.ndarray:
 
 def pool(values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float) -> NoiseScale:
     """`estimate` from the `traces_and_squares` of the measurements."""
-    w = np.ones(len(values)) if weights is None else np.asarray(weights, float)
-    w = w / w.sum()
-    trace, grad_sq = (w @ values).tolist()
-    effective = 1 / (w**2).sum()  # as many equally weighted measurements would know as much
-    if effective < 1.5:
+    (trace, grad_sq), covariance, degrees = means(values, weights)
+    if covariance is None:
         low, high, cautious = 0.0, math.inf, 0.0
     else:
-        residuals = (values - [trace, grad_sq]) * w[:, None]
-        covariance = residuals.T @ residuals * effective / (effective - 1)  # of the two means
-        low, high = fieller(trace, grad_sq, covariance, student_t(confidence, effective - 1))
-        cautious, _ = fieller(trace, grad_sq, covariance, student_t(ONE_SIGMA, effective - 1))
+        low, high = fieller(trace, grad_sq, covariance, student_t(confidence, degrees))
+        cautious, _ = fieller(trace, grad_sq, covariance, student_t(ONE_SIGMA, degrees))
     return NoiseScale(grad_sq, trace, low, high, cautious, len(values))
+
+
+def limits(
+    values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float
+) -> tuple[float, float]:
+    """The interval of `estimate` alone, from the `traces_and_squares` of the measurements."""
+    (trace, grad_sq), covariance, degrees = means(values, weights)
+    if covariance is None:
+        return 0.0, math.inf
+    return fieller(trace, grad_sq, covariance, student_t(confidence, degrees))
+
+
+def means(
+    values: np.ndarray, weights: Sequence[float] | np.ndarray | None
+) -> tuple[list[float], np.ndarray | None, float]:
+    """The weighted means of `traces_and_squares`, their covariance (2 x 2; None of too few), degrees of freedom."""
+    w = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    w = w / w.sum()
+    mean = (w @ values).tolist()
+    effective = 1 / (w**2).sum()  # as many equally weighted measurements would know as much
+    if effective < 1.5:
+        return mean, None, 0.0
+    residuals = (values - mean) * w[:, None]
+    return mean, residuals.T @ residuals * effective / (effective - 1), effective - 1
 
 
 def fieller(trace: float, grad_sq: float, covariance: np.ndarray, t: float) -> tuple[float, float]:

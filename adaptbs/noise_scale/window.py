@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..types import NoiseScale, SquaredNorms
-from .b_simple import pool, to_floats, traces_and_squares
+from .b_simple import limits, pool, to_floats, traces_and_squares
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ def drifts(rows: np.ndarray, confidence: float) -> bool:
     middle = len(rows) // 2
     if middle < FULL // 2:
         return False
-    older = pool(rows[:middle, VALUES], rows[:middle, -1], confidence)
-    newer = pool(rows[middle:, VALUES], rows[middle:, -1], confidence)
-    return older.high < (1 - ROUNDING) * newer.low or newer.high < (1 - ROUNDING) * older.low
+    older_low, older_high = limits(rows[:middle, VALUES], rows[:middle, -1], confidence)
+    newer_low, newer_high = limits(rows[middle:, VALUES], rows[middle:, -1], confidence)
+    return older_high < (1 - ROUNDING) * newer_low or newer_high < (1 - ROUNDING) * older_low
 
 
 class MeasurementWindow:
@@ -121,7 +121,8 @@ class MeasurementWindow:
         samples = [s for s, _ in self._unread]
         read = list(zip(samples, to_floats([n for _, n in self._unread]), strict=True))
         finite = [(s, n) for s, n in read if math.isfinite(n.small) and math.isfinite(n.large)]
-        self._skipped += [s for s, n in read if not (math.isfinite(n.small) and math.isfinite(n.large))]
+        if len(finite) < len(read):
+            self._skipped += [s for s, n in read if not (math.isfinite(n.small) and math.isfinite(n.large))]
         if self._skipped and not self._warned:
             self._warned = True
             log.warning(
@@ -155,7 +156,8 @@ class MeasurementWindow:
         while (drifting := drifts(rows, confidence)) and len(rows) >= 2 * FULL:
             rows = rows[len(rows) // 2 :]  # the older half is about another noise scale
         self._entries = self._entries[-len(rows) :]
-        self._skipped = [s for s in self._skipped if s >= self._entries[0].samples]
+        if self._skipped:
+            self._skipped = [s for s in self._skipped if s >= self._entries[0].samples]
         fade = max(self._fade, (newest - self._entries[-FULL:][0].samples) / 2)
         weights = rows[:, 1] * np.exp((rows[:, 0] - newest) / fade)
         pooled = pool(rows[:, VALUES], weights, confidence)

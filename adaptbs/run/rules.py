@@ -150,6 +150,8 @@ class RunRules:
     ) -> Situation:
         """All that a decision is made from."""
         share, clear = progress.share, noise_scale is not None and noise_scale.high < math.inf
+        required = progress.required
+        by_progress = required is not None
         return Situation(
             noise_scale=noise_scale,
             coupled=coupled,
@@ -159,10 +161,10 @@ class RunRules:
             progress=share,
             step_time=step_time,
             critical=self.critical,
-            counted=self.counted if progress.by_shares else None,
+            counted=self.counted if by_progress else None,
             early_limit=early_limit(share, self.base_batch_size, clear),
-            floor=efficiency_floor(share, progress.by_shares, self._adaptive),
-            required=progress.required,
+            floor=efficiency_floor(share, by_progress, self._adaptive),
+            required=required,
             max_batch_size=self.max_batch_size,
         )
 

@@ -67,8 +67,9 @@ class Step:
     @property
     def kind(self) -> str | None:
         """None where a measurement was made, or measurements were read without a decision."""
+        measured = "/gradients/in_step.py _guarded" in self.calls
         if "decision" in self.events:
-            return "deciding"
+            return None if measured else "deciding"
         touched = any(name.startswith(("/gradients/", "/noise_scale/")) for name in self.calls)
         return None if touched else "plain"
 

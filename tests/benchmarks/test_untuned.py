@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from benchmarks.quality import adaptive
 from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.rules import seconds_at
-from benchmarks.quality.untuned import compared, parts, second_look, tables, tasks
+from benchmarks.quality.untuned import added, compared, parts, second_look, tables, tasks
+from benchmarks.quality.untuned.ablations import measured
 from benchmarks.quality.untuned.data import RARE, WORDS, Noisy, Shifted, noised, split, with_strangers
 from benchmarks.quality.untuned.models import Mixer, VisionTransformer, resnet
 
@@ -48,11 +49,11 @@ def test_one_seed_says_nothing():
     assert compared.pairs("denoising", compared.DEFAULT, rows([1.0], [1.0])) is None
 
 
-def test_half_of_the_tasks_choose_and_ten_more_look():
+def test_half_of_the_first_twenty_choose_and_ten_more_look():
     source = Path(tasks.__file__).read_text()
     first, last = source.split("def _for_the_last_look")
     named = [name for name in UNTUNED if f'"{name}",' in source]
-    assert named + list(second_look.TASKS) == list(UNTUNED)
+    assert sorted([*named, *added.TASKS, *second_look.TASKS]) == sorted(UNTUNED)
     assert sum(f'"{name}",' in first for name in UNTUNED) == sum(f'"{name}",' in last for name in UNTUNED) == 10
     assert len(second_look.TASKS) == 10
 
@@ -61,7 +62,7 @@ def test_the_looks_are_for_their_own_tasks_alone():
     looks = [SimpleNamespace(name=use, use=use) for use in (tasks.CHOOSE, tasks.LAST_LOOK, tasks.SECOND_LOOK)]
     found = [(work.task.name, work.seed) for work in parts.second_look(looks)]
     assert found == [(tasks.SECOND_LOOK, seed) for seed in range(10, 15)]
-    for part in (parts.choosing, parts.before, parts.ablations, parts.last_look):
+    for part in (parts.choosing, parts.starts, parts.lr_twice, parts.ablations, parts.last_look):
         assert tasks.SECOND_LOOK not in {work.task.name for work in part(looks)}
     assert len([work for work in parts.fixed(looks) if work.task.name == tasks.SECOND_LOOK]) == 5
     assert set(parts.NOISY) < set(second_look.TASKS)
@@ -69,7 +70,7 @@ def test_the_looks_are_for_their_own_tasks_alone():
     assert len(list(parts.fixed([noisy]))) == len(list(parts.second_look([noisy]))) == 10
 
 
-@pytest.mark.parametrize("rule", [parts.OLD_RULE, *parts.ABLATIONS], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [parts.OLD_RULE, *parts.ABLATIONS, *measured("resnet")], ids=lambda rule: rule.name)
 def test_what_a_rule_patches_is_there(rule):
     with adaptive.patched(rule.patches):
         pass

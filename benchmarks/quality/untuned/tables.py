@@ -9,13 +9,13 @@ from benchmarks.common.markdown import markdown, where
 from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Key, Part, Row
 from benchmarks.quality.untuned.compared import (
-    BEFORE,
     DEFAULT,
     FOLDER,
     LARGER,
     MEASURED,
     PRIOR,
     PRIOR_TASKS,
+    STARTS,
     Pairs,
     pairs,
 )
@@ -55,12 +55,12 @@ def _summary(found: Iterable[Pairs]) -> list[str]:
     return ["**all, median**", "", "", "", f"{passed} of {len(found)}", _faster(steps), _faster(times), ""]
 
 
-def judged(part: str) -> str:
-    """The default on every task of a part."""
+def judged(part: str, rule: str = DEFAULT) -> str:
+    """A rule on every task of a part."""
     rows = _rows("fixed", part)
     lines, all_found = [], []
-    for task in _tasks(rows, DEFAULT):
-        if (found := pairs(task, DEFAULT, rows)) is None:
+    for task in _tasks(rows, rule):
+        if (found := pairs(task, rule, rows)) is None:
             continue
         all_found.append(found)
         lines.append([
@@ -73,10 +73,10 @@ def judged(part: str) -> str:
 
 def ablations() -> str:
     """The default with one thing changed: error against fixed 64, and time."""
-    rows = _rows("fixed", "choosing", "before", "ablations")
+    rows = _rows("fixed", "choosing", "ablations")
     tasks = [task for task in UNTUNED if any(name == task for name, _, _ in _rows("ablations"))]
     lines = []
-    for rule in dict.fromkeys([DEFAULT, BEFORE, *(rule for _, rule, _ in _rows("ablations"))]):
+    for rule in [DEFAULT, *dict.fromkeys(rule for _, rule, _ in _rows("ablations"))]:
         found = [pairs(task, rule, rows) for task in tasks]
         lines.append([
             "as it is" if rule == DEFAULT else rule,
@@ -153,6 +153,9 @@ TABLES = {
     "untuned_again": lambda: judged("again"),
     "untuned_second_look": lambda: judged("second_look"),
     "untuned_larger": larger,
+    **{f"untuned_from_{start}": lambda rule=rule: judged("starts", rule) for rule, start in STARTS.items()},
+    "untuned_lr_quarter": lambda: judged("lr_quarter"),
+    "untuned_lr_twice": lambda: judged("lr_twice"),
     "untuned_ablations": ablations,
     "untuned_measurements": measurements,
     "untuned_prior": prior,

@@ -14,7 +14,7 @@ from adaptbs.run.look_ahead import NoLookAhead
 from adaptbs.run.settings import Settings
 from adaptbs.run.tracker import BatchTracker
 from adaptbs.sampling.batch_sampler import AdaptiveBatchSampler
-from adaptbs.timing.duty_cycle import IDLE, KEEP_UP
+from adaptbs.timing.duty_cycle import AT_ONCE, IDLE, KEEP_UP, OVER_RUN
 from adaptbs.types import COUPLED, Measurement, SquaredNorms
 
 
@@ -249,7 +249,8 @@ def test_the_budget_of_a_short_run_that_grows_lasts(step_time, last, with_news):
             run_.measured(made(SquaredNorms(1, 1 + 1000, len(batch), 1 + 1000 / len(batch))))
             measured.append(run_.progress)
     assert run_.batch_size > 256
-    assert run_.overhead_spent.share < 0.025
+    beside = (AT_ONCE + OVER_RUN) * run_.step_time(512) / (700 * run_.step_time(64))  # at the dearest
+    assert run_.overhead_spent.share < 0.025 + beside
     assert measured[-1] > last
     reasons = run_.history.decisions()["reason"][1:]
     assert len(reasons) < 24

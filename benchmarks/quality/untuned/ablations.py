@@ -1,0 +1,74 @@
+"""The rule of adaptbs with one thing changed, and how often is measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from adaptbs.hyperparameters.learning_rate import linear, sqrt
+from adaptbs.hyperparameters.lookup import _TRAITS
+from adaptbs.run.settings import OVERHEADS
+from benchmarks.quality.adaptive import Adaptive
+from benchmarks.quality.untuned.compared import BEFORE, MEASURED
+
+POLICY, DUTY = "adaptbs.decision.policy.", "adaptbs.timing.duty_cycle."
+FULL, LONGEST = "adaptbs.noise_scale.window.FULL", "adaptbs.run.rules.LONGEST"
+BY_HALVES = ("resnet",)  # tasks that are measured by halves, at a larger overhead
+
+
+def _whole_power(lr_scaling: Any, *, adaptive: bool, base_batch_size: int, critical: float) -> Any:
+    return sqrt if adaptive else linear
+
+
+def _critical(adaptive: float, sgd: float) -> dict[str, object]:
+    return {POLICY + "CRITICAL_OF_ADAPTIVE": adaptive, POLICY + "CRITICAL_OF_SGD": sgd}
+
+
+def _floors(first: float, last: float) -> dict[str, object]:
+    return {POLICY + "FIRST_FLOOR": first, POLICY + "LAST_FLOOR": last}
+
+
+def _beside(at_once: int, over_run: int) -> dict[str, object]:
+    """So many measurements whatever the overhead is."""
+    return {DUTY + "AT_ONCE": at_once, DUTY + "OVER_RUN": over_run}
+
+
+#: The rule of the first last look, but that Adam's batch too stays small in the first tenth of a run.
+OLD_RULE = Adaptive(BEFORE, patches={POLICY + "COUNTED": 1, LONGEST: math.inf, FULL: 16, **_beside(0, 0)})
+MOMENTUM = {"adaptbs.hyperparameters.lookup._TRAITS": _TRAITS | {"SGD": replace(_TRAITS["SGD"], first=True)}}
+
+#: One switch each, against the default.
+ABLATIONS = (
+    Adaptive("critical batch x 2/3", patches=_critical(2, 1)),
+    Adaptive("critical batch x 4/3", patches=_critical(4, 2)),
+    Adaptive("counted as chosen", patches={POLICY + "COUNTED": 1}),
+    Adaptive("counted by a third", patches={POLICY + "COUNTED": 1 / 3}),
+    Adaptive("efficiency .8 to .4", patches=_floors(0.8, 0.4)),
+    Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),
+    Adaptive("no early limit", patches={POLICY + "EARLY": 0, POLICY + "WARM_UP": 0}),
+    Adaptive("within the overhead alone", patches=_beside(0, 0)),
+    Adaptive("one in 16 steps at most", patches={DUTY + "LEAST_APART": 16}),
+    Adaptive("the latest 16 always kept", patches={FULL: 16}),
+    Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
+    Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
+    Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
+    Adaptive("SGD: twice the peak", patches={LONGEST: 2}),
+    Adaptive("SGD: no limit to its rate", patches={LONGEST: math.inf}),
+    Adaptive("SGD: momentum^√k", patches=MOMENTUM),
+)
+
+
+def concerns(rule: Adaptive, sgd: bool) -> bool:
+    """True if a switch makes a difference to a task of SGD, or to one of another optimizer."""
+    return sgd or not rule.name.startswith("SGD")
+
+
+def measured(task: str) -> list[Adaptive]:
+    """Half and twice of `overhead`, and half and twice of all measurements."""
+    usual = OVERHEADS["halves" if task in BY_HALVES else "in step"]
+    fewer, more = _beside(4, 10), _beside(16, 40) | {DUTY + "LEAST_APART": 4}
+    return [
+        Adaptive(name, options={"overhead": by * usual}, patches=patches)
+        for (name, by), patches in zip(MEASURED.items(), ({}, {}, fewer, more), strict=True)
+    ]
