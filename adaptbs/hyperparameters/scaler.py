@@ -249,21 +249,16 @@ class HyperparameterScaler:
             self._accumulated[i] = alike[key][1]
         self._leaders, self._plan = list(alike.values()), []
 
-    def state_dict(self) -> list[list[float]]:
-        """The accumulated sums of each group, or SGD's largest learning rate; numbers only."""
-        if self._largest_lr:
-            return [[self._largest_lr]]
-        return [list(astuple(accumulated)) for accumulated in self._accumulated]
+    def state_dict(self) -> dict[str, Any]:
+        """The accumulated sums of each group, and the largest learning rate; numbers only."""
+        return {"accumulated": [list(astuple(each)) for each in self._accumulated], "largest_lr": self._largest_lr}
 
-    def load_state_dict(self, state: list[list[float]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, with an optimizer whose own state is loaded too, before or after."""
-        self._largest_lr = 0.0
-        if state and len(state[0]) == 1:
-            self._largest_lr = state[0][0]
-            return
+        self._largest_lr = state["largest_lr"]
         self._accumulated = [
             Accumulated(int(t), first, second, power_first, power_second, bool(prepared))
-            for t, first, second, power_first, power_second, prepared in state
+            for t, first, second, power_first, power_second, prepared in state["accumulated"]
         ]
         self.idle = not self._accumulated
         self._counts = []  # so that the next step looks for the groups that share them

@@ -131,8 +131,10 @@ class RunRules:
         """How the hyperparameters change for a batch that was cut at this size."""
         if self.holds:
             return Scale()
-        k = cut_size / self.base_batch_size
-        return Scale(k, self._lr_rule(k, noise_scale), self._longest)
+        k, at_start = cut_size / self.base_batch_size, self._start / self.base_batch_size
+        # Whoever starts at a larger batch than the base has said that its learning rate is borne.
+        longest = self._longest * max(1.0, self._lr_rule(at_start, noise_scale))
+        return Scale(k, self._lr_rule(k, noise_scale), longest)
 
     def sample_efficiency(self, cut_size: int, noise_scale: NoiseScale | None) -> float:
         """Effective samples of one sample of a batch that was cut at this size."""

@@ -277,7 +277,7 @@ class TrainingRun:
             "controller": self.controller.state_dict(),
             "tracker": self.tracker.state_dict(),
             "meter": self.measuring.meter.state_dict() if self.measuring.meter is not None else None,
-            "hyperparameters": self._scaler.state_dict() if self._scaler is not None else [],
+            "hyperparameters": self._scaler.state_dict() if self._scaler is not None else None,
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -296,5 +296,5 @@ class TrainingRun:
         self._at, self._step_ended = -1, self.tracker.current.ends_step or not self.tracker.under_way
         if self._meter is not None and state["meter"] is not None:
             self._meter.load_state_dict(state["meter"])
-        if self._scaler is not None:
+        if self._scaler is not None and state["hyperparameters"] is not None:
             self._scaler.load_state_dict(state["hyperparameters"])

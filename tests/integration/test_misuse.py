@@ -79,7 +79,7 @@ def test_an_optimizer_stepped_any_number_of_times_a_batch(times):
     assert len(setup.inside) == times * batches
     assert setup.optimizer.param_groups[0]["lr"] == 0.01
     setup.loader._session.step_hook.scaler.count_steps(wait=True)
-    counted = setup.loader.state_dict()["hyperparameters"]
+    counted = setup.loader.state_dict()["hyperparameters"]["accumulated"]
     assert [steps for steps, *_ in counted] == ([times * batches] if times else [])
 
 

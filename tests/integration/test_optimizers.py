@@ -268,7 +268,7 @@ def test_a_step_that_a_grad_scaler_skips(kind, fused):
             assert max(inside) > 1.9 * optimizer.param_groups[0]["lr"]
             if kind == "AdamW":
                 loader._session.step_hook.scaler.count_steps(wait=True)
-                ((steps, *_),) = loader.state_dict()["hyperparameters"]
+                ((steps, *_),) = loader.state_dict()["hyperparameters"]["accumulated"]
                 assert steps == len(taken) - 1, "the skipped step has put nothing into the averages"
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(weights[0], weights[1])

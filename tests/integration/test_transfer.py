@@ -137,7 +137,7 @@ def test_what_the_averages_hold_is_remembered_through_a_file() -> None:
     assert torch.equal(again.weights, unbroken.weights)
     hyperparameters = resumed.state_dict()["hyperparameters"]
     assert hyperparameters == loader.state_dict()["hyperparameters"]
-    ((steps, first, second, *_),) = hyperparameters
+    ((steps, first, second, *_),) = hyperparameters["accumulated"]
     assert second > 2 * steps, "it should have grown"
     assert steps < first < second
 
@@ -149,7 +149,8 @@ def test_a_second_loader_goes_on_with_what_the_first_has_counted() -> None:
     train(model, optimizer, first, 1)
     first.close()
     second = adaptive(data, model, optimizer, **FORCED)
-    assert second.state_dict()["hyperparameters"] == first.state_dict()["hyperparameters"] != []
+    counted = second.state_dict()["hyperparameters"]
+    assert counted == first.state_dict()["hyperparameters"] and counted["accumulated"]
 
 
 def test_an_optimizer_begun_anew_is_not_corrected_for_the_past() -> None:
@@ -159,7 +160,7 @@ def test_an_optimizer_begun_anew_is_not_corrected_for_the_past() -> None:
     train(model, optimizer, loader, 1)
     optimizer.state.clear()
     train(model, optimizer, loader, 1)
-    steps, first, second, *powers, _ = loader.state_dict()["hyperparameters"][0]
+    steps, first, second, *powers, _ = loader.state_dict()["hyperparameters"]["accumulated"][0]
     assert powers == [4, 16]
     assert (first, second) == (4 * steps, 16 * steps), "all of the second epoch, nothing of the first"
 
@@ -264,7 +265,7 @@ def test_fastais_steps_are_counted_at_the_k_they_were_made_at(opt_func: Any) -> 
     learn, used, callback = make_learner(n=403, opt_func=opt_func), Used(), growing()
     learn.fit(1, 1e-2, cbs=[callback, used])
     callback._hook.scaler.count_steps(wait=True)
-    ((steps, first, second, *powers, _),) = callback.state_dict()["hyperparameters"]
+    ((steps, first, second, *powers, _),) = callback.state_dict()["hyperparameters"]["accumulated"]
     assert [steps, first, second] == expected_counts(used)
     assert powers == [2, 4]
 
@@ -276,7 +277,8 @@ class Counted(Callback):
 
     def before_batch(self) -> None:
         if self.iter == 0:
-            (self.groups,) = getattr(self.opt, "opt", self.opt).__dict__["_adaptbs_hyperparameters"].state_dict()
+            scaler = getattr(self.opt, "opt", self.opt).__dict__["_adaptbs_hyperparameters"]
+            (self.groups,) = scaler.state_dict()["accumulated"]
 
 
 @pytest.mark.parametrize("opt_func", [FastAdam, partial(OptimWrapper, opt=AdamW)], ids=["Adam", "OptimWrapper"])

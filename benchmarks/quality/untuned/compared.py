@@ -24,6 +24,8 @@ LARGER = (
     *(Fixed(256, by, transfer=False) for by in (1, 2, 4)),
     *(Fixed(1024, by, transfer=False) for by in (2, 4, 8)),
 )
+TWICE_AS_LONG, OF_EPOCHS = "fixed 64, twice the epochs", "budget of epochs"  # names of rules
+FAILED = ("siamese", "rating_fine_tuned")  # tasks of the second look that the default did worse on
 PRIOR_TASKS = ("short", "wrong_labels", "census_nadam")
 
 

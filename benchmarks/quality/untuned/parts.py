@@ -16,7 +16,18 @@ from benchmarks.quality.rules import Fixed
 from benchmarks.quality.tasks import BASE
 from benchmarks.quality.training import as_it_is, fixed_run, order_of
 from benchmarks.quality.untuned.ablations import ABLATIONS, OLD_RULE, concerns, measured
-from benchmarks.quality.untuned.compared import DEFAULT, FOLDER, LARGER, LR_PARTS, PRIOR, PRIOR_TASKS, STARTS
+from benchmarks.quality.untuned.compared import (
+    DEFAULT,
+    FAILED,
+    FOLDER,
+    LARGER,
+    LR_PARTS,
+    OF_EPOCHS,
+    PRIOR,
+    PRIOR_TASKS,
+    STARTS,
+    TWICE_AS_LONG,
+)
 from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, UntunedTask
 
 LR_SEEDS = (0, 1)  # of the choice of a learning rate
@@ -155,6 +166,19 @@ def second_look(tasks: Tasks) -> Iterator[Work]:
         yield from _all([Adaptive(DEFAULT)], [task], SECOND_LOOK, second_seeds(task))
 
 
+def failed(tasks: Tasks) -> Iterator[Work]:
+    """Why the default did worse on some tasks of the second look: more epochs at 64, and no more epochs than asked."""
+    of_epochs = Adaptive(OF_EPOCHS, options={"budget": "epochs"})
+    for task in [task for task in tasks if task.name in FAILED]:
+        for seed in MORE:
+            yield Work(task, TWICE_AS_LONG, seed, lambda t=task, s=seed: _twice_as_long(with_chosen_lr(t), s))
+        yield from _all([of_epochs], [task], SECOND_LOOK, MORE)
+
+
+def _twice_as_long(task: UntunedTask, seed: int) -> Row:
+    return {**fixed_run(replace(task, epochs=2 * task.epochs), FIXED, seed, looks=()), "rule": TWICE_AS_LONG}
+
+
 def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]) -> Iterator[Work]:
     for rule in rules:
         for task in tasks:
@@ -167,6 +191,6 @@ PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
         base_lr, fixed, choosing, ablations, measurements, starts, lr_quarter, lr_twice, prior, last_look, again,
-        larger, second_look,
+        larger, second_look, failed,
     )
 }  # fmt: skip

@@ -10,12 +10,15 @@ from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Key, Part, Row
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
+    FAILED,
     FOLDER,
     LARGER,
     MEASURED,
+    OF_EPOCHS,
     PRIOR,
     PRIOR_TASKS,
     STARTS,
+    TWICE_AS_LONG,
     Pairs,
     pairs,
 )
@@ -111,6 +114,18 @@ def prior() -> str:
     return markdown(["task", "error (limit)", "fewer steps", "faster, GPU-like", "mean batch"], lines) + _where("prior")
 
 
+def failed() -> str:
+    """Tasks that the default did worse on, in runs of other lengths."""
+    rows = _rows("fixed", "second_look", "failed")
+    lines = []
+    for task in FAILED:
+        for rule in (DEFAULT, TWICE_AS_LONG, OF_EPOCHS):
+            if found := pairs(task, rule, rows):
+                name = "adaptive" if rule == DEFAULT else rule
+                lines.append([f"{UNTUNED[task].title}: {name}", _error(found), found.verdict, _faster(found.steps)])
+    return markdown(["run", "error (limit)", "no worse", "fewer steps"], lines) + _where("failed")
+
+
 def larger() -> str:
     """Larger fixed batches, each at the learning rate at which it did best."""
     rows = _rows("fixed", "larger")
@@ -152,6 +167,7 @@ TABLES = {
     "untuned_last_look": lambda: judged("last_look"),
     "untuned_again": lambda: judged("again"),
     "untuned_second_look": lambda: judged("second_look"),
+    "untuned_failed": failed,
     "untuned_larger": larger,
     **{f"untuned_from_{start}": lambda rule=rule: judged("starts", rule) for rule, start in STARTS.items()},
     "untuned_lr_quarter": lambda: judged("lr_quarter"),

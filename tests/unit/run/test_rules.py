@@ -20,3 +20,8 @@ def test_the_learning_rate_of_sgd_is_raised_to_at_most_three_times_its_schedules
 )
 def test_but_not_adams_nor_where_the_user_has_said_what_it_is(settings):
     assert rules(**settings).scale(512, None).longest == math.inf
+
+
+def test_a_start_beyond_the_base_batch_says_what_rate_is_borne():
+    run = rules(base_batch_size=8)  # from 64, eight times the base
+    assert run.scale(64, None) == (8, 8, 3 * 8)
