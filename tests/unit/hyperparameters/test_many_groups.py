@@ -90,14 +90,14 @@ def test_groups_that_have_made_other_steps_are_counted_apart():
     assert calls(step)["read"] == 2
     ours = optimizer.__dict__["_adaptbs_hyperparameters"]
     ours.count_steps()
-    assert [int(steps) for steps, *_ in ours.state_dict()] == [1, 1, 2, 2]
+    assert [int(steps) for steps, *_ in ours.state_dict()["accumulated"]] == [1, 1, 2, 2]
     for group in optimizer.param_groups:
         group["params"][0].grad = torch.ones(2)
     optimizer.param_groups[0]["params"][0].grad = None
     optimizer.step()
     ours.count_steps()
-    assert [int(steps) for steps, *_ in ours.state_dict()] == [1, 2, 3, 3]
-    assert len({second for _, _, second, *_ in ours.state_dict()}) == 3
+    assert [int(steps) for steps, *_ in ours.state_dict()["accumulated"]] == [1, 2, 3, 3]
+    assert len({second for _, _, second, *_ in ours.state_dict()["accumulated"]}) == 3
 
 
 def test_a_group_added_in_mid_run_is_counted_from_its_own_first_step():
@@ -108,7 +108,7 @@ def test_a_group_added_in_mid_run_is_counted_from_its_own_first_step():
     optimizer.step()
     ours = optimizer.__dict__["_adaptbs_hyperparameters"]
     ours.count_steps()
-    assert [int(steps) for steps, *_ in ours.state_dict()] == [2, 2, 1]
+    assert [int(steps) for steps, *_ in ours.state_dict()["accumulated"]] == [2, 2, 1]
 
 
 class Watched(dict):

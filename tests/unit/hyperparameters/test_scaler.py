@@ -69,7 +69,7 @@ def test_steps_are_counted_from_the_first_change_and_for_each_group_apart():
     step(optimizer, 0, 1)
     ours.count_steps()
     # t, the sums of the powers of beta1 and beta2, the powers of the latest step
-    assert ours.state_dict() == [[1, 2.0, 4.0, 2.0, 4.0, False], [4, 5.0, 7.0, 2.0, 4.0, False]]
+    assert ours.state_dict()["accumulated"] == [[1, 2.0, 4.0, 2.0, 4.0, False], [4, 5.0, 7.0, 2.0, 4.0, False]]
 
 
 def test_each_average_is_corrected_by_the_powers_of_its_own_beta():
