@@ -180,6 +180,8 @@ class EpochSource:
             self._under_way.remove(epoch)
         self.delivering = self._under_way[-1] if self._under_way else None
         self.latest = self.delivering or self.latest
+        if self._left is epoch:  # nothing was left: a state had been saved at its last batch
+            self._left = None
         if goes_on and epoch.left_over():
             self._left = epoch
         if self._left is not epoch or not self.streams:

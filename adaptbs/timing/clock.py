@@ -277,7 +277,8 @@ class DeviceClock:
     def _take_in(self) -> None:
         """Read the times of all steps that the device has finished. Does not wait for the others."""
         reached, timings = self._watch.reached, self._timings
-        done = next((i for i, (_, _, end, *_) in enumerate(self._steps) if not reached(end)), len(self._steps))
+        late = (i for i, (_, _, end, *_) in enumerate(self._steps) if type(end) is not float and not reached(end))
+        done = next(late, len(self._steps))  # a host's moment has passed
         steps, self._steps = self._steps[:done], self._steps[done:]
         whole, beside = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in steps]), 0.0
         for (batch_size, _, _, inside, measures), seconds in zip(steps, whole, strict=True):

@@ -426,3 +426,15 @@ def test_saved_after_an_iteration_has_begun_and_before_its_first_batch():
     first = next(iter(again.epochs(EPOCHS)))
     assert first == 2
     assert [index.tolist() for *_, index in again][: len(rest)] == rest
+
+
+def test_after_a_state_saved_at_the_last_batch_the_next_epoch_is_another_pass():
+    loader, *parts = made(budget="epochs", epochs=2)
+    for i, _ in enumerate(loader, 1):
+        if i == len(loader):
+            states = copy.deepcopy([loader.state_dict(), *(part.state_dict() for part in parts[:2])])
+    again, model, optimizer, _ = made(budget="epochs", epochs=2)
+    for part, state in zip((again, model, optimizer), states, strict=True):
+        part.load_state_dict(state)
+    assert list(again) == [], "what was left of the first pass"
+    assert each_once([i for *_, index in again for i in index.tolist()])

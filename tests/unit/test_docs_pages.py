@@ -208,8 +208,12 @@ def uttered() -> tuple[set[str], set[str]]:
     for tree in SOURCES.values():
         for node in ast.walk(tree):
             match node:
-                case ast.Call(func=function, args=[given]) if re.search(
-                    r"holds\b.*\.add|\.hold$", ast.unparse(function)
+                case ast.Call(func=function, args=[given, *_]) if re.search(
+                    r"holds\b.*\.(add|doubt)$|\.hold$", ast.unparse(function)
+                ):
+                    holds |= set(words(given))
+                case ast.Call(func=ast.Name(id="partial"), args=[function, given]) if re.search(
+                    r"holds\b.*\.doubt$", ast.unparse(function)
                 ):
                     holds |= set(words(given))
                 case ast.Call(keywords=keywords):
