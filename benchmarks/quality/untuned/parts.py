@@ -20,6 +20,7 @@ from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
     FOLDER,
+    FULL,
     LARGER,
     LR_PARTS,
     OF_EPOCHS,
@@ -103,6 +104,11 @@ def measurements(tasks: Tasks) -> Iterator[Work]:
 def starts(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
     yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, FEW)
+
+
+def full_device(tasks: Tasks) -> Iterator[Work]:
+    """The default on the tasks for choosing, where a sample takes as long in any batch."""
+    yield from _all([Adaptive(FULL, clock="compute")], tasks, CHOOSE, SEEDS)
 
 
 def lr_quarter(tasks: Tasks) -> Iterator[Work]:
@@ -190,7 +196,7 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
-        base_lr, fixed, choosing, ablations, measurements, starts, lr_quarter, lr_twice, prior, last_look, again,
-        larger, second_look, failed,
+        base_lr, fixed, choosing, ablations, measurements, starts, full_device, lr_quarter, lr_twice, prior, last_look,
+        again, larger, second_look, failed,
     )
 }  # fmt: skip

@@ -12,6 +12,7 @@ from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
     FOLDER,
+    FULL,
     LARGER,
     MEASURED,
     OF_EPOCHS,
@@ -41,7 +42,7 @@ def _error(found: Pairs) -> str:
 
 
 def _faster(ratio: float) -> str:
-    return f"{ratio:.1f} x"
+    return f"{ratio:.1f} x" if ratio >= 1.1 else f"{ratio:.2f} x"
 
 
 def _tasks(rows: Mapping[Key, Row], rule: str) -> list[str]:
@@ -70,7 +71,8 @@ def judged(part: str, rule: str = DEFAULT) -> str:
             UNTUNED[task].title, f"{found.margin:.0%}", str(len(found.differences)), _error(found), found.verdict,
             _faster(found.steps), _faster(found.times), f"{found.batch:,.0f}",
         ])  # fmt: skip
-    header = ["task", "margin", "seeds", "error (limit)", "no worse", "fewer steps", "faster, GPU-like", "mean batch"]
+    faster = "faster, compute-bound" if rule == FULL else "faster, GPU-like"
+    header = ["task", "margin", "seeds", "error (limit)", "no worse", "fewer steps", faster, "mean batch"]
     return markdown(header, [*lines, _summary(all_found)] if lines else []) + _where(part)
 
 
@@ -170,6 +172,7 @@ TABLES = {
     "untuned_failed": failed,
     "untuned_larger": larger,
     **{f"untuned_from_{start}": lambda rule=rule: judged("starts", rule) for rule, start in STARTS.items()},
+    "untuned_full_device": lambda: judged("full_device", FULL),
     "untuned_lr_quarter": lambda: judged("lr_quarter"),
     "untuned_lr_twice": lambda: judged("lr_twice"),
     "untuned_ablations": ablations,
