@@ -103,7 +103,7 @@ def measurements(tasks: Tasks) -> Iterator[Work]:
 
 def starts(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
-    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, FEW)
+    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SEEDS)
 
 
 def full_device(tasks: Tasks) -> Iterator[Work]:
