@@ -226,6 +226,7 @@ class LoaderSession:
             self.source.drop_rest()
             controller.end_by_epochs()
             controller.holds.warn(OTHER_LENGTH, now, controller.epoch_samples)
+            self._length.know_why()
         # A loop that has yet to work on the planned run's last batch may end with it.
         samples = progress.samples - self.which_batch.is_still_ahead
         if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(samples):

@@ -41,7 +41,7 @@ def test_held_it_is_the_stock_run_to_the_bit():
 
 def test_also_where_the_hyperparameters_are_those_of_another_batch():
     made, loader, inside = run(Warmed, base_batch_size=4)
-    assert loader.training_run.scale() == (1, 1) and loader.history.to_dict()["lr_factor"][-1] == 1
+    assert loader.training_run.scale()[:2] == (1, 1) and loader.history.to_dict()["lr_factor"][-1] == 1
     assert set(made.sizes) == {16, 500 % 16}
     assert all(step == inside[0] for step in inside) and inside[0]["lr"] == 1e-3
     model = network()
