@@ -65,7 +65,7 @@ class StepMeasuring:
     ) -> None:
         self.meter, self.watches, self._sums = meter, False, sums
         self._controller, self._tracker, self._world_size = controller, tracker, world_size
-        self._said = False
+        self._said, self._right = False, 0  # measurements in a row that were of samples
         self._made_of: deque[int] = deque(maxlen=LATEST)  # batches of each measured step; 0: not all of its samples
         self._is_unsaid = False  # True once steps are known to be made of more batches than was said
         self._latest = self._before = 0  # this rank's samples of the latest batch, and of the one before
@@ -146,8 +146,11 @@ class StepMeasuring:
         if self.meter is not None:
             self._sums.look(self.meter)
         if not made.wrong or made.read_caveat() == COUPLED:  # which holds the batch by itself
-            self._controller.holds.remove(NOT_SAMPLES)
+            self._right += 1  # one alone may be of a part of a step
+            if self._right >= ALIKE:
+                self._controller.holds.remove(NOT_SAMPLES)
             return
+        self._right = 0
         self._controller.holds.add(NOT_SAMPLES)
         if not self._said:
             self._said = True
