@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST_READ = 64  # numbers of a device that are remembered
 NEGLIGIBLE = 1e-6  # a correction that is closer to 1 than this is skipped
 
 
@@ -173,6 +174,8 @@ class Numbers:
             return float(value)
         known = self._read.get(id(value))
         if known is None or known[0] is not value or known[1] != value._version:
+            if len(self._read) >= MOST_READ:  # a schedule that makes a new tensor at every step
+                self._read.clear()
             known = self._read[id(value)] = value, value._version, float(value)
         return known[2]
 

@@ -95,6 +95,16 @@ def test_saved_after_each_batch_and_resumed_each_time(workers):
         same(stoppable.outcome(model, seen, loader), unbroken)
 
 
+def trained_on(model, optimizer, loader, seen: list[list[int]]):
+    """The batches of an epoch, once each has been trained on and its indices added to `seen`."""
+    for batch in loader:
+        seen.append(batch[2].tolist())
+        loss_of(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield batch
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3, 20, 41])  # batches; the first is measured, as are many after it
 def test_a_run_that_is_measured_in_its_steps_goes_on_too(stop):
     def parts():
@@ -108,11 +118,7 @@ def test_a_run_that_is_measured_in_its_steps_goes_on_too(stop):
         """To the end; what the whole run has come to, and what was saved on the way."""
         (model, optimizer, loader), saved = run, None
         for _ in loader.epochs(2):
-            for batch in loader:
-                seen.append(batch[2].tolist())
-                loss_of(model, batch).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+            for _ in trained_on(model, optimizer, loader, seen):
                 if len(seen) == stop:
                     saved = through_a_file([*(part.state_dict() for part in run), torch.get_rng_state()])
         return stoppable.outcome(model, seen, loader), saved
@@ -391,11 +397,7 @@ def test_to_save_a_state_changes_nothing_of_the_run_that_goes_on(overhead):
         measured = {"overhead": overhead, "step_time": (4e-3, 1e-6), "max_batch_size": 32}
         loader, seen = adaptive(Numbered(600), model, optimizer, 8, **measured), []
         for _ in loader.epochs(2):
-            for batch in loader:
-                seen.append(batch[2].tolist())
-                loss_of(model, batch).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+            for _ in trained_on(model, optimizer, loader, seen):
                 if saves:
                     loader.state_dict()
         return stoppable.outcome(model, seen, loader)

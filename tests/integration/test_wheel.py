@@ -26,7 +26,7 @@ def wheel(tmp_path_factory) -> Path:
         "--wheel-dir", str(out), str(ROOT),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode and "hatchling" in done.stderr:
+    if done.returncode and "No matching distribution found for hatchling" in done.stderr:  # without a network
         pytest.skip("hatchling cannot be fetched here")
     assert done.returncode == 0, done.stderr
     (made,) = out.glob("*.whl")
