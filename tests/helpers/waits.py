@@ -6,8 +6,10 @@ CUDA would wait for is counted. The tensors of `FakeCuda` hold values, and count
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+import adaptbs
+
+PACKAGE = f"{Path(adaptbs.__file__).parent}{os.sep}"  # a clone's folder may have its name, too
 ELSEWHERE = "outside of adaptbs"
 READS = ("_local_scalar_dense", "nonzero", "_unique", "masked_select", "is_nonzero", "equal")  # need the values
 
@@ -55,9 +60,7 @@ class Waits(TorchDispatchMode):
         self._factories.__exit__(*error)
 
     def note(self, said: str) -> None:
-        lines = [
-            f for f in traceback.extract_stack() if "/adaptbs/" in f.filename and "site-packages" not in f.filename
-        ]
+        lines = [f for f in traceback.extract_stack() if f.filename.startswith(PACKAGE)]
         line = lines[-1] if lines else None
         self.found.append((said, f"{line.filename}:{line.lineno} {line.line}" if line else ELSEWHERE))
 

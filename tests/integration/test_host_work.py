@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.gradients import backward
+from tests.helpers.waits import PACKAGE
 
 
 def deep(layers: int) -> nn.Module:
@@ -33,8 +34,8 @@ def calls_of_a_step(model: nn.Module, *, by_step: bool) -> Counter[str]:
 
     def seen(frame, event, _):
         file = frame.f_code.co_filename
-        if event == "call" and "/adaptbs/" in file and "site-packages" not in file:
-            now[f"{file.rpartition('/adaptbs/')[2]} {frame.f_code.co_name}"] += 1
+        if event == "call" and file.startswith(PACKAGE):
+            now[f"{file.removeprefix(PACKAGE)} {frame.f_code.co_name}"] += 1
 
     sys.setprofile(seen)
     try:
