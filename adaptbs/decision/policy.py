@@ -34,8 +34,11 @@ WARM_UP = 0.25  # the same, while the estimate has no upper limit
 EARLY_FACTOR = 2  # the largest batch meanwhile, over R
 # SGD's largest batch over R where no schedule brings its learning rate down, see `largest_at_constant_rate`.
 CONSTANT_RATE = 4
-SHRINK_UNTIL = 0.2  # first share of the run, in which a start that proves too large may still be corrected downward
+# First share of the run, in which a start that proves too large for the noise may still be corrected downward. A batch
+# that proves slower than a smaller one may be at any time, since nothing is gained by it.
+SHRINK_UNTIL = 0.2
 PACE = 2  # one decision at most multiplies or divides the batch by this
+STEP_TIME = "step time"  # the reason where a larger batch would take longer for the same progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +183,7 @@ def goodput(now: Situation) -> tuple[int, str]:
     size = nearest_power_of_2(min(fastest, ceiling))
     while size > max(ceiling, 1):  # rounding up costs no time, but must not take the efficiency below its floor
         size //= 2
-    return size, "step time" if fastest < ceiling else "noise scale"
+    return size, STEP_TIME if fastest < ceiling else "noise scale"
 
 
 def nearest_to_noise_scale(now: Situation) -> tuple[int, str]:
@@ -227,8 +230,8 @@ def decide(now: Situation, target: str | Target) -> Decision:
     if size > now.early_limit:
         size, reason = int(now.early_limit), "early"
     if size < now.batch_size:
-        lowest = min(now.reference, now.batch_size) if now.progress <= SHRINK_UNTIL else now.batch_size
-        size = max(size, lowest)
+        may_shrink = now.progress <= SHRINK_UNTIL or reason == STEP_TIME
+        size = max(size, min(now.reference, now.batch_size)) if may_shrink else now.batch_size
     # Growth up to the reference batch needs no pace, because the hyperparameters are stated for at least that batch.
     slowest, quickest = -(-now.batch_size // PACE), max(PACE * now.batch_size, now.reference)
     if not slowest <= size <= quickest:

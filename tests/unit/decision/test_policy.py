@@ -165,6 +165,13 @@ def test_too_large_a_start_is_taken_back_early():
     assert decide(replace(now, progress=0.21), "goodput").batch_size == 512
 
 
+def test_a_batch_that_is_slower_than_a_smaller_one_is_taken_back_at_any_time():
+    now = replace(NOW, noise_scale=known(1000), progress=0.6, batch_size=256, step_time=StepTime(0, 1))
+    assert decide(now, "goodput") == Decision(128, "pace")
+    assert decide(replace(now, batch_size=128), "goodput") == Decision(64, "step time")
+    assert decide(replace(now, batch_size=64), "goodput") == Decision(64, "step time")
+
+
 def test_a_batch_is_not_taken_back_below_the_reference():
     now = replace(NOW, noise_scale=known(1), progress=0.1, batch_size=32)
     assert decide(replace(now, reference=16), "goodput").batch_size == 16
