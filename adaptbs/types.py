@@ -208,7 +208,7 @@ class Scale(NamedTuple):
     Attributes:
         k: batch size / base batch size.
         lr_factor: factor on the learning rate.
-        longest: the learning rate is raised to at most this many times the largest that the schedule has.
+        longest: the learning rate is raised to at most this many times the largest that the schedule has had.
     """
 
     k: float = 1.0

@@ -21,7 +21,6 @@ NOT_KNOWN = (
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 _NO_POWERS = (1.0, 1.0)
 KEPT = 8  # changes beyond the number of groups: a schedule of betas makes new ones at every step
-PEAKS = ("lr", "max_lr", "initial_lr")  # a group's learning rate, and what a scheduler of torch's says of its peak
 # All that decides what becomes of a group, but for its learning rate, which is multiplied whatever it is.
 _NAMES = ("betas", *FIRST, *SECOND, "eps", *DECAYS, "decoupled_weight_decay")
 
@@ -48,7 +47,7 @@ class HyperparameterScaler:
         self._traits = [traits] if isinstance(traits, OptimizerTraits) else list(traits)
         self.known = all(t.known for t in self._traits)
         self._debiases = any(t.debiases for t in self._traits)
-        self._largest_lr = 0.0  # of the base batch, so far or as its scheduler says; 0 where no step was limited by it
+        self._largest_lr = 0.0  # that the schedule has had so far; 0 where no step is limited by it
         self._accumulated: list[Accumulated] = []  # one a group; groups that have seen the same steps share it
         self._leaders: list[tuple[int, Accumulated]] = []  # each of them, with its first group
         self._counts: list[StepCount] = []
@@ -113,11 +112,11 @@ class HyperparameterScaler:
             following: the hyperparameters that follow the batch.
             k: batch size / base batch size.
             lr_factor: the learning rate's factor; 1 where it does not follow.
-            longest: the learning rate is raised to at most this many times the largest that the schedule has.
+            longest: the learning rate is raised to at most this many times the largest that the schedule has had.
         """
         if self._held:
             return
-        if lr_factor > 1 and longest < math.inf:
+        if longest < math.inf:
             lr_factor = self._limited(groups, lr_factor, longest)
         unscaled: list[tuple[Any, dict[str, Any]]] = []
         self._unscaled = unscaled
@@ -183,21 +182,26 @@ class HyperparameterScaler:
                 group["lr"] = found["lr"] * by_lr
             unscaled.append((group, found))
 
-    def _limited(self, groups: Sequence[Any], lr_factor: float, longest: float) -> float:
-        """The factor at which the learning rate is at most `longest` times the largest that the schedule has.
+    def see_lr(self, groups: Sequence[Any]) -> float:
+        """Take note of the largest learning rate that the schedule has had; that of now.
 
-        A learning rate that is a tensor is not limited, because reading it would wait for the device.
+        A learning rate that is a tensor is left out, because reading it would wait for the device.
         """
         now = 0.0
         for group in groups:
-            for name in PEAKS:
-                rate = group.get(name, 0.0)
-                if isinstance(rate, (float, int)):
-                    if rate > self._largest_lr:
-                        self._largest_lr = rate
-                    if name == "lr" and rate > now:
-                        now = rate
-        return max(1.0, min(lr_factor, longest * self._largest_lr / now)) if now > 0 else lr_factor
+            lr = group.get("lr", 0.0)
+            if isinstance(lr, (float, int)) and lr > now:
+                now = lr
+        if now > self._largest_lr:
+            self._largest_lr = now
+        return now
+
+    def _limited(self, groups: Sequence[Any], lr_factor: float, longest: float) -> float:
+        """The factor at which the learning rate is at most `longest` times the largest that the schedule has had."""
+        now = self.see_lr(groups)
+        if lr_factor <= 1 or now <= 0:
+            return lr_factor
+        return max(1.0, min(lr_factor, longest * self._largest_lr / now))
 
     def restore(self, *_: Any) -> None:
         """Give the groups back what `scale` found; also after a step that raised."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -61,6 +62,8 @@ class StepHook:
         k, lr_factor, longest = self._scale()
         if k != 1 or lr_factor != 1 or not scaler.idle:
             scaler.scale(self._optimizer.param_groups, self._following, k=k, lr_factor=lr_factor, longest=longest)
+        elif longest < math.inf:
+            scaler.see_lr(self._optimizer.param_groups)
 
     def restore(self) -> None:
         """Put the hyperparameters back after a step that raised, where no post hook ran."""

@@ -53,7 +53,7 @@ ABLATIONS = (
     Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
     Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
     Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
-    Adaptive("SGD: twice the peak", patches={LONGEST: 2}),
+    Adaptive("SGD: three times the largest", patches={LONGEST: 3}),
     Adaptive("SGD: no limit to its rate", patches={LONGEST: math.inf}),
     Adaptive("SGD: momentum^√k", patches=MOMENTUM),
 )

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR
 
 from adaptbs.hyperparameters.lookup import traits_of
 from adaptbs.hyperparameters.scaler import HyperparameterScaler
+from adaptbs.hyperparameters.step_hook import StepHook
+from adaptbs.types import Scale
 
 
 def sgd(lr: float = 0.1) -> torch.optim.SGD:
@@ -41,18 +43,30 @@ def test_a_base_rate_above_it_stays():
     assert used(ours, optimizer, longest=0.5) == 0.1
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=100),
-        lambda optimizer: CosineAnnealingLR(optimizer, 100),
-    ],
-)
-def test_a_scheduler_says_its_peak_before_it_has_come_to_it(schedule):
+def test_it_is_twice_that_of_now_while_the_schedule_rises():
     optimizer = sgd()
-    schedule(optimizer)
-    optimizer.param_groups[0]["lr"] = 0.05
-    assert used(scaler_of(optimizer), optimizer) == pytest.approx(0.2)
+    ours, scheduler, rates, used_rates = scaler_of(optimizer), OneCycleLR(optimizer, 0.1, total_steps=20), [], []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        used_rates.append(used(ours, optimizer))
+        optimizer.step()
+        scheduler.step()
+    assert used_rates == pytest.approx([min(8 * lr, 2 * max(rates[: i + 1])) for i, lr in enumerate(rates)])
+
+
+def test_steps_at_the_base_batch_count_for_the_largest():
+    """A batch that first grows once the schedule has come down may have twice its peak, not twice of what is left."""
+    parameter = nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    optimizer, scale = torch.optim.SGD([parameter], 0.4), Scale(1.0, 1.0, 2.0)
+    rates = []
+    StepHook(optimizer, lambda: scale)
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    optimizer.step()
+    scale = Scale(16.0, 16.0, 2.0)
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    assert rates == pytest.approx([0.4, 0.8])
 
 
 def test_a_learning_rate_that_is_a_tensor_is_not_read():
