@@ -102,6 +102,11 @@ class RunRules:
             largest = largest_at_constant_rate(self.base_batch_size)
             self.max_batch_size = max(self._start, min(self.max_batch_size, largest))
 
+    @property
+    def needs_noise_scale(self) -> bool:
+        """True if the target decides by the noise scale; a function of the user's need not."""
+        return not callable(self._settings.target)
+
     def hold(self) -> None:
         """Let hyperparameters stay as they are."""
         self.holds = True
