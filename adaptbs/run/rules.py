@@ -103,6 +103,13 @@ class RunRules:
             self.max_batch_size = max(self._start, min(self.max_batch_size, largest))
 
     @property
+    def by_progress(self) -> bool:
+        """True if the budget is one of progress. That of a batch that cannot change is one of epochs as well, and where
+        the loop breaks epochs off, only the latter is the fixed run's."""
+        changes = callable(self._settings.target) or self.max_batch_size > self._start or self._start > self.reference
+        return self._settings.budget == "progress" and changes
+
+    @property
     def needs_noise_scale(self) -> bool:
         """True if the target decides by the noise scale; a function of the user's need not."""
         return not callable(self._settings.target)
