@@ -215,7 +215,7 @@ class InStep:
             self._in_half |= g.dtype in HALF
             with plainly(g.device.type):
                 *inputs, g = self._places.examples_first(layer, [*inputs, g.detach()], self._sizes)
-                waits = self._once.waits(lookup, inputs, g)
+                waits = self._once.waits(lookup, inputs, g, self._sizes)
                 self._arrived({} if waits else formula(layer, inputs, g))
 
         # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.
