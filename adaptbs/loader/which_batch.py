@@ -34,8 +34,8 @@ NO_DELIVERY = (
 )
 NOTHING_TRAINED = (
     "a pass over the loader has trained nothing, though an earlier one did, and counts as an epoch of the run all the "
-    "same. To look at the data use loader.plain_batches(), or switch gradients off. Another model, or another optimizer, "
-    "needs a loader of its own."
+    "same. To look at the data use loader.plain_batches(), or switch gradients off. Another model, or another "
+    "optimizer, needs a loader of its own."
 )
 
 
