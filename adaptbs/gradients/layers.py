@@ -19,6 +19,10 @@ NOT_CALLED = (
 NOT_ZEROED = (
     "gradients are there when a step's first backward pass begins, as where zero_grad() is missing or .grad is assigned"
 )
+COUNTED_TWICE = (
+    ", so examples are counted several times. Where these are several losses of a batch, add them up, and call "
+    "backward() once"
+)
 
 
 class State(NamedTuple):

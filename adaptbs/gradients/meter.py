@@ -14,7 +14,7 @@ from ..types import COUPLED, Measurement, SquaredNorms
 from .coupling import Coupling
 from .halves import HalfBatches
 from .in_step import BegunBeforeError, InStep
-from .layers import NOT_CALLED, NOT_ZEROED, why_not_in_step
+from .layers import COUNTED_TWICE, NOT_CALLED, NOT_ZEROED, why_not_in_step
 from .terms import NotNow, Unsupported
 from .views import View
 
@@ -194,7 +194,7 @@ class NoiseMeter:
             self._repeated += 1
             log.info("a step was not measured: %s", several)
             if self._repeated >= PATIENCE:
-                self._change(Unsupported(f"{several}, so examples are counted several times"))
+                self._change(Unsupported(several + COUNTED_TWICE))
             return None
         self._repeated = 0
         if self._loss is not None and self._loss.reduction == "sum":
