@@ -97,7 +97,7 @@ class StepHook:
 
     def remove(self) -> None:
         """Leave the optimizer's steps as they were found."""
-        self._removed = True
+        self._removed, self._on_taken = True, None
         self._unhook()
         if self._optimizer.__dict__.get(_NAME) is self:
             del self._optimizer.__dict__[_NAME]
