@@ -7,6 +7,7 @@ import sys
 from numbers import Integral, Real
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # made by Optimizer.__init__
@@ -40,7 +41,11 @@ SHARDING = (("torch.distributed.tensor", "DTensor"), ("torch.distributed.fsdp", 
 
 
 def check_model(model: object) -> None:
-    """Raise TypeError unless `model` is a torch module whose parameters lie whole on each rank."""
+    """Raise TypeError unless `model` is a torch module whose parameters lie whole on each rank.
+
+    Raises:
+        ValueError: where a lazy layer has not been called yet, so that its parameters have no shape.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={_shown(model)}: it must be a torch.nn.Module. Give the module that is trained.")
     kinds = [getattr(sys.modules[place], name) for place, name in SHARDING if place in sys.modules]
@@ -52,6 +57,12 @@ def check_model(model: object) -> None:
                 "Only AdaptiveDataLoader on several ranks measures gradients in shards, and only those of fully_shard. "
                 "Wrap it in torch.nn.parallel.DistributedDataParallel instead, or train with torch's own DataLoader"
             )
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"model= has parameters of lazy layers that have no shape yet, as {lazy[0]!r}: call the model on a batch "
+            "before, as `with torch.no_grad(): model(xb)`, and make the optimizer after that"
+        )
 
 
 def check_optimizer(optimizer: object, or_none: str = "") -> None:

@@ -23,7 +23,7 @@ from .layers import Watched, state_of
 from .leaf import by_differentiating
 from .mean_gradient import HALF
 from .once_for_all import OnceForAll
-from .passes import Pass, Step
+from .passes import NOT_THE_SUM, Pass, Step
 from .plainly import plainly
 from .terms import NotNow, Term, Unsupported
 
@@ -161,7 +161,7 @@ class InStep:
             rounding = ROUNDING_ON_CUDA if self._step.large().is_cuda else ROUNDING
             if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else rounding)) is not None:
                 name = next(name for name, p in self._model.named_parameters() if p is odd)
-                raise Unsupported(f"the gradient of {name} is not the sum of what its layers' calls add to it")
+                raise Unsupported(NOT_THE_SUM.format(name))
             if self._step.was_conclusive and self._watched is not None:
                 self._checked.add(self._watched.key)
         return SquaredNorms(1, n * self._step.small(), n, self._step.large())
@@ -215,7 +215,7 @@ class InStep:
             self._in_half |= g.dtype in HALF
             with plainly(g.device.type):
                 *inputs, g = self._places.examples_first(layer, [*inputs, g.detach()], self._sizes)
-                waits = self._once.waits(lookup, inputs, g)
+                waits = self._once.waits(lookup, inputs, g, self._sizes)
                 self._arrived({} if waits else formula(layer, inputs, g))
 
         # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.

@@ -12,6 +12,18 @@ from .attention import why_no_projections
 from .formulas import formula_of, why_no_formula
 from .leaf import by_differentiating, why_not_again
 
+NOT_CALLED = (
+    "its layers are not called one by one in the loop's step, as in compiled code, or they leave no gradient, as where "
+    "the optimizer steps within the backward pass"
+)
+NOT_ZEROED = (
+    "gradients are there when a step's first backward pass begins, as where zero_grad() is missing or .grad is assigned"
+)
+COUNTED_TWICE = (
+    ", so examples are counted several times. Where these are several losses of a batch, add them up, and call "
+    "backward() once"
+)
+
 
 class State(NamedTuple):
     """The facts about a model that decide how its gradients are made: what trains, in which mode, with which hooks.

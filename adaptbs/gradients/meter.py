@@ -14,7 +14,7 @@ from ..types import COUPLED, Measurement, SquaredNorms
 from .coupling import Coupling
 from .halves import HalfBatches
 from .in_step import BegunBeforeError, InStep
-from .layers import why_not_in_step
+from .layers import COUNTED_TWICE, NOT_CALLED, NOT_ZEROED, why_not_in_step
 from .terms import NotNow, Unsupported
 from .views import View
 
@@ -26,10 +26,7 @@ NEAR = 0.1  # share of the samples; a loop may leave some out, which moves the n
 PATIENCE = 3  # steps in a row that could not be measured for one reason, after which it is taken to be there to stay
 
 IN_STEP, HALVES = "in step", "halves"
-NOT_CALLED = (
-    "its layers are not called one by one in the loop's step, as in compiled code, or they leave no gradient, as where "
-    "the optimizer steps within the backward pass"
-)
+
 
 
 class NoiseMeter:
@@ -61,7 +58,7 @@ class NoiseMeter:
         self._halves = HalfBatches(model, loss, views) if loss is not None else None
         self._coupling = Coupling(model, loss) if loss is not None else None
         self._longest = 0  # rows
-        self._missed = 0  # steps in a row in which no layer was called
+        self._missed = 0  # steps in a row that told nothing
         self._not_now = 0  # steps in a row that could not be measured, though others may be
         self._repeated = 0  # steps in a row that went through examples several times
         self._source, self._why = IN_STEP, "what the layers see in the step"
@@ -161,9 +158,8 @@ class NoiseMeter:
             batches: number of batches delivered while it was watched.
 
         Returns:
-            None if there is nothing to tell: no backward pass has been seen yet, or the step had begun before, in which
-            cases the next step is watched; or the layers' tensors did not show where the examples are; or the step has
-            a single example.
+            None if there is nothing to tell: no backward pass was seen, or the step had begun before, and the next is
+            watched; the layers' tensors did not show where the examples are; or the step has a single example.
 
         Raises:
             Unsupported: if the model cannot be measured in its step and its loss is not known.
@@ -173,22 +169,19 @@ class NoiseMeter:
             norms = found.norms()
         except BegunBeforeError:
             self._watch(sizes)  # the next step is watched from its beginning
+            self._miss(NOT_ZEROED)
             return None
-        except NotNow as error:
+        except NotNow as why:
             found.disarm()
             self._not_now += 1
-            level = logging.WARNING if self._not_now == PATIENCE else logging.INFO
-            log.log(level, "a step was not measured: %s", error)
+            log.log(logging.WARNING if self._not_now == PATIENCE else logging.INFO, "a step was not measured: %s", why)
             return None
         except Unsupported as error:
             found.disarm()
             self._change(error)
             return None
         if norms is None:
-            self._missed += 1
-            if self._missed >= PATIENCE:
-                found.disarm()
-                self._change(Unsupported(NOT_CALLED))
+            self._miss(NOT_CALLED)
             return None
         self._missed = self._not_now = 0
         counts, uses = found.examples, found.uses
@@ -201,7 +194,7 @@ class NoiseMeter:
             self._repeated += 1
             log.info("a step was not measured: %s", several)
             if self._repeated >= PATIENCE:
-                self._change(Unsupported(f"{several}, so examples are counted several times"))
+                self._change(Unsupported(several + COUNTED_TWICE))
             return None
         self._repeated = 0
         if self._loss is not None and self._loss.reduction == "sum":
@@ -212,6 +205,13 @@ class NoiseMeter:
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
         wrong = not rows_are_samples and is_far(norms.large_size, samples)
         return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or caveat, wrong)
+
+    def _miss(self, why: str) -> None:
+        """Take note of a step that tells nothing for this reason, which is there to stay after a few in a row."""
+        self._missed += 1
+        if self._missed >= PATIENCE:
+            self._in_step.disarm()
+            self._change(Unsupported(why))
 
     def _by_halves(self, batch: Any, samples: int, *, looked: bool) -> Measurement | None:
         assert self._halves is not None

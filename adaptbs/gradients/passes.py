@@ -13,6 +13,10 @@ from .mean_gradient import dense, square, squared_norm, together
 from .terms import NotNow, Term, Unsupported
 
 FLOOR = 0.1  # part of the rounding error that is relative to the whole gradient: some parameters' is nothing but that
+NOT_THE_SUM = (
+    "the gradient of {} is not the sum of what its layers' calls add to it, as with a penalty on weights or on "
+    "gradients in the loss (one on weights may be the optimizer's weight_decay= instead)"
+)
 
 
 class Pass:

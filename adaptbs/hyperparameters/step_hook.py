@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -21,7 +22,7 @@ class StepHook:
 
     So schedulers, checkpoints and logs see the hyperparameters that the user set; they never see the changed ones.
 
-    An optimizer has at most one: a second takes the place of the first, whose factors would otherwise come on top.
+    An optimizer follows one at a time, as the factors of two would multiply: the one that took its place last.
 
     Args:
         optimizer: the optimizer whose steps to change.
@@ -38,12 +39,40 @@ class StepHook:
         scale: Callable[[], Scale],
         following: Collection[str] = LR,
     ) -> None:
-        earlier = optimizer.__dict__.get(_NAME)
-        if earlier is not None:
-            earlier.remove()
-        optimizer.__dict__[_NAME] = self
         self._optimizer, self._scale, self._following = optimizer, scale, following
         self.scaler = HyperparameterScaler.beside(optimizer, traits_by_group)
+        self._handles: list[Any] = []
+        self._before_it: weakref.ref[StepHook] | None = None  # the one whose place it took
+        self._in_use = self._removed = False
+        self._on_taken: Callable[[], None] | None = None
+        self._take_place()
+
+    def on_taken(self, listener: Callable[[], None]) -> None:
+        """Call this now, and again whenever the optimizer comes back to follow this hook."""
+        self._on_taken = listener
+        listener()
+
+    def take(self) -> None:
+        """Let the optimizer follow this hook until `leave`, whichever it followed before."""
+        self._in_use = True
+        if self._optimizer.__dict__.get(_NAME) is not self and not self._removed:
+            self._take_place()
+            if self._on_taken is not None:
+                self._on_taken()
+
+    def leave(self) -> None:
+        """Give its place back to the hook that had it before, if that is still in use."""
+        self._in_use, before = False, self._before_it() if self._before_it is not None else None
+        if before is not None and before._in_use and self._optimizer.__dict__.get(_NAME) is self:
+            before.take()
+
+    def _take_place(self) -> None:
+        optimizer = self._optimizer
+        found: StepHook | None = optimizer.__dict__.get(_NAME)
+        if found is not None:
+            found._unhook()
+            self._before_it = weakref.ref(found)
+        optimizer.__dict__[_NAME] = self
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self.scaler.restore),
@@ -71,8 +100,13 @@ class StepHook:
 
     def remove(self) -> None:
         """Leave the optimizer's steps as they were found."""
+        self._removed, self._on_taken = True, None
+        self._unhook()
+        if self._optimizer.__dict__.get(_NAME) is self:
+            del self._optimizer.__dict__[_NAME]
+
+    def _unhook(self) -> None:
         self.restore()
         for handle in self._handles:
             handle.remove()
-        if self._optimizer.__dict__.get(_NAME) is self:
-            del self._optimizer.__dict__[_NAME]
+        self._handles = []

@@ -170,7 +170,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         # Last, so that an argument refused above has changed nothing of the user's.
         self._session.follow()
         if scheduler is not None:
-            drive(scheduler, driver, length.say_longer)
+            self._session.step_hook.on_taken(partial(drive, scheduler, driver, length.say_longer))
 
     @classmethod
     def from_loader(cls, loader: DataLoader[Any], **arguments: Any) -> AdaptiveDataLoader:

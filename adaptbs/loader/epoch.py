@@ -47,7 +47,7 @@ class LoaderEpoch:
         owner: object,
     ) -> None:
         self._passes, self._source, self._run, self._driver = passes, source, run, driver
-        self._scaler, self._misuse, self._meter = step_hook.scaler, misuse, meter
+        self._hook, self._scaler, self._misuse, self._meter = step_hook, step_hook.scaler, misuse, meter
         self._rank_step: RankStep | None = None
         self._rows, self._which_batch = rows, which_batch
         self._owner = owner
@@ -92,6 +92,7 @@ class LoaderEpoch:
             self._run.controller.end_by_epochs()
 
     def end_epoch(self) -> None:
+        self._hook.leave()
         if self._rank_step is not None:
             self._rank_step.end()
         self._driver.end_iteration()

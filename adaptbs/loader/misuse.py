@@ -31,7 +31,8 @@ BY_HAND = (
 NO_STEP = (
     "step() of the %s that the loader was given is never called, so no hyperparameter would follow a larger batch, and "
     "the batch is held: give optimizer= the one whose step() is called (SAM's base_optimizer, say), or transfer=() if "
-    "that is meant. An optimizer follows the loader that was built with it last."
+    "that is meant. Of several loaders with one optimizer it follows the one that is trained on, and of those in one "
+    "loop (zip) the last: let the others be stock DataLoaders."
 )
 NO_STEP_ANY_MORE = (
     "the loop trains on, but step() of the %s that the loader was given is not called any more: no hyperparameter of "
@@ -42,6 +43,14 @@ OTHERS = (
     "parameters of the model that are not the loader's optimizer's are changed at each step, as by a second optimizer, "
     "whose hyperparameters would not follow a larger batch, so the batch is held. Give one optimizer that has a group "
     "for each part, or transfer=() if nothing is to follow. (An averaged copy in the model: requires_grad_(False).)"
+)
+OVER = (
+    "the run is over, so batches are delivered that are neither counted nor measured: loader.plain_batches() says that "
+    "this is meant. To train on, build another loader."
+)
+NO_GRADIENTS = (
+    "gradients are switched off, so batches are delivered that are neither counted nor measured. For validation use a "
+    "stock DataLoader, or loader.plain_batches() if this is meant. To train, begin the iteration with gradients on."
 )
 
 TRAINER = (

@@ -45,12 +45,14 @@ NEVER_STEPPED = (
 )
 GOES_ON_AS_SAID = (
     "the run goes on after the %g epochs that it was said to have, at the batch and the schedule that it has come to. "
-    "A loop that ends after a number of batches comes here by larger ones: let it end when loader.progress is 1."
+    "A loop that ends after a number of batches comes here by larger ones: let it end when loader.progress is 1. "
+    "Another run, as of a new model, needs a loader of its own."
 )
 GOES_ON = (
     "the run goes on after the %s epochs that the scheduler's %s stands for: its length is not known from here on, and "
     "decisions are paced by the epoch. Give epochs= to say how long it is. A loop that ends after a number of batches "
-    "comes here by larger ones: let it end when loader.progress is 1."
+    "comes here by larger ones: let it end when loader.progress is 1. Another run, as of a new model, needs a loader "
+    "of its own."
 )
 
 

@@ -23,7 +23,7 @@ from ..sampling import EpochSource
 from ..types import Scale
 from .epoch import LoaderEpoch
 from .loop_facts import GradientsReady
-from .misuse import MisuseWarnings
+from .misuse import NO_GRADIENTS, OVER, MisuseWarnings
 from .other_ranks import for_ranks
 from .ranks import RankMeter
 from .rows import RowCheck
@@ -186,11 +186,7 @@ class LoaderSession:
         if self.run.is_over or not torch.is_grad_enabled():  # for `update_bn`, say, or an accuracy
             if not self._warned_of_plain:
                 self._warned_of_plain = True
-                log.warning(
-                    "%s, so batches are delivered that are neither counted nor measured: loader.plain_batches() says "
-                    "that this is meant. To train, build another loader, and begin its iteration with gradients on.",
-                    "the run is over" if self.run.is_over else "gradients are switched off",
-                )
+                log.warning(OVER if self.run.is_over else NO_GRADIENTS)
             self.source.begin_plain()
             return fetch()
         self._follow_the_model()
@@ -200,13 +196,17 @@ class LoaderSession:
             self.run.controller.holds.warn(NO_LENGTH)
         passes = self.source.iterate(fetch, self.run.controller.progress_tracker.by_shares)
         tell = weakref.WeakMethod(self.which_batch.look_ahead)  # which follows it in turn
+        follow_this = self.step_hook.take  # of several loaders the optimizer follows the one that is trained on
 
         def told(unclear: bool, fetched: int | None) -> None:
+            follow_this()
             if (live := tell()) is not None:
                 live(unclear, fetched)
 
         stated = self._new_look_ahead or (StillAhead if self.which_batch.is_still_ahead else None)
         forward = self.run.model if self._is_sharded() else None
+        if stated:
+            follow_this()
         self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(

@@ -32,6 +32,11 @@ NO_DELIVERY = (
     "list(loader) or a loop over other data. Which batch a step belongs to is not known, so the batch is held. Begin "
     "an iteration for every pass, as in `while True: for batch in loader: ...`."
 )
+NOTHING_TRAINED = (
+    "a pass over the loader has trained nothing, though an earlier one did, and counts as an epoch of the run all the "
+    "same. To look at the data use loader.plain_batches(), or switch gradients off. Another model, or another "
+    "optimizer, needs a loader of its own."
+)
 
 
 class WhichBatch:
@@ -65,7 +70,7 @@ class WhichBatch:
         self._look_ahead: LookAhead = NoLookAhead()
         self._called = LatestInput()
         self._handle: Any = None
-        self._warned = False
+        self._warned = self._ever_trained = self._said = False
         self._lost_by: str | None = None  # the warning that fits
         self._is_plain = False  # True where the loop has trained in the latest iteration, and not after its end
 
@@ -111,6 +116,11 @@ class WhichBatch:
         """
         self._iterations -= 1
         self._is_plain = self._look_ahead.settled
+        if at_its_end and not self._iterations and self._ever_trained and not self._is_plain and not self._said:
+            self._said = True
+            if self._run.controller.rules.may_change:
+                self._run.controller.holds.warn(NOTHING_TRAINED)
+        self._ever_trained |= self._is_plain
         if at_its_end and not self._iterations and self._look_ahead.ahead == 1:
             self._after = [
                 p.register_post_accumulate_grad_hook(self._worked)  # type: ignore[no-untyped-call]

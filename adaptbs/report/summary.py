@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..timing import Spent, Time
 from ..types import noise_scale_text
 from .trade_off import THRIFTY, TradeOff
-from .words import in_words
+from .words import in_words, is_doubt
 
 BEARS_NONE = f"A larger fixed batch might not have done: it may need over {THRIFTY:g} times the samples of {{:,}}."
 
@@ -90,7 +90,8 @@ class RunSummary:
         return self.fixed_seconds - self.seconds
 
     def __repr__(self) -> str:
-        return "\n".join([self._title, *self._table, *self._time, *self._unmeasured, *self._instead, *self.notes])
+        told = [*self._held, *self._time, *self._unmeasured, *self._instead]
+        return "\n".join([self._title, *self._table, *told, *self.notes])
 
     @property
     def _title(self) -> str:
@@ -117,6 +118,11 @@ class RunSummary:
             padded = [cell.rjust(width) for cell, width in zip(numbers, widths, strict=False)]
             lines.append("  ".join([*padded, reason]))
         return ["", *lines, ""]
+
+    @property
+    def _held(self) -> list[str]:
+        """A doubt that holds a batch which had changed. The title says that of one that stayed."""
+        return [f"At the end it was held: {self.reason}."] if self.changes and is_doubt(self.reason) else []
 
     @property
     def _unmeasured(self) -> list[str]:

@@ -24,3 +24,8 @@ REASONS = {
 def in_words(reason: str) -> str:
     """A reason for people. One that is not listed, such as a doubt about the loop, is in words already."""
     return REASONS.get(reason, reason)
+
+
+def is_doubt(reason: str) -> bool:
+    """True if a decision's reason is that something is not clear, which holds the batch."""
+    return reason == COUPLED or reason not in REASONS

@@ -108,7 +108,7 @@ class Controller:
 
     def end_by_progress(self) -> None:
         """End the run when its progress is complete, if that is its budget and progress is measured."""
-        if self._settings.budget == "progress" and self._overhead and self.progress_tracker.epochs:
+        if self.rules.by_progress and self._overhead and self.progress_tracker.epochs:
             self.progress_tracker.end_by_progress(self._settings.max_extra)
 
     def end_by_epochs(self) -> None:

@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 NOT_SAMPLES = "rows are not samples"  # reason to hold it where the noise scale is that of something else
 ACCUMULATES = "gradients are accumulated unsaid"  # reason to hold it where a step is made of more than it is told
 NOT_CUT = "batch cannot be cut"  # reason to hold it where it would have to be
+UNMEASURED = "noise scale cannot be measured"  # reason to hold it, where the target needs that
 FIRST_STEPS = 8  # optimizer steps in which most doubts show: three steps are measured in them
 
 SEVERAL = "%d things about this run are in doubt. Each line says what to give or to write:%s"
@@ -79,9 +80,13 @@ class Holds:
         return list(self._reasons)
 
     def load_state_dict(self, state: list[str]) -> None:
-        """Hold for the reasons of the saved run, too. A face removes those that it sees to be settled."""
+        """Hold for the reasons of the saved run, too. A face removes those that it sees to be settled.
+
+        Whether it can be measured each run finds out anew, as it may have been given the loss meanwhile.
+        """
         for reason in state:
-            self.add(reason)
+            if reason != UNMEASURED:
+                self.add(reason)
 
     def apply(self, decision: Decision, batch_size: int) -> Decision:
         """The decision, or that to keep `batch_size`, samples."""

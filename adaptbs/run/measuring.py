@@ -15,7 +15,7 @@ from ..memory import is_out_of_memory
 from ..model import LossNotScalarError, NotCutError, describe_batch
 from ..types import COUPLED, Measurement
 from .controller import Controller
-from .holds import ACCUMULATES, NOT_SAMPLES
+from .holds import ACCUMULATES, NOT_SAMPLES, UNMEASURED
 from .sums import SumCheck
 from .tracker import BatchTracker
 
@@ -27,6 +27,9 @@ BY_LOSS = "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured
 FAILED = (
     "the noise scale cannot be measured, so the batch size is held: %s. %soverhead=0 measures nothing and holds the "
     "batch."
+)
+FAILED_FOR_TARGET = (
+    "the noise scale cannot be measured, so target= is given None for it: %s. %soverhead=0 measures nothing."
 )
 LATEST, ALIKE = 6, 3  # of so many measured steps so many that are made of as many batches, which is no accident
 UNSAID = (
@@ -207,5 +210,8 @@ class StepMeasuring:
         if not isinstance(failure, (NotCutError, Unsupported)):
             on = "" if batch is None else f" (the loss was called on a batch of {describe_batch(batch)})"
             said = f"{type(failure).__name__}: {said}{on}"
-        self._controller.holds.warn(FAILED, said, advice)
+        if self._controller.rules.needs_noise_scale:
+            self._controller.holds.doubt(UNMEASURED, FAILED, said, advice)
+        else:
+            self._controller.holds.warn(FAILED_FOR_TARGET, said, advice)
         self.give_up()

@@ -102,6 +102,26 @@ class RunRules:
             largest = largest_at_constant_rate(self.base_batch_size)
             self.max_batch_size = max(self._start, min(self.max_batch_size, largest))
 
+    @property
+    def may_change(self) -> bool:
+        """True if the batch can come to another size than the first."""
+        by_noise = self._settings.measures and (self.max_batch_size > self._start or self._start > self.reference)
+        return callable(self._settings.target) or by_noise
+
+    @property
+    def by_progress(self) -> bool:
+        """True if the budget is one of progress.
+
+        That of a batch that cannot change is one of epochs as well. Where the loop breaks epochs off, only the latter
+        is the fixed run's.
+        """
+        return self._settings.budget == "progress" and self.may_change
+
+    @property
+    def needs_noise_scale(self) -> bool:
+        """True if the target decides by the noise scale; a function of the user's need not."""
+        return not callable(self._settings.target)
+
     def hold(self) -> None:
         """Let hyperparameters stay as they are."""
         self.holds = True

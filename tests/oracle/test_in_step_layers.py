@@ -14,11 +14,11 @@ from adaptbs.types import SquaredNorms
 N = 6
 
 
-def brute(model: nn.Module, batch_loss, batch) -> tuple[float, float]:
+def brute(model: nn.Module, batch_loss, batch, n: int = N) -> tuple[float, float]:
     """mean |g_i|^2 and |G|^2, one backward pass an example."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = []
-    for i in range(N):
+    for i in range(n):
         batch_loss(model, tuple(t[i : i + 1] for t in batch)).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
         model.zero_grad()

@@ -15,10 +15,14 @@ T, D, WORDS = 5, 6, 9
 
 
 class Reader(nn.Module):
-    """Tokens and positions, joined as `join` says; positions are looked up once, as in BERT and GPT-2."""
+    """Tokens and positions, joined as `join` says; positions are looked up once, as in BERT and GPT-2.
 
-    def __init__(self, join=torch.add, tied: bool = False, padding_idx: int | None = None):
+    `flat` lets them have no dimension for a batch, as nanoGPT's.
+    """
+
+    def __init__(self, join=torch.add, tied: bool = False, padding_idx: int | None = None, flat: bool = False):
         super().__init__()
+        self._flat = flat
         torch.manual_seed(0)
         self.words, self.positions = nn.Embedding(WORDS, D, padding_idx=padding_idx), nn.Embedding(T, D)
         self.kinds, self.head = nn.Embedding(2, D), nn.Linear(D, WORDS, bias=False)
@@ -27,7 +31,7 @@ class Reader(nn.Module):
             self.head.weight = self.words.weight
 
     def forward(self, tokens):
-        places = torch.arange(tokens.shape[1])[None]
+        places = torch.arange(tokens.shape[1]) if self._flat else torch.arange(tokens.shape[1])[None]
         x = self._join(self.words(tokens) + self.kinds(tokens % 2), self.positions(places))
         return self.head(torch.tanh(x))
 
@@ -69,8 +73,11 @@ def batch():
 
 @pytest.mark.parametrize(
     "make",
-    [Reader, lambda: Reader(tied=True), lambda: Reader(padding_idx=3), Squared, Head],
-    ids=["positions", "tied", "padding", "twice", "two names"],
+    [
+        Reader, lambda: Reader(tied=True), lambda: Reader(padding_idx=3), Squared, Head, lambda: Reader(flat=True),
+        lambda: Reader(flat=True, tied=True),
+    ],
+    ids=["positions", "tied", "padding", "twice", "two names", "flat", "flat and tied"],
 )
 def test_they_are_measured_in_the_step(make, batch):
     model = make()
@@ -83,8 +90,36 @@ def test_they_are_measured_in_the_step(make, batch):
     assert norms.large_size == N
 
 
-def test_a_batch_of_a_single_example_has_rows_of_its_own(batch):
-    model = Reader()
+class Labelled(Reader):
+    """Adds to each example's tokens a row for its first one, which stands for a label."""
+
+    def forward(self, tokens):
+        return super().forward(tokens) + self.head(self.kinds(tokens[:, 0] % 2))[:, None]
+
+
+@pytest.mark.parametrize("make", [lambda: Reader(flat=True), lambda: Labelled(flat=True)])
+@pytest.mark.parametrize("lengths", [(N, T), (T, N), (T,), (T, 2, T), (1, T)])
+def test_as_many_positions_as_examples(make, lengths):
+    """Which of the two a row stands for is known by other lengths, or by the numbers that are looked up."""
+    model = make()
+    source = InStep(model)
+    generator = torch.Generator().manual_seed(2)
+    for n in lengths:
+        batch = (torch.randint(WORDS, (n, T), generator=generator),)
+        source.arm(n, T)  # T: the next batch may have as many
+        loss(model, batch).backward()
+        norms = source.norms()
+        source.disarm()
+        model.zero_grad()
+        small, large = brute(model, loss, batch, n)
+        assert float(norms.small) == pytest.approx(small, rel=1e-4)
+        assert float(norms.large) == pytest.approx(large, rel=1e-4)
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_batch_of_a_single_example_has_rows_of_its_own(flat, batch):
+    model = Reader(flat=flat)
     norms = measured(model, loss, (batch[0][:1],), 1)
     assert float(norms.small) == pytest.approx(float(norms.large), rel=1e-5)
     assert norms.large_size == 1
@@ -106,8 +141,11 @@ def test_micro_batches_of_several_lengths_add_up(batch):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Reader(torch.mul), lambda: Reader(torch.sub), lambda: Head(uses=True)],
-    ids=["product", "difference", "used twice"],
+    [
+        lambda: Reader(torch.mul), lambda: Reader(torch.sub), lambda: Head(uses=True),
+        lambda: Reader(torch.mul, flat=True),
+    ],
+    ids=["product", "difference", "used twice", "flat product"],
 )
 def test_what_does_not_add_up_is_refused(make, batch):
     model = make()

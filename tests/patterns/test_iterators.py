@@ -129,6 +129,26 @@ def test_ctrl_c_and_the_cell_once_more(caplog):
     assert cell() == [] and "build another loader" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"), [({}, True), ({"max_batch_size": 16}, False), ({"overhead": 0}, False)]
+)
+def test_a_new_model_in_the_loader_of_the_one_before(arguments, said, caplog):
+    """A notebook's cell run again, in mid-run and after it."""
+    data, models = Numbered(512), [nn.Linear(8, 1) for _ in range(3)]
+    loader = None
+    for model in models:
+        optimizer = SGD(model.parameters(), 0.01)
+        loader = loader or AdaptiveDataLoader(
+            data, 16, model=model, optimizer=optimizer, epochs=4, step_time=(4e-3, 1e-6), **arguments
+        )
+        for _ in range(2):
+            for x, y, _ in loader:
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(x), y).backward()
+                optimizer.step()
+    assert caplog.text.count("needs a loader") == said + 1, "after it: the run goes on"
+
+
 def test_epochs_that_are_passed_over_and_a_break(caplog):
     loop = Loop(epochs=None)
     for epoch in loop.loader.epochs(5):

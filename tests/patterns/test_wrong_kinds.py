@@ -107,6 +107,15 @@ def test_a_model_that_is_no_module(face, model):
 
 
 @FACES
+def test_a_model_whose_lazy_layers_have_no_shape_yet(face):
+    run, model = Run(), nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 1))
+    with refused(run, ValueError, "model=", "'0.weight'", "call the model on a batch", "make the optimizer after"):
+        face(run, model=model, optimizer=SGD(model.parameters(), 0.1))
+    model(DATA[0][0][None])
+    face(run, model=model, optimizer=SGD(model.parameters(), 0.1))
+
+
+@FACES
 @pytest.mark.parametrize("optimizer", [3, "adam", SGD])
 def test_an_optimizer_that_is_none(face, optimizer):
     run = Run()

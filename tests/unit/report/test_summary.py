@@ -143,3 +143,11 @@ def test_what_was_not_measured_suggests_no_other_batch():
     made = summary(GROWN)
     assert made.instead is None
     assert "would have done" not in repr(made)
+
+
+@pytest.mark.parametrize("reason", ["noise scale cannot be measured", "samples are coupled"])
+def test_a_doubt_that_holds_the_batch_at_the_end_is_told(reason):
+    grown_and_held = repr(summary(history((200, 20, "noise scale"), (400, 20, reason)))).splitlines()
+    assert f"At the end it was held: {reason}." in grown_and_held
+    stayed = repr(summary(history((200, 10, reason))))
+    assert "At the end" not in stayed and "Too little" not in stayed

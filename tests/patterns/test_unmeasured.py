@@ -1,0 +1,111 @@
+"""Loops in which the noise scale cannot be measured: that is the reason, wherever a run says why its batch stayed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from adaptbs import AdaptiveDataLoader
+from adaptbs.run.holds import UNMEASURED
+from tests.integration.training import Numbered
+
+BATCH, STEP_TIME = 16, (4e-3, 1e-6)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def real_and_made_up(model, x, y):
+    """Two backward passes a step, as a discriminator's of a GAN."""
+    nn.functional.mse_loss(model(x), y).backward()
+    nn.functional.mse_loss(model(torch.randn_like(x)), -y).backward()
+
+
+def penalized(model, x, y):
+    """A penalty on the gradient with regard to the input, as WGAN-GP's."""
+    x = x.requires_grad_()
+    predicted = model(x)
+    (slope,) = torch.autograd.grad(predicted.sum(), x, create_graph=True)
+    (nn.functional.mse_loss(predicted, y) + ((slope.norm(dim=1) - 1) ** 2).mean()).backward()
+
+
+def functional(model, x, y):
+    """Gradients by torch.func, which leaves nothing to watch."""
+    named = dict(model.named_parameters())
+
+    def loss(parameters):
+        return nn.functional.mse_loss(torch.func.functional_call(model, parameters, (x,)), y)
+
+    for name, g in torch.func.grad(loss)({name: p.detach() for name, p in named.items()}).items():
+        named[name].grad = g
+
+
+def assigned(model, x, y):
+    """Gradients by torch.autograd.grad, put where the optimizer looks for them."""
+    parameters = list(model.parameters())
+    for p, g in zip(parameters, torch.autograd.grad(nn.functional.mse_loss(model(x), y), parameters), strict=True):
+        p.grad = g
+
+
+def never_zeroed(model, x, y):
+    (1e-3 * nn.functional.mse_loss(model(x), y)).backward()
+
+
+CASES = [  # whether the loop sets gradients to zero, and what the warning says
+    (real_and_made_up, True, "2 backward passes"),
+    (penalized, True, "not the sum"),
+    (functional, True, "leave no gradient"),
+    (assigned, True, "leave no gradient"),
+    (functional, False, "zero_grad"),
+    (assigned, False, "zero_grad"),
+    (never_zeroed, False, "zero_grad"),
+]
+
+
+def run(loop, zeroes: bool, **arguments) -> AdaptiveDataLoader:
+    model = network()
+    optimizer = SGD(model.parameters(), 0.01)
+    loader = AdaptiveDataLoader(
+        Numbered(512), BATCH, shuffle=True, model=model, optimizer=optimizer, epochs=3, step_time=STEP_TIME, **arguments
+    )
+    for _ in range(3):
+        for x, y, _ in loader:
+            if zeroes:
+                optimizer.zero_grad()
+            loop(model, x, y)
+            optimizer.step()
+    return loader
+
+
+@pytest.mark.parametrize(("loop", "zeroes", "says"), CASES)
+def test_the_reason_is_that_and_not_a_short_run(loop, zeroes, says, caplog):
+    loader = run(loop, zeroes)
+    assert loader.batch_size == BATCH
+    assert caplog.text.count("so the batch size is held") == 1 and says in caplog.text
+    summary = repr(loader.summary())
+    assert UNMEASURED in summary and UNMEASURED in repr(loader) and "Too little" not in summary
+    assert not loader.training_run.measuring.watches, "steps are watched for nothing"
+
+
+@pytest.mark.parametrize(("loop", "zeroes", "says"), CASES)
+def test_a_target_that_needs_no_noise_scale_goes_on(loop, zeroes, says, caplog):
+    loader = run(loop, zeroes, target=lambda noise_scale, batch_size, progress: 32, lr_scaling="none")
+    assert loader.batch_size == 32
+    assert caplog.text.count("target= is given None for it") == 1 and "is held" not in caplog.text
+    assert says in caplog.text
+
+
+def test_a_resumed_run_that_is_given_the_loss_measures():
+    saved = run(real_and_made_up, True).state_dict()
+    model = network()
+    resumed = AdaptiveDataLoader(
+        Numbered(512), BATCH, shuffle=True, model=model, optimizer=SGD(model.parameters(), 0.01), epochs=3,
+        step_time=STEP_TIME, loss_func=nn.functional.mse_loss, source="halves",
+    )  # fmt: skip
+    assert UNMEASURED in saved["controller"]["holds"]
+    resumed.load_state_dict(saved)
+    assert UNMEASURED not in repr(resumed.noise_scale) and resumed.training_run.controller.holds.reason is None
