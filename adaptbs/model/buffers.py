@@ -17,7 +17,7 @@ class BufferCopies:
     them after all.
 
     Args:
-        model: the model. Buffers that are replaced by other tensors are found at the next `take`.
+        model: the model. Buffers that are added, removed or replaced are found at the next `take`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -27,7 +27,7 @@ class BufferCopies:
 
     def take(self) -> None:
         """Copy the values as they are now."""
-        if any(now.get(name) is not buffer for now, found in self._found for name, buffer in found.items()):
+        if self._identities() != self._known:  # one was added, removed or replaced since
             self._look_up()
         elif self._moving_copies is not None:
             self._sort()
@@ -53,17 +53,22 @@ class BufferCopies:
 
     def _look_up(self) -> None:
         """Find the buffers. All of them may move until two copies have been taken."""
-        modules = [module for module in self._model.modules() if module._buffers]
+        modules = list(self._model.modules())
         self._found = [(m._buffers, dict(m._buffers)) for m in modules]
+        self._known = self._identities()
         seen: set[int] = set()
         self._moving: list[_Buffers] = []
-        for module in modules:
+        for module in filter(lambda module: module._buffers, modules):
             own = [b for b in module._buffers.values() if b is not None and id(b) not in seen and _writable(b)]
             seen.update(map(id, own))
             self._moving.append(_Buffers(own, normalises=isinstance(module, nn.modules.batchnorm._NormBase)))
         self._still: list[_Still] = []
         self._moving_copies = None
         self._group()
+
+    def _identities(self) -> list[int]:
+        """The ids of all buffers as they are now. Those that were found are kept, so no id is given away again."""
+        return [id(buffer) for now, _ in self._found for buffer in now.values()]
 
     def _sort(self) -> None:
         """Copy the buffers that have not moved since the last copy to the host, and take back those that have."""
