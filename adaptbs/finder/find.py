@@ -35,7 +35,7 @@ from ..decision import (
 from ..gradients import GradientPool, MeanGradient, squared_norm
 from ..hyperparameters import traits_of
 from ..memory import memory_of, probe_batches
-from ..model import BatchLoss, batch_length, preserved_loader, preserved_weights
+from ..model import BatchLoss, batch_length, preserved_grads, preserved_loader, preserved_weights
 from ..noise_scale import estimate, to_floats
 from ..types import NoiseScale, SquaredNorms
 from .doubts import FinderDoubts, samples_of
@@ -153,7 +153,8 @@ def find_batch_size(
     curve: list[NoiseScale] = []
     samples: list[int] = []
     seen, fullest, doubts = 0, list[Any](), FinderDoubts(model, loss, samples_of_batch)
-    with preserved_weights(model):
+    # The user's gradient hooks may step an optimizer. They must not see the gradients of these steps.
+    with preserved_weights(model), preserved_grads(model.parameters()):
         model.train()
         gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         for block in _blocks(islice(fetched, num_it), n_batch):
