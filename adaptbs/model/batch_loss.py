@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -77,9 +77,15 @@ class BatchLoss:
 
     @cached_property
     def modules(self) -> list[nn.Module]:
-        """Modules that the loss function uses, as far as it shows them: itself, or what it closes over."""
-        function = self._loss_func or self._batch_loss
-        found = [function, getattr(function, "__self__", None)]
+        """Modules that the loss function shows that it uses.
+
+        That is the function itself, what it closes over, and the arguments that a `partial` binds.
+        """
+        function, found = self._loss_func or self._batch_loss, list[Any]()
+        while isinstance(function, partial):
+            found += [*function.args, *function.keywords.values()]
+            function = function.func
+        found += [function, getattr(function, "__self__", None)]
         if inspect.isfunction(function):
             seen = inspect.getclosurevars(function)
             found += [*seen.nonlocals.values(), *seen.globals.values()]
