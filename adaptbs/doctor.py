@@ -93,12 +93,14 @@ def _exported(path: Path) -> nn.Module:
 
 def _made_by(path: Path, function: str) -> nn.Module:
     _check_exists(path)
-    spec = util.spec_from_file_location(path.stem, path)
+    # A name that shadows no other module, such as a `types.py` would.
+    spec = util.spec_from_file_location(f"adaptbs_doctor_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise NoModelError(f"{path} cannot be imported: {FORMS}")
     module = util.module_from_spec(spec)
     before = list(sys.path)
     sys.path.insert(0, str(path.resolve().parent))  # so that it finds the files beside it
+    sys.modules[spec.name] = module  # where its dataclasses look up their annotations
     try:
         spec.loader.exec_module(module)
         make = getattr(module, function, None)
@@ -107,6 +109,7 @@ def _made_by(path: Path, function: str) -> nn.Module:
         model = make if isinstance(make, nn.Module) else make()
     finally:
         sys.path[:] = before
+        sys.modules.pop(spec.name, None)
     if not isinstance(model, nn.Module):
         raise NoModelError(f"{path}:{function} gives a {type(model).__name__}: it must return a torch.nn.Module")
     return model
