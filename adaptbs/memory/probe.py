@@ -97,7 +97,7 @@ def probe_memory(
     if memory is None:
         raise ValueError(
             f"model: the memory of {', '.join(map(str, devices)) or 'no device'} cannot be read. "
-            "Move the model to CUDA, to MPS, or to the CPU of a Linux machine."
+            "Move the model to CUDA or to the CPU of a Linux machine, or choose the batch size yourself."
         )
     if max_batch_size is not None:
         check_size("max_batch_size", max_batch_size)
