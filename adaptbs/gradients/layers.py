@@ -10,7 +10,7 @@ from torch import jit, nn
 from ..model import is_compiled
 from .attention import why_no_projections
 from .formulas import formula_of, why_no_formula
-from .leaf import by_differentiating, why_not_again
+from .leaf import by_differentiating, why_not_differentiated
 
 
 class State(NamedTuple):
@@ -135,7 +135,7 @@ def why_no_terms(layer: nn.Module) -> str | None:
     if isinstance(layer, nn.MultiheadAttention):
         return why_no_projections(layer)
     if formula_of(layer) is None:
-        return why_not_again(layer)
+        return why_not_differentiated(layer)
     return why_no_formula(layer)
 
 

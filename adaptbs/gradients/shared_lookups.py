@@ -1,4 +1,4 @@
-"""Embeddings that are looked up once for all examples, as of positions, and added to what each has of its own."""
+"""Embeddings that are looked up once for all examples of a batch, such as those of positions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 @dataclass
 class Lookup:
-    """A call of an embedding.
+    """A call of an embedding layer.
 
     Attributes:
         layer: the embedding.
-        shape: of its output.
-        inputs: of the call, once the gradient has arrived.
-        gradient: of its output, kept where the end of the pass needs it.
+        shape: shape of its output.
+        inputs: inputs of the call, kept once the gradient has arrived.
+        gradient: gradient of its output, kept if it is needed at the end of the pass.
     """
 
     layer: nn.Module
@@ -31,33 +31,33 @@ class Lookup:
         return self.shape[0] == 1
 
     def keep(self, inputs: Sequence[Any], gradient: Tensor) -> None:
-        """Keep what has arrived."""
+        """Keep the inputs and the gradient until the end of the pass."""
         self.inputs, self.gradient = inputs, gradient
 
 
-class OnceForAll:
-    """Finds the terms of embeddings whose output has one row for all examples.
+class SharedLookups:
+    """Finds the terms of embeddings whose output has one row that all examples share.
 
     BERT and GPT-2 look up positions once and add the result, shape [1, T, D], to that of the tokens, [n, T, D]. The
-    gradient that arrives at the one row is a sum over examples. Example by example it is the gradient of the tokens'
-    output, because the gradients of the summands of a sum are equal. Where the two were joined in another way, the
-    terms found so do not add up to the parameter's gradient, which InStep compares before it relies on them.
+    gradient of the one row is a sum over examples. Each example's share of it is the gradient of the tokens' output,
+    because all summands of a sum have the same gradient. If the two were combined in another way, these terms do not
+    add up to the parameter's gradient. InStep compares the two before it relies on the terms.
 
-    A batch of a single example has one row everywhere, and then each row is that example's.
+    In a batch of one example every output has one row, and it is that example's.
     """
 
     def __init__(self) -> None:
-        self._lookups: list[Lookup] = []  # of the forward passes so far, in their order
+        self._lookups: list[Lookup] = []  # of the forward passes so far, in the order of the calls
 
-    def called(self, layer: nn.Module, output: Tensor) -> Lookup | None:
-        """Take note of a layer's call; None if it is no lookup of a row for each position."""
+    def note_call(self, layer: nn.Module, output: Tensor) -> Lookup | None:
+        """Record a layer's call. Returns None if it is not an embedding of sequences."""
         if not isinstance(layer, nn.Embedding) or output.dim() < 3:
             return None
         self._lookups.append(Lookup(layer, output.shape))
         return self._lookups[-1]
 
-    def waits(self, lookup: Lookup | None, inputs: Sequence[Any], gradient: Tensor) -> bool:
-        """True if the terms of this call are found at the end of the pass, from the gradient that has arrived now."""
+    def take_gradient(self, lookup: Lookup | None, inputs: Sequence[Any], gradient: Tensor) -> bool:
+        """Take the gradient of a call. Returns True if its terms can be found only at the end of the pass."""
         if lookup is None:
             return False
         if lookup.is_one_row:
@@ -67,12 +67,12 @@ class OnceForAll:
         return lookup.is_one_row
 
     def settle(self) -> Iterator[tuple[nn.Module, list[Any], Tensor]]:
-        """Each layer that waits, its inputs and its output's gradient with a row for each example."""
+        """End a pass: yield each layer with one shared row, its inputs and its gradient, both with a row an example."""
         lookups, self._lookups = self._lookups, []
         for i, lookup in enumerate(lookups):
             if not lookup.is_one_row or lookup.gradient is None:
                 continue
-            # Of a model that is called several times in a pass it is the nearest one before, or else behind.
+            # If the model is called several times in a pass, take the nearest call before this one, or else after it.
             alike = [
                 other.gradient
                 for other in (*reversed(lookups[:i]), *lookups[i:])
@@ -82,7 +82,7 @@ class OnceForAll:
             yield lookup.layer, [_repeated(x, len(gradient)) for x in lookup.inputs], gradient
 
     def clear(self) -> None:
-        """Drop what has been seen."""
+        """Forget all calls."""
         self._lookups = []
 
 
