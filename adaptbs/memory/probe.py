@@ -1,4 +1,4 @@
-"""Finds the largest batch that a device's memory holds, by real training steps that leave no trace."""
+"""Finds the largest batch that a device's memory holds, by training steps that leave no trace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .trial import try_size
 log = logging.getLogger(__name__)
 
 UNKNOWN = 1 << 20  # largest size tried if the data have no length, samples
-LOOKED_AT = 8  # first batches of a loader, of which the one with the largest samples is used
+LOOKED_AT = 8  # number of a loader's first batches that are read. The one with the largest samples is used.
 
 
 @dataclass(frozen=True)
