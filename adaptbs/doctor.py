@@ -20,7 +20,7 @@ FORMS = "give FILE.py:make_model, a function without arguments that returns the 
 
 
 class NoModelError(ValueError):
-    """The named model cannot be had. The message says why, and what to name instead."""
+    """The named model cannot be loaded. The message says why, and what to name instead."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> str:
         arguments: nothing, or one of `FILE.py:make_model` and the file of a fastai Learner's `export()`.
 
     Raises:
-        NoModelError: for arguments that name no model.
+        NoModelError: if the arguments name no model.
     """
     if len(arguments) > 1:
         raise NoModelError(f"doctor {' '.join(arguments)}: it takes one model at a time: {FORMS}")
@@ -46,7 +46,7 @@ def versions() -> Iterator[str]:
     yield f"adaptbs     {__version__}"  # of the code that runs, installed or not
     for name in PACKAGES:
         try:
-            # torch's own says of which build it is, such as +cu124; the package's name may not.
+            # torch's own version names its build, such as +cu124. The package's may not.
             version = torch.__version__ if name == "torch" else metadata.version(name)
         except metadata.PackageNotFoundError:
             version = "not installed"
@@ -68,10 +68,10 @@ def devices() -> Iterator[str]:
 
 
 def load(name: str) -> nn.Module:
-    """The model of a file. This runs the code in it: name no file that you do not trust.
+    """Load the model of a file. This runs the code in the file, so name only files that you trust.
 
     Raises:
-        NoModelError: where there is no such file or no such function, or it returns no model.
+        NoModelError: if there is no such file or function, or it returns no model.
     """
     if name.endswith(".pkl"):
         return _exported(Path(name))
@@ -121,9 +121,9 @@ def _check_exists(path: Path) -> None:
 
 
 def examine(model: nn.Module, name: str) -> Iterator[str]:
-    """Each layer that trains, whether it can be measured in the step that trains, and how the model is measured then.
+    """List the layers that train and if each can be measured in the training step, and say how the model is measured.
 
-    The model is put into training mode, which is the one that counts.
+    Puts the model into training mode, in which it is measured.
     """
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
