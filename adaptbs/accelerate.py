@@ -1,11 +1,11 @@
-"""AdaptiveDataLoader in a loop of Hugging Face accelerate's, which stays as it is.
+"""AdaptiveDataLoader in a loop with Hugging Face accelerate. The loop stays as it is.
 
     from adaptbs.accelerate import adaptive
 
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     loader = adaptive(accelerator, loader, model=model, optimizer=optimizer, scheduler=scheduler, epochs=5)
 
-Tried with accelerate 1.10.1, 1.13.0 and 1.15.0. Of its private names this file relies on:
+Tried with accelerate 1.10.1, 1.13.0 and 1.15.0. This file relies on these private names:
 
 - `_is_accelerate_prepared` of a loader, which `prepare()` then hands back as it is, and of a model.
 - `_dataloaders` and `_models` of an Accelerator: those that it has prepared.
@@ -49,29 +49,29 @@ def adaptive(
     epochs: int | None = None,
     **arguments: Any,
 ) -> AcceleratedLoader:
-    """An adaptive loader in place of a stock one, for the loop that `accelerator` is used in.
+    """Make an adaptive loader to replace a stock one in a loop with `accelerator`.
 
     It is prepared already. `accumulate()`, `gather_for_metrics()`, `save_state()` and `load_state()` work with it as
-    with any other; after `load_state()` it goes on within the epoch by itself, so no batches have to be skipped. The
-    scheduler goes to the place where it would be with the stock loader, and ends where that ends.
+    with any other. After `load_state()` it resumes within the epoch by itself, so no batches have to be skipped. The
+    scheduler is always where it would be with the stock loader after as many samples.
 
     Args:
-        accelerator: the loop's. Its `gradient_accumulation_steps` and `split_batches` are taken over.
+        accelerator: the loop's accelerator. Its `gradient_accumulation_steps` and `split_batches` are respected.
         loader: the stock DataLoader, prepared or not. It is not used any more.
-        model, optimizer: as `accelerator.prepare()` has returned them.
-        scheduler: the one that the loop steps, prepared or not; None if there is none.
-        epochs: length of the run; read from the scheduler where None.
-        arguments: of AdaptiveDataLoader. `max_batch_size` and the batch size are those of one process, also with
-            `split_batches`.
+        model, optimizer: as returned by `accelerator.prepare()`.
+        scheduler: the scheduler that the loop steps, prepared or not; None if there is none.
+        epochs: length of the run. None: read from the scheduler.
+        arguments: arguments of AdaptiveDataLoader. `max_batch_size` and the batch size are those of one process, even
+            with `split_batches`.
 
     Raises:
-        TypeError, ValueError: where it cannot work so, with the line to write; nothing has been changed then.
+        TypeError, ValueError: if an argument cannot be used, with the line to write instead. Nothing is changed then.
     """
     _check(accelerator, loader, model, optimizer)
     stock = _stock(loader)
     generator = getattr(getattr(stock, "sampler", None), "generator", None)
     if generator is not None and accelerator.num_processes > 1:
-        synchronize_rng_states(["generator"], generator)  # as the stock one would when its iteration begins
+        synchronize_rng_states(["generator"], generator)  # the stock loader does so when its iteration begins
     ours = AcceleratedLoader(
         accelerator, stock, model=model, optimizer=optimizer, scheduler=scheduler, epochs=epochs, **arguments
     )
@@ -84,13 +84,13 @@ def adaptive(
 
 
 class AcceleratedLoader(AdaptedLoader):
-    """An AdaptiveDataLoader that accelerate takes for one of its own; see `adaptive`.
+    """An AdaptiveDataLoader that accelerate treats as its own; see `adaptive`.
 
     Attributes:
         end_of_dataloader: True while the loop works on the last batch of an epoch. `accumulate()` steps then.
-        remainder: samples of that batch, of all processes, without those that were repeated to make it even; 0 if none
-            was, and -1 at any other batch.
-        gradient_state: accelerate's, which asks for the two.
+        remainder: at the last batch, its samples on all processes without those repeated to make it even, or 0 if none
+            was repeated. At any other batch -1.
+        gradient_state: accelerate's state, which reads these two.
     """
 
     _is_accelerate_prepared = True
@@ -109,7 +109,7 @@ class AcceleratedLoader(AdaptedLoader):
         self._accelerator = accelerator
         ranks, steps = accelerator.num_processes, None
         if isinstance(scheduler, AcceleratedScheduler):
-            # It makes as many steps for each of the optimizer as the stock loop on one process would have made.
+            # For each optimizer step it makes as many steps as a stock loop on one process.
             if scheduler.step_with_optimizer and self.gradient_state.sync_with_dataloader:
                 steps = 1 if scheduler.split_batches else ranks
             scheduler = scheduler.scheduler
@@ -123,7 +123,7 @@ class AcceleratedLoader(AdaptedLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """An epoch's batches, on the accelerator's device."""
-        # Ours is the same on all processes already.
+        # The loader's own generator is the same on all processes already.
         kinds = [kind for kind in self._accelerator.rng_types or () if getattr(kind, "value", kind) != "generator"]
         if kinds:
             synchronize_rng_states(kinds)
@@ -154,14 +154,14 @@ class AcceleratedLoader(AdaptedLoader):
         return (send_to_device(batch, there, non_blocking=non_blocking) for batch in batches)
 
     def _without_repeated(self, batch: Any) -> int:
-        """Samples of the last batch, of all processes, that were not repeated; 0 if all of them, -1 if not known."""
+        """Samples of the last batch on all processes without repeated ones; 0 if none was repeated, -1 if not known."""
         if not self.repeated_samples:
             return 0
         own = ignorant_find_batch_size(batch)
         return -1 if own is None else own * self._accelerator.num_processes - self.repeated_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins to a sampler and a dataset that ask for it, as a prepared loader does."""
+        """Pass the epoch's number on to the sampler and the dataset, if they take it, as a prepared loader does."""
         for each in (self._session.source.order, self.dataset):
             tell = getattr(each, "set_epoch", None)
             if callable(tell):
@@ -169,13 +169,13 @@ class AcceleratedLoader(AdaptedLoader):
 
     @property
     def total_batch_size(self) -> int:
-        """Samples of a batch, of all processes together."""
+        """Samples of a batch on all processes together."""
         ranks: int = self._accelerator.num_processes
         return self.batch_size * ranks
 
 
 def _check(accelerator: Accelerator, loader: Any, model: Any, optimizer: Any) -> None:
-    """Raise TypeError or ValueError for what cannot work."""
+    """Raise TypeError or ValueError if these arguments cannot be used together."""
     if not isinstance(accelerator, Accelerator):
         raise TypeError(f"accelerator={accelerator!r}: it must be an accelerate.Accelerator")
     kind = accelerator.distributed_type.value
@@ -208,13 +208,13 @@ def _check(accelerator: Accelerator, loader: Any, model: Any, optimizer: Any) ->
 def _is_prepared(accelerator: Accelerator, model: Any) -> bool:
     if getattr(model, "_is_accelerate_prepared", False):
         return True
-    # Of older versions a model that was wrapped bears no mark.
+    # Older versions do not mark a model that they have wrapped.
     inner = accelerator.unwrap_model(model)
     return inner is not model and any(inner is prepared for prepared in accelerator._models)
 
 
 def _stock(loader: Any) -> Any:
-    """The DataLoader as the user has made it, inside of one that accelerate has prepared."""
+    """The DataLoader that the user made, from which accelerate has prepared `loader`."""
     base = getattr(loader, "base_dataloader", None)
     if base is None:
         return loader

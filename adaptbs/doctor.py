@@ -20,7 +20,7 @@ FORMS = "give FILE.py:make_model, a function without arguments that returns the 
 
 
 class NoModelError(ValueError):
-    """The named model cannot be had. The message says why, and what to name instead."""
+    """The named model cannot be loaded. The message says why, and what to name instead."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> str:
         arguments: nothing, or one of `FILE.py:make_model` and the file of a fastai Learner's `export()`.
 
     Raises:
-        NoModelError: for arguments that name no model.
+        NoModelError: if the arguments name no model.
     """
     if len(arguments) > 1:
         raise NoModelError(f"doctor {' '.join(arguments)}: it takes one model at a time: {FORMS}")
@@ -46,7 +46,7 @@ def versions() -> Iterator[str]:
     yield f"adaptbs     {__version__}"  # of the code that runs, installed or not
     for name in PACKAGES:
         try:
-            # torch's own says of which build it is, such as +cu124; the package's name may not.
+            # torch's own version names its build, such as +cu124. The package's may not.
             version = torch.__version__ if name == "torch" else metadata.version(name)
         except metadata.PackageNotFoundError:
             version = "not installed"
@@ -68,10 +68,10 @@ def devices() -> Iterator[str]:
 
 
 def load(name: str) -> nn.Module:
-    """The model of a file. This runs the code in it: name no file that you do not trust.
+    """Load the model of a file. This runs the code in the file, so name only files that you trust.
 
     Raises:
-        NoModelError: where there is no such file or no such function, or it returns no model.
+        NoModelError: if there is no such file or function, or it returns no model.
     """
     if name.endswith(".pkl"):
         return _exported(Path(name))
@@ -93,12 +93,14 @@ def _exported(path: Path) -> nn.Module:
 
 def _made_by(path: Path, function: str) -> nn.Module:
     _check_exists(path)
-    spec = util.spec_from_file_location(path.stem, path)
+    # A name that shadows no other module, such as a `types.py` would.
+    spec = util.spec_from_file_location(f"adaptbs_doctor_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise NoModelError(f"{path} cannot be imported: {FORMS}")
     module = util.module_from_spec(spec)
     before = list(sys.path)
     sys.path.insert(0, str(path.resolve().parent))  # so that it finds the files beside it
+    sys.modules[spec.name] = module  # where its dataclasses look up their annotations
     try:
         spec.loader.exec_module(module)
         make = getattr(module, function, None)
@@ -107,6 +109,7 @@ def _made_by(path: Path, function: str) -> nn.Module:
         model = make if isinstance(make, nn.Module) else make()
     finally:
         sys.path[:] = before
+        sys.modules.pop(spec.name, None)
     if not isinstance(model, nn.Module):
         raise NoModelError(f"{path}:{function} gives a {type(model).__name__}: it must return a torch.nn.Module")
     return model
@@ -118,9 +121,9 @@ def _check_exists(path: Path) -> None:
 
 
 def examine(model: nn.Module, name: str) -> Iterator[str]:
-    """Each layer that trains, whether it can be measured in the step that trains, and how the model is measured then.
+    """List the layers that train and if each can be measured in the training step, and say how the model is measured.
 
-    The model is put into training mode, which is the one that counts.
+    Puts the model into training mode, in which it is measured.
     """
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]

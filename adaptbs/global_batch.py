@@ -1,4 +1,4 @@
-"""The global batch size of big training, which grows by gradient accumulation in a loop with data of its own."""
+"""The global batch size of large training runs, which grows by gradient accumulation."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 
 class GlobalBatch:
-    """Says how many micro-batches make the next optimizer step, in few large steps.
+    """Says how many micro-batches make the next optimizer step. Grows the global batch in a few large steps.
 
-    For loops that bring their own data, such as torchtitan's. They are asked for two things: to accumulate
-    `accumulation_steps` micro-batches, and to hand over the squared norms of the steps that they measure.
+    For loops that load their own data, such as torchtitan's. The loop does two things: it accumulates
+    `accumulation_steps` micro-batches, and it passes on the squared norms of the steps that it measures.
 
         batch = GlobalBatch(256, micro_batch_size=8, total=1_000_000)
         while batch.seen < batch.total:
@@ -39,10 +39,10 @@ class GlobalBatch:
     All sizes and lengths are in one unit, samples or tokens. A batch grows when the samples of the next size bring at
     least 0.8 of what they bring at the first size, by the cautious limit of the noise scale. It never shrinks.
 
-    The learning rate is left to the scheduler. `lr_factor` says what the rule of adaptbs would multiply it by, and is
-    recorded in the history.
+    The learning rate is left to the scheduler. `lr_factor` is the factor that the rule of adaptbs would give it. The
+    history records it.
 
-    On several ranks, call `step` on all of them, with norms or without; the estimate is rank 0's.
+    On several ranks, call `step` on all of them, either all with norms or all without. The estimate is rank 0's.
 
     Args:
         batch_size: the global batch size at the start, a multiple of `micro_batch_size * world_size`.
@@ -52,12 +52,12 @@ class GlobalBatch:
         max_batch_size: never exceeded. None: 8 times the start, or 32 times where the start is at most 64. Not with
             `ramp`, which ends with its last size.
         growth: factor from one size to the next, above 1. Sizes are rounded to what the ranks can share.
-        ramp: what is planned: pairs (seen, batch size), both rising. It is followed as planned while the noise scale is
-            not known well enough.
-        shift: a size that `ramp` plans at s is begun between s / shift and s * shift. 1 keeps the plan; inf sets no
+        ramp: planned sizes: pairs (seen, batch size), both rising. The plan is kept while the noise scale is not known
+            well enough.
+        shift: a size that `ramp` plans at s is begun between s / shift and s * shift. 1 keeps the plan, inf sets no
             bounds.
-        acts: False: only decide and record. `global_batch_size` then keeps to the ramp, or to the start without one,
-            and `wanted_batch_size` says what would have been.
+        acts: False only decides and records. Then `global_batch_size` follows the ramp, or stays at the start without
+            one, and `wanted_batch_size` is the size decided on.
         adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
         decide_every: share of the run between two decisions.
         confidence: confidence of the reported interval of the noise scale.
@@ -71,7 +71,7 @@ class GlobalBatch:
         history: its records. `batch_size` is the size decided on, `global_batch_size` the one in force.
 
     Raises:
-        TypeError, ValueError: for a value that cannot be.
+        TypeError, ValueError: if an argument is not valid.
     """
 
     def __init__(
@@ -226,9 +226,9 @@ class GlobalBatch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, also with other ranks, another micro-batch or another ramp.
+        """Continue from a saved state. Ranks, micro-batch and ramp may differ from those of the saved run.
 
-        The batch goes on with the largest of this run's sizes that is not above the saved one.
+        The batch continues at the largest of this run's sizes that is not above the saved one.
         """
         self.seen = state["seen"]
         self.wanted_batch_size = self._ramp.sizes[self._ramp.at(state["wanted_batch_size"])]
@@ -236,7 +236,7 @@ class GlobalBatch:
         self._measurements.load_state_dict(state["measurements"])
         self._timer.load_state_dict(state["timer"])
         self.history.load_state_dict(state["history"])
-        self._bounds = tuple(state["bounds"])  # where another ramp has other ones here, the next step decides
+        self._bounds = tuple(state["bounds"])  # if this run's ramp has others here, the next step decides
 
     def __repr__(self) -> str:
         at = f"{self.global_batch_size} at {100 * self.progress:.0f} %"
@@ -244,7 +244,7 @@ class GlobalBatch:
 
 
 def _planned(batch_size: int, ramp: Sequence[tuple[float, int]], shift: float, shared: int) -> Ramp:
-    """The ramp that the user plans, checked."""
+    """Check the user's ramp, and make a Ramp of it."""
     try:
         starts, sizes = zip(*ramp, strict=True)
     except (TypeError, ValueError):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 ENOUGH = 4  # fewest measurements that a decision is based on
 SURE = 2  # an estimate is believed up to this many times its cautious limit
-TEXT_FORMAT = re.compile(r"(.?[<>^])?\d*s?")  # a format that only pads or aligns, as of a table's cell
+TEXT_FORMAT = re.compile(r"(.?[<>^])?\d*s?")  # a format that only pads or aligns, as in a cell of a table
 TOO_MANY_SKIPPED = 0.25  # largest share of non-finite recent measurements at which the finite ones are still trusted
 COUPLED = "samples are coupled"  # caveat for a loss that is neither a mean nor a sum over samples
 
@@ -77,9 +77,9 @@ class Measurement:
         norms: the squared norms.
         source: how they were measured: "in step", "halves" or "ranks".
         why: reason for this source, for the history.
-        caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples. If
-            it takes a look at numbers on the device, a function that tells it once the norms are read too.
-        wrong: True if they are norms of something other than samples, so that the batch must not follow them.
+        caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples. It
+            may be a function that reads the device. Then it is called when the norms are read.
+        wrong: True if the norms belong to something other than samples, so that the batch must not follow them.
     """
 
     norms: SquaredNorms
@@ -135,9 +135,9 @@ class NoiseScale:
     def believed(self) -> float:
         """B_simple as decisions and learning rates take it, samples: the estimate, at most twice the cautious limit.
 
-        The estimate says the same however often was measured; a lower limit rises with the number of measurements, and
-        batches with it. The limit counts only where the estimate is so unsure that it may be far off. Where there is no
-        limit the batch is held, and the learning rate of a batch that has grown goes by the estimate.
+        The estimate does not depend on the number of measurements. A lower limit rises with it, and a batch that
+        followed the limit would too. So the limit counts only where the estimate is so unsure that it may be far off.
+        Without a limit the batch is held, and the learning rate of a batch that has grown follows the estimate.
         """
         most, simple = SURE * self.cautious, self.simple
         return most if simple is None else min(simple, most or math.inf)
@@ -181,7 +181,7 @@ class NoiseScale:
 
 
 def noise_scale_text(simple: float | None, low: float, high: float) -> str:
-    """B_simple and its limits, samples, as people read them: "241 (129 to 977)" or "at least 1,671"."""
+    """B_simple and its limits, samples, as text: "241 (129 to 977)" or "at least 1,671"."""
     if math.isinf(high):
         return f"at least {low:,.0f}" if low > 0 else "not known yet"
     limits = f"{low:,.0f} to {high:,.0f}"

@@ -19,12 +19,12 @@ from .learner import check_indices, epoch_samples, is_language_model
 
 
 class LeftOver(NamedTuple):
-    """A pass over a loader's data that an epoch has not come to the end of.
+    """A pass over a loader's data that goes on after an epoch.
 
     Attributes:
-        sampler: cuts its batches.
+        sampler: the batch sampler of the pass.
         cut: the pass.
-        dropped: indices of the pass that are not delivered.
+        dropped: indices of the pass that are not delivered, because of `drop_last`.
     """
 
     sampler: AdaptiveBatchSampler
@@ -33,21 +33,21 @@ class LeftOver(NamedTuple):
 
 
 class AdaptiveBatches(GetAttr):
-    """Stands in for a fastai DataLoader during the training part of an epoch; all but iteration is the loader's.
+    """Stands in for a fastai DataLoader during the training part of an epoch. Only the iteration is its own.
 
-    fastai reads a loader's size once an epoch, in the workers if there are any. So an inner torch DataLoader, whose
-    batch sampler can change its mind, runs the same items, collation and transforms in the same order, and draws from
-    the same random generators as the loader would.
+    fastai reads a loader's batch size once an epoch, and in the workers if there are any. So an inner torch DataLoader
+    with an adaptive batch sampler runs the same items, collation and transforms in the same order, and draws from the
+    same random generators as the loader would.
 
     Args:
         dl: the loader.
         run: the training run.
-        at_end: called when the epoch is over, or was broken off.
-        on_pass: called where another pass begins within the epoch.
-        before: those of the epoch before, which may have left the rest of a pass; None: there are none.
+        at_end: called when the epoch is over, even if it was interrupted.
+        on_pass: called when another pass begins within the epoch.
+        before: the batches of the epoch before, which may have left the rest of a pass. None: this is the first epoch.
 
     Attributes:
-        left_over: the pass that the epoch after this one goes on with; None: it begins a new one.
+        left_over: the pass that the next epoch continues; None if it begins a new one.
     """
 
     _default = "dl"
@@ -67,7 +67,7 @@ class AdaptiveBatches(GetAttr):
 
     @property
     def batches_left(self) -> int:
-        """Batches still to come in this epoch, at the size of now."""
+        """Batches still to come in this epoch, at the present size."""
         controller = self._run.controller
         samples = self._now.cut.samples_left if self._now is not None else epoch_samples(self.dl)
         return self._run.batches_left((-(-samples // controller.batch_size), samples))
@@ -95,7 +95,7 @@ class AdaptiveBatches(GetAttr):
             self._end_pass()
 
     def _begin_pass(self, after: PassCut | None = None) -> Iterator[Any]:
-        """Begin a pass, which follows another within the epoch where one is given."""
+        """Begin a pass. `after` is the pass before it within the epoch."""
         dl, controller = self.dl, self._run.controller
         dl.randomize()
         dl.before_iter()
@@ -114,7 +114,7 @@ class AdaptiveBatches(GetAttr):
         return self._fetch(self._now)
 
     def _fetch(self, now: LeftOver) -> Iterator[Any]:
-        """Begin a DataLoader's iteration over a pass, or over what is left of it."""
+        """Begin a DataLoader's iteration over a pass, or over the rest of it."""
         dl = self.dl
         loader: TorchLoader[Any] = TorchLoader(
             _Items(dl),
@@ -141,7 +141,7 @@ class AdaptiveBatches(GetAttr):
     def _end_pass(self) -> None:
         dl = self.dl
         if not dl.fake_l.num_workers and self._now is not None:
-            for index in self._now.dropped:  # what drop_last drops, fastai loads: it may draw random numbers
+            for index in self._now.dropped:  # fastai loads these items too, which may draw random numbers
                 dl.do_item(index)
         dl.after_iter()
 
@@ -157,7 +157,7 @@ class AdaptiveBatches(GetAttr):
 
 
 def _layout(dl: Any) -> tuple[int, int]:
-    """Multiples of how many rows a batch has to be, and how many of an epoch's last rows are shorter than others."""
+    """The number of rows of which a batch must be a multiple, and the number of shorter rows at an epoch's end."""
     if not is_language_model(dl):
         return 1, 0
     return dl.bs, dl.bs if dl.last_len != dl.seq_len else 0

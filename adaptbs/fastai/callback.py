@@ -18,21 +18,21 @@ from .batches import AdaptiveBatches
 from .columns import Columns, QuickCallback, begins_fit
 from .finder import bs_find
 from .hyperparameters import FastaiStepHook, is_adaptive
+from .later_changes import LaterChanges
 from .learner import (
     accumulation,
     batch_loss,
     carried,
-    check,
     check_alone,
+    check_loader,
     epoch_samples,
     hand_back_accumulation,
     is_language_model,
-    loss_apart,
     reset_states,
     splitting,
+    standalone_loss,
     validation_batch_size,
 )
-from .others import LaterChanges
 from .pictures import plot_bs_find, plot_sched_by_samples
 from .step import FastaiStep
 
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 
     from ..run import SharedArguments
 
-SLOW_VALIDATION = 4  # times larger than the validation's a training batch is, where the summary speaks of it
+SLOW_VALIDATION = 4  # training batch over validation batch from which on the summary mentions validation
 
 
 log = logging.getLogger(__name__)
 
 OTHER_LENGTH = (
-    "dls.train has been replaced in the middle of a fit by one of %d samples, where %d were planned for an epoch: from "
-    "here on an epoch is a pass over it, and the fit has the epochs that were asked for. To plan by the new length, "
-    "fit once for each loader."
+    "dls.train has been replaced in the middle of a fit by one of %d samples, where %d were planned for an epoch: "
+    "from here on an epoch is a pass over it, and the fit has the epochs that were asked for. To plan by the new "
+    "length, fit once for each loader."
 )
 
 
@@ -57,8 +57,8 @@ OTHER_LENGTH = (
 class AdaptiveBatchSize(RunReport, QuickCallback):
     """Measures the noise scale while a Learner trains and grows its training batch toward it.
 
-    A fit starts at `learn.dls.bs`. The hyperparameters follow the batch, the schedule runs in samples and ends where it
-    would have ended, and after the fit the loaders are what they were. No argument is needed.
+    A fit starts at `learn.dls.bs`. The hyperparameters follow the batch. The schedule runs in samples and ends where it
+    would have ended. After the fit the loaders are as they were before. No argument is needed.
 
     Args:
         shared arguments: documented by `Settings`.
@@ -82,7 +82,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     @property
     def learn(self) -> Any:
-        """The Learner that this is a callback of; None before and after."""
+        """The Learner that has this callback; None if there is none."""
         return self.__dict__.get("_learner")
 
     @learn.setter
@@ -116,29 +116,29 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the decisions of the latest fit depend on: numbers, strings and containers of them.
+        """State of the latest fit, for `load_state_dict`: numbers, strings and containers of them.
 
         Empty before the first fit, unless a state was loaded.
         """
         return self._training.state_dict() if self._training else self._resumed or {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next fit go on from `state_dict()`.
+        """Let the next fit continue from `state_dict()`.
 
         Raises:
-            ValueError: where the state is of another version; in the next fit, where its loader or batch size differ.
+            ValueError: if the state has another version; in the next fit, if its loader or batch size differs.
         """
         if state:
             check_version(state)
         self._resumed = state or None
 
     def before_fit(self) -> None:
-        """Begin a run, unless this is a mock fit (`lr_find`) or no fit at all: validation, too, says before_fit."""
+        """Begin a run, unless this is a mock fit (`lr_find`) or a validation, which also calls before_fit."""
         self.run = begins_fit(self.learn)
         if not self.run:
             return
         learn, dl, model = self.learn, self.dls.train, self.learn.model
-        check(dl)
+        check_loader(dl)
         check_model(model)
         check_alone(learn, AdaptiveBatchSize)
         if not any(p.requires_grad for p in model.parameters()):
@@ -146,14 +146,14 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         start, samples = accumulation(learn, dl.bs), epoch_samples(dl)
         certain, given = is_language_model(dl), self._settings.split is not None or is_language_model(dl)
         split = splitting(self._settings.split, certain=certain)
-        apart = loss_apart(learn, split, given)
+        standalone = standalone_loss(learn, split, given)
         in_pieces = start != dl.bs or is_language_model(dl)
         self._validated_by = None if in_pieces else validation_batch_size(learn)
         self._training = run = TrainingRun(
             self._settings, model, getattr(self.opt, "opt", self.opt),
             batch_size=start, epoch_samples=samples, adaptive=is_adaptive(self.opt),
             loss=BatchLoss(batch_loss=batch_loss(learn), called="learn.loss_func", split=split, split_given=given),
-            trial_loss=apart, trial_model=model,
+            trial_loss=standalone, trial_model=model,
             micro_batch_size=dl.bs if in_pieces else None,
             per_step=PER_STEP_OF_A_LEARNER,
         )  # fmt: skip
@@ -169,20 +169,20 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._epoch_steps = len(dl) if start == dl.bs else -(-samples // start)
         run.controller.end_by_progress()
         self._planned, self._batches = self.n_epoch, None
-        self._new_steps = partial(FastaiStep, learn, run, apart)
+        self._new_steps = partial(FastaiStep, learn, run, standalone)
         self._steps = self._new_steps()
         self._changes = LaterChanges(learn, run.controller.holds, self.order)
 
     def before_epoch(self) -> None:
-        """End a fit that goes on from a state in which the run is over."""
+        """End the fit if it was resumed from the state of a finished run."""
         if self._run.controller.progress_tracker.complete:
             raise CancelFitException
 
     def before_train(self) -> None:
-        """Cut this epoch's batches at the size of the moment."""
+        """Let the adaptive batches take the place of the loader for this epoch."""
         run, progress = self._run, self._run.controller.progress_tracker
         self._look_at_the_learner()
-        run.controller.skip_epochs(self.epoch)  # those before `start_epoch`
+        run.controller.skip_epochs(self.epoch)  # epochs before `start_epoch`
         progress.set_epoch(self.epoch)
         progress.begin_epoch()
         assert self._hook is not None and self._steps is not None
@@ -195,7 +195,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._steps.start()
 
     def _look_at_the_learner(self) -> None:
-        """Go on with an optimizer or a training loader that has taken the place of the first meanwhile."""
+        """Follow an optimizer or a training loader that has replaced the first one since."""
         if self.opt is not self._followed:
             self._restore()
             self._follow_the_optimizer(self._run)
@@ -203,7 +203,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         dl, start = self.dl, self._run.controller.start_batch_size
         if dl is self._dl:
             return
-        check(dl)
+        check_loader(dl)
         samples = epoch_samples(dl)
         if samples != self._epoch_samples:
             log.warning(OTHER_LENGTH, samples, self._epoch_samples)
@@ -239,7 +239,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             self._changes.check()
 
     def after_batch(self) -> None:
-        """Give the hyperparameters back, after the Recorder (50) has seen what was used, and place the schedule."""
+        """Restore the hyperparameters, after the Recorder (50) has seen those used, and place the schedule."""
         if self._hook is not None and self._hook.scaler.is_scaled:
             self._hook.scaler.restore()
         run = self._run
@@ -248,24 +248,24 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             self._place_schedule(run.tracker.schedule_span[1])
 
     def _place_schedule(self, samples: float) -> None:
-        """Put the schedule where the fixed run's stood after so many samples, of this epoch or of the whole plan."""
+        """Put the schedule where the fixed run's is after `samples` samples, of this epoch or of the whole plan."""
         run, controller = self._run, self._run.controller
         progress = controller.progress_tracker
         if run.tracker.ever_changed or progress.effective_samples != progress.samples:
-            # While nothing has changed, fastai's own running sum is left alone: the same number but for rounding.
+            # While nothing has changed, fastai's own running sum is left alone. It is the same up to rounding.
             epochs, within = divmod(samples + ROUNDING, self._epoch_samples)
             before = 0 if progress.by_shares else self.epoch
             share = min(within / (controller.start_batch_size * self._epoch_steps), 1.0)
             self.learn.pct_train = min((before + epochs + share) / self._planned, 1.0)
 
     def after_train(self) -> None:
-        """Leave the Learner where another callback ended the batch's epoch or fit before our turn."""
+        """Leave the Learner if another callback ended the epoch or the fit before our turn."""
         self._leave()
 
     after_epoch = after_train
 
     def after_fit(self) -> None:
-        """Leave the Learner, and what is left of a pass over its data."""
+        """Leave the Learner, and drop the rest of a pass over its data."""
         self._leave()
         self._batches = self._dl = self._followed = None
 
@@ -274,7 +274,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             self._hook.restore()
 
     def _leave(self) -> None:
-        """Have no part in the Learner's batches any more."""
+        """Restore the hyperparameters and give the training step back."""
         self._restore()
         if self._steps is not None and self._training is not None:
             self._steps.stop()

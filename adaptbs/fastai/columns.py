@@ -9,7 +9,7 @@ from fastai.callback.core import Callback, _inner_loop
 from fastai.torch_core import find_bs
 
 NAMES = ("bs", "noise_scale", "samples")
-OF_A_BATCH = frozenset(_inner_loop)  # the events that fastai tells in training and in validation
+OF_A_BATCH = frozenset(_inner_loop)  # events of a batch, which occur in training and in validation
 
 
 class QuickCallback(Callback):
@@ -31,7 +31,7 @@ class QuickCallback(Callback):
 
 
 class Columns(QuickCallback):
-    """Adds `bs`, `noise_scale` and `samples` between the metrics and the time, for whoever shows or logs them.
+    """Adds the columns `bs`, `noise_scale` and `samples` between the metrics and the time.
 
     Args:
         source: an object with `batch_size`, `noise_scale` and `training_run`.

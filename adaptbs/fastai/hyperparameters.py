@@ -1,4 +1,4 @@
-"""Sets a fastai optimizer's hyperparameters to the current batch, from one event of a Callback to another."""
+"""Scales a fastai optimizer's hyperparameters to the current batch, and restores them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ..hyperparameters import (
 from ..hyperparameters import traits_of as traits_of_torchs
 from ..types import Scale
 
-# fastai's optimizers are all of one class: what they do is in the names of the functions that they call. QHAdam mixes
-# gradient and corrected average, so that its bias correction cannot be set right from outside.
+# fastai's optimizers are all of one class. The names of the functions that they call show what they do. QHAdam mixes
+# the gradient with the corrected average, so its bias correction cannot be adjusted from outside.
 _TRAITS = {
     "sgd_step": LR_ONLY, "momentum_step": LR_ONLY, "larc_step": LR_ONLY, "qhadam_step": LR_ONLY,
     "adam_step": ADAM, "radam_step": RADAM, "lamb_step": LAMB, "rms_prop_step": RMSPROP,
@@ -34,7 +34,7 @@ _TRAITS = {
 
 def traits_of(opt: Any) -> OptimizerTraits:
     """The traits of one of fastai's own optimizers."""
-    names = [getattr(cb, "func", cb).__name__ for cb in opt.cbs]  # func: of a partial
+    names = [getattr(cb, "func", cb).__name__ for cb in opt.cbs]  # a partial has its function in `func`
     known = next((_TRAITS[name] for name in names if name in _TRAITS), UNKNOWN)
     # The other way to decay weights is l2_reg; sqr_mom is fastai's name for the decay of Adam's squared gradient.
     adaptive = "sqr_mom" in opt.hypers[-1] or not known.known  # sqrt(k) is the smaller step and so the safer mistake
@@ -48,14 +48,14 @@ def is_adaptive(opt: Any) -> bool:
 
 
 class FastaiStepHook:
-    """Sets a fastai optimizer's hyperparameters to the batch, and gives them back.
+    """Scales a fastai optimizer's hyperparameters to the batch, and restores them.
 
     Args:
-        opt: fastai's, or torch's in an OptimWrapper.
-        following: the hyperparameters that follow the batch, out of `transfer.HYPERPARAMETERS`.
+        opt: fastai's optimizer, or torch's in an OptimWrapper.
+        following: names of the hyperparameters that follow the batch, from `transfer.HYPERPARAMETERS`.
 
     Attributes:
-        scaler: computes them, with what a checkpoint has to hold.
+        scaler: computes the scaled hyperparameters, and holds their state for a checkpoint.
     """
 
     def __init__(self, opt: Any, following: Collection[str]) -> None:
@@ -65,9 +65,9 @@ class FastaiStepHook:
         self.scaler = HyperparameterScaler.beside(inner, traits_by_group if wrapped else traits_of)
 
     def scale(self, by: Scale) -> None:
-        """Set them for the batch that is about to be trained on; nothing happens at k = 1."""
+        """Scale the hyperparameters for the batch that is trained on next. Does nothing at k = 1."""
         k, lr_factor, longest = by
-        if self.scaler.is_scaled:  # by a batch that raised
+        if self.scaler.is_scaled:  # the last batch raised an error
             self.scaler.restore()
         if k == 1 and lr_factor == 1 and longest == math.inf and self.scaler.idle:
             return
@@ -79,5 +79,5 @@ class FastaiStepHook:
             self.scaler.see_lr(groups)
 
     def restore(self) -> None:
-        """Give back what `scale` found."""
+        """Restore the hyperparameters that `scale` found."""
         self.scaler.restore()

@@ -1,4 +1,4 @@
-"""Reads from a Learner whether its batch can grow, how many samples a step has, and how its loss is computed."""
+"""Reads from a Learner if its batch can grow, the samples of a step and of an epoch, and how to compute its loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ACCUMULATION = "GradientAccumulation"
 RNN = "RNNCallback"
 RESETTER = "ModelResetter"
 
-# Methods of a loader that make its batches, which AdaptiveBatches does itself, and what to override in their place.
+# Methods of a loader that make its batches. AdaptiveBatches replaces them, so they must not be overridden. With what to
+# override instead.
 PASSED_OVER = {
     "__iter__": "Change an item in after_item, a batch in after_batch",
     "create_batches": "Let do_item return the index and create_batch make a batch of indices, as TabDataLoader does",
@@ -27,12 +28,12 @@ PASSED_OVER = {
 }
 
 
-def check(dl: Any) -> None:
+def check_loader(dl: Any) -> None:
     """Raise TypeError if the batch size of this loader cannot be changed."""
     advice = "Train without AdaptiveBatchSize, or give a fastai DataLoader over an indexed dataset."
     if not isinstance(dl, FastaiLoader):
         raise TypeError(f"dls.train is a {type(dl).__name__}, not a fastai DataLoader: its batch cannot grow. {advice}")
-    if _is(dl, "DistributedDL"):
+    if _has_class_named(dl, "DistributedDL"):
         raise TypeError(
             "dls.train is split among processes (distrib_ctx), which would not agree on a batch size. Train without "
             "AdaptiveBatchSize, or use AdaptiveDataLoader in a plain loop under torchrun, where the processes agree."
@@ -51,14 +52,14 @@ def check(dl: Any) -> None:
 
 
 def validation_batch_size(learn: Any) -> int | None:
-    """Samples of a batch of the validation that follows each epoch; None without one, or where one batch is all."""
+    """Samples of a validation batch; None if there is no validation, or if one batch holds all of its samples."""
     dl = learn.dls.loaders[1] if len(learn.dls.loaders) > 1 else None
     size, samples = getattr(dl, "bs", None), getattr(dl, "n", None)
     return size if size and samples and samples > size else None
 
 
 def check_indices(dl: Any, found: int) -> None:
-    """Raise TypeError if a `get_idxs` from outside of fastai gives another number of indices than the loader's `n`."""
+    """Raise TypeError if a `get_idxs` that is not fastai's gives another number of indices than the loader's `n`."""
     foreign = "get_idxs" in vars(dl) or not _owner(dl, "get_idxs").__module__.startswith("fastai.")
     if foreign and found != epoch_indices(dl):
         raise TypeError(
@@ -84,10 +85,10 @@ def check_alone(learn: Any, kind: type) -> None:
 
 def is_language_model(dl: Any) -> bool:
     """True if row i of a batch continues in row i of the next, in a layout made for `dl.bs` rows."""
-    return _is(dl, "LMDataLoader")
+    return _has_class_named(dl, "LMDataLoader")
 
 
-def _is(dl: Any, name: str) -> bool:
+def _has_class_named(dl: Any, name: str) -> bool:
     # Classes are compared by name, because their modules are slow to import or not installed.
     return any(cls.__name__ == name for cls in type(dl).__mro__)
 
@@ -99,12 +100,12 @@ def epoch_samples(dl: Any) -> int:
 
 
 def epoch_indices(dl: Any) -> int:
-    """Number of indices that an epoch of this loader draws, also of those that `drop_last` drops."""
+    """Number of indices that an epoch of this loader draws, with those that `drop_last` drops."""
     return int(getattr(dl, "partial_n", None) or dl.n)  # a PartialDL's epoch is shorter
 
 
 def accumulation(learn: Any, bs: int) -> int:
-    """The size of the logical batch, samples, and take over from GradientAccumulation for this fit.
+    """Take over from GradientAccumulation for this fit. Return the size of the logical batch, samples.
 
     GradientAccumulation is switched off, because its count to `n_acc` would be wrong once the batch has grown.
 
@@ -127,7 +128,7 @@ def hand_back_accumulation(learn: Any) -> None:
 
 
 def reset_states(learn: Any) -> None:
-    """Reset a recurrent model as at the beginning of an epoch: a new pass begins with other texts."""
+    """Reset a recurrent model as fastai does at the beginning of an epoch, since a new pass begins with other texts."""
     for cb in learn.cbs:
         if type(cb).__name__ == RESETTER:
             learn.model.reset()
@@ -194,8 +195,8 @@ def splitting(given: Split | None, *, certain: bool) -> Split:
     """A function that cuts a batch of (inputs, targets, result of `carried`).
 
     Args:
-        given: the user's, of batches `(*inputs, *targets)`; None: only what is certain is cut.
-        certain: True if the layout is known, as that of a language model.
+        given: the user's `split=` for batches `(*inputs, *targets)`. None: cut only if the layout leaves no doubt.
+        certain: True if the layout is known, as for a language model.
     """
 
     def split(batch: Any, start: int, stop: int) -> Any:
@@ -207,14 +208,14 @@ def splitting(given: Split | None, *, certain: bool) -> Split:
             cut = (parts[: len(xb)], parts[len(xb) :])
         else:
             cut = slice_batch((xb, yb), start, stop) if certain else certain_split((xb, yb), start, stop)
-        # Targets and shares that a callback keeps are as long as the batch, or are for all of it.
+        # Targets and shares that a callback keeps have one entry a sample, or one for the whole batch.
         return (*cut, *slice_batch((xb, beside), start, stop)[1]) if beside and any(beside) else (*cut, *beside)
 
     return split
 
 
-def loss_apart(learn: Any, split: Split, split_given: bool) -> BatchLoss:
-    """A Learner's loss between two batches, where no callback has entered the context of mixed precision."""
+def standalone_loss(learn: Any, split: Split, split_given: bool) -> BatchLoss:
+    """A Learner's loss that enters mixed precision itself, to be called between two batches, outside of events."""
 
     def autocast() -> AbstractContextManager[Any]:
         mixed = getattr(learn, "mixed_precision", None)

@@ -1,4 +1,4 @@
-"""Pictures in addition to those of fastai's Recorder: of the finder, of the schedule by samples, and a live one."""
+"""More plots for fastai: the finder's, the schedule against samples, and one that is redrawn while training."""
 
 from __future__ import annotations
 

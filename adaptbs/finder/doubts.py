@@ -1,4 +1,4 @@
-"""Reasons why a noise scale that `bs_find` measures is not that of samples."""
+"""Reasons to doubt the noise scale that `bs_find` measures."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..types import COUPLED
 
 
 class FinderDoubts:
-    """Looks at batches, as a training run does, for a loss that couples samples and for rows that are not samples.
+    """Examines batches for a loss that couples samples, and for rows that are not samples, as a training run does.
 
     Args:
         model: the model.
         loss: the loss of a batch.
-        samples: samples of a batch of the loader; None: not known.
+        samples: samples of a batch of the loader. None: not known.
     """
 
     def __init__(self, model: nn.Module, loss: BatchLoss, samples: int | None) -> None:
         self._coupling, self._samples = Coupling(model, loss), samples
-        self._rows: int | None = None  # of the first batch, which is no epoch's last
+        self._rows: int | None = None  # rows of the first batch, which is not an epoch's last
 
     def look(self, batch: Any) -> None:
-        """Look at a batch; it costs two passes for the first few."""
+        """Examine a batch. The first few cost two passes each."""
         self._rows = batch_length(batch) if self._rows is None else self._rows
         self._coupling.look(batch)
 
     @property
     def reason(self) -> str | None:
-        """The reason; None if there is none."""
+        """The reason to doubt the noise scale; None if there is none."""
         if self._coupling.found:
             return COUPLED
         if self._samples is not None and self._rows is not None and is_far(self._rows, self._samples):
@@ -40,11 +40,11 @@ class FinderDoubts:
 
 
 def samples_of(loader: Any, name: str = "batch_size") -> int | None:
-    """Samples of a loader's batches but for its last; None where that is not known.
+    """Samples of a loader's batches except the last; None if not known.
 
     Args:
         loader: any iterable of batches.
-        name: of the attribute that says it.
+        name: name of the loader's attribute that holds the batch size.
     """
     size = getattr(loader, name, None)
     try:

@@ -35,7 +35,7 @@ from ..decision import (
 from ..gradients import GradientPool, MeanGradient, squared_norm
 from ..hyperparameters import traits_of
 from ..memory import memory_of, probe_batches
-from ..model import BatchLoss, batch_length, preserved_loader, preserved_weights
+from ..model import BatchLoss, batch_length, preserved_grads, preserved_loader, preserved_weights
 from ..noise_scale import estimate, to_floats
 from ..types import NoiseScale, SquaredNorms
 from .doubts import FinderDoubts, samples_of
@@ -137,7 +137,7 @@ def find_batch_size(
         fetched: the batches.
         make_optimizer: called as `make_optimizer(lr)`. Returns any object with `step` and `zero_grad`.
         adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
-        samples_of_batch: samples of a batch; None: not known.
+        samples_of_batch: samples of a batch. None: not known.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
@@ -153,7 +153,8 @@ def find_batch_size(
     curve: list[NoiseScale] = []
     samples: list[int] = []
     seen, fullest, doubts = 0, list[Any](), FinderDoubts(model, loss, samples_of_batch)
-    with preserved_weights(model):
+    # The user's gradient hooks may step an optimizer. They must not see the gradients of these steps.
+    with preserved_weights(model), preserved_grads(model.parameters()):
         model.train()
         gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         for block in _blocks(islice(fetched, num_it), n_batch):
@@ -210,7 +211,7 @@ def suggest(
     step_time: Time | None = None,
     fits: int | None = None,
 ) -> BatchSizeSuggestion:
-    """The last estimate, and the batch size that the controller would aim at with it.
+    """The suggestion from the last estimate: the batch size that a run would aim at with it.
 
     The size is at most an eighth of the samples seen. It does not depend on the step time, so it holds for any device
     with enough memory.
@@ -247,7 +248,7 @@ def _largest(samples: list[int], batch_size: int) -> int:
 def _fits(
     model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any], most: int, useful: int | None
 ) -> int | None:
-    """The largest batch up to `most` that fits in this device's memory, samples. None if it cannot be determined."""
+    """The largest batch up to `most` that fits in this device's memory, samples. None if it cannot be found."""
     memory = memory_of({p.device for p in model.parameters()})
     if memory is None:
         return None
@@ -256,19 +257,19 @@ def _fits(
     start = batch_length(block[0])
     try:
         return probe_batches(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
-    except Exception as error:  # the noise scale took long to measure and must not be lost by this
+    except Exception as error:  # the noise scale took long to measure, so it must not be lost now
         log.info("the largest batch that fits in memory is not known: %s: %s", type(error).__name__, str(error))
         return None
 
 
-SETTINGS = (bool, int, float, str, FunctionType, type(None))
+SETTINGS = (bool, int, float, str, FunctionType, type(None))  # types of attributes that `copy_of` copies
 
 
 def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
     """Copy an optimizer with its parameters, state and options, but at `lr` and without hooks and schedulers."""
     twin = copy.copy(optimizer)
-    # torch copies an optimizer's state and groups alone, but a class may have settings beside them that its steps need.
-    # Anything larger is left out, as it could be shared: an optimizer inside, a list, what a scheduler put there.
+    # torch copies only an optimizer's state and groups, but the steps of some classes need further settings. Larger
+    # attributes are left out, because the two would share them: an inner optimizer, a list, a scheduler's entries.
     for name, value in vars(optimizer).items():
         if isinstance(value, SETTINGS) and name != "step":
             vars(twin).setdefault(name, value)
@@ -278,9 +279,9 @@ def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
 
 
 def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
-    # The iteration must start with the first batch and not before. A DataLoader draws a seed at its start, and by the
-    # first batch the random states are protected. An adaptive loader's own iteration would measure and decide, so its
-    # plain batches are used.
+    # A generator, so that the iteration starts with the first batch: a DataLoader draws a seed at its start, and only
+    # by then are the random states saved. An adaptive loader's own iteration would measure and decide, so its plain
+    # batches are used.
     plain_batches: Callable[[], Iterator[Any]] = getattr(loader, "plain_batches", lambda: iter(loader))
     yield from plain_batches()
 

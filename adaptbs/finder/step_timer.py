@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from ..model import BatchLoss, batch_length, check_certain, concat_batches, preserved_grads
+from ..model import BatchLoss, batch_length, check_certain, concat_batches
 from ..timing import ENOUGH, KEEP, WARM_UP, StepTimes, Stopwatch
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def measure_step_time(
 
     Fetching data is not included. t(B) is measured at half, once, twice and four times the batch, if the block has so
     many samples and they fit in memory. The sizes take turns, so that a change of the machine's load affects all of
-    them. The steps change the model, so call this inside `preserved_weights`.
+    them. The steps change the model, so call this inside `preserved_weights` and `preserved_grads`.
 
     Args:
         model: the model, in training mode.
@@ -45,9 +45,7 @@ def measure_step_time(
     Returns:
         t(B), or None if steps of two sizes cannot be made, for whatever reason.
     """
-    # The user's gradient hooks may step an optimizer. They must not see the gradients of these steps.
-    with preserved_grads(model.parameters()):
-        return _attempt(lambda: _measure(model, loss, make_optimizer(), block))
+    return _attempt(lambda: _measure(model, loss, make_optimizer(), block))
 
 
 def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) -> None:

@@ -1,19 +1,19 @@
-"""Measure squared gradient norms through autograd, one file for each source."""
+"""Measure squared gradient norms through autograd: in the training step, by halves, or from ranks."""
 
 from .accumulated import AccumulatedGradients
-from .coupling import FEWEST, Coupling
+from .coupling import FEWEST_EXAMINED, Coupling
 from .fsdp import ShardedGradients, is_sharded, why_shards_are_unseen
 from .halves import GradientPool
 from .layers import owned, why_no_terms
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
-from .meter import FEW, HALVES, IN_STEP, NoiseMeter, is_far, why_loss_is_needed
+from .meter import FEW_FOR_BATCH_NORM, HALVES, IN_STEP, NoiseMeter, is_far, why_loss_is_needed
 from .ranks import RankGradients, waits_for_nobody
 from .terms import Unsupported
 from .views import views_of
 
 __all__ = [
-    "FEW",
-    "FEWEST",
+    "FEWEST_EXAMINED",
+    "FEW_FOR_BATCH_NORM",
     "HALVES",
     "IN_STEP",
     "AccumulatedGradients",

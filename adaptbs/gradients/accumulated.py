@@ -1,4 +1,4 @@
-"""Squared norms from the backward passes that a training loop accumulates anyway, so at hardly any cost."""
+"""Squared norms from the micro-batches that a training loop accumulates anyway, at hardly any cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of a layer's call, and how long they are kept."""
+"""The arguments of a layer's call, kept until the gradient of its output arrives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .terms import Unsupported
 
 
 def detached(inputs: Sequence[Any]) -> list[Any]:
-    """The inputs without their graph."""
+    """The inputs, detached from their graph."""
     return [x.detach() if isinstance(x, Tensor) else x for x in inputs]
 
 
@@ -27,13 +27,14 @@ def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 class Inputs:
-    """The inputs of a layer's call, until the gradient of its output arrives.
+    """Keeps the inputs of a layer's call until the gradient of its output arrives.
 
-    They lie with the hook that waits for it. So they go with the graph, also where a pass is broken off.
+    Only the hook that waits for the gradient holds them. So they are freed with the graph, even if there is no backward
+    pass.
 
     Args:
-        values: the inputs, without their graph.
-        use: called with them and the gradient.
+        values: the inputs, detached.
+        use: called with the inputs and the gradient.
     """
 
     def __init__(self, values: list[Any], use: Callable[[list[Any], Tensor], None]) -> None:
@@ -41,7 +42,7 @@ class Inputs:
         self._use = use
 
     def arrives(self, g: Tensor) -> None:
-        """Take the gradient, and let go of the inputs if autograd does."""
+        """Take the gradient. Release the inputs, unless autograd keeps the graph for another pass."""
         values = self._values
         if values is None:
             raise Unsupported("a layer gets several gradients from one call")
@@ -50,5 +51,5 @@ class Inputs:
         self._use(values, g)
 
     def drop(self) -> None:
-        """Let go of the inputs."""
+        """Release the inputs."""
         self._values = None

@@ -1,4 +1,4 @@
-"""The terms of nn.MultiheadAttention, whose projections are no modules that are called: found in its autograd graph."""
+"""The terms of nn.MultiheadAttention. It does not call its projections as layers, so the autograd graph is searched."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from .checkpoints import packs
-from .plainly import plainly
-from .terms import OuterProducts, Stored, Term, Unsupported
+from .terms import OuterProducts, RowRange, Stored, Term, Unsupported
+from .without_autocast import without_autocast
 
 #: Where torch's nodes of a matrix product keep its first factor.
 FACTOR = {"AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
@@ -38,9 +38,9 @@ def watch_projections(
         layer: the layer.
         inputs: query, key and value of the call.
         output: the attention's output.
-        announce: called once for each of those calls to come.
-        arrived: takes the terms of some parameters.
-        guarded: makes a function safe to be called within the user's backward pass.
+        announce: called with each parameter whose terms will come.
+        arrived: called with the terms of some parameters.
+        guarded: makes a function that is safe to call within the user's backward pass.
     """
     query = inputs[0]
     if query.dim() != 3 or query.is_nested:
@@ -60,12 +60,12 @@ def watch_projections(
         def arrives(g: tuple[Tensor | None, ...], weight: Any = weight, bias: Any = bias, rows: Any = rows) -> None:
             if g[0] is None:
                 return
-            # A hook that held its own node would be a circle, which keeps what the node has saved of a broken pass.
+            # The hook must not hold its own node. That cycle would keep the tensors of a pass that never ended.
             node: Any = torch._C._current_autograd_node()
             x = getattr(node, FACTOR[node.name()])
             # Attention works on positions x examples, flattened.
             x, out = (t.reshape(-1, examples, t.shape[-1]).transpose(0, 1) for t in (x, g[0]))
-            with plainly(out.device.type):
+            with without_autocast(out.device.type):
                 if weight.requires_grad:
                     arrived({weight: OuterProducts(x, out, rows)})
                 if bias is not None and bias.requires_grad:
@@ -77,20 +77,20 @@ def watch_projections(
         node.register_prehook(guarded(arrives))
 
 
-def _in_rows(values: Tensor, rows: tuple[int, int, int] | None) -> Stored:
+def _in_rows(values: Tensor, rows: RowRange | None) -> Stored:
+    """The terms of a bias from those of some of its entries."""
     if rows is None:
         return Stored(values)
-    first, last, all_rows = rows
-    return Stored(torch.nn.functional.pad(values, (first, all_rows - last)))
+    return Stored(torch.nn.functional.pad(values, (rows.first, rows.total - rows.stop)))
 
 
 def products(
     output: Tensor, inputs: Iterable[Any], weights: set[Tensor]
-) -> Iterator[tuple[Node, Tensor, tuple[int, int, int] | None]]:
+) -> Iterator[tuple[Node, Tensor, RowRange | None]]:
     """The nodes between inputs and output that multiply by one of the weights, or by some of its rows.
 
     Yields:
-        The node, the weight, and its rows: first, last + 1 and all; None for the whole weight.
+        The node, the weight, and the rows that it multiplies by, None for all of them.
     """
     seen = {x.grad_fn for x in inputs if isinstance(x, Tensor)}
     todo = [output.grad_fn]
@@ -106,20 +106,22 @@ def products(
             todo.append(following)
 
 
-def _weight_behind(node: Any, index: int) -> tuple[Tensor, tuple[int, int, int] | None] | None:
-    """The parameter whose transpose, copy or rows a node hands on, and which rows."""
-    rows: tuple[int, int, int] | None = None
+def _weight_behind(node: Any, index: int) -> tuple[Tensor, RowRange | None] | None:
+    """The parameter that a node passes on, transposed or copied, and the rows that are left of it, None for all."""
+    rows: RowRange | None = None
+    third: int | None = None
     while node is not None:
         name = node.name()
         if name.endswith("AccumulateGrad"):
-            if rows is not None and rows[1] < 0:  # equal chunks, as many rows each as the weight has columns
-                rows = rows[0] * len(node.variable) // 3, (rows[0] + 1) * len(node.variable) // 3, len(node.variable)
+            total = len(node.variable)
+            if third is not None:
+                rows = RowRange(third * total // 3, (third + 1) * total // 3, total)
             return node.variable, rows
         if name == "SplitBackward0":  # query, key and value, each a third
-            rows = index, -1, -1
+            third = index
         elif name == "SplitWithSizesBackward0":  # query; key and value together
             sizes = node._saved_split_sizes
-            rows = sum(sizes[:index]), sum(sizes[: index + 1]), sum(sizes)
+            rows = RowRange(sum(sizes[:index]), sum(sizes[: index + 1]), sum(sizes))
         elif name not in ("TBackward0", "ToCopyBackward0"):
             return None
         node, index = node.next_functions[0]

@@ -1,4 +1,4 @@
-"""Layers inside activation checkpoints, whose inputs are computed anew in the backward pass."""
+"""Layers inside activation checkpoints, whose inputs are computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Use = Callable[[Sequence[Any], Tensor], None]
 
 
 def packs() -> Any:
-    """The function that packs the tensors that autograd saves, as inside a checkpoint; None outside."""
+    """The innermost hook that packs the tensors that autograd saves. A checkpoint sets one. None if there is none."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     hooks = top(True) if top is not None else None
     return hooks[0] if hooks is not None else None
@@ -25,13 +25,13 @@ def in_checkpoint() -> bool:
 
 
 class Call:
-    """A call of a layer inside a checkpoint. Its gradient may arrive before its inputs are there again.
+    """A call of a layer inside a checkpoint. Its gradient may arrive before its inputs are computed again.
 
-    To keep the inputs from the forward pass on would hold what the checkpoint is there to let go of.
+    Keeping the inputs from the forward pass would hold the memory that the checkpoint is there to save.
 
     Args:
         use: called with the inputs and the gradient, once both are there.
-        begins: called when the gradient arrives. Memory may run out before the inputs are there again.
+        begins: called when the gradient arrives, which is earlier: memory may run out before the inputs are there.
     """
 
     def __init__(self, use: Use, begins: Callable[[], object]) -> None:
@@ -42,7 +42,7 @@ class Call:
 
     @property
     def waits(self) -> bool:
-        """True while its gradient waits for its inputs."""
+        """True while the gradient waits for the inputs."""
         return self._g is not None
 
     def arrives(self, g: Tensor) -> None:
@@ -57,7 +57,7 @@ class Call:
         self._meet()
 
     def drop(self) -> None:
-        """Let go of what it holds. Whoever keeps a loss keeps its graph, and with it this call."""
+        """Release inputs and gradient. Whoever keeps a loss keeps its graph, and with it this call."""
         self._g = self._inputs = None
 
     def _meet(self) -> None:
@@ -68,10 +68,10 @@ class Call:
 
 
 class Calls:
-    """The calls inside checkpoints.
+    """The calls of layers inside checkpoints.
 
-    A checkpoint is run again when the backward pass comes to it, most often the latest first, and makes the calls of a
-    layer in the order of the forward pass.
+    The backward pass runs a checkpoint again when it reaches it, as a rule the latest first. Within a checkpoint the
+    calls of a layer come in the order of the forward pass.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Calls:
         return any(layer in calls for _, calls in self._checkpoints)
 
     def add(self, layer: nn.Module, use: Use, begins: Callable[[], object]) -> Call:
-        """Take note of a call in the forward pass; for the arguments see `Call`."""
+        """Record a call of the forward pass. The arguments are those of `Call`."""
         call, checkpoint = Call(use, begins), packs()
         calls = next((calls for known, calls in reversed(self._checkpoints) if known is checkpoint), None)
         if calls is None:
@@ -92,7 +92,7 @@ class Calls:
         return call
 
     def run_again(self, layer: nn.Module, inputs: Sequence[Any]) -> None:
-        """Take the inputs of a call that is made again."""
+        """Match a call of the backward pass with its call of the forward pass, and give that one its inputs."""
         found: Call | None = None
         for _, calls in reversed(self._checkpoints):
             call = next((call for call in calls.get(layer, ()) if not call.is_run_again), None)
@@ -109,7 +109,7 @@ class Calls:
         return any(call.waits for _, calls in self._checkpoints for each in calls.values() for call in each)
 
     def forget(self) -> None:
-        """Forget the calls of a pass that was broken off. Their layers stay known, as they have their hooks."""
+        """Forget the calls of a pass that never ended. Their layers stay known, since their hooks stay."""
         for _, calls in self._checkpoints:
             for each in calls.values():
                 for call in each:
@@ -117,6 +117,6 @@ class Calls:
                 each.clear()
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Forget all calls and layers."""
         self.forget()
         self._checkpoints = []

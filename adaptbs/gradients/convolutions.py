@@ -27,7 +27,7 @@ class Convolved:
 
     Args:
         layer: the convolution.
-        uses: (x, g) of each time that the examples use it.
+        uses: pairs (x, g), one for each time that the examples use the layer.
     """
 
     def __init__(self, layer: Any, uses: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -58,14 +58,14 @@ class Convolved:
         return Convolved(self._layer, [*self._uses, *also._uses])
 
     def _by_patches(self, *tensors: Tensor) -> Tensor:
-        """`squared_outer` of the patches, of x and g or the other way round, in turn."""
+        """`squared_outer` of the patches of x and g, or of g and x if the convolution is transposed."""
         layer, pairs = self._layer, list(zip(tensors[::2], tensors[1::2], strict=True))
         cut = [self._patches(x, y.shape[2:]) for x, y in pairs]
         outs = [y.reshape(len(y) * layer.groups, -1, prod(y.shape[2:])).mT for _, y in pairs]
         return squared_outer(_beside(cut), _beside(outs))
 
     def _patches(self, x: Tensor, positions: Sequence[int]) -> Tensor:
-        """The patch at each position, shape (n groups, positions, in / groups * kernel); its entries in any order."""
+        """The patch at each position, shape (n groups, positions, in / groups * kernel). Entries in any order."""
         layer = self._layer
         x, padding = self._padded(x)
         n, channels, *size = x.shape
@@ -88,7 +88,7 @@ class Convolved:
         return x.as_strided(order, strides).reshape(n * layer.groups, -1, prod(positions)).mT
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """The input, padded already if not by a number of zeros, and the padding that is left to do."""
+        """The input, padded if the padding is not a number of zeros, and the zeros that are left to add."""
         layer = self._layer
         if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             return x, layer.padding
@@ -114,5 +114,5 @@ def _times(strides: Sequence[int], steps: Sequence[int]) -> list[int]:
 
 
 def _beside(uses: Sequence[Tensor]) -> Tensor:
-    """The positions of all uses; a copy only if there are several."""
+    """The uses, joined along the positions. Copies only if there are several."""
     return torch.cat(list(uses), 1) if len(uses) > 1 else uses[0]

@@ -15,12 +15,12 @@ from ..types import ENOUGH
 
 log = logging.getLogger(__name__)
 
-LOOKS = ENOUGH  # number of batches examined: all of them before the first decision
-FEWEST = 16  # samples; in smaller batches the weights of samples (class weights, ignored targets) could look the same
-# Share of the loss. Samples' weights rarely change a mean loss by as much in every batch. A contrastive loss changes by
-# log 2 / log n.
+LOOKS = ENOUGH  # number of batches examined, so that the first decision knows the answer
+FEWEST_EXAMINED = 16  # samples; in smaller batches class weights and ignored targets could look like coupling
+# Share of the loss. Weights of samples rarely change a mean loss by this much in every batch. A contrastive loss
+# changes by log 2 / log n.
 OFF = 0.05
-EXACT = 1e-3  # relative; a sum over samples adds up to this, whatever their weights
+EXACT = 1e-3  # relative; the halves of a sum add up this closely, whatever the weights of the samples
 
 
 class Coupling:
@@ -39,7 +39,7 @@ class Coupling:
         self._model, self._batch_loss = model, batch_loss
         self._ratios: list[Tensor | float] = []  # losses of two halves over that of the whole batch
         self._looks = LOOKS
-        self._called = False  # True once the loss was called on a batch, of whatever length
+        self._called = False  # True once the loss was called on a batch of any length
 
     @property
     def is_done(self) -> bool:
@@ -78,11 +78,11 @@ class Coupling:
         """Examine a batch. Does nothing once `LOOKS` batches have been examined.
 
         Args:
-            batch: the batch, skipped if it has fewer than `FEWEST` samples.
+            batch: the batch, skipped if it has fewer than `FEWEST_EXAMINED` samples.
             agreed: function from this rank's ratio of losses to the one all ranks agree on, where nan means that a rank
                 could not compute it. With it the caller must check the number of samples, so that either all ranks call
                 this or none.
-            samples: samples of the batch; None: as its layout tells.
+            samples: samples of the batch. None: read from its layout.
 
         Raises:
             LossNotScalarError: if the loss is not one number, which the first batch shows.
@@ -110,7 +110,7 @@ class Coupling:
         self._ratios.append(ratio if agreed is None else agreed(float(ratio)))
 
     def _read(self) -> list[float]:
-        """The ratios, those that are no numbers left out."""
+        """Read the ratios. Drops those that are not finite."""
         read = [float(ratio) for ratio in self._ratios]
         finite = [ratio for ratio in read if math.isfinite(ratio)]
         self._ratios = list(finite)
@@ -137,6 +137,6 @@ class Coupling:
 
 def _long_enough(batch: Any, samples: int | None) -> bool:
     try:
-        return (batch_length(batch) if samples is None else samples) >= FEWEST
+        return (batch_length(batch) if samples is None else samples) >= FEWEST_EXAMINED
     except TypeError:  # a batch without tensors, as a loop may get and skip
         return False

@@ -1,4 +1,4 @@
-"""Per-example terms of a layer's parameters, from what went into the layer and the gradient of what came out."""
+"""Per-example terms of a layer's parameters, from its inputs and the gradient of its output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Formula: TypeAlias = Callable[[Any, Sequence[Any], Tensor], Mapping[Tensor, Term
 
 
 def formula_of(layer: nn.Module) -> Formula | None:
-    """The formula for a layer, None if there is none.
+    """The formula of a layer; None if there is none.
 
     A subclass with the same forward, such as fastai's Embedding, has its parent's formula.
     """
@@ -87,11 +87,9 @@ def _embedding_bag(layer: nn.EmbeddingBag, inputs: Sequence[Any], g: Tensor) -> 
 
 
 class Bags:
-    """Rows of a table, looked up by tokens (n, T) and summed with weights (n, T), with the sum's gradient g.
+    """Rows of a table, looked up by tokens (n, T) and summed with weights (n, T); g (n, features) is their gradient.
 
-    g has the shape (n, features).
-
-    All rows of an example have the same gradient but for their weight, so one number for each row is enough.
+    The gradient of each row is its weight times g, so one number for each row is enough.
     """
 
     def __init__(self, tokens: Tensor, weights: Tensor, g: Tensor, entries: int) -> None:
@@ -127,7 +125,7 @@ def _rms_norm(layer: nn.RMSNorm, inputs: Sequence[Any], g: Tensor) -> Mapping[Te
 
 
 def _scale_and_shift(layer: Any, normalized: Tensor, g: Tensor) -> Mapping[Tensor, Term]:
-    """Terms of a weight and a bias of the shape of an example's last dimensions."""
+    """Terms of a weight and a bias that have the shape of an example's last dimensions."""
     shape, g = layer.weight.shape, dense(g)
     terms: dict[Tensor, Term] = {}
     for parameter, each in ((layer.weight, g * normalized), (getattr(layer, "bias", None), g)):

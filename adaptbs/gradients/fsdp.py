@@ -1,4 +1,4 @@
-"""Squared norms of models that `fully_shard` (FSDP2) splits over ranks, from inside of its reduce-scatter."""
+"""Squared norms of models that `fully_shard` (FSDP2) splits over ranks, by watching its reduce-scatter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .mean_gradient import square, together
 
 log = logging.getLogger(__name__)
 
-GROUPS = "_fsdp_param_groups"  # earlier versions of torch have but one, under another name
+GROUPS = "_fsdp_param_groups"  # earlier versions of torch have a single group, under another name
 ALTERNATIVE = "or wrap the model in torch.nn.parallel.DistributedDataParallel, or train with torch's own DataLoader"
 
 
@@ -33,7 +33,7 @@ class ShardedGradients:
     again, clipping comes later, and the ranks exchange two numbers. A factor on the loss leaves B_simple as it is. So
     does the one that FSDP divides a float16 gradient by before it is reduced.
 
-    Accumulation is told by the number of reduce-scatters of each group of parameters between `arm` and `norms`:
+    The number of reduce-scatters of each group of parameters between `arm` and `norms` shows how the loop accumulates:
 
     - One, in the pass that the optimizer's step follows, as under `set_requires_gradient_sync(False)` for the others:
       it is given the sum of all passes.
@@ -42,10 +42,9 @@ class ShardedGradients:
 
     With a mesh of two dimensions (HSDP), the mean is the one within a group that shards, averaged over groups.
 
-    The reduce-scatter is replaced by `FSDPModule.set_custom_reduce_scatter` while a step is watched. What was there
-    before, and by how much a gradient is divided, is read from private attributes: `_get_fsdp_state()`,
-    `_fsdp_param_groups`, `_reduce_scatter_comm`, `gradient_divide_factor`, `fsdp_params`, `_module_info`, `mesh_info`
-    (torch 2.13).
+    `FSDPModule.set_custom_reduce_scatter` replaces the reduce-scatter while a step is watched. The replaced one
+    and the divisor of gradients, are read from private attributes: `_get_fsdp_state()`, `_fsdp_param_groups`,
+    `_reduce_scatter_comm`, `gradient_divide_factor`, `fsdp_params`, `_module_info` and `mesh_info` (torch 2.13).
 
     Args:
         model: a model for which `why_shards_are_unseen` is None.
@@ -99,7 +98,7 @@ class ShardedGradients:
     bytes_beside_step = 0
 
     def watching(self, size: int) -> AbstractContextManager[None]:
-        """A context for a trial of so many samples. It watches nothing, because the other ranks would wait."""
+        """A context for a trial of `size` samples. It watches nothing, because the other ranks would wait."""
         return nullcontext()
 
     def disarm(self) -> None:
@@ -124,7 +123,7 @@ class ShardedGradients:
             self._last.add(id(group))
 
     def _is_clear(self, reductions: int, passes: int) -> bool:
-        """True if it is known which passes each of the gradients is of."""
+        """True if it is known to which passes each of the gradients belongs."""
         if not reductions:
             return False
         each = set(self._counts.values()) == {reductions} and self._last == set(self._counts)
@@ -141,14 +140,14 @@ class ShardedGradients:
 
 
 class _Watched:
-    """A reduce-scatter of one group of parameters that also takes the norms of what goes in and what comes out.
+    """A reduce-scatter of one group of parameters that also takes the norms of its input and its output.
 
     Args:
-        group: of FSDP, as private as its attributes.
+        group: FSDP's group of parameters. It is private, like its attributes.
         saw: called with the group and the two squared norms.
 
     Attributes:
-        inner: the reduce-scatter that it stands for.
+        inner: the reduce-scatter that it replaces and calls.
     """
 
     def __init__(self, group: Any, saw: Callable[[Any, Tensor, Tensor], None]) -> None:
@@ -157,18 +156,18 @@ class _Watched:
 
     @property
     def is_in_place(self) -> bool:
-        """True while the group reduces by this."""
+        """True while the group uses this reduce-scatter."""
         return self._group._reduce_scatter_comm is self
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory for a gradient."""
+        """Allocate memory for a gradient."""
         allocated: Tensor = self.inner.allocate(size, dtype=dtype, device=device)
         return allocated
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
     ) -> Any:
-        """Reduce `input_tensor`, and watch."""
+        """Reduce `input_tensor`, and report the squared norms."""
         small = square(input_tensor)
         work = self.inner(
             output_tensor=output_tensor, input_tensor=input_tensor, group=group, op=op, async_op=async_op
@@ -193,7 +192,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def why_shards_are_unseen(model: nn.Module, world_size: int) -> str | None:
-    """Why gradients of a model under `fully_shard` cannot be measured, with what to do; None if they can.
+    """The reason why a model under `fully_shard` cannot be measured, and the remedy; None if it can.
 
     Args:
         model: the model.
@@ -225,13 +224,13 @@ def why_shards_are_unseen(model: nn.Module, world_size: int) -> str | None:
 
 
 def _fsdp_modules(model: nn.Module) -> Iterator[Any]:
-    """The modules that `fully_shard` was applied to. Imports nothing, for most models are none of them."""
+    """The modules that `fully_shard` was applied to. Imports nothing, because most models have none."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     return (module for module in model.modules() if kind is not None and isinstance(module, kind))
 
 
 def _sharded_modules(model: nn.Module) -> Iterator[tuple[Any, list[Any]]]:
-    """The modules that reduce parameters of their own, with their groups of them."""
+    """The modules that reduce parameters of their own, and their groups of parameters."""
     for module in _fsdp_modules(model):
         groups = getattr(module._get_fsdp_state(), GROUPS)
         if reducing := [group for group in groups if any(p.requires_grad for p in _parameters(group))]:
@@ -239,13 +238,13 @@ def _sharded_modules(model: nn.Module) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def _parameters(group: Any) -> list[nn.Parameter]:
-    """The parameters of a group as they are in the model now; `to_empty` and the like put in others."""
+    """The parameters of a group as they are in the model now. `to_empty` and others replace them."""
     infos = [p._module_info for p in group.fsdp_params]
     return [getattr(info.module, info.param_name) for info in infos]
 
 
 def _use_here(scalars: Sequence[Tensor]) -> None:
-    """Let the memory of scalars made on the reduce-scatter's stream not be reused before this stream has read them."""
+    """Keep the memory of scalars made on the reduce-scatter's stream until this stream has read them."""
     for scalar in scalars:
         if scalar.is_cuda:
             scalar.record_stream(torch.cuda.current_stream(scalar.device))

@@ -15,7 +15,7 @@ from ..types import SquaredNorms
 from .mean_gradient import Gradient, MeanGradient, dense, gradient_bytes, squared_norm, together
 from .views import Group, View, bytes_of_views
 
-TEMPORARY = 3  # tensors as large as the largest parameter's gradient, that a measurement holds for a moment
+TEMPORARY = 3  # number of temporary tensors of a measurement, each as large as the largest parameter's gradient
 
 
 class GradientPool:
@@ -73,7 +73,7 @@ class HalfBatches:
 
     @property
     def outside(self) -> list[str]:
-        """Names of the views of groups that have no parameter of the model, and so are not measured."""
+        """Names of the views of parameter groups that hold no parameter of the model. They are not measured."""
         return [name for name, view in self._views.items() if isinstance(view, Group) and view.is_outside(self._model)]
 
     @property
@@ -94,8 +94,8 @@ class HalfBatches:
         An odd last sample is left out, so that both halves have the same size.
 
         Args:
-            batch: of 2 b samples, or one more.
-            samples: so many; None: as its layout tells.
+            batch: a batch of 2 b or 2 b + 1 samples.
+            samples: the number of its samples. None: read from its layout.
 
         Raises:
             NotCutError: if it is not certain which entries belong to which sample.

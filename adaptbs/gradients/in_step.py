@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from weakref import ref
 
 import torch
@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..types import SquaredNorms
+from .after_backward import after_backward
 from .arguments import Inputs, detached, in_order
 from .attention import watch_projections
+from .batch_dimension import BatchDimensions
 from .checkpoints import Calls, in_checkpoint
-from .examples import Places
 from .formulas import ties_examples
 from .layer_hook import GradientHook, LayerHook, on_gradient
 from .layers import Watched, state_of
 from .leaf import by_differentiating
 from .mean_gradient import HALF
-from .once_for_all import OnceForAll
 from .passes import NOT_THE_SUM, Pass, Step
-from .plainly import plainly
+from .shared_lookups import SharedLookups
 from .terms import NotNow, Term, Unsupported
+from .without_autocast import without_autocast
 
 log = logging.getLogger(__name__)
 ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
@@ -63,7 +64,7 @@ class InStep:
     def __init__(self, model: nn.Module, parameters: Callable[[], Sequence[nn.Parameter]] | None = None) -> None:
         self._model, self._parameters = model, parameters
         self._watched: Watched | None = None
-        self._places = Places(model)
+        self._batch_dimensions = BatchDimensions(model)
         self._checked: set[int] = set()  # states of the model at earlier checks
         self._sets_to_zero = False  # True once the loop is known to set gradients to zero instead of None
         self._handles: list[RemovableHandle | GradientHook] = []
@@ -71,7 +72,7 @@ class InStep:
         self._sizes: tuple[int, ...] = ()
         self._computing: set[int] = set()  # threads that are inside one of these hooks
         self._inputs: list[ref[Inputs]] = []  # of each call, which goes with its graph
-        self._calls, self._once = Calls(), OnceForAll()  # `_calls`: those inside checkpoints
+        self._calls, self._lookups = Calls(), SharedLookups()  # `_calls`: those inside checkpoints
         self._step = Step([])
         self._pass: Pass | None = None
         self._announced: dict[int, int] = {}  # uses of each parameter in the pass to come, by its id
@@ -209,13 +210,13 @@ class InStep:
             if not backward or id(parameter) not in self._announced:
                 self._announce(parameter)
 
-        lookup = None if in_checkpoint() else self._once.called(layer, output)
+        lookup = None if in_checkpoint() else self._lookups.note_call(layer, output)
 
         def use(inputs: Sequence[Any], g: Tensor) -> None:
             self._in_half |= g.dtype in HALF
-            with plainly(g.device.type):
-                *inputs, g = self._places.examples_first(layer, [*inputs, g.detach()], self._sizes)
-                waits = self._once.waits(lookup, inputs, g, self._sizes)
+            with without_autocast(g.device.type):
+                *inputs, g = self._batch_dimensions.examples_first(layer, [*inputs, g.detach()], self._sizes)
+                waits = self._lookups.take_gradient(lookup, inputs, g, self._sizes)
                 self._arrived({} if waits else formula(layer, inputs, g))
 
         # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.
@@ -246,7 +247,7 @@ class InStep:
     def _forget_calls(self) -> None:
         self._pass = None
         self._announced.clear()
-        self._once.clear()
+        self._lookups.clear()
         self._calls.forget()
 
     def _forget_pass(self) -> None:
@@ -276,25 +277,20 @@ class InStep:
                 self._pass = Pass(self._step.parameters, task, checking=self._checking)
                 with torch.no_grad():
                     self._step.begin(self._pass)
-            if self._pass.is_new_task(task):
-                _queue(self._guarded(lambda: self._ended(task)))
+            if self._pass.enter_task(task):
+                after_backward(self._guarded(lambda: self._ended(task)))
             return self._pass
 
     def _ended(self, task: int) -> None:
         """A backward pass is over, or one of a checkpoint inside it."""
         if self._pass is not None and self._pass.task == task:
             assert self._watched is not None
-            for layer, inputs, g in self._once.settle():
-                with plainly(g.device.type):
+            for layer, inputs, g in self._lookups.settle():
+                with without_autocast(g.device.type):
                     self._arrived(self._watched.formulas[layer](layer, inputs, g))
             ended, self._pass = self._pass, None
             self._announced.clear()
             if self._calls.any_waits:
                 raise Unsupported("a layer inside an activation checkpoint is not called again in the backward pass")
-            with plainly(self._step.parameters[0].device.type):  # of terms that were held
+            with without_autocast(self._step.parameters[0].device.type):  # of terms that were held
                 self._step.end(ended)
-
-
-def _queue(callback: Callable[[], None]) -> None:
-    """Call `callback` at the end of the running backward pass."""
-    cast(Any, torch.autograd.Variable)._execution_engine.queue_callback(callback)

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 
 class LayerHook:
-    """A forward hook of ours. A model may be copied or saved while it is watched, and its copies are not.
+    """A forward hook that stays behind when its layer is copied or saved.
 
-    A deep copy of a layer, such as an average of the weights is kept in, gets a hook that does nothing and goes at its
-    first call. A saved layer gets a function of Python's own library that does nothing, so that whoever loads it needs
-    nothing of ours.
+    A deep copy of a layer, such as a copy that averages weights, gets a hook that removes itself at its first call. A
+    saved layer gets a function of Python's library that does nothing, so loading it does not need adaptbs.
 
     Args:
-        function: called with the layer, its arguments, its keyword arguments and, after its forward, its output.
+        function: called with the layer, its arguments, its keyword arguments and, in a forward hook, its output.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -27,14 +26,14 @@ class LayerHook:
         self._function(layer, *given)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
-        return Passing()
+        return SelfRemovingHook()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
 
 
-class Passing(LayerHook):
-    """The hook of a copied layer: it removes itself."""
+class SelfRemovingHook(LayerHook):
+    """The hook of a copied layer. It removes itself at its first call."""
 
     def __init__(self) -> None:
         super().__init__(self._remove)
@@ -48,9 +47,9 @@ class Passing(LayerHook):
 
 
 class GradientHook:
-    """Calls a function with a parameter's gradient as it arrives, until it is removed.
+    """Calls a function with a parameter's gradient when it arrives, until it is removed.
 
-    What torch leaves of a hook that was removed is called, with nothing to do, at every backward pass.
+    torch's own handle leaves an empty dict of hooks behind, which costs a call at every backward pass.
     """
 
     def __init__(self, parameter: Tensor, function: Callable[[Tensor], object]) -> None:
@@ -58,7 +57,7 @@ class GradientHook:
         self._handle = parameter.register_hook(function)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
-        """Call it no longer, and leave nothing where there is no other hook."""
+        """Remove the hook, and the dict of hooks if it is empty then."""
         self._handle.remove()
         parameter = self._parameter
         if not parameter._backward_hooks:

@@ -1,4 +1,4 @@
-"""Which layers of a model can be measured in the step that trains, and the reason where one cannot."""
+"""Finds the layers of a model that can be measured in the training step, or the reason why one cannot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import jit, nn
 from ..model import is_compiled
 from .attention import why_no_projections
 from .formulas import formula_of, why_no_formula
-from .leaf import by_differentiating, why_not_again
+from .leaf import by_differentiating, why_not_differentiated
 
 NOT_CALLED = (
     "its layers are not called one by one in the loop's step, as in compiled code, or they leave no gradient, as where "
@@ -26,12 +26,12 @@ COUNTED_TWICE = (
 
 
 class State(NamedTuple):
-    """The facts about a model that decide how its gradients are made: what trains, in which mode, with which hooks.
+    """The facts about a model on which its gradients depend: trainable parameters, modes and hooks.
 
     Attributes:
         trainable: ids of the trainable parameters.
-        hooks: number of hooks on each.
-        modules: each module's id, its mode and its numbers of hooks.
+        hooks: number of hooks on each trainable parameter.
+        modules: id, mode and numbers of hooks of each module.
     """
 
     trainable: list[int]
@@ -39,7 +39,7 @@ class State(NamedTuple):
     modules: list[int]
 
     def change_of_parameters(self, model: nn.Module) -> str | None:
-        """The change of a model's parameters since this was its state; None if there is none."""
+        """The change of a model's parameters since this state, in words; None if there is none."""
         trainable = [p for p in walk(model)[1] if p.requires_grad]
         if self.trainable != list(map(id, trainable)):
             return "parameters were frozen, unfrozen or replaced"
@@ -48,7 +48,7 @@ class State(NamedTuple):
 
 
 def state_of(model: nn.Module) -> State:
-    """The state of a model now."""
+    """The present state of a model."""
     modules, parameters = walk(model)
     trainable = [p for p in parameters if p.requires_grad]
     flags: list[int] = []
@@ -59,15 +59,19 @@ def state_of(model: nn.Module) -> State:
 
 
 class Watched:
-    """The trained parameters of a model and the layers that own them, looked up once.
+    """The trained parameters of a model and the layers that own them, as of one state of the model.
 
     Args:
         model: the model.
-        stepped: the parameters that the optimizer steps; if none of them is the model's, all that are trainable count.
+        stepped: the parameters that the optimizer steps. If none of them is the model's, all trainable ones count.
 
     Attributes:
-        state: the model's state when they were looked up. In another one they have to be looked up anew.
-        layers: the parameters of each layer's own, by the layer.
+        state: the model's state when this was made. In another state it has to be made again.
+        key: hash of the state.
+        parameters: the watched parameters.
+        layers: the watched parameters that each layer owns.
+        formulas: the formula of each layer.
+        why_not: the reason why the model cannot be measured in its step; None if it can.
     """
 
     def __init__(self, model: nn.Module, stepped: Iterable[nn.Parameter]) -> None:
@@ -84,7 +88,7 @@ class Watched:
 def walk(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
     """All modules and parameters of a model, each once, in some order.
 
-    `model.modules()` and `model.parameters()` make names on the way, and take as long as the norms of a small layer.
+    `model.modules()` and `model.parameters()` also make names, which takes as long as the norms of a small layer.
     """
     modules: dict[nn.Module, None] = {model: None}
     parameters: dict[int, nn.Parameter] = {}
@@ -104,8 +108,8 @@ def walk(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
 def owned(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[tuple[str, nn.Module, list[nn.Parameter]]]:
     """The name of each layer that owns some of these parameters, the layer, and those parameters.
 
-    An attention layer owns those of its projections. A BatchNorm is among them even if it owns none, since it ties
-    examples together all the same.
+    An attention layer owns the parameters of its projections. A BatchNorm is yielded even if it owns no parameter,
+    because it ties examples together all the same.
     """
     wanted = {id(p) for p in parameters}
     inside = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
@@ -114,7 +118,7 @@ def owned(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[tupl
     for name, module in model.named_modules():
         all_of_it = isinstance(module, nn.MultiheadAttention)
         own = [p for p in module.parameters(recurse=all_of_it) if id(p) in wanted]
-        if not all_of_it and next(module.children(), None) is not None:  # a head that names its last layer's bias too
+        if not all_of_it and next(module.children(), None) is not None:  # such as a head that holds its child's bias
             own = [p for p in own if id(p) not in in_leaves]
         if module not in inside and (own or isinstance(module, nn.modules.batchnorm._BatchNorm)):
             yield _called(name, module), module, own
@@ -147,7 +151,7 @@ def why_no_terms(layer: nn.Module) -> str | None:
     if isinstance(layer, nn.MultiheadAttention):
         return why_no_projections(layer)
     if formula_of(layer) is None:
-        return why_not_again(layer)
+        return why_not_differentiated(layer)
     return why_no_formula(layer)
 
 

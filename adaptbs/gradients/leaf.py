@@ -1,4 +1,4 @@
-"""The terms of a small layer of the user's own, by differentiating it again for each example."""
+"""The terms of a layer without a formula, such as a small one of the user's, by differentiating it for each example."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.func import functional_call, grad, vmap
 from .mean_gradient import dense
 from .terms import AT_ONCE, Stored, Term, Unsupported, squared
 
-__all__ = ["by_differentiating", "why_not_again"]
+__all__ = ["by_differentiating", "why_not_differentiated"]
 
 
-def why_not_again(layer: nn.Module) -> str | None:
-    """The reason why a layer cannot be differentiated again; None if it may be tried."""
+def why_not_differentiated(layer: nn.Module) -> str | None:
+    """The reason why a layer cannot be differentiated example by example; None if it may be tried."""
     if next(layer.children(), None) is not None:
         return "it has parameters of its own besides its layers'"
     if isinstance(layer, nn.RNNBase):
@@ -27,14 +27,14 @@ def why_not_again(layer: nn.Module) -> str | None:
 
 
 def by_differentiating(layer: nn.Module, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
-    """The terms of a layer's parameters, by a pass through this layer alone.
+    """The terms of a layer's parameters, by a forward and backward pass through this layer alone.
 
-    It suits what libraries write themselves, such as their own RMSNorm, a scale for each channel or a linear layer in
-    another layout. Random numbers, and buffers that change, raise an error here.
+    It serves layers that libraries write themselves, such as an RMSNorm, a scale for each channel or a linear layer in
+    another layout. A layer that draws random numbers or changes buffers raises an error here.
 
     Args:
-        layer: a layer without other layers in it.
-        inputs: of its call; tensors of len(g) entries are taken to have the examples along their first dimension.
+        layer: a layer without child layers.
+        inputs: inputs of its call. Tensors of len(g) entries are taken to have one entry for each example.
         g: gradient of its output, with the examples along its first dimension.
     """
     parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
@@ -65,7 +65,7 @@ def by_differentiating(layer: nn.Module, inputs: Sequence[Any], g: Tensor) -> Ma
 
 
 def _or_unsupported(layer: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, which says that the layer is not supported where torch cannot differentiate it this way."""
+    """The same function, which raises Unsupported if torch cannot differentiate the layer this way."""
 
     def call(*args: Any) -> Any:
         try:
@@ -81,7 +81,7 @@ def _or_unsupported(layer: nn.Module, function: Callable[..., Any]) -> Callable[
 
 
 class Reduced:
-    """Terms of which only the sum of squared norms and the total are kept."""
+    """Terms that are not kept: only the sum of their squared norms and their total."""
 
     def __init__(self, examples: int, squares: Tensor, total: Tensor) -> None:
         self.examples, self._squares, self._total = examples, squares, total

@@ -96,7 +96,7 @@ def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any, samples: in
 
 
 def _replace_each(gradient: list[Tensor | None], function: Callable[[Tensor], Tensor]) -> None:
-    """Put the function of each tensor in its place, one by one, so that no two whole gradients are held."""
+    """Apply the function to each tensor in place of it, one by one, so that two whole gradients are never held."""
     for i in range(len(gradient)):
         if (g := gradient[i]) is not None:
             gradient[i] = function(g)

@@ -21,12 +21,11 @@ from .views import View
 log = logging.getLogger(__name__)
 
 SHORT = 4  # samples; a shorter batch is skipped if longer ones have been seen
-FEW = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
-NEAR = 0.1  # share of the samples; a loop may leave some out, which moves the number less than its interval is wide
-PATIENCE = 3  # steps in a row that could not be measured for one reason, after which it is taken to be there to stay
+FEW_FOR_BATCH_NORM = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
+NEAR = 0.1  # share of samples that a loop may leave out; the noise scale moves less than its interval is wide
+PATIENCE = 3  # number of steps in a row that fail for one reason, after which the reason is taken as lasting
 
 IN_STEP, HALVES = "in step", "halves"
-
 
 
 class NoiseMeter:
@@ -110,13 +109,13 @@ class NoiseMeter:
 
     @property
     def looks(self) -> bool:
-        """True while `look` has still something to do."""
+        """True while `look` has more batches to examine."""
         return self._coupling is not None and not self._coupling.is_done
 
     def look(self, batch: Any, samples: int) -> None:
-        """See whether the loss couples the samples of a batch whose step is to be watched; a few batches are enough.
+        """Examine a batch whose step will be watched for a loss that couples samples. A few batches are enough.
 
-        `begin` does so for a batch that is measured by halves.
+        `begin` does the same for a batch that is measured by halves.
 
         Raises:
             LossNotScalarError: if the loss is not one number.
@@ -142,11 +141,11 @@ class NoiseMeter:
             self._change(error)
 
     def expect(self, *sizes: int) -> None:
-        """Say which lengths the batches may have, while a step is watched."""
+        """Say which lengths the batches of the watched step may have, samples."""
         self._in_step.expect(*sizes)
 
     def stop(self) -> None:
-        """Watch no longer, and drop what has been seen."""
+        """Stop watching, and drop everything seen."""
         self._in_step.disarm()
 
     def end(self, samples: int, sizes: Sequence[int], batches: int = 1) -> Measurement | None:
@@ -229,7 +228,7 @@ class NoiseMeter:
         return Measurement(norms, HALVES, self._why, lambda: self._coupled() or caveat, is_far(rows, samples))
 
     def _change(self, why: Unsupported) -> None:
-        """Measure by halves from here on, since the step cannot be measured."""
+        """Measure by halves from here on, because the step cannot be measured."""
         if self._halves is None:
             raise Unsupported(f"this model cannot be measured in the step that trains: {why}") from None
         if self._choice == "in_step":
@@ -239,13 +238,13 @@ class NoiseMeter:
 
     @property
     def bytes_beside_step(self) -> int:
-        """Bytes that a measurement may hold beyond what a step under `watching` does."""
+        """Bytes that a measurement may hold beyond a step under `watching`."""
         return self._halves.bytes_beside_step if self._halves is not None and not self.in_step else 0
 
     @contextmanager
     def watching(self, size: int) -> Iterator[None]:
-        """Watch passes of so many samples that are no step of the loop, as trials of a larger batch, if steps are
-        watched. They are checked as the first step is, which holds the most. What is seen is dropped."""
+        """Watch passes of `size` samples that are no step of the loop, if steps are watched. Drops what is seen."""
+        # Every pass is checked like the first step, which holds the most memory.
         apart = InStep(self._model, self._parameters)
         try:
             with suppress(Unsupported):  # then the loop's step cannot be measured either
@@ -279,7 +278,7 @@ class NoiseMeter:
     def _caveat(self, norms: SquaredNorms, rows: int, samples: int) -> str | None:
         if rows != samples:
             return f"{rows} rows of {samples} samples"
-        if norms.small_size < FEW and has_batch_norm(self._model):
+        if norms.small_size < FEW_FOR_BATCH_NORM and has_batch_norm(self._model):
             return f"BatchNorm over {norms.small_size}"
         return None
 

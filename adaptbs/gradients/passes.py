@@ -1,4 +1,4 @@
-"""The terms that a backward pass adds to a step's gradient, and their sums over the passes of a step."""
+"""The terms of a backward pass, and their sums over the passes of an optimizer step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Pass:
     """The terms that one backward pass adds, parameter by parameter.
 
     Args:
-        parameters: those that are watched.
+        parameters: the watched parameters.
         task: torch's number of the backward pass.
-        checking: True if the terms' sums are kept, to be compared with the gradients.
+        checking: True keeps the sums of the terms, to compare them with the gradients.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], task: int, *, checking: bool) -> None:
@@ -39,14 +39,14 @@ class Pass:
         self.totals: dict[int, Tensor] = {}
         self.before = [p.grad for p in parameters if p.grad is not None]
 
-    def is_new_task(self, task: int) -> bool:
-        """True once for this backward pass, and once for each inside it, as those of reentrant checkpoints."""
+    def enter_task(self, task: int) -> bool:
+        """Enter a backward pass: this one, or one inside it, of a reentrant checkpoint. True at its first call."""
         is_new = task not in self._tasks
         self._tasks.add(task)
         return is_new
 
     def add(self, parameter: Tensor, term: Term, *, is_last: bool) -> None:
-        """Add terms of a parameter; those of one that is used several times are held until the pass ends."""
+        """Add terms of a parameter. Terms of a parameter that is used several times are held until the pass ends."""
         key = id(parameter)
         if is_last and key not in self._held:
             self._count(parameter, term)
@@ -63,11 +63,11 @@ class Pass:
 
     @property
     def uses(self) -> int:
-        """The most calls of a layer that the pass has gone through."""
+        """The largest number of calls of one layer in the pass."""
         return max(self._uses.values(), default=1)
 
     def release(self) -> None:
-        """Count the terms that were held."""
+        """Count the held terms."""
         held, self._held = self._held, {}
         for parameter, term in held.values():
             self._count(parameter, term)
@@ -89,10 +89,11 @@ class Step:
     """The backward passes of an optimizer step, from the first after its gradients were None or zero.
 
     Args:
-        parameters: those that are watched.
+        parameters: the watched parameters.
 
     Attributes:
-        was_conclusive: False if the gradient was 0 or not finite when it was compared, which then said nothing.
+        was_conclusive: False if the gradient was 0 or not finite when it was compared, so that the comparison shows
+            nothing.
     """
 
     was_conclusive = False
@@ -112,7 +113,7 @@ class Step:
         self._errors: dict[Tensor, tuple[Tensor, Tensor]] = {}  # squared norms of difference and gradient
 
     def begin(self, new: Pass) -> None:
-        """A pass begins. If the gradients are None or were set to zero, earlier passes do not count for the step.
+        """Begin a pass. If the gradients are None or were set to zero, earlier passes do not belong to the step.
 
         Raises:
             NotNow: if the gradients were changed after the pass before, as by clipping or an unscaling.
@@ -123,7 +124,7 @@ class Step:
             self._left = squared_norm(new.before)
 
     def _go_on(self, before: Sequence[Tensor]) -> bool:
-        """True if a pass adds to what the step's earlier passes have added up."""
+        """True if the gradients still hold the sum of the step's earlier passes."""
         if not before:
             return False
         size = squared_norm(before)
@@ -138,7 +139,7 @@ class Step:
         return True
 
     def end(self, ended: Pass) -> None:
-        """A pass is over. It does not count if it has added to no `.grad`, as one by `torch.autograd.grad`."""
+        """End a pass. It does not count if it has added to no `.grad`, such as a `torch.autograd.grad`."""
         ended.release()
         gradients = {id(p): p.grad for p in self.parameters if p.grad is not None}
         if not gradients:
@@ -177,7 +178,7 @@ class Step:
         return 0.0 if self._left is None else self._left.item()
 
     def small(self) -> Tensor:
-        """sum_i |c_i|^2; nan if it is 0, as where no target counts, or if `.grad` held or became something else."""
+        """sum_i |c_i|^2. nan if it is 0, as no target counts then, or if `.grad` held or became something else."""
         small = together(self._squares).sum()
         found = small > 0 if self._left is None else (small > 0) & (self._left.to(small.device) == 0)
         if self._same is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from ..model import trainable
 from ..ranks import Ranks
 from ..types import SquaredNorms
+from .after_backward import after_backward
 from .fsdp import is_sharded
 from .halves import TEMPORARY
 from .mean_gradient import dense, gradient_bytes, square, together
@@ -107,8 +107,8 @@ class RankGradients:
     def bytes_beside_step(self) -> int:
         """Bytes that a measured step may hold beyond another.
 
-        Those are the sums of a rank's gradients where they are copied, the ranks' average of them and what it is made
-        from, and a few temporary tensors as large as one parameter's gradient.
+        These are the copied sums of the rank's gradients, the flat tensor and its mean if the ranks average here, and a
+        few temporary tensors as large as one parameter's gradient.
         """
         parameters = trainable(self._model)
         whole, largest = gradient_bytes(parameters)
@@ -116,7 +116,7 @@ class RankGradients:
         return self._copies * whole + averaging + TEMPORARY * largest
 
     def watching(self, size: int) -> AbstractContextManager[None]:
-        """A context for a trial of so many samples. It watches nothing, because the other ranks would wait."""
+        """A context for a trial of `size` samples. It watches nothing, because the other ranks would wait."""
         return nullcontext()
 
     def disarm(self) -> None:
@@ -146,7 +146,7 @@ class RankGradients:
             self._sums[i] = self._sums[i] + gradient if i in self._sums else gradient.clone()
         if self._averages and not self._queued and self._ends_step():
             self._queued = True
-            _queue(partial(self._averaged, HOPS))
+            after_backward(partial(self._averaged, HOPS))
 
     def _copies_from_now_on(self) -> None:
         # The first pass's gradient is gone, so this step cannot be measured: `norms` returns nan. From the next step on
@@ -156,7 +156,7 @@ class RankGradients:
 
     def _averaged(self, hops: int) -> None:
         if hops:
-            _queue(partial(self._averaged, hops - 1))
+            after_backward(partial(self._averaged, hops - 1))
             return
         self._queued = False  # a later pass of this step would queue it again and replace the result
         present = [p.grad for p in self._parameters if p.grad is not None]
@@ -169,9 +169,3 @@ def _averages(model: nn.Module) -> bool:
     if not isinstance(model, DistributedDataParallel) or getattr(model, "static_graph", False):
         return False
     return not getattr(model, "_comm_hooks", ())
-
-
-def _queue(callback: Callable[[], None]) -> None:
-    """Call `callback` at the end of the running backward pass, after callbacks that were queued earlier."""
-    engine: Any = torch.autograd.Variable._execution_engine
-    engine.queue_callback(callback)

@@ -1,4 +1,4 @@
-"""One parameter's gradient as a sum of terms, one for each example: their squared norms, without the terms themselves.
+"""A parameter's gradient as a sum of terms, one for each example: their squared norms, without storing the terms.
 
 The gradient of a linear layer's weight is sum_i sum_t g_it x_it', over examples i and positions t. The squared norm of
 example i's term follows from its x and g, and the term, as large as the weight, is never stored (Goodfellow 2015,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,10 @@ from .mean_gradient import HALF, dense
 
 T = TypeVar("T", bound="Term")
 
-WRITING = 64  # multiplications that take as long as writing and reading one number of a result
-# Numbers in the largest intermediate result. Beyond it the examples are processed in chunks.
+WRITING = 64  # number of multiplications that take as long as writing and reading one number
+# Numbers in the largest intermediate result. To stay below it, examples are processed in chunks.
 AT_ONCE = 2**24
-AT_ONCE_ON_CPU = 2**20  # what is still in its caches when it is read again
+AT_ONCE_ON_CPU = 2**20  # few enough to be still in the CPU's caches when they are read again
 
 
 class Unsupported(Exception):
@@ -32,7 +32,7 @@ class Unsupported(Exception):
 
 
 class NotNow(Unsupported):
-    """This step cannot be measured, though another may be."""
+    """This step cannot be measured. Another one may be."""
 
 
 class Term(Protocol):
@@ -47,7 +47,7 @@ class Term(Protocol):
 
 @dataclass
 class Stored:
-    """The terms themselves, for parameters that are small: `values` has shape (n, *shape of the parameter)."""
+    """The terms themselves, for small parameters: `values` has shape (n, *shape of the parameter)."""
 
     values: Tensor
 
@@ -65,17 +65,25 @@ class Stored:
         return Stored(dense(self.values) + dense(same_kind(self, other).values))
 
 
+class RowRange(NamedTuple):
+    """Rows first:stop of a parameter that has `total` rows."""
+
+    first: int
+    stop: int
+    total: int
+
+
 @dataclass
 class OuterProducts:
     """sum_t g_t x_t' of each example, from x (n, T, in) and g (n, T, out).
 
     Attributes:
-        rows: the rows of the parameter that these are the gradient of, if not all, and the number of all its rows.
+        rows: rows of the parameter that the terms belong to; None for all of them.
     """
 
     x: Tensor
     g: Tensor
-    rows: tuple[int, int, int] | None = None  # first, last + 1, all
+    rows: RowRange | None = None
 
     @property
     def examples(self) -> int:
@@ -93,10 +101,8 @@ class OuterProducts:
         whole = dense(self.g).flatten(0, 1).mT @ dense(self.x).flatten(0, 1)
         if self.rows is None:
             return whole
-        first, last, all_rows = self.rows
-        return torch.cat(
-            [whole.new_zeros(first, whole.shape[1]), whole, whole.new_zeros(all_rows - last, whole.shape[1])]
-        )
+        above, below = self.rows.first, self.rows.total - self.rows.stop
+        return torch.nn.functional.pad(whole, (0, 0, above, below))
 
     def joined(self, other: Term) -> Term:
         if isinstance(other, Rows) and self.rows is None:
@@ -128,7 +134,7 @@ def _by_gram(positions: int, inputs: int, outputs: int) -> bool:
 
 
 class Blocks:
-    """Terms of different rows of a weight, as attention has whose query, key and value differ. Their squares add up."""
+    """Terms of different rows of a weight. Attention has them if query, key and value differ. Their squares add up."""
 
     def __init__(self, blocks: Sequence[OuterProducts]) -> None:
         self._blocks = list(blocks)
@@ -153,7 +159,7 @@ class Blocks:
 
 @dataclass
 class Rows:
-    """Rows of a table, looked up by tokens (n, T), with the gradients g (n, T, features) of what was looked up."""
+    """Rows of a table of `entries` rows, looked up by tokens (n, T), with their gradients g (n, T, features)."""
 
     tokens: Tensor
     g: Tensor
@@ -180,7 +186,7 @@ class Rows:
 
 
 def _squared_rows(tokens: Tensor, g: Tensor) -> Tensor:
-    """Add up the gradients of equal tokens of an example, which share a row, and square. In O(T features)."""
+    """Add up the gradients of an example's equal tokens, which share a row, and square. Takes O(T features) memory."""
     runs, order = run_numbers(tokens)
     g = g.gather(1, order[..., None].expand_as(g))
     sums = torch.zeros_like(g).flatten(0, 1).index_add_(0, runs, g.flatten(0, 1))
@@ -201,7 +207,7 @@ def run_numbers(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Tied:
-    """A weight that is both a table of rows and a linear layer's, as in most language models.
+    """A weight that an embedding and a linear layer share, as in most language models.
 
     |a + b|^2 = |a|^2 + |b|^2 + 2 a.b, with a.b = sum_st (g_s)[token_t] (x_s . h_t) for the linear layer's x and g, and
     the table's h.
@@ -271,14 +277,14 @@ def at_once(values: Tensor) -> int:
 
 
 def in_chunks(rule: Callable[..., Tensor], each: int, *tensors: Tensor) -> Tensor:
-    """Apply `rule` to so many examples at a time that its intermediate results stay within `at_once` numbers.
+    """Apply `rule` to chunks of examples, so that its intermediate results stay within `at_once` numbers.
 
     Half precision becomes float32 chunk by chunk.
 
     Args:
-        rule: function of slices of the tensors that gives one number, to be added up over slices.
+        rule: function of slices of the tensors that returns one number. The numbers of all slices are added up.
         each: numbers in the largest intermediate result for one example.
-        tensors: with the examples along their first dimension.
+        tensors: tensors with the examples along their first dimension.
     """
     size = max(1, at_once(tensors[0]) // max(1, each))
     if size >= len(tensors[0]):

@@ -18,7 +18,7 @@ View: TypeAlias = Callable[[Sequence[Tensor]], "Look | None"]
 
 DEAD = 0.1  # quantile of sqrt(v), the smallest value that a coordinate is divided by
 SAMPLE = 2**16  # coordinates that this quantile is computed from, or up to twice as many
-SORTING = 8  # times the bytes of those coordinates, to sort them with their places and to leave out the dead
+SORTING = 8  # factor on the bytes of those coordinates, for sorting them with their places and masking the dead ones
 SECOND_MOMENT = ("exp_avg_sq", "square_avg", "sqr_avg")  # names in the states of Adam, RMSprop and fastai's Adam
 
 
@@ -61,7 +61,7 @@ class Group:
         return lambda gradient: [g if keep else None for g, keep in zip(gradient, kept, strict=True)]
 
     def is_outside(self, model: nn.Module) -> bool:
-        """True if the model has none of its parameters, as where a loss has weights of its own (ArcFace)."""
+        """True if the model has none of its parameters, for example because they belong to the loss (ArcFace)."""
         return self._inside.isdisjoint(id(p) for p in model.parameters())
 
     @property
@@ -100,8 +100,8 @@ def adam(optimizer: Any) -> View:
 def bytes_of_views(views: Iterable[View], whole: int) -> int:
     """Bytes that these views of two gradients may hold at once.
 
-    Adam's metric holds both gradients in it and what they are multiplied by, and before that what it sorts. A group
-    only selects.
+    Adam's metric holds the factors and both gradients times the factors, and before that the values that it sorts. A
+    group only selects.
 
     Args:
         views: the views.

@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 class AdaptiveBatchSize(RunReport, Callback):
     """Measures the noise scale while a Trainer fits a module, and grows its training batch toward it.
 
-    `Trainer(callbacks=[AdaptiveBatchSize()])`, and `fit(module, loader)` as ever, with the stock loader. A batch stands
-    for those of the stock run whose samples it has: `trainer.global_step`, `max_steps`, validations, checkpoints, logs
-    and schedules come where they would come without it (docs/lightning.md).
+    Write `Trainer(callbacks=[AdaptiveBatchSize()])`, and `fit(module, loader)` with the stock loader as before. A batch
+    stands for the batches of the stock run with as many samples. So `trainer.global_step`, `max_steps`, validations,
+    checkpoints, logs and schedules are where they would be without the callback (docs/lightning.md).
 
     Args:
         loss_func: called as `loss_func(module(*inputs), target)` on a batch `(*inputs, target)`. Needed only for a
-            model that cannot be measured in its training step, as one with BatchNorm: an error says so and names the
-            layer.
+            model that cannot be measured in its training step, such as one with BatchNorm. An error says so and names
+            the layer.
         batch_loss: called as `batch_loss(module, batch)`, for any other layout; instead of `loss_func`. The batch has
             been through the module's transfer hooks.
-        accumulation_steps: batches that the module makes an optimizer step of in manual optimization. In automatic
-            optimization `Trainer(accumulate_grad_batches=)` says it.
+        accumulation_steps: batches of an optimizer step in manual optimization. In automatic optimization it is
+            `Trainer(accumulate_grad_batches=)`.
         {shared arguments}
 
     Raises:
-        ValueError, TypeError, NotImplementedError: for arguments that cannot be; when training begins, for a loader,
-            strategy or callback that the batch cannot grow with.
+        ValueError, TypeError, NotImplementedError: if an argument is not valid; when training begins, if the batch
+            cannot grow with a loader, strategy or callback.
     """
 
     def __init__(
@@ -90,15 +90,15 @@ class AdaptiveBatchSize(RunReport, Callback):
         return self._fit.loader.batch_size if self._fit else None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the latest fit depends on: numbers, strings, tensors and containers of them."""
+        """State of the latest fit, for `load_state_dict`: numbers, strings, tensors and containers of them."""
         return self._fit.state_dict() if self._fit else self._resumed or {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next fit go on from `state_dict()`."""
+        """Let the next fit continue from `state_dict()`."""
         self._resumed = state or None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Watch how Lightning comes to iterate its loaders, so that the adaptive one can draw the same samples."""
+        """Copy the random states before Lightning iterates a loader, so that the adaptive one draws the same."""
         if stage == "fit":
             self._fit = None
             self._seen.clear()
@@ -124,39 +124,39 @@ class AdaptiveBatchSize(RunReport, Callback):
             self._fit.gradients_are_ready()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count what a module in manual optimization has done, and end the epoch with its last batch."""
+        """Count the steps of a module in manual optimization, and end the epoch with its last batch."""
         if self._fit is not None:
             self._fit.end_batch()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Do not count a validation as part of a step."""
+        """Pause timing, because a validation is no part of a step."""
         if self._fit is not None:
             self._fit.before_validation()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Go on timing."""
+        """Continue timing."""
         if self._fit is not None:
             self._fit.after_validation()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """End an epoch that was broken off."""
+        """End an epoch that was interrupted."""
         if self._fit is not None:
             self._fit.end_epoch()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Give Trainer and optimizer back as they were."""
+        """Restore the Trainer and the optimizer."""
         if self._fit is not None:
             self._fit.leave()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave nothing behind where training fails."""
+        """Restore the Trainer and the optimizer if training fails."""
         vars(trainer.strategy).pop("process_dataloader", None)
         if self._fit is not None:
             self._fit.leave()
 
 
 def transferred(trainer: Any, batch_loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """The same loss of a batch as it is delivered, which Lightning moves to the device."""
+    """The same loss for a batch before Lightning has moved it to the device."""
 
     def loss(module: Any, batch: Any) -> Tensor:
         return batch_loss(trainer.lightning_module, trainer.strategy.batch_to_device(batch))

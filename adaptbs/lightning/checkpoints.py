@@ -1,4 +1,4 @@
-"""ModelCheckpoint(every_n_train_steps=): saves where the stock run does, though steps are passed over."""
+"""Lets ModelCheckpoint(every_n_train_steps=) save at the steps of the stock run, though batches skip some of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ HOOK = "on_train_batch_end"
 
 
 class CheckpointsByStep:
-    """Lets each such ModelCheckpoint of a Trainer save after a batch that passes a step at which the stock run saves.
+    """Lets each such ModelCheckpoint save after a batch that reaches or skips a step at which the stock run saves.
 
-    It saves at most once after a batch. The checkpoint has the name that it has in the stock run, by that step.
+    It saves at most once after a batch. The checkpoint has the name that the stock run gives it at that step.
 
     Args:
         loop: the Trainer's loop.
 
     Attributes:
         step_before: the global step before the latest batch.
-        ahead: steps that the run is beyond the step that is being saved.
+        ahead: number of steps by which the run is beyond the step that is being saved.
     """
 
     def __init__(self, loop: LightningLoop) -> None:
@@ -32,7 +32,7 @@ class CheckpointsByStep:
             setattr(callback, HOOK, partial(self._batch_ended, getattr(callback, HOOK), every))
 
     def begin_batch(self) -> None:
-        """Take note of the step before a batch."""
+        """Record the step before a batch."""
         self.step_before = self._loop.global_step
 
     def _batch_ended(self, hook: Callable[..., None], every: int, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""One fit: the adaptive loader in the place of the stock one, and Lightning's counts kept where the stock run's are."""
+"""One fit: the adaptive loader replaces the stock one, and Lightning's counts stay those of the stock run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .randomness import RandomStates, random_state, ranks_draw_alike, set_random
 from .schedules import schedules_of
 from .view import LoaderView
 
-FEW = 2  # batches left, which are counted anew
+FEW = 2  # with at most this many batches left, they are counted at each batch
 
 
 class AdaptiveFit:
@@ -30,18 +30,17 @@ class AdaptiveFit:
 
     Args:
         trainer: the Trainer, about to train.
-        stock: its one loader.
-        states: torch's random states when Lightning began to iterate that.
-        arguments: of AdaptiveDataLoader.
-        accumulation: batches that the module makes an optimizer step of in manual optimization; the Trainer knows its
-            own.
+        stock: its train loader.
+        states: torch's random states when Lightning began to iterate the stock loader.
+        arguments: arguments of AdaptiveDataLoader.
+        accumulation: batches of an optimizer step in manual optimization. Otherwise the Trainer knows it.
     """
 
     def __init__(
         self, trainer: Any, stock: DataLoader[Any], states: RandomStates, arguments: dict[str, Any], accumulation: int
     ) -> None:
         self._trainer, self._loop = trainer, LightningLoop(trainer)
-        self._states: RandomStates | None = states  # until the first iteration, which draws from them
+        self._states: RandomStates | None = states  # None after the first iteration, which draws from them
         self._automatic: bool = trainer.lightning_module.automatic_optimization
         start = int(stock.batch_size or 1) * trainer.world_size
         self._sampler, self._most = self._first_of(stock, start)
@@ -61,19 +60,20 @@ class AdaptiveFit:
         self.loader = AdaptedLoader(facts, stock, **made, **arguments)
         if trainer.current_epoch:
             self.loader.training_run.controller.skip_epochs(trainer.current_epoch)
-        self._draws_alike = ranks_draw_alike()  # else the states of the others are not in rank 0's checkpoint
+        self._draws_alike = ranks_draw_alike()  # if not, rank 0's checkpoint lacks the other ranks' states
         self._schedules = schedules_of(trainer, self._plan)
         self._checkpoints = CheckpointsByStep(self._loop)
-        self._batches: Iterator[Any] = iter(())  # of the epoch under way
-        self._total = self._loop.batches_so_far  # of the stock run
-        self._step_of_epoch = self._loop.global_step  # when the epoch under way began
-        self._size = self._left = 0  # of the batches, samples of a step; batches after the latest one
+        self._batches: Iterator[Any] = iter(())  # batches of the current epoch
+        self._total = self._loop.batches_so_far  # batches of the stock run so far
+        self._step_of_epoch = self._loop.global_step  # global step at which the current epoch began
+        self._size = 0  # samples of a step, when `_left` was counted
+        self._left = 0  # batches that come after the latest one
         self._owed = 0  # optimizer steps of the stock run that are not counted yet
         self._by_hand = 1 if self._automatic else accumulation
-        self._grown = False  # whether a batch since the latest step of a manual optimization stands for several
+        self._grown = False  # True if a batch since the latest manual step stands for several
 
     def _first_of(self, stock: DataLoader[Any], start: int) -> tuple[FirstSampler | None, int | None]:
-        """The sampler of the batches that Lightning asks for, and the most samples that they may have, if limited."""
+        """The sampler of the samples that Lightning asks for, and their largest number, None if it is not limited."""
         if isinstance(stock.dataset, IterableDataset):
             return None, None
         order = whole_order(stock.sampler)
@@ -84,13 +84,13 @@ class AdaptiveFit:
         return FirstSampler(order, most, asks_on=asks_on), most
 
     def enter(self, saved: dict[str, Any] | None) -> None:
-        """Put the loader in the stock one's place, and go on from `state_dict()`."""
+        """Put the loader in the stock one's place, and continue from `state_dict()` if one was saved."""
         if saved is not None:
             self._load(saved)
         self._loop.iterate(LoaderView(self.loader, self._sampler, self.iterate))
 
     def iterate(self) -> Iterator[Any]:
-        """The batches of an epoch, or of the rest of one. Lightning's counts are set before each is handed on."""
+        """The batches of an epoch, or of the rest of one. Sets Lightning's counts before it yields each."""
         states, self._states = self._states, None
         if not self.loader.training_run.tracker.under_way:
             self._step_of_epoch = self._loop.global_step
@@ -109,7 +109,7 @@ class AdaptiveFit:
                 schedule.end_epoch()
 
     def _end_by_max_steps(self) -> None:
-        """Let the epoch end where `max_steps` ends the run."""
+        """Let the epoch end at the step at which `max_steps` ends the run."""
         if self._sampler is None or not self._automatic:
             return
         left, most = self._trainer.max_steps - self._step_of_epoch, self._plan.epoch_samples
@@ -122,7 +122,7 @@ class AdaptiveFit:
         return self._sampler is not None and self._sampler.most != self._most
 
     def _count(self) -> None:
-        """Count the batches of the stock run that the batch just fetched stands for."""
+        """Count the batches of the stock run for which the batch just fetched stands."""
         plan, loop = self._plan, self._loop
         span = self.loader.training_run.tracker.schedule_span
         before, after = map(plan.batches, span)
@@ -148,24 +148,24 @@ class AdaptiveFit:
         loop.validate(since, since + passed, makes_step=makes_step)
 
     def _count_down(self) -> int:
-        """Batches that are delivered after the one just fetched, at the size of now."""
+        """Count the batches that come after the one just fetched, at the present size."""
         size = self.loader.training_run.controller.batch_size
-        # Counting them takes as long as some of Lightning's hooks, so it is done where the size has changed, and where
-        # the sampler may end earlier or later than it says.
+        # Counting takes as long as some of Lightning's hooks. So it is done only if the size has changed, and near the
+        # end, where the sampler may end earlier or later than its length says.
         counted = size != self._size or self._left <= FEW
         self._left = self.loader.batches_left if counted else self._left - 1
         self._size = size
         return self._left
 
     def end_batch(self) -> None:
-        """Take note that a batch has been trained on."""
+        """Record that a batch has been trained on."""
         if not self._automatic:
             self._count_manual_steps()
         if not self._left and not self._is_cut_off:
-            next(self._batches, None)  # Lightning would leave the epoch's end to whoever begins the next
+            next(self._batches, None)  # Lightning would run the epoch's end only when the next epoch begins
 
     def _count_manual_steps(self) -> None:
-        """Count a step of the module as often as the stock run would have made it."""
+        """Count a step of the module as often as the stock run would have made one."""
         made = self._loop.global_step - self._checkpoints.step_before
         if made:
             if self._grown:
@@ -173,7 +173,7 @@ class AdaptiveFit:
             self._owed, self._grown = 0, False
 
     def end_epoch(self) -> None:
-        """Take note that an epoch is over, also where it was broken off."""
+        """End an epoch, even if it was interrupted."""
         if not self._is_cut_off and (close := getattr(self._batches, "close", None)) is not None:
             close()
 
@@ -187,7 +187,7 @@ class AdaptiveFit:
         self.loader.gradients_are_ready()
 
     def leave(self) -> None:
-        """Give Trainer and optimizer back as they were. What was found in the run is kept."""
+        """Restore the Trainer and the optimizer. The results of the run are kept."""
         self._loop.leave()
         self._checkpoints.leave()
         for schedule in self._schedules:
@@ -195,7 +195,7 @@ class AdaptiveFit:
         self.loader.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the fit depends on, beside what Lightning saves."""
+        """The state on which the rest of the fit depends, besides what Lightning saves."""
         state = {
             "loader": self.loader.state_dict(),
             "schedules": [schedule.state_dict() for schedule in self._schedules],

@@ -1,4 +1,4 @@
-"""Lightning's loop: what is read from it, and what is set so that it counts as it would without adaptbs.
+"""Lightning's loop: reads its counts, and sets them so that it counts as without adaptbs.
 
 All private names of Lightning that adaptbs relies on are in this file and in `refusals.py`; tried with lightning 2.6.6
 (as `lightning` and as `pytorch_lightning`):
@@ -72,12 +72,12 @@ class LightningLoop:
         return int(self._epoch_loop.batch_progress.current.ready) + 1
 
     def resume(self, *, under_way: bool, validates: bool, waits: bool) -> None:
-        """Take note of the epoch that a checkpoint was made in.
+        """Resume in the epoch in which a checkpoint was saved.
 
         Args:
             under_way: False if all of its batches had been trained on.
             validates: True if a validation was due after the latest of them.
-            waits: True if one was to come after the next optimizer step.
+            waits: True if a validation was to come after the next optimizer step.
         """
         # Lightning warns of a loader that it takes to begin its epoch anew, unless the number of batches is not known
         # or makes one step. An epoch is over for it if no batches of this number are left.
@@ -104,7 +104,7 @@ class LightningLoop:
         return ends_epoch or number % self._trainer.accumulate_grad_batches == 0
 
     def count_steps(self, steps: int) -> None:
-        """Count so many optimizer steps beyond the one that the loop is about to count, or has counted."""
+        """Count `steps` optimizer steps in addition to the one that the loop counts itself."""
         if steps:
             optimization = self._epoch_loop.automatic_optimization.optim_progress.optimizer.step
             counted = optimization if self._automatic else self._epoch_loop.manual_optimization.optim_step_progress
@@ -112,7 +112,7 @@ class LightningLoop:
             counted.total.completed += steps
 
     def count_logged(self, steps: int) -> None:
-        """Count so many steps beyond the one that the loop is about to log; log if one of them was to be logged."""
+        """Count `steps` steps besides the one that the loop logs next. It logs if one of them is to be logged."""
         before = self._epoch_loop._batches_that_stepped
         if steps:
             self._epoch_loop._batches_that_stepped += steps
@@ -122,13 +122,13 @@ class LightningLoop:
             self._trainer.log_every_n_steps = 1 if logs else now + 1
 
     def log_as_given(self) -> None:
-        """Log as often as the Trainer was told, which for the batches of a validation is by their own count."""
+        """Log as often as the Trainer was told. Batches of a validation are logged by their own count."""
         self._trainer.log_every_n_steps = self._log_every
 
     def validate(self, before: int, after: int, *, makes_step: bool) -> None:
-        """Validate after the batch being fetched, if the stock run would after one of those that it stands for.
+        """Validate after the batch being fetched, if the stock run validates after a batch for which it stands.
 
-        Where the stock run has just made an optimizer step then, so has this one: it waits for it.
+        If the stock run validates right after an optimizer step, this one waits for its next optimizer step.
 
         Args:
             before, after: the stock run's batches before and after it: of the epoch, or of the run where
@@ -172,7 +172,7 @@ class LightningLoop:
 
     @contextmanager
     def at_step(self, step: int) -> Iterator[None]:
-        """Let the global step be this one meanwhile."""
+        """A context in which the global step is `step`."""
         ahead = self.global_step - step
         self.count_steps(-ahead)
         try:
@@ -187,7 +187,7 @@ class LightningLoop:
 
 
 def show_total(bar: Any, batches: int) -> None:
-    """Let a progress bar, Lightning's TQDMProgressBar or RichProgressBar, show that an epoch has so many batches."""
+    """Let Lightning's TQDMProgressBar or RichProgressBar show that an epoch has `batches` batches."""
     line = getattr(bar, "train_progress_bar", None)
     if line is not None and line.total != batches:
         line.total = batches

@@ -1,4 +1,4 @@
-"""The run that Lightning would make without adaptbs: its steps, and when it validates, while batches grow."""
+"""The run that Lightning would make without adaptbs: its batches and optimizer steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..decision import fixed_batches
 
 @dataclass(frozen=True)
 class StockRun:
-    """A run of fixed batches. It counts them within an epoch, from 1.
+    """A run of fixed batches, numbered from 1 in each epoch.
 
     Attributes:
-        start: samples of a batch, of all ranks together.
+        start: samples of a batch, on all ranks together.
         epoch_samples: samples of an epoch.
-        accumulation: batches of an optimizer step. Lightning makes a step of what an epoch's end leaves of one, too.
+        accumulation: batches of an optimizer step. At an epoch's end Lightning makes a step of fewer batches, too.
     """
 
     start: int
@@ -33,7 +33,7 @@ class StockRun:
         return -(-self.epoch_batches // self.accumulation)
 
     def batches(self, position: float) -> int:
-        """Batches delivered after so many samples of an epoch."""
+        """Batches delivered after `position` samples of an epoch."""
         return fixed_batches(position, self.start, self.epoch_samples, self.epoch_batches)
 
     def steps(self, before: int, after: int, frequency: int = 1) -> int:
@@ -41,14 +41,14 @@ class StockRun:
 
         Args:
             before, after: numbers of batches.
-            frequency: only those at a batch whose number is a multiple of this count, as of a scheduler's `frequency`.
+            frequency: count only steps at batches whose number is a multiple of this, as for a scheduler's `frequency`.
         """
         both = math.lcm(self.accumulation, frequency)
         ends = before < self.epoch_batches <= after and self.epoch_batches % frequency == 0
         return after // both - before // both + (ends and self.epoch_batches % both != 0)
 
     def epochs(self, max_epochs: int, max_steps: int) -> float | None:
-        """Length of the run that a Trainer with these limits makes, epochs; -1 stands for no limit. None: no end."""
+        """Length of the run of a Trainer with these limits, epochs; None if it has no end. -1 stands for no limit."""
         by_steps = math.inf
         if max_steps != -1:
             whole, steps = divmod(max_steps, self.epoch_steps)
@@ -57,11 +57,11 @@ class StockRun:
         return None if length == math.inf else length
 
     def samples_of(self, steps: int) -> int:
-        """Samples of the first so many steps of an epoch."""
+        """Samples of the first `steps` steps of an epoch."""
         return min(steps * self.accumulation * self.start, self.epoch_samples)
 
 
 def last_multiple(every: int, before: int, after: int) -> int | None:
-    """The largest multiple of `every` above `before` and up to `after`; None where there is none."""
+    """The largest multiple of `every` above `before` and up to `after`; None if there is none."""
     found = after // every * every
     return found if found > before else None

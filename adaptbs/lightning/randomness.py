@@ -1,4 +1,4 @@
-"""torch's random states: as they were when Lightning began to iterate, and as a checkpoint has to hold them."""
+"""torch's random states: those from when Lightning began to iterate, and those that a checkpoint must hold."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..ranks import Ranks
 
 
 class RandomStates:
-    """The states that a loader draws from, as they are now.
+    """A copy of the states of the generators that a loader draws from.
 
     Args:
-        loader: a stock loader: its generator and its sampler's.
+        loader: a stock loader. Its generator and its sampler's are copied, and torch's default generator.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -26,7 +26,7 @@ class RandomStates:
 
     @contextmanager
     def drawn_from(self) -> Iterator[None]:
-        """Let draws made meanwhile be those that were made at that time. They leave no trace."""
+        """A context in which the generators have the copied states. Afterwards they are as before it."""
         now = [(generator, generator.get_state()) for generator, _ in self._states]
         _set(self._states)
         try:
@@ -41,11 +41,11 @@ def _set(states: list[tuple[Generator, Tensor]]) -> None:
 
 
 def remembering(process: Callable[[Any], Any], seen: dict[int, RandomStates]) -> Callable[[Any], Any]:
-    """A `Strategy.process_dataloader` that takes note of the random states before each loader is iterated.
+    """Make a `Strategy.process_dataloader` that also copies the random states before each loader is iterated.
 
     Args:
         process: the strategy's own.
-        seen: takes the states, by the id of the loader that is returned.
+        seen: receives the states, by the id of the returned loader.
     """
 
     def process_dataloader(dataloader: Any) -> Any:
@@ -57,7 +57,7 @@ def remembering(process: Callable[[Any], Any], seen: dict[int, RandomStates]) ->
 
 
 def ranks_draw_alike() -> bool:
-    """True if torch's default generator is in the same state on all ranks; collective."""
+    """True if torch's default generator is in the same state on all ranks. Collective: every rank must call it."""
     state = zlib.crc32(torch.get_rng_state().numpy().tobytes())
     return len({said for (said,) in Ranks.from_arguments().gather([state])}) == 1
 
@@ -71,7 +71,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(states: dict[str, Tensor]) -> None:
-    """Go on from `random_state()`, as far as there are the same devices."""
+    """Restore the states of `random_state()`, for the devices that are there."""
     torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"].cpu())

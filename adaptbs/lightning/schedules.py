@@ -1,4 +1,4 @@
-"""Learning rate schedules in Lightning: each goes to where the stock run's would be."""
+"""Learning rate schedules in Lightning: each follows the stock run's."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Schedule(Protocol):
 
 
 def schedules_of(trainer: Any, stock: StockRun) -> list[Schedule]:
-    """The schedules that have to be moved on as batches grow.
+    """The schedules that must follow the batches.
 
-    Those that Lightning steps once an epoch, or by a metric, are left alone.
+    Schedules that Lightning steps once an epoch, or by a metric, are left alone.
     """
     configs = [config for config in trainer.lr_scheduler_configs if not config.reduce_on_plateau]
     if not trainer.lightning_module.automatic_optimization:
@@ -33,16 +33,16 @@ def schedules_of(trainer: Any, stock: StockRun) -> list[Schedule]:
 class StepSchedule:
     """Counts the steps of a scheduler with interval "step" in automatic optimization, for `drive`.
 
-    Lightning steps it at an optimizer step if the batch's number is a multiple of its `frequency`. Larger batches have
-    fewer such numbers. So it is called at each optimizer step meanwhile, and makes the steps that the stock run has
-    made since.
+    Lightning steps the scheduler at an optimizer step if the batch's number is a multiple of its `frequency`. With
+    larger batches there are fewer such numbers. So during the fit it is called at each optimizer step, and makes the
+    steps that the stock run has made since the last one.
 
     Args:
-        config: Lightning's: the scheduler, and its frequency.
+        config: Lightning's configuration of the scheduler, with its frequency.
         stock: the stock run.
 
     Attributes:
-        grown: True once a batch has stood for another number of the stock run's.
+        grown: True once a batch has stood for several batches of the stock run, or for none.
     """
 
     def __init__(self, config: Any, stock: StockRun) -> None:
@@ -55,25 +55,25 @@ class StepSchedule:
         return None
 
     def moved(self, before: float, after: float) -> None:
-        """Take note of a batch, from the samples of its epoch before and after it."""
+        """Record a batch, given the samples of its epoch before and after it."""
         first, last = self._stock.batches(before), self._stock.batches(after)
         self.grown = self.grown or last - first != 1
         self._due += self._stock.steps(first, last, self._frequency)
 
     def take_steps(self) -> int:
-        """The steps that the call being made stands for."""
+        """The number of steps for which the present call stands."""
         due, self._due = self._due, 0
         return due
 
     def place(self, said: float, name: str = "step") -> float:
-        """The number that the module gives itself. It goes by `trainer.global_step`, or counts epochs."""
+        """The step or epoch that the module passes itself. It is right already, so it is returned as it is."""
         return said
 
     def end_epoch(self) -> None:
         return None
 
     def leave(self) -> None:
-        """Give Lightning its own frequency back."""
+        """Restore Lightning's frequency."""
         self._config.frequency = self._frequency
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,10 +84,10 @@ class StepSchedule:
 
 
 class CalledSchedule:
-    """A scheduler that the module steps itself, in manual optimization: its calls show what they count.
+    """A scheduler that the module steps itself, in manual optimization. Its calls show what it counts.
 
     Args:
-        scheduler: stepped by the module.
+        scheduler: the scheduler.
         stock: the stock run.
     """
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-OUR_STATE = ("state_dict", "load_state_dict")  # is in the callback's: Lightning would demand it of the stock loader too
+# Hidden, because the callback saves it. Lightning would save it too, and load it into the stock loader.
+OUR_STATE = ("state_dict", "load_state_dict")
 
 
 class LoaderView:
-    """Stands in a Trainer for its loader. It begins to iterate when the first batch is wanted.
+    """Replaces a Trainer's loader. It begins to iterate when the first batch is asked for.
 
     Args:
         loader: the adaptive loader.
-        sampler: yields its indices; Lightning tells it the number of the epoch.
-        batches: called for the batches of an epoch.
+        sampler: yields its indices. Lightning gives it the number of the epoch.
+        batches: returns the batches of an epoch.
     """
 
     def __init__(self, loader: Any, sampler: Any, batches: Callable[[], Iterator[Any]]) -> None:

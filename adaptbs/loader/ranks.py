@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..gradients import FEW, FEWEST, Coupling, RankGradients, ShardedGradients, is_sharded
+from ..gradients import FEW_FOR_BATCH_NORM, FEWEST_EXAMINED, Coupling, RankGradients, ShardedGradients, is_sharded
 from ..model import BatchLoss, has_batch_norm
 from ..ranks import Ranks
 from ..run import TrainingRun
@@ -69,7 +69,7 @@ class RankMeter:
     def _caveat(self, length: int) -> str | None:
         if self.coupling is not None and self.coupling.found:
             return COUPLED
-        return f"BatchNorm over {length}" if length < FEW and has_batch_norm(self._inner) else None
+        return f"BatchNorm over {length}" if length < FEW_FOR_BATCH_NORM and has_batch_norm(self._inner) else None
 
     def when_ready(self, listener: Callable[..., None]) -> Any:
         """Call this when the gradients of a step are ready, until `remove()` of what is returned."""
@@ -122,7 +122,7 @@ class RankStep:
         if controller.measure_next_step():
             # Not charged: five looks would be taken for what a measurement costs, which is much less.
             coupling = self._meter.coupling
-            if coupling and self._tracker.latest_fetched.num_samples >= FEWEST * self._meter.ranks.world_size:
+            if coupling and self._tracker.latest_fetched.num_samples >= FEWEST_EXAMINED * self._meter.ranks.world_size:
                 coupling.look(batch, agreed=self._meter.agreed, samples=self._meter.said(own))
             self._meter.gradients.arm(lambda: self._ended)
             self._watched = True

@@ -1,4 +1,4 @@
-"""A device's memory: trials of a size, the limit of a run, and going on after memory has run out."""
+"""A device's memory: trials of a size, the limit of a run, and recovery after memory has run out."""
 
 from .cuts import BatchCuts, bounds
 from .device import memory_of

@@ -1,4 +1,4 @@
-"""Cuts a batch in pieces where it is certain that their losses make up the batch's."""
+"""Cuts a batch into pieces, once it is certain that the losses of the pieces add up to the batch's."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import nn
 from ..model import ADVICE, BatchLoss, NotCutError, without_chance
 from .recovery import is_out_of_memory
 
-UNTIL = "Until then the batch is held, and is not run in pieces where memory runs out"
+UNTIL = "Until then the batch is held, and is not run in pieces if memory runs out"
 
-FEW = 8  # samples that show whether the parts' losses make up the whole's
-OFF = 1e-3  # relative; more than rounding, less than what other denominators or targets of other samples do
+FEW = 8  # samples of the check that the parts' losses add up to the whole's
+OFF = 1e-3  # relative; more than rounding, less than the effect of other denominators or of other samples' targets
 
 
 def bounds(samples: int, pieces: int) -> list[int]:
-    """The cut points of so many pieces, as equally long as can be: the first is 0, the last is `samples`."""
+    """The ends of `pieces` pieces that are as equally long as possible. The first is 0, the last is `samples`."""
     return [samples * i // pieces for i in range(pieces + 1)]
 
 
 class BatchCuts:
     """Cuts batches, after the first cut has been verified on a few samples.
 
-    With the losses l_i of parts and their shares s_i (1 each for a loss that sums, and for a mean each part's weight
-    over that of all), the loss of the whole has to be sum s_i l_i. A contrastive loss is not, nor is a mean over boxes.
-    A `split` that the user gave is relied on.
+    Parts with losses l_i have shares s_i: 1 each for a loss that sums, and for a mean each part's weight over the total
+    weight. The loss of the whole must be sum s_i l_i. That fails for a contrastive loss and for a mean over boxes. The
+    user's own `split` is relied on without a check.
 
     Args:
-        loss: the loss of a batch, which knows how to cut it.
+        loss: the loss of a batch, with its `split`.
         model: the model.
-        shares: function (batch, samples, its parts) -> the parts' shares.
-        on_refused: called with the warning to log, the first time that a batch cannot be cut.
+        shares: function (batch, samples, its parts) -> shares of the parts.
+        on_refused: called with the reason, the first time that a batch cannot be cut.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class BatchCuts:
         self._said = False
 
     def in_pieces(self, batch: Any, samples: int, pieces: int) -> list[Any]:
-        """The batch in so many pieces, as equally long as can be."""
+        """The batch cut into `pieces` pieces that are as equally long as possible."""
         if pieces == 1:
             return [batch]
         return [self._loss.split(batch, begin, end) for begin, end in pairwise(bounds(samples, pieces))]
 
     def why_not(self, batch: Any, samples: int) -> str | None:
-        """The reason why the batch cannot be cut, with what to do; None if it can."""
+        """The reason why the batch cannot be cut, and the remedy; None if it can."""
         if self._loss.split_given:
             return None
         reason = self._reason(batch, samples)
@@ -81,9 +81,9 @@ class BatchCuts:
         if n < 2:
             return None  # shows nothing
         try:
-            # Parts of another length too, as in two halves as many targets may happen to be.
+            # Two cuts, because two halves may happen to have the same number of targets.
             found = [self._losses(batch, n, middle) for middle in sorted({n // 2, max(n // 4, 1)})]
-        except Exception as error:  # the model or the loss refuses a part, or even a few do not fit
+        except Exception as error:  # the model or the loss refuses a part, or even `n` samples do not fit
             if not is_out_of_memory(error):
                 return f"a part of the batch cannot be run: {type(error).__name__}: {error}. {ADVICE}"
             failure = error.with_traceback(None)
@@ -92,14 +92,14 @@ class BatchCuts:
         for whole, together, most in found:
             if abs(together - whole) > most:
                 return (
-                    f"the losses of two parts of the batch make {together:.4g} together, that of the whole is "
+                    f"the losses of two parts of the batch add up to {together:.4g}, and that of the whole is "
                     f"{whole:.4g}, so training on parts would be another training. {ADVICE} if the loss is a mean or "
                     "a sum over samples"
                 )
         return True if all(most > 0 for _, _, most in found) else None
 
     def _losses(self, batch: Any, n: int, middle: int) -> tuple[float, float, float]:
-        """Losses of n samples, and of those before and after the middle one together; and their largest difference."""
+        """The loss of n samples, that of the two parts at the middle combined, and the tolerated difference."""
         whole, *parts = (self._loss.split(batch, *span) for span in ((0, n), (0, middle), (middle, n)))
         with torch.enable_grad(), without_chance(self._model), self._loss.preserving(self._model):
             shares = self._shares(whole, n, parts)
@@ -109,5 +109,5 @@ class BatchCuts:
         together = sum(share * loss for share, loss in zip(shares, of_parts, strict=True) if share)
         if not (math.isfinite(of_whole) and math.isfinite(together)):
             return 0.0, 0.0, 0.0  # shows nothing
-        off = max(OFF, 2 * torch.finfo(losses[0].dtype).eps)  # of a loss in half precision
+        off = max(OFF, 2 * torch.finfo(losses[0].dtype).eps)  # eps of a loss in half precision is larger
         return of_whole, together, off * max(abs(of_whole), *map(abs, of_parts))

@@ -1,4 +1,4 @@
-"""Reads how much memory a device has and how much is in use: a Protocol, and the devices that can be read."""
+"""Reads how much memory a device has and how much is in use: a Protocol and its implementations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Watch:
     thrashed = False
 
     def saw(self, peak: int, thrashed: bool = False) -> None:
-        """Take note of what the context has come to."""
+        """Record the result of the context."""
         self.peak, self.thrashed = peak, thrashed
 
 
@@ -45,7 +45,7 @@ class DeviceMemory(Protocol):
 
     Attributes:
         careful: True if running out of memory ends the process, so that only sizes that surely fit may be tried.
-        sees_trials: True if `watched()` sees the peak of its own context, so that a trial tells what a size needs.
+        sees_trials: True if `watched()` records the peak of its own context, so that a trial shows what a size needs.
     """
 
     sees_trials: bool
@@ -54,7 +54,7 @@ class DeviceMemory(Protocol):
     def careful(self) -> bool: ...
 
     def limit(self) -> int:
-        """The most bytes that may be in use at once, by the memory that is free now."""
+        """The most bytes that may be in use at once, given the memory that is free now."""
         ...
 
     def in_use(self) -> int:
@@ -160,7 +160,7 @@ class HostMemory:
         return int(HEADROOM * (_status("VmRSS") + _available() // self._sharers))
 
     def in_use(self) -> int:
-        return 0  # the system does not tell how much of a process's memory belongs to the batch
+        return 0  # the system does not show how much of a process's memory belongs to the batch
 
     def peak(self) -> int:
         return _status("VmHWM")

@@ -1,4 +1,4 @@
-"""The largest batch that memory holds in a run, by what has fitted so far, and by trying."""
+"""The largest batch that memory holds in a run, found by trials and by the batches that ran."""
 
 from __future__ import annotations
 
@@ -10,44 +10,43 @@ from typing import Any
 
 from ..ranks import ALONE, Ranks
 from ..types import Decision
+from .bracket import Bracket
 from .device import DeviceMemory
 from .readings import PeakReadings
 from .search import Trial, affordable, largest_fitting, search
 
 log = logging.getLogger(__name__)
 
-FURTHER = 3  # times that memory may run out after the first, while the largest size that it holds is searched for
-FACTOR = 2  # growth at once where no size can be tried, so that the next peak shows whether this one was believable
-LIKED, FROM = 8, 16  # from 16 samples on, devices compute multiples of 8 in less time
+FACTOR = 2  # largest growth where no size can be tried, so that the next peak shows if this one was believable
 
 
 class MemoryLimit:
-    """Remembers the batch sizes that the device's memory has held in this run, and those that it has not.
+    """Limits a run's batch to what the device's memory holds.
 
     All sizes are samples of one pass through the model, on one rank.
 
-    Each size is tried once before the batch grows to it, if `attempt` is given. The device's statistics only say which
-    size to try first: the user's loop may reset them, and an earlier run may have left its peak in them. Where no size
-    can be tried, the batch grows where the larger one surely fits: from B to B' adds at most (B'/B - 1) times the bytes
-    that B took. On a GPU it then doubles at most, and stays where the readings show that the loop resets the peak.
+    If sizes can be tried, each is tried once before the batch grows to it. The device's statistics only suggest the
+    size to try first, because the user's loop may reset them, and an earlier run may have left its peak in them.
 
-    Once memory has run out, the gap between the largest size that ran and the smallest that failed is halved. After
-    FURTHER more failures the search ends, and the largest size that ran is the limit.
+    If no size can be tried, the batch grows to a size that surely fits: growing from B to B' adds at most (B'/B - 1)
+    times the bytes that B took. On a GPU it then doubles at most. It stays if the readings show that the loop resets
+    the peak.
+
+    Once memory has run out, the gap between the sizes that ran and those that failed is halved (`Bracket`).
 
     Args:
         memory: the memory of the device that trains. None: it is not read, and only sizes that ran out are known.
-        exceed: True if batches larger than memory holds are wanted, to be run in pieces.
+        exceed: True allows batches that are larger than memory holds, to be run in pieces.
         batches_per_step: passes through the model that make up a step, of all ranks together.
-        ranks: the ranks that have to come to the same size.
-        attempt: runs a step of so many samples and leaves no trace of it. None: no size can be tried.
-        micro_batch_size: the most samples that go through the model at once, where larger batches are accumulated. The
-            batch itself has no limit then.
+        ranks: the ranks that must agree on the size.
+        attempt: function (samples) -> trial. It runs a step of that size and leaves no trace. None: no size can be
+            tried.
+        micro_batch_size: the most samples that go through the model at once, if larger batches are accumulated. Then
+            the batch itself has no limit.
 
     Attributes:
-        memory: as given.
-        largest_run: the largest size that the run has run, samples.
-        smallest_failed: the smallest size that memory ran out at, samples; None before the first.
-        piece: the largest size that goes through the model at once, samples.
+        memory: the memory of the device, as given.
+        piece: the most samples that go through the model at once.
     """
 
     def __init__(
@@ -62,28 +61,35 @@ class MemoryLimit:
         self.memory, self._batches_per_step, self._ranks, self._attempt = memory, batches_per_step, ranks, attempt
         self._accumulates = micro_batch_size is not None
         self._exceed = exceed or self._accumulates
-        self._in_pieces = False  # True once somebody runs batches in pieces where memory runs out
-        self.largest_run = 0
-        self.smallest_failed: int | None = None
+        self._in_pieces = False  # True once the loop's steps run in pieces when memory runs out
         self.piece: float = micro_batch_size if micro_batch_size is not None else math.inf
-        self._tried = 0  # the largest size that a trial has found to fit
-        self._failures = 0  # batches and trials that memory ran out in
+        self._bracket = Bracket()
         self._readings = PeakReadings(memory.peak()) if memory is not None else None
         self._trials: dict[int, Trial] = {}  # by their size, samples
 
     def expect_pieces(self, there_are: bool = True) -> None:
-        """Take note that somebody runs batches in pieces where memory runs out, and reports the sizes that fitted."""
+        """Expect the loop's steps to run in pieces when memory runs out, and to report the sizes that fitted."""
         self._in_pieces = there_are
 
     @property
+    def largest_run(self) -> int:
+        """The largest size that the run has run, samples."""
+        return self._bracket.largest_run
+
+    @property
+    def smallest_failed(self) -> int | None:
+        """The smallest size that memory ran out at, samples; None before the first."""
+        return self._bracket.smallest_failed
+
+    @property
     def may_be_exceeded(self) -> bool:
-        """True if batches larger than memory holds may be decided on."""
+        """True if the batch may grow beyond what memory holds at once."""
         return self._exceed and self._in_pieces
 
     def clip(self, decision: Decision, batch_size: int, longest: int) -> Decision:
-        """Cut a decision down to a size that every rank's memory holds, which may be tried for that.
+        """Cut a decision down to a size that every rank's memory holds. May run trials to find it.
 
-        The size is never cut below the present one, which is known to run, and always divides into equal passes.
+        The size is never cut below the present one, which is known to run. It always divides into equal passes.
 
         Args:
             decision: the wanted size, samples of a step.
@@ -91,7 +97,7 @@ class MemoryLimit:
             longest: the longest batch so far, samples of all ranks together.
         """
         parts, size = self._batches_per_step, decision.batch_size
-        if not self._in_pieces:  # whoever runs pieces reports their sizes
+        if not self._in_pieces:  # else the steps report what ran
             self.ran(longest // self._ranks.world_size)
         if size > batch_size:
             fits = parts * self._ranks.least(self.find_largest(-(-size // parts)))
@@ -101,10 +107,10 @@ class MemoryLimit:
         return replace(decision, batch_size=max(decision.batch_size // whole, 1) * whole)
 
     def find_largest(self, wanted: int) -> float:
-        """Find the largest size up to `wanted` that memory holds, by trying where need be; inf: no limit is known."""
+        """Find the largest size up to `wanted` that memory holds. May run trials. inf: no limit is known."""
         if self._accumulates:
             return math.inf
-        most = self._most
+        most = self._bracket.largest_allowed
         if wanted <= self.largest_run:
             return most
         if self.memory is None or not self.largest_run:
@@ -112,14 +118,14 @@ class MemoryLimit:
         if self._attempt is None or not self.memory.sees_trials:
             return self._set_piece(min(self._surely_fits(), most), wanted)
         aim = int(min(wanted, most))
-        if aim > max(self.largest_run, self._tried):
+        if aim > self._bracket.largest_held:
             try:
                 self._try_up_to(aim)
-            except Exception as error:  # not of memory, so training itself may well go on
+            except Exception as error:  # memory did not run out, so training itself can go on
                 log.warning("a larger batch cannot be tried, so it grows as far as it surely fits: %s", str(error))
                 self._attempt = None
                 return self._set_piece(min(self._surely_fits(), most), wanted)
-            aim = min(max(self._tried, self.largest_run), aim)
+            aim = min(self._bracket.largest_held, aim)
         return self._set_piece(aim, wanted)
 
     def _surely_fits(self) -> float:
@@ -135,8 +141,8 @@ class MemoryLimit:
             return min(most, FACTOR * self.largest_run)
         if known:
             log.warning(
-                "the peak of the device's memory does not rise with the batch, as where the loop resets it, and no "
-                "size can be tried, so the batch stays: leave out torch.cuda.reset_peak_memory_stats()"
+                "the peak of the device's memory does not rise with the batch, probably because the loop resets "
+                "it, and no size can be tried, so the batch stays: leave out torch.cuda.reset_peak_memory_stats()"
             )
         return self.largest_run
 
@@ -145,7 +151,7 @@ class MemoryLimit:
         return Trial(self.largest_run, self.memory.peak(), self.memory.limit(), self.memory.in_use())
 
     def _try_up_to(self, aim: int) -> None:
-        """Find the largest size up to `aim` that fits, by as few trials as that takes."""
+        """Find the largest size up to `aim` that fits, by as few trials as possible."""
         assert self.memory is not None
         limit, careful, before = self.memory.limit(), self.memory.careful, set(self._trials)
         known = [replace(trial, limit=limit) for trial in self._trials.values()]
@@ -155,26 +161,19 @@ class MemoryLimit:
             if not known[-1].fits and first == aim:
                 known.append(self._try(self.largest_run))
         if any(trial.fits for trial in known):
-            left = max(1 + FURTHER - self._failures, 1)
+            left = self._bracket.failures_left
             known = search(self._try, aim, aim, known=known, careful=careful, most_failures=left)
-        self._tried = max(largest_fitting(known) or 0, self._tried)
-        log.info("batches of %s were tried: %d fits", sorted(self._trials.keys() - before), self._tried)
+        self._bracket.fits(largest_fitting(known) or 0)
+        tried = sorted(self._trials.keys() - before)
+        log.info("batches of %s were tried: %d fits", tried, self._bracket.largest_tried)
 
     def _try(self, size: int) -> Trial:
         assert self._attempt is not None
         trial = self._attempt(size)
-        if trial.peak is None and size != self.largest_run:  # that one runs, if a trial of it does not
+        if trial.peak is None and size != self.largest_run:  # that size runs, even if a trial of it does not
             self.fails(size)
         self._trials[size] = trial
         return trial
-
-    @property
-    def _most(self) -> float:
-        """The largest size that may be run or tried next, by what has run and what has failed; inf: nothing failed."""
-        if self.smallest_failed is None:
-            return math.inf
-        held = max(self.largest_run, self._tried)
-        return held if self._failures > FURTHER else halfway(held, self.smallest_failed)
 
     def _set_piece(self, largest: float, wanted: int) -> float:
         known = self.smallest_failed is not None or largest < wanted
@@ -182,23 +181,13 @@ class MemoryLimit:
         return largest
 
     def ran(self, size: int) -> None:
-        """Take note of a pass of so many samples that memory has held."""
-        if self.smallest_failed is None or size < self.smallest_failed:
-            self.largest_run = max(size, self.largest_run)
+        """Record a pass of `size` samples that memory has held."""
+        self._bracket.ran(size)
 
     def fails(self, size: int, *, again: bool = False) -> None:
-        """Take note of memory that ran out in a pass of so many samples.
-
-        Args:
-            size: samples of the pass.
-            again: True if a larger piece of the same batch has failed before. It counts as the same failure.
-        """
-        self.smallest_failed = size if self.smallest_failed is None else min(size, self.smallest_failed)
-        self._failures += not again
+        """Record a pass of `size` samples that memory ran out in. `again`: after a larger piece of the same batch."""
+        self._bracket.fails(size, again=again)
         self.piece = min(self.piece, size - 1)
-        # Memory has become less since a size ran that is as large as one that fails now: how much less is not known.
-        self.largest_run = self.largest_run if self.largest_run < size else 0
-        self._tried = self._tried if self._tried < size else 0
         self._trials = {tried: trial for tried, trial in self._trials.items() if tried < size}
 
     def fall_back(self, size: int) -> int:
@@ -214,36 +203,18 @@ class MemoryLimit:
         return largest
 
     def release(self) -> None:
-        """Have the device give back what is kept for later."""
+        """Return cached blocks to the device."""
         if self.memory is not None:
             self.memory.release()
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _REMEMBERED}
+        return {**self._bracket.state_dict(), "piece": self.piece}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in _REMEMBERED:
-            setattr(self, name, state[name])
-
-
-_REMEMBERED = ("largest_run", "smallest_failed", "piece", "_tried", "_failures")
-
-
-def halfway(held: int, failed: int) -> int:
-    """A size halfway between one that memory holds and one that it does not. `held` if no size between them is liked.
-
-    From FROM samples on, the liked sizes are the multiples of LIKED.
-
-    >>> halfway(128, 256), halfway(128, 144), halfway(128, 136), halfway(8, 12)
-    (192, 136, 128, 10)
-    """
-    middle = (held + failed) // 2
-    if middle < FROM:
-        return middle
-    below = middle - middle % LIKED
-    return next((size for size in (below, below + LIKED) if held < size < failed), held)
+        self._bracket.load_state_dict(state)
+        self.piece = state["piece"]
 
 
 def within_memory(decision: Decision, largest: float) -> Decision:
-    """The decision, where memory holds no more than so many samples."""
+    """The decision, cut to the `largest` size that memory holds, samples."""
     return replace(decision, batch_size=int(largest), reason="memory") if decision.batch_size > largest else decision

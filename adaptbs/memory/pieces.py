@@ -1,4 +1,4 @@
-"""A batch in pieces: how they are run, and what each counts for."""
+"""Runs a batch in pieces that fit in memory, and weighs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def shares(weights: Sequence[float]) -> list[float]:
-    """Each over the sum of all; equal where all are 0."""
+    """Each weight over their sum; equal shares if the sum is 0."""
     total = sum(weights)
     return [weight / total if total else 1 / len(weights) for weight in weights]
 
@@ -30,21 +30,22 @@ def run_in_pieces(
     least: Callable[[], int],
     why_not: Callable[[], str | None] | None = None,
 ) -> tuple[T, int | None]:
-    """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ...; each time from its beginning.
+    """Run a batch in as few equal pieces as fit: whole, in halves, in quarters, ... Each attempt begins anew.
 
     Args:
-        run: runs the batch in so many pieces.
+        run: function (number of pieces) that runs the batch in them.
         samples: the batch's samples.
-        limit: knows what fits so far; what runs out is told to it.
-        undo: takes back all that `run` has done before it ran out.
-        least: returns the samples that a piece must have. Asked where memory has run out.
-        why_not: the reason why the batch cannot be cut, with what to do; None if it can. Asked before the first cut.
+        limit: the memory limit of the run. It gets to know which sizes ran and which ran out.
+        undo: undoes everything that `run` did before memory ran out.
+        least: returns the fewest samples of a piece. Called when memory has run out.
+        why_not: returns the reason why the batch cannot be cut, and the remedy; None if it can. Called before the first
+            cut.
 
     Returns:
-        The result of `run`, and the largest size known to fit where a piece did not; else None.
+        The result of `run`; and, if memory ran out on the way, the largest size known to fit, else None.
 
     Raises:
-        the error of memory that ran out, where there is no smaller piece, or the batch cannot be cut.
+        Exception: the error of `run`, if memory did not run out, or no smaller piece can be run.
     """
     pieces, failed = max(1, math.ceil(samples / limit.piece)), False
     asked, reason = pieces > 1, why_not() if pieces > 1 and why_not else None

@@ -1,4 +1,4 @@
-"""Finds the largest batch that a device's memory holds, by real training steps that leave no trace."""
+"""Finds the largest batch that a device's memory holds, by training steps that leave no trace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .trial import try_size
 log = logging.getLogger(__name__)
 
 UNKNOWN = 1 << 20  # largest size tried if the data have no length, samples
-LOOKED_AT = 8  # first batches of a loader, of which the one with the largest samples is used
+LOOKED_AT = 8  # number of a loader's first batches that are read. The one with the largest samples is used.
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def probe_memory(
     if memory is None:
         raise ValueError(
             f"model: the memory of {', '.join(map(str, devices)) or 'no device'} cannot be read. "
-            "Move the model to CUDA, to MPS, or to the CPU of a Linux machine."
+            "Move the model to CUDA or to the CPU of a Linux machine, or choose the batch size yourself."
         )
     if max_batch_size is not None:
         check_size("max_batch_size", max_batch_size)

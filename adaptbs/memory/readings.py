@@ -1,4 +1,4 @@
-"""Tells from the readings of a peak statistic whether the user's loop resets it."""
+"""Recognises from its readings that the user's loop resets a peak statistic."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from .search import Trial
 
 
 class PeakReadings:
-    """The peaks of a run at each of its sizes, as a device's statistics gave them.
+    """Peaks of memory that a device's statistics showed at each batch size of a run.
 
-    A peak never falls unless it is reset. One that this run has made rises with the batch, unless a reset has hidden
-    the steps that made it. A peak that stays where the run found it is an earlier run's, and tells too much rather than
-    too little.
+    A peak never falls unless it is reset. A peak that this run has made rises with the batch, unless a reset has hidden
+    the steps that made it. A peak that stays where the run found it belongs to an earlier run. It is too high rather
+    than too low.
 
     Args:
         at_start: the peak before the run's first step, bytes.
+
+    Attributes:
+        were_reset: True once a reading shows that the peak was reset.
     """
 
     def __init__(self, at_start: int) -> None:
         self._at_start = self._highest = at_start
-        self._took: dict[int, int] = {}  # bytes beyond what lay there anyway, by the largest size that had run
+        self._took: dict[int, int] = {}  # bytes that the batch took, by the largest size that had run
         self.were_reset = False
 
     def add(self, read: Trial) -> None:
-        """Take in the peak that was read when `read.batch_size` was the largest size that had run."""
+        """Add the peak that was read when `read.batch_size` was the largest size that had run."""
         if read.peak is None:
             return
         took, of_this_run = read.peak - read.rest, read.peak > self._at_start

@@ -1,4 +1,4 @@
-"""Tells out-of-memory errors from other errors, and takes an optimizer's step again after one."""
+"""Recognises out-of-memory errors, and takes an optimizer's step again after one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .limit import MemoryLimit
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Fragments of lower-case messages of builds and libraries. PyTorch's own error class covers CUDA's allocator only.
+# Parts of error messages, in lower case. PyTorch's own error class covers only CUDA's allocator.
 PHRASES = (
     "out of memory",  # CUDA, HIP, XPU, MPS, NCCL, Triton; the plain RuntimeError of older builds
     "can't allocate memory",  # the host's allocator on Linux and macOS
@@ -43,7 +43,7 @@ PHRASES = (
     "cusolver_status_alloc_failed",
     "cusparse_status_alloc_failed",
 )
-SKIPPED = 16  # steps that a GradScaler may skip at first: from 2**16 on its scale has then come down to 1
+SKIPPED = 16  # first steps that a GradScaler may skip, by which its scale falls from 2**16 to 1
 BY_NUMBER = re.compile(r"cuda driver error: 2\b")  # CUDA's driver, by the number of its status
 
 
@@ -61,9 +61,9 @@ class SafeStep:
     """Takes an optimizer's steps, and takes one again if memory ran out in it.
 
     A step can only be taken again if it had changed nothing yet, or if a copy of all that it changes was kept. The
-    first step needs the most memory beyond what lies there: it creates the optimizer's state. What a step needs does
-    not grow with the batch. So before the first one everything that it changes is copied to the host's memory, and
-    never again. No copy is kept if the device's memory cannot be read or if running out ends the process.
+    memory of a step does not grow with the batch. The first step needs the most new memory, because it creates the
+    optimizer's state. So everything that a step changes is copied to the host's memory before the first step, and never
+    again. No copy is kept if the device's memory cannot be read or if running out ends the process.
 
     Args:
         optimizer: an object with `state`, torch's or fastai's.
@@ -74,7 +74,7 @@ class SafeStep:
         self._optimizer, self._parameters = optimizer, parameters
         self._left = SKIPPED  # steps that may still turn out to be the first
         self._tensors: list[Tensor] = []  # all that a step changes
-        self._seen: Any = None  # the optimizer's state of one parameter when they were looked up
+        self._seen: Any = None  # the optimizer's state of one parameter when `_tensors` was made
         self._sizes = (-1, -1)  # of that state, and of the state of all parameters
 
     def __call__(self, step: Callable[[], T], limit: MemoryLimit) -> T:
@@ -91,7 +91,7 @@ class SafeStep:
             Exception: the error of the step, if memory did not run out, or if the step cannot be taken again.
         """
         if limit.memory is not None and limit.memory.careful:
-            return step()  # where running out ends the process, there is nothing to look after
+            return step()  # running out ends the process, so nothing can be done after it
         copies = self._left > 0 and limit.memory is not None
         values = WeightSnapshot(self._parameters(), self._optimizer) if copies else None
         before, said = self._versions(), None
@@ -117,8 +117,8 @@ class SafeStep:
     def _versions(self) -> list[int]:
         """The in-place version counters of all tensors that a step changes.
 
-        The tensors are looked up again only where the state has another layout, as after the first step or after
-        `load_state_dict`, since with many parameters that takes as long as many operations.
+        The tensors are collected again only if the layout of the state has changed, after the first step or after
+        `load_state_dict`. With many parameters collecting them takes as long as many operations.
         """
         state = getattr(self._optimizer, "state", {})
         first: Any = next(iter(state.values()), None)

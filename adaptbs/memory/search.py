@@ -1,4 +1,4 @@
-"""Searches for the largest batch size that fits in memory, by trying one size after another. Pure functions, no state.
+"""Searches for the largest batch size that fits in memory, by trying one size after another. Pure functions.
 
 The peak memory of a training step is affine in its batch size, peak(B) = a + b B, once the optimizer's state exists. a
 are the bytes in use anyway (weights, state, gradients), and b are the activations of one sample. The law is only
@@ -76,7 +76,7 @@ def search(
         least: the smallest size that the model accepts, samples.
         known: trials made before.
         careful: try only sizes that surely fit, because running out of memory would end the process.
-        most_failures: the search ends once memory has run out in so many trials.
+        most_failures: number of trials out of memory at which the search ends.
 
     Returns:
         The known trials, followed by the new ones.

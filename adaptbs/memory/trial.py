@@ -1,4 +1,4 @@
-"""Runs a training step of a given size, and leaves no trace of it."""
+"""Runs a training step of a given size, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .search import Trial
 
 log = logging.getLogger(__name__)
 
-TIMES = 2  # runs of each size: in the first one optimizers create their state, and cuDNN chooses its algorithms
+TIMES = 2  # runs of each size; in the first one optimizers create their state, and cuDNN chooses its algorithms
 
 
 def try_size(
@@ -50,11 +50,11 @@ def try_size(
         size: samples.
         memory: the memory of the model's device.
         optimizer: takes the step without its hooks. None: forward and backward passes only.
-        more: bytes that training sometimes needs on top, as measuring by halves does for another gradient.
-        watching: makes the context of a forward and backward pass of so many samples, as measuring in the step has one.
+        more: bytes that training sometimes needs on top, for example for the second gradient of a measurement.
+        watching: function (size) -> context of a forward and backward pass, in which the step is measured.
 
     Raises:
-        NotCutError: if it is not certain what repeats a sample of the batch.
+        NotCutError: if the layout of the batch does not tell how to repeat its samples.
     """
     parameters = list(model.parameters())  # frozen ones too: optimizers step them if an old gradient is left
     rest = memory.in_use()
@@ -107,29 +107,29 @@ def _peak(
 
 
 class Measures(Protocol):
-    """Measures the steps of a run; here only the memory that this takes matters."""
+    """The part of the meter of a run that says how much memory measuring takes."""
 
     @property
     def bytes_beside_step(self) -> int:
-        """Bytes that a measurement may hold beyond what a step under `watching` does."""
+        """Bytes that a measurement may hold beyond a step under `watching`."""
         ...
 
     def watching(self, size: int) -> AbstractContextManager[None]:
-        """A context that has a pass of so many samples hold what it holds when it is measured."""
+        """A context in which a pass of `size` samples holds the memory that it holds when it is measured."""
         ...
 
 
 class MemoryTrial:
     """Tries a size between two steps of a training run, by forward and backward passes on one of the run's batches.
 
-    What it counts is no less than what a measured step of the size holds, the first one included.
+    It counts at least the memory that a measured step of the size holds, including the first.
 
     Args:
         model: the model that is being trained.
         loss: the loss of a batch.
         memory: the device's memory.
         batch: returns the latest batch of the run.
-        measures: returns what measures the run's steps; None for nothing.
+        measures: returns the meter of the run's steps, None if nothing is measured.
         accumulates: True if a step's later passes begin with the gradient of the earlier ones.
     """
 

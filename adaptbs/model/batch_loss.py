@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -29,14 +29,14 @@ class BatchLoss:
             detected.
         batch_loss: function (model, batch) -> scalar, for any other layout. Give exactly one of the two.
         autocast: function that makes the context of the forward pass, such as `lambda: torch.autocast("cuda")`.
-        called: what errors call the loss. None: the argument that was given.
-        split: function (batch, start, stop) -> batch of the samples start:stop. None: batches are cut only where their
-            layout leaves no doubt.
-        split_given: False if `split` is not the user's. None: True where there is one.
+        called: name of the loss in error messages. None: the name of the argument that was given.
+        split: function (batch, start, stop) -> batch of the samples start:stop. None: a batch is cut only if its layout
+            leaves no doubt.
+        split_given: True if `split` is the user's own. None: True if there is a `split`.
 
     Attributes:
-        split: cuts a batch. Raises NotCutError if that is not certain.
-        split_given: True if the user has said how to cut, which is then relied on.
+        split: cuts a batch. Raises NotCutError if its layout leaves doubts.
+        split_given: True if the user has given `split`. Then it is relied on without a check.
 
     Raises:
         ValueError: if both or neither of `loss_func` and `batch_loss` are given.
@@ -77,20 +77,26 @@ class BatchLoss:
 
     @cached_property
     def modules(self) -> list[nn.Module]:
-        """Modules that the loss function uses, as far as it shows them: itself, or what it closes over."""
-        function = self._loss_func or self._batch_loss
-        found = [function, getattr(function, "__self__", None)]
+        """Modules that the loss function shows that it uses.
+
+        That is the function itself, what it closes over, and the arguments that a `partial` binds.
+        """
+        function, found = self._loss_func or self._batch_loss, list[Any]()
+        while isinstance(function, partial):
+            found += [*function.args, *function.keywords.values()]
+            function = function.func
+        found += [function, getattr(function, "__self__", None)]
         if inspect.isfunction(function):
             seen = inspect.getclosurevars(function)
             found += [*seen.nonlocals.values(), *seen.globals.values()]
         return [each for each in found if isinstance(each, nn.Module)]
 
     def preserving(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context at whose end the model, and the modules of the loss function, are in the state they were in."""
-        return self._preserver(self._together(model) if self.modules else model)
+        """A context that at its end restores the state of the model and of the modules that the loss uses."""
+        return self._preserver(self._with_own_modules(model) if self.modules else model)
 
-    def _together(self, model: nn.Module) -> nn.Module:
-        """The model and the modules of the loss function, as one module: the same one for the same model."""
+    def _with_own_modules(self, model: nn.Module) -> nn.Module:
+        """The model and the modules of the loss function as one module, which is made once for a model."""
         if self._joined is None or self._joined[0] is not model:
             self._joined = nn.ModuleList([model, *self.modules])
         return self._joined
@@ -120,7 +126,7 @@ class BatchLoss:
             batch = to_device(batch, parameter.device)
         try:
             with self._autocast():
-                loss = self._batch_loss(model, batch) if self._batch_loss else self._of_layout(model, batch)
+                loss = self._batch_loss(model, batch) if self._batch_loss else self._of_inputs_and_target(model, batch)
         except Exception as error:
             call = "batch_loss(model, batch)" if self._batch_loss else "loss_func(model(*inputs), target)"
             add_note(error, f"adaptbs called {call} on a batch of {describe_batch(batch)}.")
@@ -133,7 +139,7 @@ class BatchLoss:
             )
         return loss
 
-    def _of_layout(self, model: nn.Module, batch: Any) -> Tensor:
+    def _of_inputs_and_target(self, model: nn.Module, batch: Any) -> Tensor:
         if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) < 2:
             raise TypeError(
                 f"loss_func= needs batches laid out as (*inputs, target), got {type(batch).__name__}: "

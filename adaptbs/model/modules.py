@@ -11,7 +11,7 @@ from torch import nn
 
 T = TypeVar("T")
 
-DEEP = 256  # modules from which on a model is not gone over at each epoch
+DEEP = 256  # a model with more modules than this is not searched at each epoch
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -38,7 +38,7 @@ def has_compiled(model: nn.Module) -> bool:
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:
         return False
-    # As `is_compiled` of each, but in one call: it is asked at each epoch, of deep models too.
+    # The same as `is_compiled` of each module, but faster: it is asked at each epoch, of deep models too.
     kind = dynamo.OptimizedModule
     return any([m._compiled_call_impl is not None or isinstance(m, kind) for m in model.modules()])
 
@@ -83,9 +83,9 @@ def without_chance(model: nn.Module) -> Iterator[None]:
 
 
 def drops_by_itself(module: nn.Module) -> bool:
-    """True if a module draws dropout itself, at a rate of its own or at that of a layer which it does not call.
+    """True if a module applies dropout without calling a dropout layer, at its own rate or at the rate of such a layer.
 
-    Attention does, since the product of queries and keys is never there for a layer to be called on.
+    Attention does: its kernel multiplies queries and keys, applies dropout and multiplies by the values at once.
     """
     for name, found in (*vars(module).items(), *module._modules.items()):
         of_attention = isinstance(found, nn.modules.dropout._DropoutNd) and "att" in name
@@ -96,15 +96,15 @@ def drops_by_itself(module: nn.Module) -> bool:
 
 
 class Seldom(Generic[T]):
-    """A fact of a model that takes a look at all of its modules, asked for at every epoch.
+    """A fact about a model that is asked for at every epoch, and is found by searching all of its modules.
 
-    Of a deep model that would take as long as a step, so there it is looked up at the first call, the second, the
-    fourth, and so on, and wherever its key has changed. Else it is the one found last.
+    In a deep model the search takes as long as a step. So there it is made at the first call, the second, the fourth,
+    the eighth and so on, and whenever the key has changed. Other calls return the fact found last.
 
     Args:
         model: the model.
-        fact: looks it up.
-        key: something cheap that the fact depends on besides the model.
+        fact: searches the model. Returns the fact.
+        key: returns something that is quick to compute and that the fact depends on besides the model.
     """
 
     def __init__(self, model: nn.Module, fact: Callable[[], T], key: Callable[[], object] = lambda: None) -> None:

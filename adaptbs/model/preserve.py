@@ -73,9 +73,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 class Preserver:
-    """`preserved` of one model after another, which looks a model up once and not at every pass.
+    """The same as `preserved`, but searches a model for its state once, not at every pass.
 
-    In a model of 200 BatchNorms looking up takes longer than copying.
+    In a model with 200 BatchNorms the search takes longer than the copies.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Preserver:
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[None]:
-        """As `preserved`. Inside another such context everything is looked up and copied anew."""
+        """The same as `preserved(model)`. Inside another such context the state is searched and copied anew."""
         if self._in_use:
             with preserved(model):
                 yield
@@ -157,7 +157,7 @@ def preserved_loader(loader: Any) -> Iterator[None]:
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
     found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
     states = [(generator, generator.get_state()) for generator in found]
-    # Persistent workers are put aside, because iterating would leave them in the middle of an epoch.
+    # Persistent workers are set aside, because iterating would leave them in the middle of an epoch.
     workers = getattr(loader, "_iterator", None)
     if isinstance(loader, DataLoader):
         loader._iterator = None

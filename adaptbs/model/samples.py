@@ -1,4 +1,4 @@
-"""Tells whether what a batch holds follows the samples that it is collated from."""
+"""Compares a batch with the samples that it was collated from: one row for each, or something else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .batches import batch_length, tensors_of
 
 
 def has_a_row_a_sample(batch: Any, samples: int) -> bool:
-    """True if the batch's first dimension is that of its samples; False also if its layout does not tell."""
+    """True if the batch's first dimension is `samples` long. False also if its layout does not tell."""
     try:
         return batch_length(batch) == samples
     except TypeError:
@@ -22,13 +22,13 @@ def has_a_row_a_sample(batch: Any, samples: int) -> bool:
 
 
 def takes_one_apart(batch: Any, inputs: tuple[Any, ...]) -> bool:
-    """True if a model was called on what a batch of one sample holds, without the dimension of the samples.
+    """True if a model was called on the sample of a batch of one, without the batch dimension.
 
-    As where a loop takes `x[0]` of a batch whose only sample is a whole batch, so that the others of a larger one would
-    be lost. A loop that joins them, as by `x.flatten(0, 1)`, looks the same at that size.
+    A dataset may return whole batches, so that the loader's batch size is 1 and the loop takes `x[0]`. In a larger
+    batch it would lose the other samples. A loop that joins them by `x.flatten(0, 1)` looks the same at size 1.
 
     Args:
-        batch: of one sample.
+        batch: a batch of one sample.
         inputs: shapes of the tensors that the model was called on.
     """
     whole = {tuple(tensor.shape) for tensor in tensors_of(batch)}
@@ -37,11 +37,11 @@ def takes_one_apart(batch: Any, inputs: tuple[Any, ...]) -> bool:
 
 
 def collates_all(collate: Callable[[list[Any]], Any], sample: Any) -> bool | None:
-    """True if `collate` makes twice as much of two samples as of one. None if the layout does not tell.
+    """True if a batch of two samples is twice as long as a batch of one. None if the layout does not tell.
 
     Args:
-        collate: makes a batch of a list of samples.
-        sample: taken once and twice.
+        collate: makes a batch from a list of samples.
+        sample: the sample. It is collated once alone and once with itself.
     """
     return _is_twice(collate([sample, sample]), collate([sample]))
 

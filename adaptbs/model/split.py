@@ -1,4 +1,4 @@
-"""Cut a batch by sample: as the user says by `split=`, or only where its layout leaves no doubt."""
+"""Cut a batch by sample: by the user's `split=`, or else only if its layout leaves no doubt."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PLAIN = (str, bytes, bool, Number, type(None))
 
 
 class NotCutError(ValueError):
-    """A batch whose layout does not tell which of its entries belong to which sample."""
+    """The layout of a batch does not tell which of its entries belong to which sample."""
 
 
 def certain_split(batch: Any, start: int, stop: int) -> Any:
-    """Samples start:stop of the batch. Raises NotCutError where its layout does not tell what belongs to them."""
+    """Samples start:stop of the batch. Raises NotCutError if its layout does not tell which entries are theirs."""
     check_certain(batch)
     return slice_batch(batch, start, stop)
 
@@ -33,13 +33,13 @@ def certain_repeat(batch: Any, n: int) -> Any:
     """A batch of n samples, made by repeating those of this one. Raises NotCutError as `certain_split` does."""
     if why := why_not_cut(batch):
         raise NotCutError(
-            f"the batch cannot be repeated: {why}. Let collate_fn= make an entry a sample of all that it returns"
+            f"the batch cannot be repeated: {why}. Let everything that collate_fn= returns have one entry a sample"
         )
     return repeat_batch(batch, n)
 
 
 def check_certain(batch: Any) -> None:
-    """Raise NotCutError where the layout of a batch does not tell which entries belong to which sample."""
+    """Raise NotCutError if the layout of a batch does not tell which entries belong to which sample."""
     if why := why_not_cut(batch):
         raise NotCutError(f"the batch cannot be cut: {why}. {ADVICE}")
 
@@ -47,8 +47,8 @@ def check_certain(batch: Any) -> None:
 def why_not_cut(batch: Any) -> str | None:
     """The reason why it is not certain which entries belong to which of n samples; None if it is.
 
-    It is certain where every tensor and array is n long or has no dimension, and every list is n long or holds such
-    entries itself. Targets put end to end, such as boxes of shape [boxes, 6], are as many as they happen to be.
+    It is certain if every tensor and array is n long or has no dimension, and every list is n long or holds such
+    entries itself. Targets put end to end, such as boxes of shape [boxes, 6], show nothing of the samples.
 
     >>> import torch
     >>> why_not_cut((torch.ones(4, 3), torch.ones(4), "train"))

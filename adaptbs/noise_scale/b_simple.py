@@ -35,7 +35,7 @@ def estimate(
         confidence: confidence of the interval [low, high], between 0 and 1.
 
     Raises:
-        ValueError: where there is no measurement.
+        ValueError: if there is no measurement.
 
     Source: McCandlish et al. 2018, appendix A.1, arXiv:1812.06162; Fieller 1954, for the ratio of two means.
     """
@@ -45,16 +45,16 @@ def estimate(
 
 
 def traces_and_squares(norms: Sequence[SquaredNorms]) -> np.ndarray:
-    """tr(Sigma) and |G|^2 of each measurement, shape (n, 2), without bias (McCandlish et al. 2018, eq. A.2).
+    """tr(Sigma) and |G|^2 of each measurement, shape (n, 2), unbiased (McCandlish et al. 2018, eq. A.2).
 
-    The formulas are those of `SquaredNorms.trace` and `.grad_sq`, of all measurements at once.
+    The formulas are those of `SquaredNorms.trace` and `.grad_sq`, vectorised over measurements.
     """
     b, small, B, large = np.array([(n.small_size, n.small, n.large_size, n.large) for n in norms], float).T
     return np.stack([(small - large) / (1 / b - 1 / B), (B * large - b * small) / (B - b)], axis=1)
 
 
 def pool(values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float) -> NoiseScale:
-    """`estimate` from the `traces_and_squares` of the measurements."""
+    """The same as `estimate`, from the `traces_and_squares` of the measurements."""
     (trace, grad_sq), covariance, degrees = means(values, weights)
     if covariance is None:
         low, high, cautious = 0.0, math.inf, 0.0
@@ -67,7 +67,7 @@ def pool(values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confi
 def limits(
     values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float
 ) -> tuple[float, float]:
-    """The interval of `estimate` alone, from the `traces_and_squares` of the measurements."""
+    """Only the interval of `estimate`, from the `traces_and_squares` of the measurements."""
     (trace, grad_sq), covariance, degrees = means(values, weights)
     if covariance is None:
         return 0.0, math.inf
@@ -77,11 +77,11 @@ def limits(
 def means(
     values: np.ndarray, weights: Sequence[float] | np.ndarray | None
 ) -> tuple[list[float], np.ndarray | None, float]:
-    """The weighted means of `traces_and_squares`, their covariance (2 x 2; None of too few), degrees of freedom."""
+    """Weighted means of `traces_and_squares`, their 2 x 2 covariance (None if too few), degrees of freedom."""
     w = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     w = w / w.sum()
     mean = (w @ values).tolist()
-    effective = 1 / (w**2).sum()  # as many equally weighted measurements would know as much
+    effective = 1 / (w**2).sum()  # number of equally weighted measurements with the same variance of the mean
     if effective < 1.5:
         return mean, None, 0.0
     residuals = (values - mean) * w[:, None]

@@ -19,7 +19,7 @@ class NoiseScaleTracker:
     Args:
         run_samples: length of the run, samples.
         views: names of the views that may be measured.
-        prior: what is known before the run. It is the estimate until there are enough measurements.
+        prior: a noise scale known before the run. It is the estimate until there are `ENOUGH` measurements.
     """
 
     def __init__(self, run_samples: int, views: Sequence[str] = (), prior: NoiseScale | None = None) -> None:
@@ -29,13 +29,13 @@ class NoiseScaleTracker:
         self._prior: NoiseScale | None = prior
 
     def plan(self, run_samples: int) -> None:
-        """Let the run be of this length from here on, samples."""
+        """Change the length of the run, samples."""
         self._run_samples = run_samples
         for window in (self._plain, *self._views.values()):
             window.plan(run_samples)
 
     def forget(self) -> None:
-        """Drop all measurements, and what was known before them."""
+        """Drop all measurements and the prior."""
         self._prior = None
         self._plain = MeasurementWindow(self._run_samples)
         self._views = {name: MeasurementWindow(self._run_samples, warns=False) for name in self._names}
@@ -57,7 +57,7 @@ class NoiseScaleTracker:
         """
         finite = dict(self._plain.read())
         read = [(samples, progress, made, finite.get(samples)) for samples, (progress, made) in self._unread.items()]
-        if read and self.caveat != COUPLED:  # a loss that couples samples always will, also in a resumed run
+        if read and self.caveat != COUPLED:  # a loss that couples samples keeps doing so, even in a resumed run
             self.caveat = read[-1][2].read_caveat()
         self._unread = {}
         return read
@@ -79,14 +79,14 @@ class NoiseScaleTracker:
             log.info("the noise scale is %s at %.0f %% of the run", state, 100 * progress)
 
     def estimate(self, confidence: float) -> NoiseScale | None:
-        """The noise scale as of the latest measurement; None if nothing has been measured and nothing was known."""
+        """Estimate the noise scale from all measurements so far. None if there is neither a measurement nor a prior."""
         found = self._plain.estimate(confidence)
         if self._prior is not None and (found is None or found.measurements < ENOUGH):
             found = self._prior
         return replace(found, caveat=self.caveat) if found is not None and self.caveat else found
 
     def estimate_views(self, confidence: float) -> dict[str, NoiseScale]:
-        """Noise scales of the views, by name. Leaves out views without a measurement."""
+        """Estimate the noise scales of the views, by name. Leaves out views without a measurement."""
         found = {name: window.estimate(confidence) for name, window in self._views.items()}
         return {name: estimate for name, estimate in found.items() if estimate is not None}
 
@@ -100,7 +100,7 @@ class NoiseScaleTracker:
         """Continue from a saved state. A view that only one of the two runs measures starts empty."""
         prior = self._prior
         self.forget()
-        self._prior = prior if state["has_prior"] else None  # which the saved run may have forgotten
+        self._prior = prior if state["has_prior"] else None  # the saved run may have dropped it
         self._plain.load_state_dict(state["plain"])
         for name in self._views.keys() & state["views"].keys():
             self._views[name].load_state_dict(state["views"][name])

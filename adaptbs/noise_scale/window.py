@@ -1,4 +1,4 @@
-"""The recent measurements of a run, and the noise scale that they come to."""
+"""The recent measurements of a run, pooled into one noise scale."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .b_simple import limits, pool, to_floats, traces_and_squares
 log = logging.getLogger(__name__)
 
 MEMORY = 0.05  # share of the run after which a measurement's weight has fallen to 1/e
-FORGET = 5  # a measurement older than this many MEMORY is dropped,
+FORGET = 5  # a measurement older than this many MEMORY is dropped
+FULL = 8  # the latest entries, which are kept at any age: in a short run fewer would resolve nothing
+MOST = 256  # entries of a window; beyond it neighbours are merged, so that estimates of a long run take no longer
+VALUES = slice(2, 4)  # columns of trace and grad_sq in an array of entries
 ROUNDING = 1e-6  # relative; limits that are closer than this count as equal
-FULL = 8  # but not the latest few, which in a short run reach further back: fewer resolve nothing
-VALUES = slice(2, 4)  # where an entry has trace and grad_sq
-MOST = 256  # entries of a window; beyond it neighbours are merged, so that a long run's looks take no longer
 
 
 class Entry(NamedTuple):
-    """A measurement, or the mean of neighbouring ones, which knows as much as they do.
+    """One measurement, or the weighted mean of several neighbouring ones.
 
     Attributes:
-        samples: samples that had been seen.
-        weight: samples that were measured.
+        samples: samples seen before the measurement.
+        weight: size of the measured batch, samples.
         trace: tr(Sigma).
         grad_sq: |G|^2.
-        measurements: number of measurements.
+        measurements: number of measurements merged into this entry.
     """
 
     samples: float
@@ -48,10 +48,7 @@ class Entry(NamedTuple):
 
 
 def thinned(entries: list[Entry]) -> list[Entry]:
-    """At most `MOST` entries: where there are more, neighbours are merged to about half as many of equal length.
-
-    The latest `FULL` stay as they are.
-    """
+    """Merge neighbouring entries to about half as many if there are more than `MOST`. Keeps the latest `FULL`."""
     if len(entries) <= MOST:
         return entries
     older, latest = entries[:-FULL], entries[-FULL:]
@@ -68,10 +65,11 @@ def thinned(entries: list[Entry]) -> list[Entry]:
 def drifts(rows: np.ndarray, confidence: float) -> bool:
     """True if the intervals of the older and the newer half of the entries have no noise scale in common.
 
-    Then the noise scale moved by more than noise explains, and their pooled estimate is one of neither.
+    Then the noise scale moved by more than noise explains, and a pooled estimate would describe neither half. Fewer
+    than `FULL` entries show nothing.
 
     Args:
-        rows: the entries, as rows of an array, `FULL` or more; fewer show nothing.
+        rows: the entries, as rows of an array.
         confidence: confidence of the two intervals.
     """
     middle = len(rows) // 2
@@ -85,11 +83,11 @@ def drifts(rows: np.ndarray, confidence: float) -> bool:
 class MeasurementWindow:
     """The recent measurements of a run, weighted by batch size and by how long ago they were made.
 
-    Numbers are left on the device until `estimate` is asked for: one synchronisation a decision, none a step.
+    Numbers stay on the device until `read` or `estimate` is called: one synchronisation a decision, none a step.
 
     Args:
-        run_samples: length of the run, samples; memory fades over a share of it.
-        warns: whether to log a warning, once, when a measurement is not finite.
+        run_samples: length of the run, samples. A measurement's weight fades over a share of it.
+        warns: True logs a warning, once, when a measurement is not finite.
     """
 
     def __init__(self, run_samples: int, *, warns: bool = True) -> None:
@@ -98,7 +96,7 @@ class MeasurementWindow:
         self._unread: list[tuple[int, SquaredNorms]] = []
         self._skipped: list[int] = []  # samples seen at recent measurements that were not finite
         self._warned = not warns
-        self._estimates: dict[float, NoiseScale | None] = {}  # by confidence, as of the latest measurement
+        self._estimates: dict[float, NoiseScale | None] = {}  # by confidence, from the measurements read so far
 
     @property
     def skipped(self) -> int:
@@ -106,15 +104,15 @@ class MeasurementWindow:
         return len(self._skipped)
 
     def plan(self, run_samples: int) -> None:
-        """Let the memory fade as in a run of this length from here on, samples."""
+        """Change the length of the run, samples. Weights fade by the new length from here on."""
         self._fade, self._estimates = MEMORY * run_samples, {}
 
     def add(self, samples: int, norms: SquaredNorms) -> None:
-        """Put in a measurement made when `samples` samples had been seen."""
+        """Add a measurement made when `samples` samples had been seen. Reads nothing from the device."""
         self._unread.append((samples, norms))
 
     def read(self) -> list[tuple[int, SquaredNorms]]:
-        """The measurements added since the last read, as floats; those that were not finite are dropped."""
+        """Read the measurements added since the last read. Returns the finite ones, as floats."""
         if not self._unread:
             return []
         self._estimates = {}
@@ -140,7 +138,7 @@ class MeasurementWindow:
         return finite
 
     def estimate(self, confidence: float) -> NoiseScale | None:
-        """The noise scale as of the latest measurement, or None where nothing has been measured."""
+        """Estimate the noise scale from all measurements so far. None if there is none."""
         self.read()
         if confidence not in self._estimates:
             self._estimates[confidence] = self._estimate(confidence)
@@ -154,7 +152,7 @@ class MeasurementWindow:
         self._entries = recent + self._entries[-FULL:]
         rows = np.array(self._entries, float)
         while (drifting := drifts(rows, confidence)) and len(rows) >= 2 * FULL:
-            rows = rows[len(rows) // 2 :]  # the older half is about another noise scale
+            rows = rows[len(rows) // 2 :]  # the older half measured another noise scale
         self._entries = self._entries[-len(rows) :]
         if self._skipped:
             self._skipped = [s for s in self._skipped if s >= self._entries[0].samples]

@@ -31,7 +31,7 @@ COLUMNS = (
 )
 
 
-#: Records that are kept. A run of a million steps would else hold, and save, tens of thousands of measurements.
+#: Number of records from which on measurements are thinned out. A run of a million steps makes tens of thousands.
 MOST = 10_000
 
 
@@ -41,7 +41,7 @@ class History:
     Each decision is kept. Past 10,000 records the older measurements are thinned out.
 
     `history[-1]` is the latest record, `history[-10:]` a history of the last ten. `to_frame()`, `to_csv(path)` and
-    `to_dict()` give all of it.
+    `to_dict()` export all records.
 
     Args:
         views: names of the views whose noise scales decisions report. Each adds three columns (`view_columns`).
@@ -71,7 +71,7 @@ class History:
             self._thin_out()
 
     def _thin_out(self) -> None:
-        """Drop every second one of the older half of the measurements. Decisions are all kept."""
+        """Drop every second measurement of the older half. Keeps all decisions."""
         measured = [i for i, record in enumerate(self.records) if record["event"] == "measurement"]
         dropped = set(measured[1 : len(measured) // 2 : 2])
         self._most = max(MOST, 2 * (len(self.records) - len(measured)))
@@ -94,7 +94,7 @@ class History:
         )
 
     def add_estimate(self, estimate: NoiseScale | None, views: Mapping[str, NoiseScale], **values: Any) -> None:
-        """Append a record with the columns of an estimate and of the views' estimates; `values` are the others."""
+        """Append a record with the columns of an estimate and of the views' estimates. `values` are all others."""
         for name, view in views.items():
             values |= zip(view_columns(name), (view.simple, view.low, view.high), strict=True)
         if estimate is not None:
@@ -112,7 +112,7 @@ class History:
         return {name: [record[name] for record in kept] for name in self.columns}
 
     def to_frame(self) -> DataFrame:
-        """All records as a `pandas.DataFrame`, one row each. Raises ImportError where pandas is not installed."""
+        """All records as a `pandas.DataFrame`, one row each. Raises ImportError if pandas is not installed."""
         try:
             import pandas
         except ImportError as error:
@@ -136,7 +136,7 @@ class History:
         return [dict(record) for record in self.records]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Go on with saved records, in place of those so far. Columns that they lack are None."""
+        """Replace the records by saved ones. Columns that they lack are None."""
         self.records = [{name: record.get(name) for name in self.columns} for record in state]
 
     def __len__(self) -> int:

@@ -12,8 +12,8 @@ from ..types import LogFunction
 
 logger = logging.getLogger(__name__)
 
-LOGGED = ("measurement", "decision", "out of memory")  # events; a resumed run has a second start, which is no news
-# The batch of a measurement may be another than the run's, such as an even number of samples to be halved.
+LOGGED = ("measurement", "decision", "out of memory")  # events; "start" would be repeated by a resumed run
+# The batch of a measurement may differ from the run's, for example by an odd sample that was left out.
 NOT_OF_A_MEASUREMENT = ("batch_size", "global_batch_size")
 
 
@@ -21,14 +21,14 @@ class LogHook:
     """Calls a user's function with the values of a record. If it raises, it is not called again, with one warning.
 
     Args:
-        function: the function; None for nothing. A copy or pickle has none, as a logger belongs to its process.
+        function: the function; None to log nothing. Copies and pickles log nothing: a logger belongs to its process.
     """
 
     def __init__(self, function: LogFunction | None) -> None:
         self._function = function
 
     def __call__(self, record: Mapping[str, Any]) -> None:
-        """Log a record of the history, if it is one of a measurement or a decision."""
+        """Log a record of the history, if its event is one of `LOGGED`."""
         if self._function is None or record["event"] not in LOGGED:
             return
         try:
@@ -42,7 +42,7 @@ class LogHook:
 
 
 def logged(record: Mapping[str, Any]) -> dict[str, float | str]:
-    """The known values of a record, for `log=`: texts, and finite numbers as floats."""
+    """The values of a record for `log=`: texts, and finite numbers as floats. Leaves out unknown ones."""
     left_out = ("samples", *(NOT_OF_A_MEASUREMENT if record["event"] == "measurement" else ()))
     values: dict[str, float | str] = {}
     for name, value in record.items():

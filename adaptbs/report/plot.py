@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 
 PLAIN = ("noise_scale", "low", "high")  # the history's columns of the plain noise scale
-MOST_PASSES = 12  # that are marked; more would be a grid
+MOST_PASSES = 12  # more passes than these are not marked, because the marks would look like a grid
 
 
 def plot_history(
@@ -35,7 +35,7 @@ def plot_history(
         columns: `history.decisions()`.
         views: `history.view_columns`. Each view (a parameter group, Adam's metric) gets a panel of its own.
         confidence: confidence of the band, 0..1.
-        critical: the critical batch over B_simple, by which decisions are made. None: it is not drawn.
+        critical: the critical batch over B_simple. Decisions use the critical batch. None: it is not drawn.
         pass_samples: samples of a pass over the data, to mark passes. None: they are not marked.
     """
     samples, size = columns["samples"], columns["batch_size"]
@@ -192,7 +192,7 @@ def _panels(rows: int, shared: int | None = None) -> tuple[Figure, list[Axes]]:
 
 
 def _laid_out(figure: Figure) -> Figure:
-    # Text is laid out when a figure is drawn, by the style of that moment.
+    # Text is laid out when a figure is drawn, in the style of that moment. So draw it inside the style.
     figure.draw_without_rendering()
     return figure
 

@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
 
 
 def in_style(**changes: Any) -> AbstractContextManager[Any]:
-    """Context in which pictures are made. `changes` are rc parameters that go before the style's."""
+    """A context in which plots are made. `changes` are rc parameters that override the style's."""
     try:
         import matplotlib
     except ImportError as error:

@@ -13,7 +13,7 @@ from ..types import noise_scale_text
 from .trade_off import THRIFTY, TradeOff
 from .words import in_words, is_doubt
 
-BEARS_NONE = f"A larger fixed batch might not have done: it may need over {THRIFTY:g} times the samples of {{:,}}."
+NO_LARGER = f"A larger fixed batch might not have done: it may need over {THRIFTY:g} times the samples of {{:,}}."
 
 
 class Change(NamedTuple):
@@ -38,12 +38,12 @@ class Change(NamedTuple):
 
 
 class Instead(NamedTuple):
-    """A fixed batch in place of the run's.
+    """A fixed batch that could have replaced the run's.
 
     Attributes:
         batch_size: samples of an optimizer step.
-        samples: samples to the same progress, relative to the first batch size.
-        seconds: seconds that it would have taken; None if not known.
+        samples: samples to the same progress, relative to those of the first batch size.
+        seconds: seconds that it would have taken; None if they are not known.
     """
 
     batch_size: int
@@ -63,11 +63,11 @@ class RunSummary:
         reason: the reason of the latest decision, as the history records it.
         spent: what measuring and deciding have cost.
         seconds: seconds of training, measuring and deciding, by the step times of the run; None if they are not known.
-        fixed_seconds: seconds that as much of the plan would have taken at the first batch size, nothing measured; None
-            if not known.
-        instead: a larger fixed batch that the noise scale would have borne; None if there is none, or it is not known.
-        notes: sentences on what else would save time.
-        bears_none: True if the noise scale, by its lower limit, would have borne no larger fixed batch.
+        fixed_seconds: seconds that the same share of the plan would have taken at the first batch size without
+            measuring; None if they are not known.
+        instead: a larger fixed batch that the noise scale allows; None if there is none, or it is not known.
+        notes: sentences about other ways to save time.
+        bears_none: True if the lower limit of the noise scale allows no larger fixed batch.
     """
 
     start: int
@@ -84,7 +84,7 @@ class RunSummary:
 
     @property
     def saved(self) -> float | None:
-        """Seconds saved; below 0 if the run took longer. None if not known."""
+        """Seconds saved, below 0 if the run took longer. None if they are not known."""
         if self.seconds is None or self.fixed_seconds is None:
             return None
         return self.fixed_seconds - self.seconds
@@ -133,7 +133,7 @@ class RunSummary:
     @property
     def _instead(self) -> list[str]:
         if self.instead is None:
-            return [BEARS_NONE.format(self.global_start)] if self.bears_none and self.changes else []
+            return [NO_LARGER.format(self.global_start)] if self.bears_none and self.changes else []
         size, samples, seconds = self.instead
         time = "" if seconds is None else f", in {_seconds(seconds)}"
         return [
@@ -171,20 +171,20 @@ def summary_of_run(
     trade_off: TradeOff | None = None,
     notes: tuple[str, ...] = (),
 ) -> RunSummary:
-    """Sum up a run by its history.
+    """Summarise a run from its history.
 
-    The seconds are those of its steps alone: neither validation nor saving is in them. n samples in batches of B are
-    n/B steps of t(B) seconds.
+    Its seconds are those of training steps only, without validation and saving. n samples in batches of B are n/B steps
+    of t(B) seconds.
 
     Args:
         columns: `history.decisions()`.
         samples: samples seen so far.
-        planned_samples: samples that a fixed batch would have seen for as much of the plan. They are fewer than
-            `samples` where the run ends by its progress.
+        planned_samples: samples that a fixed batch would have seen for the same share of the plan. They are fewer than
+            `samples` if the run ends by its progress.
         step_time: t(B), seconds of an optimizer step of B samples; None if not known.
         spent: what measuring and deciding have cost.
-        trade_off: that of the run, relative to the size it began with; None if nothing was measured.
-        notes: sentences to end with.
+        trade_off: the trade-off of the run, relative to the size it began with; None if nothing was measured.
+        notes: sentences at the end.
     """
     records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     changes = tuple(
@@ -212,11 +212,11 @@ def summary_of_run(
 
 
 def fixed_instead(trade_off: TradeOff, fixed_seconds: float | None) -> Instead | None:
-    """The fixed batch that a trade-off suggests; None if that is the size that the run began with.
+    """The fixed batch that a trade-off suggests; None if it suggests the size that the run began with.
 
     Args:
-        trade_off: that of the run.
-        fixed_seconds: seconds at the size that the run began with; None if not known.
+        trade_off: the trade-off of the run.
+        fixed_seconds: seconds at the size that the run began with; None if they are not known.
     """
     row = next((row for row in trade_off.rows if row.batch_size == trade_off.suggested), None)
     if row is None or row.batch_size == trade_off.base_batch_size or row.samples.value is None:
@@ -227,7 +227,7 @@ def fixed_instead(trade_off: TradeOff, fixed_seconds: float | None) -> Instead |
 
 
 def _estimate(simple: float | None, low: float, high: float) -> str:
-    """The estimate with its limits. Decisions go by it where it has no upper limit too, so it is not left out there."""
+    """The estimate with its limits, as text. Decisions use it even without an upper limit, so it is always shown."""
     if simple is not None and math.isinf(high):
         return f"{simple:,.0f} ({low:,.0f} or more)"
     return noise_scale_text(simple, low, high)

@@ -73,13 +73,13 @@ class TradeOff:
 
     Attributes:
         base_batch_size: B0, samples, to which everything is relative.
-        phi: B_simple, samples, for a run its mean over progress; None if |G|^2 was lost in its noise.
+        phi: B_simple, samples; for a run its mean over progress. None if |G|^2 was lost in its noise.
         low, high: confidence limits of B_simple, samples; high may be inf.
         step_time: t(B), seconds of a step on this device; None if not known.
         rows: one row for each batch size, from small to large.
         critical_over_simple: the critical batch, which the rows use as phi, over B_simple.
-        suggested: the batch size to use, samples: the finder's. For a run it is the largest row whose samples, by the
-            lower limit of the noise scale, still bring 80 % of what they bring at the base.
+        suggested: the batch size to use, samples. For a run it is the largest row at which a sample, by the lower limit
+            of the noise scale, still brings 80 % of what it brings at the base.
     """
 
     base_batch_size: int
@@ -139,7 +139,7 @@ class TradeOff:
         return plot_trade_off(*self._drawn)
 
     def draw(self, axes: Axes) -> None:
-        """Draw the same into a panel of the user's."""
+        """Draw the same plot into a given panel."""
         from .plot_trade_off import draw_trade_off
 
         draw_trade_off(axes, *self._drawn)
@@ -250,7 +250,7 @@ def trade_off_of_run(
 
 
 def largest_thrifty(rows: Sequence[Row]) -> int:
-    """The largest size whose samples still bring 80 % of the base's, by the lower limit of the noise scale."""
+    """The largest size at which a sample brings 80 % of what it brings at the base, by the lower limit."""
     return max(row.batch_size for row in rows if row.samples.high <= THRIFTY)
 
 

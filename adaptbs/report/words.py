@@ -1,10 +1,10 @@
-"""The reasons of decisions in words for people who have not read the documentation."""
+"""Reasons of decisions as plain phrases, for people who have not read the documentation."""
 
 from __future__ import annotations
 
 from ..types import COUPLED
 
-#: By the name that the history records, which stays as it is.
+#: Phrases by the reason that the history records.
 REASONS = {
     "noise scale": "as large as the noise allows",
     "step time": "a larger batch would save no time here",
@@ -22,7 +22,7 @@ REASONS = {
 
 
 def in_words(reason: str) -> str:
-    """A reason for people. One that is not listed, such as a doubt about the loop, is in words already."""
+    """A reason as a phrase. A reason that is not listed, such as a doubt about the loop, is a phrase already."""
     return REASONS.get(reason, reason)
 
 

@@ -1,4 +1,4 @@
-"""A batch between the cut and the loop."""
+"""A batch that has been cut and not been delivered to the loop."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 
 class BatchInfo(NamedTuple):
-    """A batch on its way.
+    """A batch that has been cut.
 
     Attributes:
         cut_size: the size in force when it was cut, samples of an optimizer step.
-        num_samples: the samples that it really holds, those of all ranks together.
-        ends_step: whether it is the last of an optimizer step.
-        indices: the indices of its samples, of all ranks, as far as they are known.
+        num_samples: the samples that it really holds, on all ranks together.
+        ends_step: True if it is the last batch of an optimizer step.
+        indices: the indices of its samples on all ranks, if they are known.
     """
 
     cut_size: int

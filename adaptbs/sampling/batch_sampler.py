@@ -1,4 +1,4 @@
-"""A batch sampler whose size may change at any step, which knows what it has issued and can go on in mid-epoch."""
+"""A batch sampler whose size may change at any step. It records its batches and can resume within an epoch."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ from .pass_cut import PassCut
 log = logging.getLogger(__name__)
 
 
+def never() -> bool:
+    """False."""
+    return False
+
+
 class AdaptiveBatchSampler(Sampler[list[int]]):
     """Cuts a sampler's indices into batches, asking for the size anew at each optimizer step.
 
-    Workers fetch ahead, so a size asked for now is delivered some batches later. `issued` is the queue between the
-    two: whoever delivers a batch pops the left end to know which size it was cut at.
+    Workers fetch ahead, so a batch is delivered some batches after it was cut. `issued` is the queue between the two:
+    whoever delivers a batch pops the left end to learn at which size it was cut.
 
     Args:
-        sampler: yields indices, has a length. What it yields is delivered, whatever the length says, by which a run
-            is planned.
+        sampler: yields indices, and has a length. All that it yields is delivered. The length is used to plan the run.
         size: returns the size of the next step, samples.
-        start: samples of a batch that the run began with, over all ranks. It fixes what a pass is: with `drop_last`,
-            as many samples as a stock sampler of that size delivers; and how short the last batch may be.
+        start: size of the run's first batches, samples over all ranks. With `drop_last` a pass has as many samples as a
+            stock sampler of this size delivers. The last batch is not shorter than that of such a sampler.
         drop_last: as in DataLoader.
         batches_per_step: batches of an optimizer step, on each rank.
-        ranks: the ranks that each yield their share of every batch.
-        row_multiple: whole multiples of which batches are cut in, samples.
-        tail_rows: how many samples at a pass's end are cut on their own, being of another kind.
+        ranks: the ranks. Each yields its share of every batch.
+        row_multiple: the length of each batch is a multiple of this, samples.
+        tail_rows: samples at the end of a pass that are cut on their own, because they are of another kind.
 
     Attributes:
         first: `start`.
-        least: samples that make another batch at a pass's end.
+        least: fewest samples that make another batch at a pass's end.
         issued: the queue of the latest iteration.
     """
 
@@ -55,20 +59,20 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.sampler, self.drop_last, self.batches_per_step, self.ranks = sampler, drop_last, batches_per_step, ranks
         self.row_multiple, self.tail_rows = row_multiple, tail_rows
         self.size, self.first, self.least = size, start, start if drop_last else 1
-        self._few: Callable[[], bool] = bool  # False
+        self._halves_the_rest: Callable[[], bool] = never
         self._next: PassCut | None = None  # for iterations that begin now
-        self._warned = False  # of a wrong length
+        self._warned = False  # True once a wrong length has been reported
         self.issued: deque[BatchInfo] = deque()
 
     @property
     def pass_samples(self) -> int:
-        """How many samples a pass delivers, by the sampler's length."""
+        """The number of samples that a pass delivers, by the sampler's length."""
         n = len(self.sampler)  # type: ignore[arg-type]
         return n - n % self.first if self.drop_last else n
 
     @property
     def shortest_tail(self) -> int:
-        """The length of a stock sampler's last batch: ours is not shorter (one sample alone breaks BatchNorm)."""
+        """The length of a stock sampler's last batch. Ours is not shorter, since BatchNorm fails on one sample."""
         return self.pass_samples % self.first or self.first
 
     @property
@@ -83,41 +87,41 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         return cut.batches()
 
     def new_pass(self, rest: Rest | None = None, after: PassCut | None = None) -> PassCut:
-        """A pass over the data; see PassCut."""
+        """Begin a pass over the data. The arguments are those of PassCut."""
         return PassCut(self, rest, after)
 
     @contextmanager
     def over(self, cut: PassCut) -> Iterator[None]:
-        """Let the iteration that begins meanwhile be over this pass."""
+        """A context: an iteration that begins inside it is over this pass."""
         self._next = cut
         try:
             yield
         finally:
             self._next = None
 
-    def follow(self, size: Callable[[], int], few: Callable[[], bool] = bool) -> None:
-        """Ask this for the size of the next step from here on.
+    def follow(self, size: Callable[[], int], halves_the_rest: Callable[[], bool] = never) -> None:
+        """Ask these functions for the sizes of steps from here on.
 
         Args:
-            size: returns it, samples.
-            few: returns True if batches are to have few sizes. What is left of a pass is then cut at halves of the
-                size, quarters, and so on, down to what the run began with.
+            size: returns the size of the next step, samples.
+            halves_the_rest: returns True if batches should have few different sizes. Then the rest of a pass is cut at
+                a half of the size, a quarter, and so on, down to the size that the run began with.
         """
-        self.size, self._few = size, few
+        self.size, self._halves_the_rest = size, halves_the_rest
 
     def fitting(self, size: int, left: int) -> int:
-        """The size of the next step, which is to be `size`, where so many samples of the pass are left."""
-        if size > left and self._few():
+        """The size of the next step, given the wanted size and the samples that are left of the pass."""
+        if size > left and self._halves_the_rest():
             while size > left and size % 2 == 0 and size // 2 >= self.first * self.batches_per_step:
                 size //= 2
         return size
 
     def compare_length(self, samples: int, length: int | None) -> None:
-        """Warn, once, where a pass has had another number of samples than the sampler said when it began.
+        """Warn, once, if the number of samples of a pass is not the sampler's length.
 
         Args:
-            samples: those of the pass.
-            length: the sampler's length then; None: it is the same now.
+            samples: samples of the pass.
+            length: the sampler's length when the pass began. None: its present length.
         """
         length = len(self.sampler) if length is None else length  # type: ignore[arg-type]
         if samples == length or self._warned:
@@ -131,7 +135,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         left, size, steps = self.pass_samples, self.size(), 0
-        while left >= size and self._few():
+        while left >= size and self._halves_the_rest():
             steps, left = steps + left // size, left % size
             size = self.fitting(size, left)
         return steps * self.batches_per_step - (-left * self.batches_per_step // size)

@@ -1,4 +1,4 @@
-"""How many batches a pass has: those that have been cut, and those left at the size of now."""
+"""Counts the batches of a pass: those that have been cut, and those left at the present size."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class Sizes(Protocol):
 
 
 class CountsBatches:
-    """Counts the batches of an iteration.
+    """Counts the batches of a pass.
 
     Attributes:
-        count: batches that have been cut.
+        count: number of batches that have been cut.
+        issued: the batches that have been cut and not been begun, oldest first.
     """
 
     count: int
@@ -45,30 +46,30 @@ class CountsBatches:
 
     @property
     def length(self) -> int:
-        """Batches of this pass, if the size stays as it is now; of a resumed one those that were left."""
+        """Batches of this pass if the size stays the same. A resumed pass counts only those that were left."""
         return self.begun + self.left[0]
 
     @property
     def begun(self) -> int:
-        """Batches that the loop has come to work on."""
+        """Batches that the loop has begun."""
         return self.count - len(self.issued)
 
     @property
     def left(self) -> tuple[int, int]:
-        """Batches of this pass that the loop has not come to work on, at the size of now, and their samples."""
+        """Batches of this pass that the loop has not begun, at the present size, and their samples."""
         batches = len(self.issued) + self._to_cut if self._is_drawn else len(self._sampler)
         return batches, self.samples_left
 
     @property
     def samples_left(self) -> int:
-        """Samples of this pass that the loop has not come to work on."""
+        """Samples of this pass that the loop has not begun."""
         if not self._is_drawn:
             return self._sampler.pass_samples
         return sum(issued.num_samples for issued in self.issued) + self._left
 
     @property
     def _to_cut(self) -> int:
-        """Batches left to be cut: a twin cuts the last of them, and those before are all alike."""
+        """Number of batches left to be cut. A copy of this cuts the last few. All others have the same size."""
         twin, sampler, found = copy.copy(self), self._sampler, 0
         size, shortest_tail = sampler.size(), sampler.shortest_tail
         while twin._left:
@@ -82,7 +83,7 @@ class CountsBatches:
         return found
 
     def _skip(self, size: int) -> int:
-        """Begin a step of this size, after as many whole ones as are far from the end. Return how many those are."""
+        """Skip the whole steps of this size that are far from the end, and begin one. Return the number skipped."""
         far = self._left - 4 * max(size, self._sampler.first * self._sampler.batches_per_step)
         steps = max(far // size, 0)
         self._left, self._cut_size = self._left - steps * size, size

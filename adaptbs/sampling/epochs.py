@@ -12,6 +12,7 @@ from torch import Generator
 from torch.utils.data import IterableDataset
 
 from ..ranks import ALONE, Ranks
+from .batch_sampler import never
 from .draw import Rest, redraw
 from .epoch_passes import EpochPasses
 from .order import indices, number_pass
@@ -19,27 +20,27 @@ from .own import OwnBatchSampler, OwnStreamSampler
 from .pass_cut import PassCut
 from .ranks import SharedSampler
 
-APART = 0x5EED  # turns one seed into another
+APART = 0x5EED  # xor that turns one seed into another
 
 
 class EpochSource:
     """The batch sampler behind a DataLoader whose batch changes, and the iterations over it.
 
-    An iteration delivers an epoch. An epoch is a pass over the data, or a share of the run's progress: then it goes on
-    with what the one before has left of its pass, and may begin further passes.
+    An iteration delivers an epoch. An epoch is a pass over the data, or a share of the run's progress. A share begins
+    with the rest of the pass that the epoch before has left, and may begin further passes.
 
     Args:
-        dataset, batch_size, shuffle, sampler, drop_last, generator, num_workers, persistent_workers: as of a
+        dataset, batch_size, shuffle, sampler, drop_last, generator, num_workers, persistent_workers: the arguments of a
             DataLoader.
         batches_per_step: batches of an optimizer step, on each rank.
         ranks: the ranks that share every batch; `batch_size` is that of each.
 
     Attributes:
-        batch_sampler: the one to give to a DataLoader, or to put in the place of its own where the dataset `streams`.
-        order: yields the indices; a stand-in where the dataset has none.
-        streams: whether the dataset is an IterableDataset.
-        delivering: the epoch that has delivered last, of those under way.
-        latest: the same, also when it is over.
+        batch_sampler: the batch sampler to give to a DataLoader. For a stream it replaces the DataLoader's own.
+        order: the sampler that yields the indices. For a stream it only has a length.
+        streams: True if the dataset is an IterableDataset.
+        delivering: the unfinished epoch that has delivered last; None if there is none.
+        latest: the epoch that has delivered last, even if it is over.
         passes: number of passes begun in this run.
     """
 
@@ -62,36 +63,36 @@ class EpochSource:
             self.order = SharedSampler(self.order, ranks, pad=not drop_last)
         cut = OwnStreamSampler if self.streams else OwnBatchSampler
         start = batch_size * ranks.world_size
-        size = partial(int, start * batches_per_step)  # until `follow` says another
+        size = partial(int, start * batches_per_step)  # until `follow` gives another
         self.batch_sampler = cut(self.order, size, start, drop_last, batches_per_step, ranks)
         if isinstance(self.batch_sampler, OwnStreamSampler) and not num_workers:
             self.batch_sampler.read_here(dataset)
-        self._generators = _different(generator, getattr(self.order, "generator", None))
+        self._generators = _distinct_generators(generator, getattr(self.order, "generator", None))
         self._numbered = (self.order, getattr(self.order, "sampler", None), dataset if self.streams else None)
-        self._one_iteration = self.streams and persistent_workers  # at a time, and it cannot begin in the middle
+        self._one_iteration = self.streams and persistent_workers  # at a time, and always from the beginning
         self.passes = 0
-        self._under_way: list[EpochPasses] = []  # epochs, the one that delivered last at the end
+        self._under_way: list[EpochPasses] = []  # unfinished epochs; the one that delivered last is at the end
         self.delivering: EpochPasses | None = None
         self.latest: EpochPasses | None = None
         self._compared: PassCut | None = None  # the pass whose order all ranks have compared
-        self._left: EpochPasses | None = None  # of which the next epoch goes on with the pass
-        self._rest: Rest | None = None  # of a saved pass, for the next epoch to go on with
-        self._loaded: dict[str, Any] | None = None  # its state, as long as no batch of it has been delivered
+        self._left: EpochPasses | None = None  # the epoch whose pass the next one continues
+        self._rest: Rest | None = None  # the rest of a saved pass, which the next epoch continues
+        self._loaded: dict[str, Any] | None = None  # state of that pass, until a batch of it has been delivered
 
-    def follow(self, size: Callable[[], int], few: Callable[[], bool] = bool) -> None:
-        """Ask this for the size of the next optimizer step, samples, from here on; see `AdaptiveBatchSampler`."""
-        self.batch_sampler.follow(size, few)
+    def follow(self, size: Callable[[], int], halves_the_rest: Callable[[], bool] = never) -> None:
+        """Ask these functions for the sizes of steps from here on; see `AdaptiveBatchSampler.follow`."""
+        self.batch_sampler.follow(size, halves_the_rest)
 
     def opened(self) -> AbstractContextManager[None]:
-        """Put around the beginning of the loader's own iteration over `batch_sampler`, which refuses any other."""
+        """A context in which the loader may begin to iterate over `batch_sampler`. Anybody else is refused."""
         if self._left is not None and self._one_iteration:
-            # Its workers are about to be taken away: the stream is read again up to where it was.
+            # The new iteration takes its workers, so the stream is read again up to its present place.
             self._loaded = self._left.cut.state_dict()
             self._left, self._rest = None, Rest(self._loaded)
         return self.batch_sampler.opened()
 
     def iterate(self, fetch: Callable[[], Iterator[Any]], by_shares: bool) -> EpochPasses:
-        """Begin an epoch, or go on with one.
+        """Begin an epoch, or continue one.
 
         Args:
             fetch: begins a DataLoader's own iteration over `batch_sampler`.
@@ -101,22 +102,22 @@ class EpochSource:
         self.latest = self.delivering
         if rest is None and left is None:
             return EpochPasses(*self._begin_pass(fetch, by_shares))
-        self._left, self._rest = self._go_on(left, rest, fetch), None  # left over until it delivers a batch
+        self._left, self._rest = self._continue(left, rest, fetch), None  # `_left` until it delivers a batch
         return self._left
 
-    def _go_on(self, left: EpochPasses | None, rest: Rest | None, fetch: Callable[[], Iterator[Any]]) -> EpochPasses:
-        """An epoch that begins with what is left of a pass: of one in this run, or of a saved one."""
+    def _continue(self, left: EpochPasses | None, rest: Rest | None, fetch: Callable[[], Iterator[Any]]) -> EpochPasses:
+        """Begin an epoch with the rest of a pass, of this run or of a saved one."""
         if rest is None and left is not None and self.streams:  # a stream cannot be read again from its middle
             return left.for_the_next_epoch()
-        # To go on draws nothing: the sampler may not have drawn all of the pass. Workers begin anew, as at every epoch
-        # of a stock loader, and see what has been changed in the dataset.
+        # Continuing must draw nothing, since the sampler may not have drawn all of the pass. Workers begin anew, as at
+        # every epoch of a stock loader, so they see changes of the dataset.
         cut = self.batch_sampler.new_pass(rest) if left is None else left.cut
-        with _Untouched(_different(*self._generators, torch.default_generator)):
+        with _PreservedGenerators(_distinct_generators(*self._generators, torch.default_generator)):
             return EpochPasses(*self._fetched(fetch, cut))
 
     def next_pass(self, epoch: EpochPasses, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Begin another pass within an epoch. Return a DataLoader's iteration over it."""
-        self.delivering = None  # nothing of this pass yet
+        self.delivering = None  # it has delivered nothing of this pass yet
         epoch.go_on_with(*self._begin_pass(fetch, True, epoch.end_pass()))
         return epoch.fetched
 
@@ -134,30 +135,30 @@ class EpochSource:
 
     @property
     def length(self) -> int:
-        """Batches of the epoch under way if it is one pass: those delivered and those left at the size of now.
+        """Batches of the current epoch if it is one pass: those delivered, and those left at the present size.
 
-        Between two epochs it is that of the one that has ended, and of a whole pass before the first.
+        Between two epochs it is the length of the one that has ended. Before the first it is that of a whole pass.
         """
         return len(self.batch_sampler) if self.latest is None else self.latest.length
 
     def begin_run(self) -> None:
-        """Take note that the run begins: what was looked at before was no pass of it."""
+        """Begin the run. Earlier iterations, which only looked at the data, are no passes of it."""
         self.passes, self._left = 0, None
 
     def drop_rest(self) -> None:
-        """Let the next epoch begin a pass, also where something is left of one."""
+        """Let the next epoch begin a new pass, even if the last pass is not finished."""
         self._left = self._rest = self._loaded = None
 
     def close(self) -> None:
-        """Go on with no pass any more."""
+        """Continue no pass any more."""
         self._left = self._rest = None
 
     def begin_plain(self) -> None:
-        """Take note of an iteration over batches of the size of now, which are not counted."""
+        """Begin an iteration over batches of the present size that are not counted."""
         self.latest = self.delivering
 
     def delivers(self, epoch: EpochPasses) -> None:
-        """Take note of the epoch that delivers a batch, where it is not `delivering` already."""
+        """Record that an epoch delivers a batch. Call it only if the epoch is not `delivering` already."""
         if isinstance(self.order, SharedSampler) and epoch.cut is not self._compared:
             self.order.check_alike()
             self._compared = epoch.cut
@@ -170,17 +171,17 @@ class EpochSource:
         self.delivering = self.latest = epoch
 
     def ends(self, epoch: EpochPasses, goes_on: bool = False) -> None:
-        """Take note of the end of an epoch.
+        """Record the end of an epoch.
 
         Args:
-            epoch: the one that ends.
-            goes_on: True if the next goes on with its pass, as far as that is not at its end.
+            epoch: the epoch that ends.
+            goes_on: True if the next epoch continues its pass, unless the pass is at its end.
         """
         if epoch in self._under_way:
             self._under_way.remove(epoch)
         self.delivering = self._under_way[-1] if self._under_way else None
         self.latest = self.delivering or self.latest
-        if self._left is epoch:  # nothing was left: a state had been saved at its last batch
+        if self._left is epoch:  # its pass had ended: a state was saved at the last batch
             self._left = None
         if goes_on and epoch.left_over():
             self._left = epoch
@@ -188,13 +189,13 @@ class EpochSource:
             epoch.close()
 
     def state_dict(self, under_way: bool) -> dict[str, Any]:
-        """The rest of the pass under way, if one is, the generators' states, and the number of passes.
+        """The rest of the current pass, if there is one, the generators' states, and the number of passes.
 
         Args:
             under_way: True in the middle of an epoch.
 
         Raises:
-            RuntimeError: where it is not clear which iteration that is.
+            RuntimeError: if it is not clear which iteration is the current one.
         """
         if not under_way and any(epoch.begun for epoch in self._under_way):
             raise RuntimeError(
@@ -209,10 +210,10 @@ class EpochSource:
         }
 
     def read(self, state: dict[str, Any]) -> Rest | None:
-        """The rest of the pass that was under way, its order drawn again; nothing is changed.
+        """The rest of the pass of a saved state. Its order is drawn again. Changes nothing.
 
         Raises:
-            ValueError: where the order cannot be drawn again, because it is another's.
+            ValueError: if the order cannot be drawn again, because the state belongs to other data or another sampler.
         """
         rest = state["rest"]
         if rest is None:
@@ -223,15 +224,15 @@ class EpochSource:
         return Rest(rest, redraw(self.order, rest["order"]))
 
     def go_on(self, state: dict[str, Any], rest: Rest | None) -> None:
-        """Let the next epoch be the rest of the one that was under way, as `read` has read it, or begin with it."""
+        """Resume from a saved state. The next epoch continues the pass that `read` has returned."""
         self._rest, self._loaded, self._left, self._under_way, self.delivering = rest, state["rest"], None, [], None
         self.passes = state["passes"]
         for generator, saved in zip(self._generators, state["generators"], strict=False):
             generator.set_state(saved)
 
 
-class _Untouched(AbstractContextManager[None]):
-    """Puts generators back to where they were. Meanwhile they make numbers of their own, not those that follow."""
+class _PreservedGenerators(AbstractContextManager[None]):
+    """Restores generators at its end. Inside they make other numbers than those that will follow afterwards."""
 
     def __init__(self, generators: list[Generator]) -> None:
         self._saved = [(generator, generator.get_state()) for generator in generators]
@@ -246,7 +247,7 @@ class _Untouched(AbstractContextManager[None]):
             generator.set_state(state)
 
 
-def _different(*generators: Any) -> list[Generator]:
+def _distinct_generators(*generators: Any) -> list[Generator]:
     found: list[Generator] = []
     for generator in generators:
         if isinstance(generator, Generator) and not any(generator is other for other in found):

@@ -1,4 +1,4 @@
-"""The first indices of each epoch that a sampler yields, for a loop that asks it for no more."""
+"""The first indices that a sampler yields in each epoch, for a loop that asks for no more."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .draw import Draw, OwnDraw, draw
 class FirstSampler(Sampler[Any], OwnDraw):
     """Yields the first indices of a sampler, and asks it for none beyond them.
 
-    A loop that counts its batches does not ask for one beyond the last. The sampler does not notice then that its epoch
-    is over: RandomSampler does not make the draw that it makes after its last index, which shows in a generator of the
-    user's.
+    A loop that counts its batches does not ask for one beyond the last. So the sampler does not notice that its epoch
+    is over, and RandomSampler does not make the draw that it makes after its last index. The user's own generator shows
+    the difference.
 
     Args:
-        sampler: yields indices, has a length.
-        most: indices of an epoch at most; None: all.
-        asks_on: True if the loop asks for what follows the sampler's last index.
+        sampler: yields indices, and has a length.
+        most: the most indices of an epoch. None: all.
+        asks_on: True if the loop asks for an index beyond the sampler's last.
     """
 
     def __init__(self, sampler: Any, most: int | None = None, *, asks_on: bool = False) -> None:
@@ -30,15 +30,15 @@ class FirstSampler(Sampler[Any], OwnDraw):
 
     @property
     def most(self) -> int | None:
-        """Indices of an epoch at most; None: all."""
+        """The most indices of an epoch; None: all."""
         return self._most
 
     def deliver(self, most: int | None) -> None:
-        """Yield so many indices at most in epochs that begin from here on; None: all."""
+        """Yield at most `most` indices in epochs that begin from here on. None: all."""
         self._most = most
 
     def set_epoch(self, epoch: int) -> None:
-        """Hand the number of the epoch on to a sampler that takes one, as DistributedSampler."""
+        """Pass the epoch's number on to the sampler, if it takes one, as DistributedSampler does."""
         if callable(handed_on := getattr(self._sampler, "set_epoch", None)):
             handed_on(epoch)
 
@@ -50,7 +50,7 @@ class FirstSampler(Sampler[Any], OwnDraw):
         return self.draw().indices
 
     def draw(self, recipe: dict[str, Any] | None = None, position: int = 0) -> Draw:
-        """See the function of this name."""
+        """Draw an epoch; see `OwnDraw`."""
         drawn, most = draw(self._sampler, recipe, position), len(self)
         if self._asks_on and most == len(self._sampler):
             return drawn

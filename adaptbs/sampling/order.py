@@ -1,4 +1,4 @@
-"""The order of a pass's samples, and how many of them make the next batch."""
+"""The sampler of a pass's order, and the length of the next batch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.utils.data import RandomSampler, SequentialSampler
 
 
 def next_length(size: int, left: int, shortest_tail: int) -> int:
-    """How many of the `left` samples to take now: `size`, or fewer where that would leave too short a tail.
+    """Number of the `left` samples to take now: `size`, or fewer if that would leave too short a tail.
 
-    Where no cut leaves both parts at least `shortest_tail` long, the rest is halved: never longer than `size`, which
-    a memory limit may stand behind.
+    If no cut leaves both parts at least `shortest_tail` long, the rest is halved. No batch is longer than `size`, which
+    may be a memory limit.
     """
     rest = left - size
     if rest <= 0:
@@ -24,10 +24,10 @@ def next_length(size: int, left: int, shortest_tail: int) -> int:
 
 
 def indices(dataset: Any, shuffle: bool | None, sampler: Any, generator: Generator | None) -> Any:
-    """The sampler of indices that a DataLoader of these arguments would use; one that has a length.
+    """The sampler of indices that a DataLoader with these arguments would use. It has a length.
 
     Raises:
-        TypeError, ValueError: where the data have no length, or there are two orders.
+        TypeError, ValueError: if the data have no length, or both `shuffle` and `sampler` are given.
     """
     if not hasattr(dataset, "__len__"):
         raise TypeError(
@@ -44,7 +44,7 @@ def indices(dataset: Any, shuffle: bool | None, sampler: Any, generator: Generat
 
 
 def number_pass(number: int, *sources: Any) -> None:
-    """Call `set_epoch` of those that have it, such as a sampler that shuffles by it, with the number of the pass."""
+    """Call `set_epoch(number)` of the sources that have it, such as a sampler that shuffles by it."""
     for source in sources:
         if callable(set_epoch := getattr(source, "set_epoch", None)):
             set_epoch(number)

@@ -9,8 +9,8 @@ from .batch_sampler import AdaptiveBatchSampler
 from .stream import StreamSampler
 
 SOMEBODY_ELSE = (
-    "the batch sampler of an AdaptiveDataLoader is being iterated, and not by its loader, as by a library that builds "
-    "a DataLoader of its own around loader.batch_sampler: those batches would be neither counted nor measured, and "
+    "the batch sampler of an AdaptiveDataLoader is being iterated, and not by its loader. Some libraries build a "
+    "DataLoader of their own around loader.batch_sampler: its batches would be neither counted nor measured, and "
     "their size would never change. The AdaptiveDataLoader has to be iterated itself, not rebuilt around its "
     "batch_sampler: leave it out of what the library prepares. adaptbs.accelerate.adaptive makes a loader for "
     "accelerate, which goes on within an epoch by itself, without skip_first_batches"
@@ -18,13 +18,13 @@ SOMEBODY_ELSE = (
 
 
 class OwnBatchSampler(AdaptiveBatchSampler):
-    """Cuts batches for its loader alone, which says by `opened` when it asks for them."""
+    """Cuts batches for one loader, which must be in `opened` when it begins to iterate."""
 
     _is_open = False
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Let the loader begin an iteration meanwhile."""
+        """A context in which the loader may begin an iteration."""
         before, self._is_open = self._is_open, True
         try:
             yield
@@ -32,15 +32,11 @@ class OwnBatchSampler(AdaptiveBatchSampler):
             self._is_open = before
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Begin an iteration.
-
-        Raises:
-            RuntimeError: if it is not the loader that begins it.
-        """
+        """Begin an iteration. Raises RuntimeError outside of `opened`."""
         if not self._is_open:
             raise RuntimeError(SOMEBODY_ELSE)
         return super().__iter__()
 
 
 class OwnStreamSampler(OwnBatchSampler, StreamSampler):
-    """Requests a stream's batches for its loader alone."""
+    """Requests a stream's batches for one loader; see OwnBatchSampler."""

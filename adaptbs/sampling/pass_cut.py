@@ -1,4 +1,4 @@
-"""One pass over the data, being cut into batches."""
+"""One pass over the data, which is cut into batches."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from ..ranks import Ranks
 from .batch_info import BatchInfo
 from .count import CountsBatches, Sizes
-from .draw import Draw, Rest, draw, kept, written
+from .draw import Draw, Rest, draw, draw_kept, read_all
 from .order import next_length
 
 
 class CutsBy(Sizes, Protocol):
-    """The part of a batch sampler that says how a pass is cut; see AdaptiveBatchSampler."""
+    """The part of a batch sampler that decides how a pass is cut; see AdaptiveBatchSampler."""
 
     sampler: Any
     drop_last: bool
@@ -34,21 +34,20 @@ class CutsBy(Sizes, Protocol):
 
 
 class PassCut(CountsBatches):
-    """One pass over the data, each sample once, being cut into batches.
+    """One pass over the data, each sample once, which is cut into batches.
 
-    An epoch may end within a pass, and the next goes on with it: another iteration over the same PassCut begins with
-    what was cut and has not been begun, as where workers had fetched ahead.
+    An epoch may end within a pass. The next epoch continues the pass: another iteration over the same PassCut begins
+    with the batches that were cut and not begun, for example because workers had fetched ahead.
 
     Args:
         sampler: the batch sampler that is iterated.
-        rest: the rest of a saved pass to go on from; None: a whole one.
-        after: the pass that this one follows within an epoch. They share a queue, and this one goes on with the
-            optimizer step that was being cut.
+        rest: the rest of a saved pass. None: a whole pass.
+        after: the pass that this one follows within an epoch. They share a queue, and this one continues the optimizer
+            step that was being cut.
 
     Attributes:
-        issued: batches that have been cut and not been begun, oldest first.
         is_beyond: True once more samples have been cut than the sampler's length says.
-        is_new: tells whether a fetched batch is to be delivered; None where all are.
+        is_new: matches a fetched batch with its request, and returns True if it is to be delivered. None: all are.
     """
 
     _sampler: CutsBy
@@ -64,12 +63,12 @@ class PassCut(CountsBatches):
         self._ahead: list[int] = []  # indices read beyond the sampler's length and not cut
         self._left = 0  # samples of the pass that have not been cut, by the sampler's length
         self._cut, self.is_beyond = 0, False  # samples that have been cut
-        self._said: int | None = None  # the sampler's length when the pass began; of a saved one it is not known
+        self._said: int | None = None  # the sampler's length when the pass began; None for a saved pass
         self._cut_size = 0 if after is None else after._cut_size  # of the step being cut, samples
         self._batch = 0 if after is None else after._batch  # batches of it that have been cut
         self._step_left = 0  # samples of it that have not been cut; 0 where its batches are cut one by one
         if rest is not None:
-            self._go_on(rest)
+            self._resume(rest)
 
     @property
     def queue(self) -> deque[BatchInfo]:
@@ -77,8 +76,8 @@ class PassCut(CountsBatches):
         return self.issued
 
     def batches(self) -> Iterator[list[int]]:
-        """Lists of indices."""
-        # A stock loader, too, begins to draw when the first batch is asked for.
+        """Cut batches, as lists of indices."""
+        # Like a stock loader, draw when the first batch is asked for.
         if not self._is_drawn:
             self._is_drawn = True
             self._draw, self._left = draw(self._sampler.sampler), self._sampler.pass_samples
@@ -97,7 +96,7 @@ class PassCut(CountsBatches):
                 length = self._cut_size
                 batch = list(islice(self._indices, length))
             else:
-                if self._is_last and self._goes_on():
+                if self._is_last and self._sampler_goes_on():
                     break
                 length = self._length(shortest_tail)
                 batch = list(islice(self._indices, length))
@@ -108,7 +107,7 @@ class PassCut(CountsBatches):
             if not batch:
                 break
             self._cut += len(batch)
-            # A named tuple's own constructor is a function of Python's.
+            # A named tuple's own constructor is a Python function, so it takes longer than tuple.__new__.
             issue(new(BatchInfo, (self._cut_size, len(batch), not self._batch, batch)))
             self.count += 1
             yield batch if alone else sampler.ranks.mine(batch)
@@ -117,12 +116,12 @@ class PassCut(CountsBatches):
 
     @property
     def _is_last(self) -> bool:
-        """True where no step is cut after this one, by the sampler's length."""
+        """True if this step is the last, by the sampler's length."""
         size = self._cut_size // self._sampler.batches_per_step if self._batch else self._cut_size
         return self._left <= size and not self._step_left and not self._sampler.drop_last
 
-    def _goes_on(self) -> bool:
-        """Look, before the last step is cut, whether the sampler yields more: then it is to be no short one."""
+    def _sampler_goes_on(self) -> bool:
+        """Before the last step, see if the sampler yields more than its length says. Then this step is no short one."""
         self._ahead = list(islice(self._indices, self._left + 1))
         if len(self._ahead) > self._left:
             self._left = 0
@@ -131,34 +130,34 @@ class PassCut(CountsBatches):
         return False
 
     def _sampler_ended(self, batch: list[int]) -> list[int]:
-        """Take note that the sampler has ended early. Return what is delivered of its last indices."""
-        self._left, whole = 0, self._whole(len(batch))
+        """Handle a sampler that has ended early. Return those of its last indices that are delivered."""
+        self._left, whole = 0, self._deliverable(len(batch))
         batch, self._ahead = batch[:whole], batch[whole:]
         return batch
 
-    def _whole(self, samples: int) -> int:
-        """How many of the last samples are delivered: with `drop_last` a stock sampler's batches have to be whole."""
+    def _deliverable(self, samples: int) -> int:
+        """Number of the last samples that are delivered. With `drop_last` only whole batches of a stock sampler are."""
         sampler = self._sampler
         return max(samples - (self._cut + samples) % sampler.first, 0) if sampler.drop_last else samples
 
     def look_beyond(self) -> bool:
-        """Look whether there are samples beyond the sampler's length, once it has come to that."""
+        """See if there are samples beyond the sampler's length, once that many have been cut."""
         return self.is_beyond or (not self._left and self._read_ahead(self._sampler.least) > 0)
 
     def _read_ahead(self, samples: int) -> int:
-        """Read indices until there are so many that have not been cut. Return how many there are to deliver."""
-        # A stock loader asks once more too at an epoch's end: RandomSampler draws then.
+        """Read indices until `samples` of them have not been cut. Return the number to deliver."""
+        # A stock loader, too, asks once more at an epoch's end: RandomSampler draws then.
         self._ahead += islice(self._indices, max(samples - len(self._ahead), 0))
         found = len(self._ahead)
-        return found if found >= samples else self._whole(found)
+        return found if found >= samples else self._deliverable(found)
 
     def _beyond(self) -> Iterator[list[int]]:
-        """Cut what the sampler yields beyond its length. How much that is shows only when it ends."""
+        """Cut the indices that the sampler yields beyond its length. Their number is known only when it ends."""
         sampler = self._sampler
         while self._read_ahead(self._sampler.least):
             if not self._batch:
                 self._cut_size = sampler.size()
-            # So many that the last step can be cut with regard to the tail that it leaves.
+            # Enough indices to see which tail the next step leaves.
             self._left = self._read_ahead(2 * max(self._cut_size, sampler.first * sampler.batches_per_step))
             length = self._length((self._cut + self._left) % sampler.first or sampler.first)
             self._left, self._batch = 0, (self._batch + 1) % sampler.batches_per_step
@@ -179,7 +178,7 @@ class PassCut(CountsBatches):
         per_step, n = self._sampler.batches_per_step, self._sampler.ranks.world_size
         if not self._batch:
             self._step_left = self._whole_step(shortest_tail)
-        # Equally many for each rank: who has none, or makes a step less, lets the others wait for ever.
+        # Equally many for each rank: a rank that has none, or makes a step less, makes the others wait for ever.
         if self._step_left:
             length = n * -(-self._step_left // n // (per_step - self._batch))
             self._step_left -= length
@@ -189,9 +188,9 @@ class PassCut(CountsBatches):
         return unit * next_length(self._cut_size // per_step // unit, ahead // unit, shortest_tail // unit)
 
     def _whole_step(self, shortest_tail: int) -> int:
-        """Samples of a step that has to be whole, or 0 where it is cut as a stock sampler would.
+        """Samples of a step that must be whole, or 0 if it is cut as by a stock sampler.
 
-        A loop takes no step with what an epoch's end leaves of one. Growth must not make it lose more in that way.
+        A loop loses the batches of an unfinished step at an epoch's end. Growth must not make it lose more than before.
         """
         per_step, first = self._sampler.batches_per_step, self._sampler.first
         if per_step == 1 or self._cut_size == first * per_step or self._left < per_step * shortest_tail:
@@ -199,7 +198,7 @@ class PassCut(CountsBatches):
         n = self._sampler.ranks.world_size
         return n * next_length(self._cut_size // n, self._left // n, per_step * shortest_tail // n)
 
-    def _go_on(self, rest: Rest) -> None:
+    def _resume(self, rest: Rest) -> None:
         state = rest.state
         self._left, self._cut_size = state["left"], state["cut_size"]
         self._batch, self._step_left, self._cut = state["batch"], state["step_left"], state["cut"]
@@ -213,19 +212,20 @@ class PassCut(CountsBatches):
 
     @property
     def is_at_its_end(self) -> bool:
-        """True where nothing is left to be delivered, as far as the sampler's length tells."""
+        """True if nothing is left to be delivered, by the sampler's length."""
         return self._is_drawn and not self._left and not self.issued
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the pass, and a recipe to draw its indices again.
 
-        If the sampler cannot draw them again it is read to its end, which it would be sooner or later. All indices that
-        have not been delivered are saved then: a tensor, or a list where they are no integers.
+        If the sampler cannot draw them again, it is read to its end here. Then all indices that have not been delivered
+        are saved, as a tensor, or as a list if they are not all integers.
         """
         position = self._cut - sum(issued.num_samples for issued in self.issued)
         if not self._draw.can_be_saved:
             pending = [*chain.from_iterable(issued.indices for issued in self.issued), *self._ahead]
-            self._draw = kept(written(chain(pending, self._indices)), position, position + len(pending))
+            order = read_all(chain(pending, self._indices))
+            self._draw = draw_kept(order, position, position + len(pending))
             self._indices = self._draw.indices
         return {
             "order": self._draw.state_dict(position), "issued": [issued.cut for issued in self.issued],

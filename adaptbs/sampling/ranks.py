@@ -1,4 +1,4 @@
-"""Gives all ranks the same order of the samples, of which each rank takes its slices."""
+"""Gives all ranks the same order of the samples. Each rank takes its slices of it."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ class SharedSampler(Sampler[Any], OwnDraw):
         self._drawn = 0  # checksum of the latest order
 
     def set_epoch(self, epoch: int) -> None:
-        """Hand the number of the epoch on to the sampler, which may be a copy of the one that was given."""
+        """Pass the epoch's number on to the sampler, which may be a copy of the one that was given."""
         if callable(handed_on := getattr(self._sampler, "set_epoch", None)):
             handed_on(epoch)
 
     def __len__(self) -> int:
-        return self._shared(len(self._sampler))
+        return self._padded_length(len(self._sampler))
 
     def __iter__(self) -> Iterator[Any]:
         return self.draw().indices
 
     @property
     def padding(self) -> int:
-        """How many of the first indices are appended."""
+        """The number of first indices that are appended."""
         return len(self) - len(self._sampler)
 
     def draw(self, recipe: dict[str, Any] | None = None, position: int = 0) -> Draw:
@@ -76,14 +76,14 @@ class SharedSampler(Sampler[Any], OwnDraw):
 
     def _padded(self, order: Sequence[Any] | Tensor, position: int) -> Iterator[Any]:
         # A dataset with fewer samples than there are ranks is repeated more than once.
-        length, samples = self._shared(len(order)), max(len(order), 1)
+        length, samples = self._padded_length(len(order)), max(len(order), 1)
         return chain.from_iterable(
             in_chunks(order, max(position - start, 0), min(samples, length - start))
             for start in range(position - position % samples, length, samples)
         )
 
-    def _shared(self, samples: int) -> int:
-        """How many samples there are for all ranks, of so many."""
+    def _padded_length(self, samples: int) -> int:
+        """Length of an order of `samples` indices after padding."""
         return -(-samples // self._ranks.world_size) * self._ranks.world_size if self._pad else samples
 
     def check_alike(self) -> None:
@@ -95,7 +95,7 @@ class SharedSampler(Sampler[Any], OwnDraw):
 
 
 class WholeOrder(Sampler[Any]):
-    """The order of which a DistributedSampler yields one rank's share: all of it, padded or cut as it does."""
+    """The whole order of a DistributedSampler, padded or cut as by it. It yields only one rank's share itself."""
 
     def __init__(self, sampler: DistributedSampler[Any]) -> None:
         self._sampler = sampler
@@ -109,12 +109,12 @@ class WholeOrder(Sampler[Any]):
         return iter(whole)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the sampler's order be that of another epoch; see DistributedSampler."""
+        """Take the order of another epoch; see DistributedSampler."""
         self._sampler.set_epoch(epoch)
 
 
 def whole_order(sampler: Any) -> Any:
-    """The sampler; or where it is a DistributedSampler, one of the whole order that it takes its share of."""
+    """The sampler itself. For a DistributedSampler, a sampler of the whole order that it takes its share of."""
     return WholeOrder(sampler) if isinstance(sampler, DistributedSampler) else sampler
 
 

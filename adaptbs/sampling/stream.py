@@ -1,4 +1,4 @@
-"""Batches of an IterableDataset. Sizes are requested, and the batches that arrive show how many samples there were."""
+"""Batches of an IterableDataset. Sizes are requested, and the batches that arrive show how many samples there are."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class StreamSampler(AdaptiveBatchSampler):
     dataset: Any = None
 
     def read_here(self, dataset: Any) -> None:
-        """Take note that this process reads the dataset, whose own state is saved if it has one."""
+        """Note that this process reads the dataset, whose own state is saved if it has one."""
         if callable(getattr(dataset, "state_dict", None)) and callable(getattr(dataset, "load_state_dict", None)):
             self.dataset = dataset
 
     @contextmanager
     def over(self, cut: PassCut) -> Iterator[None]:
-        """Let the iteration that begins meanwhile be over this pass, and the dataset go on from its own state."""
+        """A context: an iteration that begins inside it is over this pass, and resumes the dataset's own state."""
         if isinstance(cut, StreamPassCut) and cut.origin["dataset"] is not None:
             self.dataset.load_state_dict(copy.deepcopy(cut.origin["dataset"]))
         with super().over(cut):
             yield
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError if the pass goes on from a state of the dataset that it cannot load."""
+        """Raise ValueError if the pass resumes a state of the dataset that it cannot load."""
         if state["dataset"] is not None and self.dataset is None:
             raise ValueError(
                 "the saved run has its dataset's own state_dict(), which only a dataset with load_state_dict() in this "
@@ -48,7 +48,7 @@ class StreamSampler(AdaptiveBatchSampler):
             )
 
     def new_pass(self, rest: Rest | None = None, after: PassCut | None = None) -> StreamPassCut:
-        """A pass over the stream; see StreamPassCut."""
+        """Begin a pass over the stream. The arguments are those of StreamPassCut."""
         return StreamPassCut(self, self.dataset, rest, after)
 
 
@@ -56,11 +56,11 @@ class StreamPassCut(PassCut):
     """One pass over a stream.
 
     A worker whose data have ended does not deliver the batches still requested from it. They never enter `delivered`.
-    So it is the batches that arrive, not those requested, which are counted to optimizer steps. All batches of a step
-    count as cut at the size of its first, also where one of them has been requested at another.
+    So optimizer steps are counted by the batches that arrive, not by those requested. All batches of a step count as
+    cut at the size of its first, even if one of them was requested at another size.
 
-    A resumed run requests the same batches again and passes over those that were delivered. Those requests are counted
-    from `origin`: the beginning of the pass, or the place of the latest state that the dataset has saved.
+    A resumed run requests the same batches again and skips those that were delivered. These requests are counted from
+    `origin`: the beginning of the pass, or the place of the latest state that the dataset has saved.
 
     Attributes:
         asked: batches requested since the origin: pairs of a cut size and the number of requests at it.
@@ -133,18 +133,18 @@ class StreamPassCut(PassCut):
 
     @property
     def place_in_step(self) -> int:
-        """Batches that have arrived of the optimizer step under way."""
+        """Number of batches of the current optimizer step that have arrived."""
         place: int = (self._first_place + self._came) % self._sampler.batches_per_step
         return place
 
     @property
     def begun(self) -> int:
-        """Batches that the loop has come to work on."""
+        """Batches that the loop has begun."""
         return self._came - min(self._came, self._to_skip) - len(self.delivered)
 
     @property
     def left(self) -> tuple[int, int]:
-        """Batches of this pass that the loop has not come to work on, by its assumed length, and their samples."""
+        """Batches of this pass that the loop has not begun, by its assumed length, and their samples."""
         sampler = self._sampler
         waiting, left = len(self.delivered), max(sampler.pass_samples - self._samples, 0)
         batches = waiting - (-left * sampler.batches_per_step // sampler.size())
@@ -152,11 +152,11 @@ class StreamPassCut(PassCut):
 
     @property
     def is_at_its_end(self) -> bool:
-        """True where as many samples have been delivered as the pass is assumed to have."""
+        """True if as many samples have been delivered as the pass is assumed to have."""
         return self._samples >= self._sampler.pass_samples and not self.delivered
 
     def _answered(self, held: int | None) -> BatchInfo:
-        """Take the request that a batch of `held` samples answers. `held` is None if its layout does not tell."""
+        """Remove the request that a batch of `held` samples answers. None: its layout does not tell."""
         # A collate function may make more samples than were requested.
         if held is None or held > max(issued.num_samples for issued in self.issued):
             return self.issued.popleft()

@@ -1,4 +1,4 @@
-"""Trainer's own flow (log, evaluate, save, end) by the samples that were seen instead of the steps that were made."""
+"""Trainer's flow (log, evaluate, save, end) by the samples seen instead of the optimizer steps made."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class AdaptiveRun(Protocol):
 
 
 class AdaptiveFlowCallback(DefaultFlowCallback):
-    """Stands in the place of DefaultFlowCallback, before all other callbacks.
+    """Replaces DefaultFlowCallback. It comes before all other callbacks.
 
-    `state.global_step` and `state.epoch` are where the fixed run would be after as many samples, so that a step at k
-    times the starting batch counts k. What Trainer does every so many steps it then does after as many samples as ever.
+    `state.global_step` and `state.epoch` are those of the fixed run after as many samples. So a step at k times the
+    starting batch counts k, and what Trainer does every n steps still comes after as many samples as before.
 
     Args:
-        trainer: begins and saves the run.
+        trainer: the trainer, which begins and saves the run.
     """
 
     def __init__(self, trainer: AdaptiveRun) -> None:
         self._trainer = trainer
-        self._step = 0  # of the fixed run, at the latest step of the optimizer
+        self._step = 0  # step of the fixed run at the latest optimizer step
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,7 +49,7 @@ class AdaptiveFlowCallback(DefaultFlowCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Come to the fixed run's step, and do what it would have done on the way there."""
+        """Move on to the fixed run's step, and do what the fixed run does at each step on the way."""
         before = self._step
         self._step, state.epoch = self._trainer.end_adaptive_step()
         state.global_step = self._step

@@ -1,4 +1,4 @@
-"""The loader that Trainer is handed in place of its own: as long as that, and its batches grow."""
+"""The loader that replaces Trainer's own. It has the same length, and its batches grow."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .plan import Plan
 
 
 def unprepared(loader: Any) -> DataLoader[Any]:
-    """A DataLoader over all of the data, as the one was that accelerate prepared.
+    """The DataLoader over all of the data from which accelerate has prepared `loader`.
 
     Raises:
-        TypeError, ValueError: where its batches cannot be cut anew.
+        TypeError, ValueError: if its batches cannot be cut anew.
     """
     base = getattr(loader, "base_dataloader", loader)
     if isinstance(getattr(base, "dataset", None), IterableDataset):
         raise TypeError(
-            "train_dataset is an IterableDataset: its length is not known, so neither is the share of the run that is "
-            "done. Give a dataset with __len__ and __getitem__, or train with transformers.Trainer"
+            "train_dataset is an IterableDataset: its length is not known, and progress cannot be counted without "
+            "it. Give a dataset with __len__ and __getitem__, or train with transformers.Trainer"
         )
     if not isinstance(base, DataLoader):
         raise TypeError(
             f"get_train_dataloader() has returned a {type(base).__name__}: AdaptiveTrainer cuts the batches of a "
             "torch.utils.data.DataLoader. Return one, or train with transformers.Trainer"
         )
-    batches = getattr(base.batch_sampler, "batch_sampler", base.batch_sampler)  # all processes', not this one's share
+    batches = getattr(base.batch_sampler, "batch_sampler", base.batch_sampler)  # those of all processes
     if type(batches) is not BatchSampler:
         raise ValueError(
             f"the batches are cut by a {type(batches).__name__}, as by train_sampling_strategy='batch_rebalance', and "
@@ -38,10 +38,10 @@ def unprepared(loader: Any) -> DataLoader[Any]:
 
 
 class UpToTheEnd(Sampler[Any]):
-    """A sampler's indices, of which the run's last epoch has as many as the run still takes.
+    """A sampler's indices, cut in the run's last epoch to those that the run still takes.
 
     Args:
-        sampler: yields the indices of whole epochs.
+        sampler: the sampler of whole epochs.
     """
 
     def __init__(self, sampler: Any) -> None:
@@ -49,7 +49,7 @@ class UpToTheEnd(Sampler[Any]):
         self._length = len(sampler)
 
     def begin_epoch(self, left: int) -> None:
-        """Let the next epoch have at most so many indices."""
+        """Let the next epoch have at most `left` indices."""
         self._length = min(len(self._sampler), max(left, 0))
 
     def __len__(self) -> int:
@@ -61,16 +61,16 @@ class UpToTheEnd(Sampler[Any]):
 
 
 class TrainLoader:
-    """Trainer plans by its length, which is the stock loader's. From `begin` on it delivers batches that grow.
+    """Has the stock loader's length, by which Trainer plans. From `begin` on it delivers batches that grow.
 
     Args:
-        stock: the loader that Trainer has made.
+        stock: the loader made by Trainer.
 
     Attributes:
-        plain: a DataLoader as the stock one, over all processes' data.
+        plain: the stock DataLoader, but over the data of all processes.
         dataset: the dataset.
-        batch_size: samples of a batch at the start, of this process.
-        sampler: the stock one's, up to the end of the run.
+        batch_size: samples of a batch of this process at the start.
+        sampler: the stock sampler, cut at the end of the run.
     """
 
     def __init__(self, stock: Any) -> None:
@@ -84,7 +84,7 @@ class TrainLoader:
         return len(self._stock)
 
     def begin(self, adaptive: AdaptedLoader, plan: Plan) -> None:
-        """Deliver the batches of this loader from here on, of a run by this plan."""
+        """Deliver the batches of an adaptive loader from here on, for a run of this plan."""
         self._begun = adaptive, plan
 
     @property
@@ -113,11 +113,11 @@ class TrainLoader:
 
     @property
     def samples(self) -> int:
-        """Samples of the run so far, of all processes."""
+        """Samples of the run so far, on all processes."""
         return self.adaptive.training_run.controller.progress_tracker.samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the sampler draw the order of the run's epoch, which is the one that Trainer's loop counts."""
+        """Pass the epoch's number on to the sampler: the run's own, once it has begun."""
         if hasattr(self._stock, "set_epoch"):
             self._stock.set_epoch(self._epoch if self.has_begun else epoch)
 
@@ -136,6 +136,6 @@ class TrainLoader:
         return self.adaptive.training_run.tracker.current.ends_step or not self.adaptive.batches_left
 
     def end_step(self) -> None:
-        """Take note of an optimizer step. After the last one of an epoch the iteration over it is ended."""
+        """Record an optimizer step. After the last one of an epoch, end the iteration."""
         if not self.adaptive.batches_left:
             next(self._batches, None)

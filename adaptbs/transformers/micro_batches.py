@@ -1,4 +1,4 @@
-"""Large batches in the form of micro-batches, and the parts of a step in which Trainer's loop takes them."""
+"""Large batches as micro-batches, and the parts of a step in which Trainer's loop takes them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Piece(NamedTuple):
 
 
 class MicroBatches(list[Piece]):
-    """A delivered batch, collated as the micro-batches that go through the model one after another."""
+    """A delivered batch that was collated as micro-batches, which go through the model one after another."""
 
 
 class CollateInMicroBatches:
-    """Collates up to so many samples as one batch, and more of them as MicroBatches.
+    """Collates up to `size` samples as one batch, and more samples as MicroBatches.
 
-    Each micro-batch is padded by itself, as it would be by a stock loader.
+    Each micro-batch is padded by itself, as by a stock loader.
 
     Args:
-        collate: makes a batch of a list of samples.
+        collate: makes a batch from a list of samples.
         size: the most samples of a micro-batch.
     """
 
@@ -43,10 +43,10 @@ class CollateInMicroBatches:
 
 
 class SplitMicroBatches:
-    """Takes samples out of a batch that CollateInMicroBatches has made.
+    """Slices a batch that CollateInMicroBatches has made.
 
     Args:
-        split: takes samples out of a micro-batch.
+        split: slices a micro-batch.
     """
 
     def __init__(self, split: Split) -> None:
@@ -69,9 +69,9 @@ class Micro(NamedTuple):
     """A micro-batch of a step.
 
     Attributes:
-        inputs: of the model.
-        batch_share: its share of the samples of its batch.
-        step_share: the same, of the step, all of whose batches count alike.
+        inputs: inputs of the model.
+        batch_share: share of the samples of its batch.
+        step_share: share of its step, in which all batches count alike.
     """
 
     inputs: Any
@@ -80,7 +80,7 @@ class Micro(NamedTuple):
 
 
 class StepPart(list[Micro]):
-    """Micro-batches that Trainer's loop takes as one of its batches; it may be empty."""
+    """Micro-batches that Trainer's loop takes as one of its batches. May be empty."""
 
 
 def micro_batches(batches: Sequence[Any]) -> list[Micro]:
@@ -94,7 +94,7 @@ def micro_batches(batches: Sequence[Any]) -> list[Micro]:
 
 
 def parts_of_step(micros: Sequence[Micro], parts: int) -> list[StepPart]:
-    """So many parts of a step. Those without a micro-batch come first: after the last the optimizer steps."""
+    """Distribute micro-batches over `parts` parts of a step. Empty parts come first: the last ends the step."""
     filled = min(parts, len(micros))
     cuts = [0] * (parts - filled) + bounds(len(micros), filled)
     return [StepPart(micros[start:stop]) for start, stop in pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""The run that a stock Trainer would make: the place in it, in its own steps and epochs, after so many samples."""
+"""The run that a stock Trainer would make: its step and epoch after a number of samples."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Plan:
         """The plan of a run over all processes' data.
 
         Args:
-            loader: over all of the data, with one process's batch size.
-            batches: of an epoch, for each process.
-            accumulation_steps, max_steps: see there.
-            world_size: processes.
+            loader: loader over all of the data, with the batch size of one process.
+            batches: batches of an epoch on each process.
+            accumulation_steps, max_steps: attributes of the plan.
+            world_size: number of processes.
         """
         batch, n = int(loader.batch_size or 1) * world_size, len(loader.dataset)  # type: ignore[arg-type]
         samples = n - n % batch if loader.drop_last else -(-n // world_size) * world_size
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of an epoch. What its end leaves of an accumulated step makes one too."""
+        """Steps of an epoch. At its end fewer accumulated batches make a step, too."""
         return -(-self.epoch_batches // self.accumulation_steps)
 
     @property
@@ -65,20 +65,20 @@ class Plan:
 
     @property
     def epochs(self) -> float:
-        """Length of the run, epochs; no whole number where it ends within one."""
+        """Length of the run, epochs; not a whole number if it ends within an epoch."""
         return self.samples / self.epoch_samples
 
     def _batches(self, samples: int) -> tuple[int, int]:
-        """Epochs, and batches of the next, after so many samples of the run."""
+        """Whole epochs, and batches of the next epoch, after `samples` samples of the run."""
         batches = fixed_batches(samples, self.batch_samples, self.epoch_samples, self.epoch_batches)
         return divmod(batches, self.epoch_batches)
 
     def steps(self, samples: int) -> int:
-        """Steps of the fixed run after so many samples, at most `max_steps`."""
+        """Steps of the fixed run after `samples` samples, at most `max_steps`."""
         epochs, batches = self._batches(samples)
         return min(epochs * self.epoch_steps + batches // self.accumulation_steps, self.max_steps)
 
     def epoch(self, samples: int) -> float:
-        """The fixed run's `state.epoch` after so many samples."""
+        """The fixed run's `state.epoch` after `samples` samples."""
         epochs, batches = self._batches(samples)
         return epochs + batches / self.epoch_batches

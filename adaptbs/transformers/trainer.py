@@ -46,21 +46,21 @@ SAME = 1e-3  # relative difference of two losses that are taken to be equal
 
 @shows_shared_arguments
 class AdaptiveTrainerMixin(Base):
-    """Before a Trainer in a class's bases it lets the batch grow: `class Mine(AdaptiveTrainerMixin, Seq2SeqTrainer)`.
+    """Makes any Trainer adaptive, as its first base: `class Mine(AdaptiveTrainerMixin, Seq2SeqTrainer)`.
 
-    Trainer's own arguments keep their meaning. `per_device_train_batch_size` and `gradient_accumulation_steps` are what
-    the run starts with. `max_steps`, `save_steps`, `eval_steps`, `logging_steps` and `state.global_step` count steps of
-    the starting batch's samples: a step at k times that batch counts k (docs/transformers.md).
+    Trainer's own arguments keep their meaning. The run starts with `per_device_train_batch_size` and
+    `gradient_accumulation_steps`. `max_steps`, `save_steps`, `eval_steps`, `logging_steps` and `state.global_step`
+    count steps of the starting batch: a step at k times that batch counts k (docs/transformers.md).
 
     Args:
-        args, kwargs: Trainer's.
-        by_accumulation: True lets a larger batch go through the model in micro-batches of
-            `per_device_train_batch_size`: gradient accumulation grows. On one device that saves no time, so give
-            `target="noise_scale"` with it. False lets the batch itself grow.
+        args, kwargs: arguments of Trainer.
+        by_accumulation: True: a larger batch goes through the model in micro-batches of `per_device_train_batch_size`,
+            so gradient accumulation grows. On one device that saves no time, so give `target="noise_scale"` with it.
+            False: the batch itself grows.
         {shared arguments}
 
     Raises:
-        ValueError, TypeError: for what cannot be, when made or when training begins.
+        ValueError, TypeError: if an argument is not valid, when made or when training begins.
     """
 
     loss_is_scaled_for_ga: bool | None
@@ -107,11 +107,11 @@ class AdaptiveTrainerMixin(Base):
     # --- a run ---
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as Trainer does; see there."""
+        """The same as `Trainer.train`."""
         self._resume_from = resume_from_checkpoint
         if resume_from_checkpoint is True:
             self._resume_from = get_last_checkpoint(self.args.output_dir)
-        # The loader goes on by itself in mid-epoch.
+        # The loader resumes within an epoch by itself, so Trainer must not skip batches.
         skip, self.args.ignore_data_skip = self.args.ignore_data_skip, bool(self._resume_from)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -124,24 +124,24 @@ class AdaptiveTrainerMixin(Base):
             self.adaptive.close()
 
     def get_train_dataloader(self) -> Any:
-        """A stand-in for the stock loader: as long as that, until training begins."""
+        """The stock loader, wrapped so that its batches can grow once training begins."""
         return TrainLoader(super().get_train_dataloader())
 
     def begin_adaptive_run(self) -> None:
-        """Make the loader that delivers this run's batches, and go on from a checkpoint's state if one was given."""
+        """Make the loader that delivers this run's batches, and resume from a checkpoint if one was given."""
         loader, args = self.callback_handler.train_dataloader, self.args
         if not isinstance(loader, TrainLoader):
             raise TypeError(
                 "get_train_dataloader() does not return the AdaptiveTrainer's loader. Put a method of your own behind "
                 "the mixin: class Mine(AdaptiveTrainerMixin, Base), where Base is the Trainer with that method"
             )
-        self._close_adaptive()  # of a run that has begun anew with a smaller batch
+        self._close_adaptive()  # Trainer may have begun the run anew with a smaller batch
         plan = Plan.of(
             loader.plain, batches=len(loader), accumulation_steps=args.gradient_accumulation_steps,
             world_size=args.world_size, max_steps=self.state.max_steps,
         )  # fmt: skip
         arguments: dict[str, Any] = {}
-        # Of several processes each draws the order by the sampler's own seed, so none has to be agreed on.
+        # Several processes draw the same order by the sampler's own seed, so they need not agree on one.
         if args.world_size > 1 or not plan.ends_with_an_epoch:
             arguments["sampler"] = loader.sampler
         if self._by_accumulation:
@@ -169,8 +169,8 @@ class AdaptiveTrainerMixin(Base):
             path = Path(self._resume_from) / STATE
             if not path.is_file():
                 raise ValueError(
-                    f"resume_from_checkpoint={self._resume_from!r} has no {STATE}, as where a stock Trainer has saved "
-                    "it, or save_only_model=True: go on with transformers.Trainer, or start anew from its weights"
+                    f"resume_from_checkpoint={self._resume_from!r} has no {STATE}: a stock Trainer saves none, nor "
+                    "does save_only_model=True. Go on with transformers.Trainer, or start anew from its weights"
                 )
             adaptive.load_state_dict(torch.load(path, weights_only=True))
 
@@ -183,7 +183,7 @@ class AdaptiveTrainerMixin(Base):
     # --- a step ---
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """A step's batches, in as many parts as Trainer's loop counts, and the number of their items."""
+        """The batches of a step, in as many parts as Trainer's loop counts, and the number of their items."""
         loader = self._train_loader
         if loader is None or not loader.delivers(epoch_iterator):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -200,7 +200,10 @@ class AdaptiveTrainerMixin(Base):
         return (batches if as_ever else parts_of_step(micros, num_batches)), num_items
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Tensor:
-        """The loss, as Trainer adds it up between two logs: times the steps of the fixed run that it stands for."""
+        """Forward and backward pass. Returns the loss times the steps of the fixed run for which the step stands.
+
+        Trainer adds up the losses of steps between two logs.
+        """
         if not isinstance(inputs, StepPart):
             loss = super().training_step(model, inputs, num_items_in_batch, **kwargs)
             return loss if self._loss_weight == 1 else loss * self._loss_weight
@@ -212,13 +215,13 @@ class AdaptiveTrainerMixin(Base):
         return total * self._loss_weight
 
     def _micro_step(self, model: nn.Module, micro: Micro, num_items: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward pass of one of several micro-batches of a step."""
+        """Forward and backward pass of one micro-batch of a step that has several."""
         if self._counts_items is None and num_items is not None:
             self._counts_items = self._divides_by_items(micro.inputs, num_items)
         said = self.loss_is_scaled_for_ga
         self.current_gradient_accumulation_steps = 1 / micro.step_share
         try:
-            # Trainer takes such a loss for the step's, which it is not: its batches' means would add up.
+            # Trainer takes such a loss as divided by the step's items. It is not, so the means of batches would add up.
             if num_items is not None and not self._counts_items and said is None:
                 self.loss_is_scaled_for_ga, self.current_gradient_accumulation_steps = False, 1 / micro.batch_share
             return super().training_step(model, micro.inputs, num_items, **kwargs)
@@ -226,7 +229,7 @@ class AdaptiveTrainerMixin(Base):
             self.loss_is_scaled_for_ga = said
 
     def _divides_by_items(self, inputs: Any, num_items: Any) -> bool | None:
-        """True if the loss is a sum divided by `num_items_in_batch`; None where its value does not tell."""
+        """True if the loss is a sum divided by `num_items_in_batch`; None if its value does not tell."""
         losses = []
         for factor in (1, 2):  # each from the same random state, as dropout would else make two losses of one batch
             with torch.no_grad(), preserved(self.model), self.compute_loss_context_manager():
@@ -238,7 +241,7 @@ class AdaptiveTrainerMixin(Base):
         return math.isclose(2 * twice, once, rel_tol=SAME)
 
     def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss of a batch, for passes that are no step: halves of a batch, trials of a larger one."""
+        """The loss of a batch, for passes that are no step, such as halves of a batch or trials of a larger one."""
         losses = []
         for micro in micro_batches([batch]):
             with self.compute_loss_context_manager():
@@ -246,7 +249,7 @@ class AdaptiveTrainerMixin(Base):
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def end_adaptive_step(self) -> tuple[int, float]:
-        """Take note of an optimizer step. Return the fixed run's step and epoch."""
+        """Record an optimizer step. Return the fixed run's step and epoch."""
         loader = self._train_loader
         if loader is None:
             raise RuntimeError("no run has begun")
@@ -255,7 +258,7 @@ class AdaptiveTrainerMixin(Base):
         return self._step_before, loader.plan.epoch(loader.samples)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """See Trainer."""
+        """The same as `Trainer.floating_point_ops`, added up over micro-batches."""
         if isinstance(inputs, StepPart):
             return sum(self.floating_point_ops(micro.inputs) for micro in inputs)
         return super().floating_point_ops(inputs)
@@ -265,7 +268,7 @@ class AdaptiveTrainerMixin(Base):
             super()._track_num_input_tokens(each)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, and beside a loss the batch and its noise scale."""
+        """Log. A log with a loss also gets the batch size and the noise scale."""
         if self.adaptive is not None and "loss" in logs:
             logs |= {"batch_size": self.adaptive.batch_size, "global_batch_size": self.adaptive.global_batch_size}
             noise_scale = self.adaptive.noise_scale
@@ -275,4 +278,4 @@ class AdaptiveTrainerMixin(Base):
 
 
 class AdaptiveTrainer(AdaptiveTrainerMixin, Trainer):
-    """transformers.Trainer with a batch that grows; see AdaptiveTrainerMixin for what it takes beside Trainer's own."""
+    """transformers.Trainer with a batch that grows. AdaptiveTrainerMixin documents its additional arguments."""

@@ -115,7 +115,7 @@ def test_where_a_hook_runs_out_the_backward_pass_frees_as_it_goes(monkeypatch):
                 def runs_out(*_):
                     raise torch.OutOfMemoryError(*OUT.args)
 
-                monkeypatch.setattr(watch._once, "waits", runs_out)
+                monkeypatch.setattr(watch._lookups, "take_gradient", runs_out)
             first = model[0](x)
             first.register_hook(lambda _: left.update({fails: cuda.memory.allocated - before}))  # noqa: B023
             loss = model[1:](first).sum()

@@ -166,7 +166,7 @@ def test_nothing_is_kept_when_the_step_is_over(batch):
     source = InStep(model)
     source.arm(N)
     loss(model, batch).backward()
-    assert source._once._lookups == []
+    assert source._lookups._lookups == []
     model(batch[0])
     source.disarm()
-    assert source._once._lookups == []
+    assert source._lookups._lookups == []

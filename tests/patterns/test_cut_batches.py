@@ -183,7 +183,7 @@ def lists(batch):
 def test_parts_whose_losses_do_not_make_the_wholes_are_not_trained_on(loss, caplog):
     with pytest.raises(torch.OutOfMemoryError) as raised:
         step(lists, loss, limit=SIZE if loss is contrastive else SIZE // 2)
-    assert re.search("make .* together, that of the whole is", said_by(raised.value))
+    assert re.search("add up to .*, and that of the whole is", said_by(raised.value))
     assert len(caplog.records) == 1
 
 

@@ -1,4 +1,5 @@
 import re
+import sys
 
 import pytest
 import torch
@@ -52,6 +53,16 @@ def test_it_names_the_layers_that_cannot_be_measured_in_the_step_and_why(models,
     assert batch_norm.split()[:2] == ["no", "16"] and "ties the examples" in batch_norm
     assert "65 parameters that train, 0 frozen" in shown
     assert "by halves of a batch" in shown and "loss_func=" in shown
+
+
+def test_a_model_file_may_hold_a_dataclass_whose_annotations_are_not_evaluated(tmp_path):
+    (tmp_path / "sized.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom torch import nn\n"
+        "@dataclass\nclass Sizes:\n    inputs: int = 3\ndef make_model():\n    return nn.Linear(Sizes().inputs, 1)\n"
+    )
+    before = set(sys.modules)
+    assert "4 parameters that train" in doctor.main([f"{tmp_path / 'sized.py'}:make_model"])
+    assert set(sys.modules) == before
 
 
 def test_a_model_that_is_measured_in_its_step_needs_no_loss(models, capsys):

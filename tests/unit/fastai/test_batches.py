@@ -8,7 +8,7 @@ from fastai.torch_core import set_seed
 from torch.utils.data import DataLoader as TorchLoader
 
 from adaptbs.fastai.batches import AdaptiveBatches, _layout
-from adaptbs.fastai.learner import check, epoch_samples
+from adaptbs.fastai.learner import check_loader, epoch_samples
 
 
 def test_an_epoch_is_what_the_loader_delivers():
@@ -22,7 +22,7 @@ def test_an_epoch_may_be_part_of_the_data():
 
 
 def test_an_indexed_loader_can_grow():
-    check(DataLoader(list(range(10)), bs=4))
+    check_loader(DataLoader(list(range(10)), bs=4))
 
 
 def items():
@@ -47,17 +47,17 @@ class DistributedDL(DataLoader):
 )
 def test_other_loaders_are_refused_with_advice(dl, reason):
     with pytest.raises(TypeError, match=rf"{reason}.* Train without AdaptiveBatchSize"):
-        check(dl)
+        check_loader(dl)
 
 
 def test_loaders_split_among_processes_are_refused_with_advice():
     with pytest.raises(TypeError, match=r"would not agree on a batch size\. Train without"):
-        check(DistributedDL(list(range(10)), bs=4))
+        check_loader(DistributedDL(list(range(10)), bs=4))
 
 
 def test_a_language_models_last_rows_are_cut_apart_where_they_are_shorter():
     dl = LMDataLoader(list(range(10)), bs=4)
-    check(dl)
+    check_loader(dl)
     assert _layout(dl) == (4, 4)
     dl.last_len = 8
     assert _layout(dl) == (4, 0)

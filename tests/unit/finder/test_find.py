@@ -202,7 +202,8 @@ def test_an_optimizer_copy_has_the_settings_of_its_class_but_shares_no_optimizer
     assert not hasattr(twin, "inner") and twin.scale == 2.0
 
 
-def test_timing_leaves_no_trace_and_steps_no_optimizer_of_the_users(model, data):
+@pytest.mark.parametrize("lr", [None, 0.1])
+def test_it_leaves_no_trace_and_steps_no_optimizer_of_the_users(model, data, lr):
     loader = DataLoader(data, batch_size=8)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     stepped = []
@@ -210,7 +211,7 @@ def test_timing_leaves_no_trace_and_steps_no_optimizer_of_the_users(model, data)
         parameter.register_post_accumulate_grad_hook(stepped.append)
         parameter.grad = torch.ones_like(parameter)
     before = states(model), [p.grad.tolist() for p in model.parameters()]
-    found = bs_find(model, mse_loss, loader, n_batch=4, optimizer=optimizer)
+    found = bs_find(model, mse_loss, loader, n_batch=4, optimizer=optimizer, lr=lr)
     assert found.step_time is not None and found.step_time(64) > 0
     assert (states(model), [p.grad.tolist() for p in model.parameters()]) == before
     assert stepped == []

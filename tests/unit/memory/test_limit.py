@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from adaptbs.memory import limit as limits
-from adaptbs.memory.limit import MemoryLimit, halfway
+from adaptbs.memory.bracket import FURTHER, halfway
+from adaptbs.memory.limit import MemoryLimit
 from adaptbs.memory.pieces import run_in_pieces
 from adaptbs.memory.search import Trial
 from adaptbs.types import Decision
@@ -73,7 +73,7 @@ def halvings(fails_from: int) -> int:
 @pytest.mark.parametrize("fails_from", [30, 70, 100, 129, 136, 150, 200, 225, 249, 256])
 def test_the_limit_is_found_with_three_more_failures_at_most(fails_from):
     run = Run(fails_from, MemoryLimit()).go()
-    assert len(run.errors) <= halvings(fails_from) + limits.FURTHER
+    assert len(run.errors) <= halvings(fails_from) + FURTHER
     assert len(run.errors) == len(set(run.errors)), "no size fails twice"
     assert 0.8 * fails_from <= run.batch_size < fails_from
     assert run.batch_size % 8 == 0
@@ -137,7 +137,7 @@ def test_trials_count_as_failures_too(fails_from):
     memory = SimulatedMemory(1000 * WANTED)
     memory.take(8000), memory.give_back(8000)
     run = Run(fails_from, MemoryLimit(memory, attempt=trial_that_fails(fails_from, failed))).go()
-    assert len(failed) + len(run.errors) <= 1 + limits.FURTHER
+    assert len(failed) + len(run.errors) <= 1 + FURTHER
     assert 0.5 * fails_from <= run.batch_size < fails_from
     assert run.limit.piece == run.batch_size
 

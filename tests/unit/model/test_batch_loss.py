@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -60,3 +62,32 @@ def test_a_loss_may_say_how_it_reduces(loss_func, reduction):
 
 def test_one_element_of_any_shape_is_a_loss(double):
     assert BatchLoss(batch_loss=lambda model, x: model(x).mean().reshape(1, 1))(double, X).numel() == 1
+
+
+class Teacher(nn.BatchNorm1d):
+    def distance(self, model, batch):
+        return (model(batch) - self(batch)).square().mean()
+
+
+def distance_to(teacher, model, batch):
+    return teacher.distance(model, batch)
+
+
+TEACHER = Teacher(1)
+
+
+@pytest.mark.parametrize(
+    "batch_loss",
+    [
+        TEACHER.distance,
+        lambda model, batch: TEACHER.distance(model, batch),
+        partial(distance_to, TEACHER),
+        partial(partial(Teacher.distance), TEACHER),
+    ],
+)
+def test_the_modules_that_a_loss_uses_are_restored_with_the_model(double, batch_loss):
+    loss = BatchLoss(batch_loss=batch_loss)
+    with loss.preserving(double):
+        loss(double, X)
+        assert TEACHER.num_batches_tracked == 1
+    assert TEACHER.num_batches_tracked == 0

@@ -148,6 +148,18 @@ def test_a_preserver_sees_modules_that_come_and_other_models(model):
         assert all(int(b) == 0 for name, b in each.named_buffers() if name.endswith("num_batches_tracked"))
 
 
+@pytest.mark.parametrize("make", [lambda: nn.BatchNorm1d(1), lambda: nn.Linear(1, 1)])
+def test_a_buffer_that_the_loop_has_added_since_the_last_pass_stays(make):
+    model, keep = make(), Preserver()
+    with keep(model):
+        model(torch.randn(4, 1))
+    model.register_buffer("cache", torch.ones(2))  # as a module does that makes its tables when it is first called
+    with keep(model):
+        model.cache += 1
+        model.register_buffer("made_in_the_pass", torch.ones(1))
+    assert model.cache.tolist() == [1, 1] and not hasattr(model, "made_in_the_pass")
+
+
 def test_a_preserver_restores_after_an_exception_too(model):
     keep = Preserver()
     for _ in range(2):

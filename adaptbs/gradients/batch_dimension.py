@@ -1,4 +1,4 @@
-"""Where the examples are in a layer's tensors: along the first dimension, or behind the positions of a sequence."""
+"""The batch dimension of a layer's tensors: the first, or the second if the positions of a sequence come first."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .terms import NotNow, Unsupported
 BATCH_FIRST = (*CONVOLUTIONS, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm)
 
 
-class Places:
-    """Finds the dimension of a layer's tensors that the examples are along.
+class BatchDimensions:
+    """Finds the batch dimension of each layer's tensors.
 
-    Where lengths alone do not tell, it goes by where the same layer had its examples when they did.
+    If the lengths alone do not tell, it is the dimension that was the same layer's when they did.
 
     Args:
-        model: the model; if one of its layers says batch_first=False, positions may come first.
+        model: the model. If one of its layers has batch_first=False, positions may come first.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._seen: dict[nn.Module, set[int]] = {}  # dimensions, where lengths left no doubt
+        self._seen: dict[nn.Module, set[int]] = {}  # batch dimensions of each layer when lengths left no doubt
 
     def examples_first(self, layer: nn.Module, tensors: Sequence[Any], sizes: Collection[int]) -> list[Any]:
         """A layer's inputs and gradient with the examples along the first dimension.
@@ -55,8 +55,8 @@ class Places:
             if first:
                 self._seen.setdefault(layer, set()).add(0)
             return 0
-        # Windows of as many positions as there are examples, one after another along the first dimension, would have a
-        # multiple of that length there.
+        # The first dimension may also be examples times windows, each with as many positions as there are examples.
+        # Then its length is a multiple of the second's.
         if not first and (g.shape[0] % g.shape[1] or self._positions_first()):
             self._seen.setdefault(layer, set()).add(1)
             return 1

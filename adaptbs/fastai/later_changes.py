@@ -6,7 +6,7 @@ from typing import Any
 
 from ..run import Holds
 
-CHANGED = "another callback changes the batch"  # reason to hold it
+CHANGED = "another callback changes the batch"  # reason to hold the batch
 
 WARNING = (
     "%s, so the noise scale is measured on other data than is trained on, and the batch is held. Give the callback "
@@ -15,28 +15,28 @@ WARNING = (
 
 
 class LaterChanges:
-    """Compares the batch that is measured with the one that the step is made of.
+    """Compares the batch that is measured by halves with the batch that the step is made from.
 
-    Not needed where steps themselves are measured, which are made of what they are made of.
+    If the step itself is measured, there is nothing to compare.
 
     Args:
         learn: the Learner.
-        holds: of its run.
-        order: of the callback that measures.
+        holds: reasons to hold the batch of its run.
+        order: order of the callback that measures.
     """
 
     def __init__(self, learn: Any, holds: Holds, order: int) -> None:
         self._learn, self._holds, self._order = learn, holds, order
         self._measured: tuple[Any, Any] | None = None
         self._said = False
-        holds.remove(CHANGED)  # of a resumed run, whose callbacks may be others
+        holds.remove(CHANGED)  # a resumed run may have other callbacks
 
     def measured(self) -> None:
-        """Take note of the batch, which is as it is measured."""
+        """Keep the batch as it is now, when it is measured."""
         self._measured = self._learn.xb, self._learn.yb
 
     def check(self) -> None:
-        """Hold the batch if the step, which comes, is made of another."""
+        """Hold the batch if the step that comes is made from other data."""
         before, self._measured = self._measured, None
         if before is None:
             return
@@ -49,5 +49,5 @@ class LaterChanges:
 
     @staticmethod
     def _same(before: Any, now: Any) -> bool:
-        """True if it is the same, or made anew of the same tensors."""
+        """True if the two are the same object, or hold the same tensors."""
         return before is now or (len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True)))

@@ -1,4 +1,4 @@
-"""The context that norms are computed in, inside the user's backward pass."""
+"""A context for computing norms inside the user's backward pass."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 
-def plainly(device_type: str) -> AbstractContextManager[Any]:
-    """A context without gradients and without the user's autocast, under which norms would overflow in float16."""
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A context that turns off gradients, and the user's autocast, in which norms would overflow in float16."""
     # A backward pass usually has neither, and a context costs as much time as a small layer's norms.
     if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device_type):
         return nullcontext()

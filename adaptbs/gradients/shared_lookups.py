@@ -1,4 +1,4 @@
-"""Embeddings that are looked up once for all examples, as of positions, and added to what each has of its own."""
+"""Embeddings that are looked up once for all examples of a batch, such as those of positions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 @dataclass
 class Lookup:
-    """A call of an embedding.
+    """A call of an embedding layer.
 
     Attributes:
         layer: the embedding.
-        shape: of its output, with a dimension of one row before it where it is `flat`.
+        shape: shape of its output, with a dimension of one row before it where it is `flat`.
         flat: True if the output has two dimensions: positions [T, D], or a row for each example.
-        inputs: of the call, once the gradient has arrived.
-        gradient: of its output, kept where the end of the pass needs it.
+        inputs: inputs of the call, kept once the gradient has arrived.
+        gradient: gradient of its output, kept if it is needed at the end of the pass.
     """
 
     layer: nn.Module
@@ -33,45 +33,47 @@ class Lookup:
         return self.shape[0] == 1
 
     def keep(self, inputs: Sequence[Any], gradient: Tensor) -> None:
-        """Keep what has arrived."""
+        """Keep the inputs and the gradient until the end of the pass."""
         self.inputs, self.gradient = inputs, gradient
         if self.flat:
             self.inputs, self.gradient = [x[None] if isinstance(x, Tensor) else x for x in inputs], gradient[None]
 
 
-class OnceForAll:
-    """Finds the terms of embeddings whose output has one row for all examples.
+class SharedLookups:
+    """Finds the terms of embeddings whose output has one row that all examples share.
 
     BERT, GPT-2 and nanoGPT look up positions once and add the result, shape [1, T, D] or [T, D], to that of the tokens,
-    [n, T, D]. The gradient that arrives at the one row is a sum over examples. Example by example it is the gradient of
-    the tokens' output, because the gradients of the summands of a sum are equal. Where the two were joined in another
-    way, the terms found so do not add up to the parameter's gradient, which InStep compares before it relies on them.
+    [n, T, D]. The gradient of the one row is a sum over examples. Each example's share of it is the gradient of the
+    tokens' output, because all summands of a sum have the same gradient. If the two were combined in another way, these
+    terms do not add up to the parameter's gradient. InStep compares the two before it relies on the terms.
 
-    A batch of a single example has one row everywhere, and then each row is that example's.
+    In a batch of one example every output has one row, and it is that example's.
 
     Rows [T, D] may be those of T examples as well, as of their labels. They are positions if no batch has that length.
-    Where one has, positions are known by their numbers, which follow each other; that is looked at once for a layer.
+    If one has, positions are known by their numbers, which follow each other. That is looked at once for a layer.
     """
 
     def __init__(self) -> None:
-        self._lookups: list[Lookup] = []  # of the forward passes so far, in their order
+        self._lookups: list[Lookup] = []  # of the forward passes so far, in the order of the calls
         self._has_positions: dict[nn.Module, bool] = {}  # of layers whose output has two dimensions
 
-    def called(self, layer: nn.Module, output: Tensor) -> Lookup | None:
-        """Take note of a layer's call; None if it is no lookup of a row for each position."""
+    def note_call(self, layer: nn.Module, output: Tensor) -> Lookup | None:
+        """Record a layer's call. Returns None if it is not a lookup of a row for each position."""
         if not isinstance(layer, nn.Embedding) or output.dim() < 2:
             return None
         flat = output.dim() == 2
         self._lookups.append(Lookup(layer, torch.Size((1, *output.shape)) if flat else output.shape, flat))
         return self._lookups[-1]
 
-    def waits(self, lookup: Lookup | None, inputs: Sequence[Any], gradient: Tensor, sizes: Collection[int]) -> bool:
-        """True if the terms of this call are found at the end of the pass, from the gradient that has arrived now.
+    def take_gradient(
+        self, lookup: Lookup | None, inputs: Sequence[Any], gradient: Tensor, sizes: Collection[int]
+    ) -> bool:
+        """Take the gradient of a call. Returns True if its terms can be found only at the end of the pass.
 
         Args:
-            lookup: as noted when it was called.
-            inputs: of the call.
-            gradient: of its output.
+            lookup: what `note_call` returned.
+            inputs: inputs of the call.
+            gradient: gradient of its output.
             sizes: lengths that a batch may have.
         """
         if lookup is None or (lookup.flat and not self._are_positions(lookup, inputs, sizes)):
@@ -94,12 +96,12 @@ class OnceForAll:
         return known[layer]
 
     def settle(self) -> Iterator[tuple[nn.Module, list[Any], Tensor]]:
-        """Each layer that waits, its inputs and its output's gradient with a row for each example."""
+        """End a pass: yield each layer with one shared row, its inputs and its gradient, both with a row an example."""
         lookups, self._lookups = self._lookups, []
         for i, lookup in enumerate(lookups):
             if not lookup.is_one_row or lookup.gradient is None:
                 continue
-            # Of a model that is called several times in a pass it is the nearest one before, or else behind.
+            # If the model is called several times in a pass, take the nearest call before this one, or else after it.
             alike = [
                 other.gradient
                 for other in (*reversed(lookups[:i]), *lookups[i:])
@@ -109,7 +111,7 @@ class OnceForAll:
             yield lookup.layer, [_repeated(x, len(gradient)) for x in lookup.inputs], gradient
 
     def clear(self) -> None:
-        """Drop what has been seen."""
+        """Forget all calls."""
         self._lookups = []
 
 
