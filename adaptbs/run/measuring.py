@@ -37,6 +37,10 @@ UNSAID = (
     "grow to several times the samples that the noise allows, and is held. Give accumulation_steps=%d (to a Learner "
     "fastai's callback GradientAccumulation, in place of one of your own)."
 )
+ONE = (
+    "a step of one sample shows no noise, so nothing is measured, and the batch stays as it is. Start with batch_size= of "
+    "4 or more."
+)
 WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "
     "dimension of what collate_fn= returns and the model is called on, or give batch_size= in rows: let an item of the "
@@ -69,6 +73,7 @@ class StepMeasuring:
     ) -> None:
         self.meter, self.watches, self._sums = meter, False, sums
         self._controller, self._tracker, self._world_size = controller, tracker, world_size
+        self._ones = 0  # steps of a single sample that told nothing
         self._said, self._right = False, 0  # measurements in a row that were of samples
         self._made_of: deque[int] = deque(maxlen=LATEST)  # batches of each measured step; 0: not all of its samples
         self._is_unsaid = False  # True once steps are known to be made of more batches than was said
@@ -157,6 +162,10 @@ class StepMeasuring:
         """Take in a measurement, and hold the batch for as long as it is not one of samples."""
         self._controller.measured(made)
         if made is None:
+            if sum(self._delivered) * self._world_size == 1 == self._controller.start_batch_size:
+                self._ones += 1  # one that is a batch by itself is measured
+                if self._ones == ALIKE and self._controller.rules.needs_noise_scale:
+                    self._controller.holds.warn(ONE)
             return
         if self.meter is not None:
             self._sums.look(self.meter)
