@@ -38,8 +38,8 @@ UNSAID = (
     "fastai's callback GradientAccumulation, in place of one of your own)."
 )
 ONE = (
-    "a step of one sample shows no noise, so nothing is measured, and the batch stays as it is. Start with batch_size= of "
-    "4 or more."
+    "a step of one sample shows no noise, so nothing is measured, and the batch stays as it is. Start with batch_size= "
+    "of 4 or more."
 )
 WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "

@@ -122,5 +122,5 @@ def test_a_batch_of_one_sample_is_told_so(how, caplog):
         nn.functional.mse_loss(model(x), y).backward()
         optimizer.step()
     assert loader.batch_size == 1
-    assert caplog.text.count("batch_size= of 4 or more") == len(caplog.records) == 1
+    assert caplog.text.count("Start with batch_size= of 4 or more") == len(caplog.records) == 1
     assert "A step of one sample shows no noise" in repr(loader.summary())
