@@ -102,7 +102,7 @@ class NoiseMeter:
             return None  # the whole model may be frozen for a while
         looked = self.in_step
         if self.in_step:
-            self._watch(sizes)
+            self.watch(sizes)
             if self._in_step.is_armed:
                 return None
         return self._by_halves(batch, samples, looked=looked)
@@ -133,7 +133,7 @@ class NoiseMeter:
         """The first samples of a batch. Raises NotCutError if it is not certain which entries are theirs."""
         return self._loss.split(batch, 0, samples) if self._loss is not None else batch
 
-    def _watch(self, sizes: Sequence[int]) -> None:
+    def watch(self, sizes: Sequence[int]) -> None:
         """Watch the step that comes, or change to halves if that is not possible."""
         try:
             self._in_step.arm(*sizes)
@@ -167,7 +167,7 @@ class NoiseMeter:
         try:
             norms = found.norms()
         except BegunBeforeError:
-            self._watch(sizes)  # the next step is watched from its beginning
+            self.watch(sizes)  # the next step is watched from its beginning
             self._miss(NOT_ZEROED)
             return None
         except NotNow as why:

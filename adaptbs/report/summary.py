@@ -128,6 +128,8 @@ class RunSummary:
     def _unmeasured(self) -> list[str]:
         if self.changes or self.reason not in ("few measurements", "unresolved"):
             return []
+        if self.global_start == 1:
+            return ["A step of one sample shows no noise. Start with `batch_size=` of 4 or more to have it measured."]
         return ["Too little was measured to decide. A longer run, or a larger `overhead=`, measures more."]
 
     @property

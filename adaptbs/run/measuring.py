@@ -34,7 +34,12 @@ FAILED_FOR_TARGET = (
 LATEST, ALIKE = 6, 3  # of so many measured steps so many that are made of as many batches, which is no accident
 UNSAID = (
     "an optimizer step is made of the gradients of %d batches, and of %d as the loader was told, so the batch would "
-    "grow to several times the samples that the noise allows, and is held. Give accumulation_steps=%d."
+    "grow to several times the samples that the noise allows, and is held. Give accumulation_steps=%d (to a Learner "
+    "fastai's callback GradientAccumulation, in place of one of your own)."
+)
+ONE = (
+    "a step of one sample shows no noise, so nothing is measured, and the batch stays as it is. Start with batch_size= "
+    "of 4 or more."
 )
 WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "
@@ -68,11 +73,13 @@ class StepMeasuring:
     ) -> None:
         self.meter, self.watches, self._sums = meter, False, sums
         self._controller, self._tracker, self._world_size = controller, tracker, world_size
+        self._ones = 0  # steps of a single sample that told nothing
         self._said, self._right = False, 0  # measurements in a row that were of samples
         self._made_of: deque[int] = deque(maxlen=LATEST)  # batches of each measured step; 0: not all of its samples
         self._is_unsaid = False  # True once steps are known to be made of more batches than was said
         self._latest = self._before = 0  # this rank's samples of the latest batch, and of the one before
         self._delivered: list[int] = []  # this rank's samples of each batch delivered while a step is watched
+        self._is_whole = False  # True if the step that is watched is known to be so from its first batch
 
     def begin(self, batch: Any) -> None:
         """Begin to watch the step that comes, or measure its batch in a pass of its own.
@@ -84,7 +91,7 @@ class StepMeasuring:
         if meter is None:
             return
         num_samples = self._tracker.latest_fetched.num_samples
-        self._delivered = []
+        self._delivered, self._is_whole = [], not self._latest  # as the run's first step is
         self._deliver(num_samples if not meter.in_step else self._tracker.current.num_samples)
         if not meter.in_step and num_samples > controller.memory.piece:  # it is trained on in pieces, too
             num_samples = int(controller.memory.piece)
@@ -127,24 +134,38 @@ class StepMeasuring:
         if self.meter is not None:
             with self._may_fail(None):
                 made = self.meter.end(sum(self._delivered), self._sizes, len(self._delivered))
-                if made is not None:
-                    self._look_at_the_step(made)
-                self._take_in(made)
+                is_part, again = self._look_at_the_step(made) if made is not None else (False, False)
+                if not is_part:
+                    self._take_in(made)
+                if again:
+                    self.meter.watch(self._sizes)  # the next one, as a whole
             self.watches = self.meter is not None and self.meter.is_armed
-            self._delivered = []  # if it watches on, it watches the next step
+            self._delivered, self._is_whole = [], True  # if it watches on, it watches the next step
 
-    def _look_at_the_step(self, made: Measurement) -> None:
-        """Hold the batch where steps are made of more batches than the loader was told."""
+    def _look_at_the_step(self, made: Measurement) -> tuple[bool, bool]:
+        """Hold the batch where steps are made of more batches than the loader was told.
+
+        Returns:
+            True if it may be only the end of such a step that was measured, and True if the next is to be watched too.
+        """
         batches, said = len(self._delivered), self._controller.batches_per_step // self._world_size
-        self._made_of.append(batches if made.norms.large_size == sum(self._delivered) else 0)
+        of_all = made.norms.large_size == sum(self._delivered)
+        if of_all and (batches > said or self._is_unsaid) and not self._is_whole:
+            return True, True
+        self._made_of.append(batches if of_all else 0)
         if batches > said and self._made_of.count(batches) >= ALIKE and not self._is_unsaid:
             self._is_unsaid = True
             self._controller.holds.doubt(ACCUMULATES, UNSAID, batches, said, batches)
+        return False, of_all and batches > said and not self._is_unsaid
 
     def _take_in(self, made: Measurement | None) -> None:
         """Take in a measurement, and hold the batch for as long as it is not one of samples."""
         self._controller.measured(made)
         if made is None:
+            if sum(self._delivered) * self._world_size == 1 == self._controller.start_batch_size:
+                self._ones += 1  # one that is a batch by itself is measured
+                if self._ones == ALIKE and self._controller.rules.needs_noise_scale:
+                    self._controller.holds.warn(ONE)
             return
         if self.meter is not None:
             self._sums.look(self.meter)

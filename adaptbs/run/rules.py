@@ -105,8 +105,10 @@ class RunRules:
     @property
     def may_change(self) -> bool:
         """True if the batch can come to another size than the first."""
-        by_noise = self._settings.measures and (self.max_batch_size > self._start or self._start > self.reference)
-        return callable(self._settings.target) or by_noise
+        settings = self._settings
+        is_fixed = settings.max_batch_size is not None and self.max_batch_size == self._start
+        by_noise = not is_fixed and (self.max_batch_size > self._start or self._start > self.reference)
+        return callable(settings.target) or (settings.measures and by_noise)
 
     @property
     def by_progress(self) -> bool:
@@ -141,7 +143,10 @@ class RunRules:
 
     def decide(self, now: Situation) -> Decision:
         """The next batch size, and the reason for it, before memory is asked."""
-        return self.to_few(decide(now, self._settings.target), now.batch_size)
+        decision = decide(now, self._settings.target)
+        if decision.batch_size < now.batch_size and not self.may_change:
+            decision = Decision(now.batch_size, "max_batch_size")
+        return self.to_few(decision, now.batch_size)
 
     def to_few(self, decision: Decision, batch_size: int) -> Decision:
         """The decision, at a size that a step may have."""

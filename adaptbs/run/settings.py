@@ -59,8 +59,9 @@ class Settings:
     """The shared arguments, checked.
 
     Args:
-        max_batch_size: never exceeded, samples of a batch as it is delivered. None: a step has at most an eighth of the
-            dataset, and at most 32 times the base batch, of which 64 count, or 8 times it where that is more.
+        max_batch_size: never exceeded, samples of a batch as it is delivered. That of the start keeps the batch. None:
+            a step has at most an eighth of the dataset, and at most 32 times the base batch, of which 64 count, or 8
+            times it where that is more.
         base_batch_size: the batch size that the hyperparameters are stated for, samples of an optimizer step. None: the
             size that the run starts with.
         target: "goodput" (most progress per second), "noise_scale", or a function

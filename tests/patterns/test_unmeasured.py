@@ -109,3 +109,18 @@ def test_a_resumed_run_that_is_given_the_loss_measures():
     assert UNMEASURED in saved["controller"]["holds"]
     resumed.load_state_dict(saved)
     assert UNMEASURED not in repr(resumed.noise_scale) and resumed.training_run.controller.holds.reason is None
+
+
+@pytest.mark.parametrize("how", [{}, {"source": "halves", "loss_func": nn.functional.mse_loss}])
+def test_a_batch_of_one_sample_is_told_so(how, caplog):
+    model = network()
+    optimizer = SGD(model.parameters(), 0.01)
+    data = [(x, y) for x, y, _ in Numbered(256)]
+    loader = AdaptiveDataLoader(data, 1, model=model, optimizer=optimizer, epochs=1, step_time=STEP_TIME, **how)
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    assert loader.batch_size == 1
+    assert caplog.text.count("Start with batch_size= of 4 or more") == len(caplog.records) == 1
+    assert "A step of one sample shows no noise" in repr(loader.summary())
