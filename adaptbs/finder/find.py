@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -35,7 +34,14 @@ from ..decision import (
 from ..gradients import GradientPool, MeanGradient, squared_norm
 from ..hyperparameters import traits_of
 from ..memory import memory_of, probe_batches
-from ..model import BatchLoss, batch_length, preserved_grads, preserved_loader, preserved_weights
+from ..model import (
+    BatchLoss,
+    batch_length,
+    preserved_grads,
+    preserved_loader,
+    preserved_weights,
+    without_hooks,
+)
 from ..noise_scale import estimate, to_floats
 from ..types import NoiseScale, SquaredNorms
 from .doubts import FinderDoubts, samples_of
@@ -262,17 +268,9 @@ def _fits(
         return None
 
 
-SETTINGS = (bool, int, float, str, FunctionType, type(None))  # types of attributes that `copy_of` copies
-
-
 def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
     """Copy an optimizer with its parameters, state and options, but at `lr` and without hooks and schedulers."""
-    twin = copy.copy(optimizer)
-    # torch copies only an optimizer's state and groups, but the steps of some classes need further settings. Larger
-    # attributes are left out, because the two would share them: an inner optimizer, a list, a scheduler's entries.
-    for name, value in vars(optimizer).items():
-        if isinstance(value, SETTINGS) and name != "step":
-            vars(twin).setdefault(name, value)
+    twin = without_hooks(optimizer)
     twin.state = defaultdict(dict, {p: copy.deepcopy(state) for p, state in optimizer.state.items()})
     twin.param_groups = [{**group, "lr": lr} for group in optimizer.param_groups]
     return twin
