@@ -126,7 +126,8 @@ def on_plateau(
     """Multiply the batch each time a metric stops improving, as ReduceLROnPlateau divides the learning rate.
 
     A value counts as new if `metric` returns another object than the last time. So return the stored object, not a
-    number computed in each call. Of several values between two decisions only the latest counts. In fastai use
+    number computed in each call, and a float, because Python has only one object for each small integer. Of several
+    values between two decisions only the latest counts. In fastai use
     `lambda: learn.recorder.values[-1][1] if learn.recorder.values else None`, the loss on the validation set.
 
     Args:

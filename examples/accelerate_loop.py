@@ -1,9 +1,9 @@
-"""A loop of Hugging Face accelerate's, with gradient accumulation, a schedule and a checkpoint.
+"""A loop with Hugging Face accelerate: gradient accumulation, a schedule and a checkpoint.
 
     python examples/accelerate_loop.py
     accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
 
-The lines marked are what adaptbs needs, the third only to resume. `pip install "adaptbs[accelerate]"`
+adaptbs needs the marked lines, the third only to resume. `pip install "adaptbs[accelerate]"`
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
             f"{len(torch.cat(right))}, learning rate {rate:.1e}, batch size now {loader.batch_size}"
         )
         if args.save:
-            accelerator.save_state(args.save)  # after any step, within an epoch too
+            accelerator.save_state(args.save)  # after any step, also within an epoch
     accelerator.print(loader.history)
     accelerator.end_training()
 

@@ -1,9 +1,9 @@
-"""Gradient accumulation: four deliveries to a step, for a batch that memory does not hold at once.
+"""Gradient accumulation: four delivered batches make a step, because memory does not hold all at once.
 
     python examples/accumulation.py
 
-Without adaptbs: `loader = DataLoader(dataset, BATCH_SIZE, shuffle=True)`. `batch_size` is what one delivery holds;
-`accumulation_steps=` says how many of them make a step.
+Without adaptbs: `loader = DataLoader(dataset, BATCH_SIZE, shuffle=True)`. `batch_size` is the size of
+a delivered batch, and `accumulation_steps=` is the number of them in a step.
 """
 
 import argparse

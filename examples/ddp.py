@@ -1,4 +1,4 @@
-"""plain_torch.py on several processes, each of which is delivered its slice of every batch.
+"""plain_torch.py on several processes. Each gets its slice of every batch.
 
     torchrun --nproc-per-node 2 examples/ddp.py
 """
@@ -18,13 +18,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--samples", type=int, default=20_000)
     args = parser.parse_args()
-    dist.init_process_group("gloo")  # "nccl", and the model moved to this process's GPU, where there are several
+    dist.init_process_group("gloo")  # with several GPUs "nccl", and move the model to this process's GPU
     torch.manual_seed(0)
     dataset, loss_func = make_data(args.samples), nn.CrossEntropyLoss()
     model = DistributedDataParallel(nn.Sequential(nn.Linear(50, 128), nn.ReLU(), nn.Linear(128, 10)))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 
-    loader = AdaptiveDataLoader(  # (no DistributedSampler: the loader deals the samples out itself)
+    loader = AdaptiveDataLoader(  # (no DistributedSampler: the loader gives each process its samples)
         dataset, BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer
     )
     for epoch in loader.epochs(EPOCHS):

@@ -1,7 +1,7 @@
 """fastai's collab_learner on MovieLens 100k: how many stars does a person give a film?
 
-    python examples/fastai_collab.py --data FOLDER        where GroupLens's u.data lies in FOLDER
-    python examples/fastai_collab.py                      ratings made up on the spot
+    python examples/fastai_collab.py --data FOLDER        FOLDER contains GroupLens's u.data
+    python examples/fastai_collab.py                      random ratings
 """
 
 import argparse
@@ -25,7 +25,7 @@ def read_ratings(folder: Path) -> pd.DataFrame:
 
 
 def make_ratings(samples: int, users: int = 900, items: int = 1200, rank: int = 4) -> pd.DataFrame:
-    """1 to 5 stars from a person's tastes times a film's traits, under noise; a few films get most of the ratings."""
+    """1 to 5 stars: a person's tastes times a film's traits, plus noise. A few films get most of the ratings."""
     rng = np.random.default_rng(0)
     taste, trait = rng.normal(size=(users, rank)), rng.normal(size=(items, rank))
     user, item = rng.integers(users, size=samples), (items * rng.random(samples) ** 2).astype(int)
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--picture", type=Path, default=Path("fastai_collab.png"))
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # pandas' own, which nothing writes to
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # pandas' own, never written to
     if args.data is None:
         print("no --data FOLDER with MovieLens's u.data: these ratings are made up")
         ratings = make_ratings(args.samples)

@@ -44,7 +44,7 @@ def make_learner(table: pd.DataFrame, bs: int = BATCH_SIZE) -> Learner:
         table, procs=[Categorify, Normalize], cat_names=list(CATEGORICAL), cont_names=list(CONTINUOUS), y_names=TARGET,
         valid_idx=np.flatnonzero(held_out(table["day"].to_numpy())), bs=bs,  # whole days, which share their weather
     )  # fmt: skip
-    # One flight ten hours late moves the statistics of its whole batch: no BatchNorm.
+    # No BatchNorm, because one flight that is ten hours late moves the statistics of its whole batch.
     config = tabular_config(use_bn=False, bn_cont=False)
     return tabular_learner(dls, layers=[200, 100], config=config, metrics=rmse)
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=60_000)
     parser.add_argument("--picture", type=Path, default=Path("fastai_flights.png"))
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # pandas' own, which nothing writes to
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # pandas' own, never written to
     learn = make_learner(read_table(args.samples))
     callback = AdaptiveBatchSize()
     with learn.no_bar():

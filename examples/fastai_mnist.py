@@ -1,6 +1,6 @@
-"""fastai on handwritten digits: a small CNN over plain DataLoaders, of MNIST or of scikit-learn's digits.
+"""fastai on handwritten digits: a small CNN with plain DataLoaders, on MNIST or scikit-learn's digits.
 
-    python examples/fastai_mnist.py --data FOLDER         where MNIST's four .gz files lie in FOLDER
+    python examples/fastai_mnist.py --data FOLDER         FOLDER contains MNIST's four .gz files
     python examples/fastai_mnist.py                       scikit-learn's 1797 digits of 8 x 8
 """
 

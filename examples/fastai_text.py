@@ -1,8 +1,8 @@
-"""fastai's AWD-LSTM, from scratch: which module of Python's standard library is a line of code from?
+"""fastai's AWD-LSTM, from scratch: from which module of Python's standard library does a line of code come?
 
     python examples/fastai_text.py
 
-Lines are sorted by length within stretches of 50 batches and padded, as fastai does it. A growing batch keeps both.
+fastai sorts lines by length within 50 batches, and pads them. A growing batch keeps both.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from adaptbs.fastai import AdaptiveBatchSize
 
 EPOCHS, BATCH_SIZE, LR = 4, 16, 5e-3
 MODULES = (argparse, difflib, inspect, random, tarfile)
-SMALL = {"emb_sz": 64, "n_hid": 64, "n_layers": 1}  # in place of 400, 1152 and 3: this text is short and so is patience
-LONGEST = 24  # words that the LSTM goes through at once
+SMALL = {"emb_sz": 64, "n_hid": 64, "n_layers": 1}  # instead of 400, 1152 and 3, because this text is short
+LONGEST = 24  # words that the LSTM reads at once
 
 
 def read_lines(samples: int) -> list[tuple[str, str]]:
@@ -42,7 +42,7 @@ def read_lines(samples: int) -> list[tuple[str, str]]:
     return lines[:samples]
 
 
-def words(line: str):  # (with a type of what is returned, fastai would try to convert to it)
+def words(line: str):  # (no return type, because fastai would try to convert to it)
     return re.findall(r"\w+|[^\w\s]", line)
 
 

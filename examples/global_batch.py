@@ -1,4 +1,4 @@
-"""Big training's loop, as torchtitan's: the global batch grows by accumulation, after a planned ramp.
+"""A loop for large training runs, like torchtitan's: the global batch grows by accumulation, guided by a planned ramp.
 
     python examples/global_batch.py
     python examples/global_batch.py --log-only    # trains as planned, and logs what it would have done
@@ -36,7 +36,7 @@ class ByteModel(nn.Module):
 
 
 def micro_batches(generator: torch.Generator):
-    """Windows of LENGTH + 1 bytes at random places, without end."""
+    """Windows of LENGTH + 1 bytes from random places, without end."""
     files = sorted(Path(argparse.__file__).parent.glob("*.py"))[:40]
     text = torch.tensor(list(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8)
     while True:
@@ -58,7 +58,7 @@ def main() -> None:
         8, micro_batch_size=MICRO_BATCH_SIZE, total=args.samples, acts=not args.log_only,
         ramp=[(0.2 * args.samples, 16), (0.5 * args.samples, 32)],
     )  # fmt: skip
-    # The schedule goes by what has been seen: a count of steps would come to its end late.
+    # The schedule follows the samples seen. Larger batches make fewer steps, so a count of steps would end too late.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5 + 0.5 * math.cos(math.pi * batch.progress))
     watch = AccumulatedGradients(model)
     while batch.seen < batch.total:

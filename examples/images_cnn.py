@@ -1,4 +1,4 @@
-"""A convolutional network on scikit-learn's handwritten digits, as torch's own MNIST example trains one.
+"""A convolutional network on scikit-learn's handwritten digits, as in torch's MNIST example.
 
     python examples/images_cnn.py
 

@@ -1,9 +1,9 @@
-"""A fit of Lightning's, with gradient accumulation, a schedule, validations within the epoch and checkpoints.
+"""A fit with Lightning: gradient accumulation, a schedule, validations within the epoch and checkpoints.
 
     python examples/lightning_fit.py
     torchrun --nproc-per-node 2 examples/lightning_fit.py
 
-The lines marked are all that adaptbs needs. `pip install "adaptbs[lightning]"`
+adaptbs needs only the marked lines. `pip install "adaptbs[lightning]"`
 """
 
 import argparse

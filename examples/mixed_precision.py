@@ -1,4 +1,4 @@
-"""Automatic mixed precision, as torch's own recipe has it: float16 and a GradScaler on CUDA, bfloat16 on a CPU.
+"""Automatic mixed precision, as in torch's recipe: float16 and a GradScaler on CUDA, bfloat16 on a CPU.
 
     python examples/mixed_precision.py
 

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop in which only the loader's line is adaptbs's.
+"""A plain PyTorch loop. Only the loader is adaptbs's.
 
     python examples/plain_torch.py
 """

@@ -1,11 +1,11 @@
-"""Which module of Python's standard library is a line of code from? An EmbeddingBag, and a collate that pads.
+"""From which module of Python's standard library does a line of code come? An EmbeddingBag, and a collate that pads.
 
     python examples/text_classifier.py
 
 Without adaptbs: `loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, collate_fn=pad)`.
 
-Bags are padded, not joined with offsets: a step is measured example by example, so the first dimension of what goes
-into a layer has to count examples.
+Bags are padded, not joined with offsets. A step is measured example by example, so the first dimension of a layer's
+input must be the batch.
 """
 
 import argparse

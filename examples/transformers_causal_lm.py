@@ -1,10 +1,10 @@
-"""A small language model in Hugging Face's Trainer, which grows by gradient accumulation at a fixed micro-batch.
+"""A small language model in Hugging Face's Trainer. The batch grows by gradient accumulation at a fixed micro-batch.
 
     python examples/transformers_causal_lm.py
     torchrun --nproc-per-node 2 examples/transformers_causal_lm.py
 
-It learns the reference pages of Python's own help, byte by byte. The lines marked are what adaptbs needs, the second
-only to accumulate. `pip install "adaptbs[transformers]"`
+It learns the reference pages of Python's help, byte by byte. adaptbs needs the marked lines, the second only to
+accumulate. `pip install "adaptbs[transformers]"`
 """
 
 import argparse
@@ -20,7 +20,7 @@ LENGTH, MICRO_BATCH_SIZE, EPOCHS = 64, 2, 3
 
 
 class Text(Dataset):
-    """Pieces of a text, as its bytes."""
+    """Pieces of a text, as bytes."""
 
     def __init__(self, text: str, pieces: int) -> None:
         tokens = torch.tensor(list(text.encode()[: pieces * LENGTH]))
@@ -55,7 +55,7 @@ def main() -> None:
     trainer = AdaptiveTrainer(
         model=model, args=args,
         train_dataset=Text(text, options.samples), eval_dataset=Text(text[-LENGTH * 200 :], 200),
-        by_accumulation=True, target="noise_scale",  # (2) the micro-batch stays, more of them make a step
+        by_accumulation=True, target="noise_scale",  # (2) the micro-batch stays, and more of them make a step
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=options.resume)
     if trainer.is_world_process_zero():

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -24,27 +23,14 @@ from ..checks import (
     check_size,
     check_trains,
 )
-from ..decision import (
-    Situation,
-    critical_over_simple,
-    goodput,
-    goodput_optimum,
-    nearest_power_of_2,
-    reference_batch_size,
-)
-from ..gradients import GradientPool, MeanGradient, squared_norm
+from ..decision import critical_over_simple
 from ..hyperparameters import traits_of
 from ..memory import memory_of, probe_batches
-from ..model import BatchLoss, batch_length, preserved_grads, preserved_loader, preserved_weights
-from ..noise_scale import estimate, to_floats
-from ..types import NoiseScale, SquaredNorms
-from .doubts import FinderDoubts, samples_of
-from .step_timer import measure_step_time, train_step
+from ..model import BatchLoss, batch_length, preserved_loader, without_hooks
+from .blocks import measure_blocks
+from .doubts import samples_of
+from .sizes import largest_suggested, suggest, useful_batch_size
 from .suggestion import BatchSizeSuggestion
-
-if TYPE_CHECKING:
-    from ..timing import Time
-
 
 log = logging.getLogger(__name__)
 
@@ -149,100 +135,14 @@ def find_batch_size(
     check_share("confidence", confidence)
     if not 0 <= beta <= 1:
         raise ValueError(f"beta={beta!r}: it must lie between 0 (no smoothing) and 1 (plain mean)")
-    measured: list[SquaredNorms] = []
-    curve: list[NoiseScale] = []
-    samples: list[int] = []
-    seen, fullest, doubts = 0, list[Any](), FinderDoubts(model, loss, samples_of_batch)
-    # The user's gradient hooks may step an optimizer. They must not see the gradients of these steps.
-    with preserved_weights(model), preserved_grads(model.parameters()):
-        model.train()
-        gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
-        for block in _blocks(islice(fetched, num_it), n_batch):
-            seen += sum(batch_length(batch) for batch in block)
-            for batch in block:
-                doubts.look(batch)
-            norms = measure_block(model, gradient, block)
-            if norms is not None:
-                measured += to_floats([norms])
-                weights = [n.large_size * beta**age for age, n in enumerate(reversed(measured))][::-1]
-                curve.append(estimate(measured, weights, confidence))
-                samples.append(seen)
-            if optimizer is not None:
-                for batch in block:
-                    train_step(model, loss, optimizer, batch)
-            fullest = max(block, fullest, key=len)
-        step_time = None
-        if curve:
-            step_time = measure_step_time(model, loss, lambda: make_optimizer(lr or 0.0), fullest)
-    if not curve:
-        raise ValueError(
-            "the loader gave fewer than two batches of equal size and finite gradient: "
-            "lower its batch size or raise num_it"
-        )
-    batch_size = measured[0].small_size
-    curve = [replace(each, caveat=doubts.reason) for each in curve]
+    measured = measure_blocks(
+        model, loss, islice(fetched, num_it), make_optimizer,
+        lr=lr, n_batch=n_batch, beta=beta, confidence=confidence, samples_of_batch=samples_of_batch,
+    )  # fmt: skip
     critical = critical_over_simple(adaptive)
-    useful, most = suggest(curve, samples, batch_size, critical).useful, _largest(samples, batch_size)
-    fits = _fits(model, loss, make_optimizer(lr or 0.0), fullest, most, useful)
-    return replace(suggest(curve, samples, batch_size, critical, step_time, fits), confidence=confidence)
-
-
-def measure_block(model: nn.Module, gradient: MeanGradient, block: list[Any]) -> SquaredNorms | None:
-    """Pool the batches of a block over all pairs, at the current weights. None if fewer than two are equally long.
-
-    A batch whose gradient is not finite is left out. In float16 a gradient may overflow; the next one is scaled less.
-    """
-    size = batch_length(block[0])
-    alike = [batch for batch in block if batch_length(batch) == size]
-    pool, pooled = GradientPool(size), 0
-    for batch in alike if len(alike) > 1 else []:
-        found = gradient(model, batch)
-        if squared_norm(found).isfinite():  # waits for the device, which costs little here, unlike in training
-            pool.add(found)
-            pooled += 1
-    return pool.norms() if pooled > 1 else None
-
-
-def suggest(
-    curve: list[NoiseScale],
-    samples: list[int],
-    batch_size: int,
-    critical: float,
-    step_time: Time | None = None,
-    fits: int | None = None,
-) -> BatchSizeSuggestion:
-    """The suggestion from the last estimate: the batch size that a run would aim at with it.
-
-    The size is at most an eighth of the samples seen. It does not depend on the step time, so it holds for any device
-    with enough memory.
-
-    Args:
-        curve: the smoothed estimate after each block.
-        samples: samples seen up to each block.
-        batch_size: size of the batches measured, samples.
-        critical: the critical batch over B_simple.
-        step_time: t(B), seconds, which gives the fastest batch size. None if unknown.
-        fits: the largest batch that fits in memory, samples. None if unknown.
-    """
-    last, largest = curve[-1], _largest(samples, batch_size)
-    now = Situation(
-        noise_scale=last, batch_size=batch_size, reference=reference_batch_size(batch_size), progress=0.0,
-        step_time=None, max_batch_size=largest, critical=critical,
-    )  # fmt: skip
-    known = last.cautious > 0 and last.caveat is None
-    useful = min(goodput(now)[0], largest) if known else None
-    fastest = None
-    if step_time is not None and known:
-        fastest = nearest_power_of_2(min(goodput_optimum(now.critical * last.believed, step_time), largest))
-    return BatchSizeSuggestion(
-        last.simple, last.low, last.high, min(useful, fits) if useful and fits else useful,
-        tuple(samples), tuple(curve), batch_size, step_time, useful, fastest, fits, critical_over_simple=critical,
-        doubt=last.doubt,
-    )  # fmt: skip
-
-
-def _largest(samples: list[int], batch_size: int) -> int:
-    return max(batch_size, samples[-1] // 8)
+    useful, most = useful_batch_size(measured, critical), largest_suggested(measured)
+    fits = _fits(model, loss, make_optimizer(lr or 0.0), measured.block, most, useful)
+    return replace(suggest(measured, critical, fits), confidence=confidence)
 
 
 def _fits(
@@ -262,17 +162,9 @@ def _fits(
         return None
 
 
-SETTINGS = (bool, int, float, str, FunctionType, type(None))  # types of attributes that `copy_of` copies
-
-
 def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
     """Copy an optimizer with its parameters, state and options, but at `lr` and without hooks and schedulers."""
-    twin = copy.copy(optimizer)
-    # torch copies only an optimizer's state and groups, but the steps of some classes need further settings. Larger
-    # attributes are left out, because the two would share them: an inner optimizer, a list, a scheduler's entries.
-    for name, value in vars(optimizer).items():
-        if isinstance(value, SETTINGS) and name != "step":
-            vars(twin).setdefault(name, value)
+    twin = without_hooks(optimizer)
     twin.state = defaultdict(dict, {p: copy.deepcopy(state) for p, state in optimizer.state.items()})
     twin.param_groups = [{**group, "lr": lr} for group in optimizer.param_groups]
     return twin
@@ -284,8 +176,3 @@ def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
     # batches are used.
     plain_batches: Callable[[], Iterator[Any]] = getattr(loader, "plain_batches", lambda: iter(loader))
     yield from plain_batches()
-
-
-def _blocks(batches: Iterator[Any], n: int) -> Iterator[list[Any]]:
-    while block := list(islice(batches, n)):
-        yield block

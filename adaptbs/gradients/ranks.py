@@ -152,7 +152,7 @@ class RankGradients:
         # The first pass's gradient is gone, so this step cannot be measured: `norms` returns nan. From the next step on
         # the sum of all passes is kept. The squares only stand in for the missing sums.
         self._copies = self._sums_passes = self._is_lost = True
-        self._sums = {i: square for i, square in self._squares.items()}
+        self._sums = dict(self._squares)
 
     def _averaged(self, hops: int) -> None:
         if hops:

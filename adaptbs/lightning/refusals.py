@@ -1,4 +1,4 @@
-"""Refuses a Trainer in which the batch cannot grow, before the first batch, and says what to write instead."""
+"""Refuses a fit in which the batch cannot grow, before the first batch, and says what to write instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHANGES_THE_LOOP = {
 
 
 def check(trainer: Any, loaders: list[Any]) -> DataLoader[Any]:
-    """The one stock loader of a fit.
+    """Check a fit, and return its one stock loader.
 
     Raises:
         NotImplementedError, ValueError, TypeError: if the batch cannot grow in this fit.
@@ -30,7 +30,13 @@ def check(trainer: Any, loaders: list[Any]) -> DataLoader[Any]:
             "whose samples are taken from all datasets, as DataLoader(StackDataset(a=..., b=...), batch_size=..., "
             f"shuffle=True) with torch.utils.data.StackDataset; {LEAVE_OUT}"
         )
-    (loader,) = loaders
+    loader = _stock_loader(loaders[0])
+    _check_data(trainer, loader)
+    return loader
+
+
+def _stock_loader(loader: Any) -> DataLoader[Any]:
+    """The loader itself. Raises an error unless it is a stock one whose batches can be cut anew."""
     if isinstance(loader, AdaptiveDataLoader):
         raise TypeError(
             "train_dataloaders= is an AdaptiveDataLoader: give the Trainer the stock loader, as "
@@ -50,6 +56,11 @@ def check(trainer: Any, loaders: list[Any]) -> DataLoader[Any]:
             f"{reason}: give the Trainer a DataLoader(dataset, batch_size=..., shuffle=True), or one with sampler=, "
             f"{LEAVE_OUT}"
         ) from None
+    return loader
+
+
+def _check_data(trainer: Any, loader: DataLoader[Any]) -> None:
+    """Raise an error unless the data have a length, and are shared by the processes as expected."""
     streams = isinstance(loader.dataset, IterableDataset)
     if not hasattr(loader.dataset, "__len__"):
         raise TypeError(
@@ -67,10 +78,10 @@ def check(trainer: Any, loaders: list[Any]) -> DataLoader[Any]:
             f"limit_train_batches={trainer.limit_train_batches} of an IterableDataset: let the dataset yield fewer "
             f"samples, and its __len__ say so, {LEAVE_OUT}"
         )
-    return loader
 
 
 def _check_trainer(trainer: Any) -> None:
+    """Raise an error unless the Trainer's strategy, optimizers and callbacks go with a batch that grows."""
     strategy = trainer.strategy
     kinds = [kind.__name__ for kind in type(strategy).__mro__]
     if not {"SingleDeviceStrategy", "DDPStrategy"} & set(kinds):

@@ -40,7 +40,7 @@ class Bracket:
 
     @property
     def failures_left(self) -> int:
-        """How many more trials may fail before the search ends; at least one."""
+        """Number of further trials that may fail before the search ends; at least one."""
         return max(1 + FURTHER - self.failures, 1)
 
     def ran(self, size: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +19,7 @@ from ..model import (
     preserved,
     preserved_grads,
     trainable,
+    without_hooks,
 )
 from .device import DeviceMemory
 from .recovery import is_out_of_memory
@@ -59,7 +59,7 @@ def try_size(
     parameters = list(model.parameters())  # frozen ones too: optimizers step them if an old gradient is left
     rest = memory.in_use()
     values = WeightSnapshot(parameters, optimizer) if optimizer is not None else None
-    twin = copy.copy(optimizer) if isinstance(optimizer, Optimizer) else optimizer  # a torch copy has no hooks
+    twin = without_hooks(optimizer) if isinstance(optimizer, Optimizer) else optimizer
     peak: int | None = None
     with preserved_grads(parameters), preserved(model):
         try:

@@ -12,6 +12,7 @@ from .modules import (
     trainable,
     without_chance,
 )
+from .optimizers import without_hooks
 from .preserve import (
     Snapshot,
     WeightSnapshot,
@@ -58,4 +59,5 @@ __all__ = [
     "why_not_cut",
     "with_index",
     "without_chance",
+    "without_hooks",
 ]

@@ -153,8 +153,9 @@ def preserved_weights(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_loader(loader: Any) -> Iterator[None]:
-    """Restore the generators of a DataLoader and its samplers, and the loader's persistent workers."""
-    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    """Restore the generators of a DataLoader and of its samplers, and the loader's persistent workers."""
+    batches = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
     found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
     states = [(generator, generator.get_state()) for generator in found]
     # Persistent workers are set aside, because iterating would leave them in the middle of an epoch.

@@ -140,7 +140,16 @@ class AdaptiveTrainerMixin(Base):
             loader.plain, batches=len(loader), accumulation_steps=args.gradient_accumulation_steps,
             world_size=args.world_size, max_steps=self.state.max_steps,
         )  # fmt: skip
-        arguments: dict[str, Any] = {}
+        adaptive = self._make_adaptive(loader, plan)
+        self._train_loader = loader
+        loader.begin(adaptive, plan)
+        self._step_before = self.state.global_step
+        if self._resume_from:
+            adaptive.load_state_dict(_saved_state(self._resume_from))
+
+    def _make_adaptive(self, loader: TrainLoader, plan: Plan) -> AdaptedLoader:
+        """The loader that delivers a run's batches."""
+        args, arguments = self.args, dict[str, Any]()
         # Several processes draw the same order by the sampler's own seed, so they need not agree on one.
         if args.world_size > 1 or not plan.ends_with_an_epoch:
             arguments["sampler"] = loader.sampler
@@ -156,23 +165,13 @@ class AdaptiveTrainerMixin(Base):
         adaptive = AdaptedLoader(
             facts, loader.plain, model=self.model_wrapped, scheduler=scheduler,
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),
-            # It may wait for the other processes, as by gather(), and these would not all make the same extra passes.
+            # compute_loss() may wait for the other processes, which would not all make the same extra passes.
             batch_loss=self._loss_of if args.world_size == 1 else None,
             accumulation_steps=args.gradient_accumulation_steps, **{**self._settings, **arguments},
         )  # fmt: skip
         if self._by_accumulation:
             adaptive.training_run.controller.memory.expect_pieces()
-        self._train_loader = loader
-        loader.begin(adaptive, plan)
-        self._step_before = self.state.global_step
-        if self._resume_from:
-            path = Path(self._resume_from) / STATE
-            if not path.is_file():
-                raise ValueError(
-                    f"resume_from_checkpoint={self._resume_from!r} has no {STATE}: a stock Trainer saves none, nor "
-                    "does save_only_model=True. Go on with transformers.Trainer, or start anew from its weights"
-                )
-            adaptive.load_state_dict(torch.load(path, weights_only=True))
+        return adaptive
 
     def save_adaptive_state(self) -> None:
         """Put the state of the run into the folder of the checkpoint that Trainer has just written."""
@@ -275,6 +274,17 @@ class AdaptiveTrainerMixin(Base):
             if noise_scale is not None and noise_scale.simple is not None:  # a number only once it is resolved
                 logs["noise_scale"] = noise_scale.simple
         super().log(logs, *args, **kwargs)
+
+
+def _saved_state(checkpoint: Any) -> Any:
+    """The state of the run in a checkpoint's folder. Raises ValueError if there is none."""
+    path = Path(checkpoint) / STATE
+    if not path.is_file():
+        raise ValueError(
+            f"resume_from_checkpoint={checkpoint!r} has no {STATE}: a stock Trainer saves none, nor does "
+            "save_only_model=True. Go on with transformers.Trainer, or start anew from its weights"
+        )
+    return torch.load(path, weights_only=True)
 
 
 class AdaptiveTrainer(AdaptiveTrainerMixin, Trainer):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from adaptbs.finder.find import measure_block
+from adaptbs.finder.blocks import measure_block
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.mean_gradient import MeanGradient
 from adaptbs.model.batch_loss import BatchLoss

@@ -8,7 +8,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader, NoiseScale, bs_find
 from adaptbs.decision.policy import CRITICAL_OF_SGD
-from adaptbs.finder.find import copy_of, suggest
+from adaptbs.finder.blocks import Measured
+from adaptbs.finder.find import copy_of
+from adaptbs.finder.sizes import suggest
 
 ONES, TWOS, THREES = (torch.full((2, 1), float(value)) for value in (1, 2, 3))
 
@@ -136,12 +138,16 @@ def test_an_adaptive_loader_does_not_take_it_for_training(model, data):
     assert sum(len(x) for x, _ in loader) == 64
 
 
+def measured(last: NoiseScale, samples: int) -> Measured:
+    return Measured([last], [samples], batch_size=64, block=[], step_time=None)
+
+
 def test_the_suggestion_is_what_the_controller_would_aim_at():
     last = NoiseScale(grad_sq=1.0, trace=1000.0, low=400.0, high=2000.0, cautious=1000.0, measurements=9)
-    found = suggest([last], [5000], batch_size=64, critical=1)
+    found = suggest(measured(last, 5000), critical=1)
     assert found.batch_size == 256  # 330 samples keep .8 of the progress per sample, at a critical batch of 1,000
     assert (found.noise_scale, found.low, found.high) == (1000, 400, 2000)
-    assert suggest([last], [50000], batch_size=64, critical=4).batch_size == 1024, "1,080 keep .8 at 4,000"
+    assert suggest(measured(last, 50_000), critical=4).batch_size == 1024, "1,080 keep .8 at 4,000"
 
 
 def test_every_suggestion_is_in_the_named_tuple():
@@ -150,7 +156,7 @@ def test_every_suggestion_is_in_the_named_tuple():
     def half(found):
         return found.noise_scale / 2
 
-    found = suggest([last], [5000], 64, 1, fits=128).suggested_by(half)
+    found = suggest(measured(last, 5000), critical=1, fits=128).suggested_by(half)
     assert found.suggestions._asdict() == {"useful": 256, "fastest": None, "fits": 128, "half": 500.0}
     assert found.batch_size == 128, "a suggestion more does not change what is to be used"
     labels = [line.get_label() for line in found.plot().axes[1].lines]
@@ -159,7 +165,7 @@ def test_every_suggestion_is_in_the_named_tuple():
 
 def test_a_gradient_lost_in_noise_suggests_nothing():
     lost = NoiseScale(grad_sq=-1.0, trace=2000.0, low=0.0, high=math.inf, cautious=0.0, measurements=9)
-    found = suggest([lost], [5000], batch_size=64, critical=1)
+    found = suggest(measured(lost, 5000), critical=1)
     assert found.noise_scale is None
     assert found.batch_size is None
 

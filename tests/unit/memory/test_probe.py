@@ -241,6 +241,27 @@ def test_a_device_that_cannot_be_asked_is_an_error():
     assert "MPS" not in str(raised.value), "its memory cannot be read either"
 
 
+class Scaled(torch.optim.SGD):
+    """An optimizer with a setting beside its groups."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.scale = 2.0
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] = 0.1 * self.scale
+        return super().step(closure)
+
+
+def test_an_optimizer_that_needs_a_setting_of_its_class_takes_its_steps(memory):
+    model = network()
+    optimizer = Scaled(model.parameters())
+    found = probe_memory(model, nn.MSELoss(), loader(), optimizer=optimizer, max_batch_size=16)
+    assert found.batch_size == 16
+    assert optimizer.param_groups[0]["lr"] == 0.1 and not optimizer.state, "it is left as it was"
+
+
 def test_the_host_is_probed_with_care():
     found = adaptbs.probe_memory(network(), nn.MSELoss(), loader(), max_batch_size=256)
     assert found.batch_size == 256

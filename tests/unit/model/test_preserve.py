@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from adaptbs.model.modules import cuda_devices
-from adaptbs.model.preserve import Preserver, Snapshot, preserved, preserved_weights
+from adaptbs.model.preserve import Preserver, Snapshot, preserved, preserved_loader, preserved_weights
 
 
 @pytest.fixture
@@ -167,3 +168,18 @@ def test_a_preserver_restores_after_an_exception_too(model):
             disturb(model)
             raise ValueError("on the way")
         assert model[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("where", ["the loader", "its sampler", "its batch sampler's sampler"])
+def test_the_generators_of_a_loader_are_restored_wherever_they_are(where):
+    data, generator = range(8), torch.Generator().manual_seed(0)
+    order = RandomSampler(data, generator=generator)
+    loader = {
+        "the loader": lambda: DataLoader(data, 2, shuffle=True, generator=generator),
+        "its sampler": lambda: DataLoader(data, 2, sampler=order),
+        "its batch sampler's sampler": lambda: DataLoader(data, batch_sampler=BatchSampler(order, 2, False)),
+    }[where]()
+    before = generator.get_state()
+    with preserved_loader(loader):
+        list(loader)
+    assert torch.equal(generator.get_state(), before)
