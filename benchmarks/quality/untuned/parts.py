@@ -34,6 +34,7 @@ from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, Unt
 
 LR_SEEDS = (0, 1)  # of the choice of a learning rate
 SEEDS = range(10, 13)  # of what is reported
+SIX = range(10, 16)  # of what is judged, from each start: three often resolve nothing
 FEW = SEEDS[:2]  # of what is compared with them
 MORE = range(10, 15)  # of the second look, where three would often resolve nothing
 MOST = range(10, 20)  # of its tasks that five do not resolve either: fixed 64 spreads too far over them
@@ -74,7 +75,7 @@ def with_chosen_lr(task: UntunedTask) -> UntunedTask:
 def fixed(tasks: Tasks) -> Iterator[Work]:
     """The batch of 64 that all else is held against."""
     for task in tasks:
-        for seed in second_seeds(task) if task.use == SECOND_LOOK else SEEDS:
+        for seed in {SECOND_LOOK: second_seeds(task), CHOOSE: SIX}.get(task.use, SEEDS):
             yield Work(task, FIXED.name, seed, lambda t=task, s=seed: fixed_run(with_chosen_lr(t), FIXED, s))
 
 
@@ -85,7 +86,7 @@ def second_seeds(task: UntunedTask) -> range:
 
 def choosing(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing."""
-    yield from _all([Adaptive(DEFAULT)], tasks, CHOOSE, SEEDS)
+    yield from _all([Adaptive(DEFAULT)], tasks, CHOOSE, SIX)
 
 
 def ablations(tasks: Tasks) -> Iterator[Work]:
@@ -104,7 +105,7 @@ def measurements(tasks: Tasks) -> Iterator[Work]:
 
 def starts(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
-    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SEEDS)
+    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SIX)
 
 
 def full_device(tasks: Tasks) -> Iterator[Work]:
@@ -184,6 +185,11 @@ def second_look(tasks: Tasks) -> Iterator[Work]:
         yield from _all([Adaptive(DEFAULT)], [task], SECOND_LOOK, second_seeds(task))
 
 
+def second_again(tasks: Tasks) -> Iterator[Work]:
+    """The same by the rule as it was changed after it, for other reasons. They are no longer unseen."""
+    yield from second_look(tasks)
+
+
 def failed(tasks: Tasks) -> Iterator[Work]:
     """Why the default did worse on some tasks of the second look: more epochs at 64, and no more epochs than asked."""
     of_epochs = Adaptive(OF_EPOCHS, options={"budget": "epochs"})
@@ -209,6 +215,6 @@ PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
         base_lr, fixed, choosing, ablations, measurements, starts, full_device, lr_quarter, lr_twice, persistence,
-        prior, last_look, again, larger, second_look, failed,
+        prior, last_look, again, larger, second_look, second_again, failed,
     )
 }  # fmt: skip
