@@ -34,9 +34,11 @@ WARM_UP = 0.25  # the same, while the estimate has no upper limit
 EARLY_FACTOR = 2  # the largest batch meanwhile, over R
 # SGD's largest batch over R where no schedule brings its learning rate down, see `largest_at_constant_rate`.
 CONSTANT_RATE = 4
-# First share of the run, in which a start that proves too large for the noise may still be corrected downward. A batch
-# that proves slower than a smaller one may be at any time, since nothing is gained by it.
-SHRINK_UNTIL = 0.2
+# First share of the run, in which a batch that proves too large for the noise may still be taken back. That of a start
+# shows at once. That of a growth on a plateau shows only when the model has left it and the measurements made there are
+# outweighed, which at a low learning rate takes a third of the run. Later B_simple swings more than it falls. A batch
+# that proves slower than a smaller one may be taken back at any time, since nothing is gained by it.
+SHRINK_UNTIL = 0.4
 PACE = 2  # one decision at most multiplies or divides the batch by this
 STEP_TIME = "step time"  # the reason where a larger batch would take longer for the same progress
 

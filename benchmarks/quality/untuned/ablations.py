@@ -35,7 +35,9 @@ def _beside(at_once: int, over_run: int) -> dict[str, object]:
 
 
 #: The rule of the first last look, but that Adam's batch too stays small in the first tenth of a run.
-OLD_RULE = Adaptive(BEFORE, patches={POLICY + "COUNTED": 1, LONGEST: math.inf, FULL: 16, **_beside(0, 0)})
+OLD_RULE = Adaptive(BEFORE, patches={
+    POLICY + "COUNTED": 1, POLICY + "SHRINK_UNTIL": 0.2, LONGEST: math.inf, FULL: 16, **_beside(0, 0)
+})
 MOMENTUM = {"adaptbs.hyperparameters.lookup._TRAITS": _TRAITS | {"SGD": replace(_TRAITS["SGD"], first=True)}}
 
 #: One switch each, against the default.
@@ -51,6 +53,8 @@ ABLATIONS = (
     Adaptive("one in 16 steps at most", patches={DUTY + "LEAST_APART": 16}),
     Adaptive("the latest 16 always kept", patches={FULL: 16}),
     Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
+    Adaptive("taken back in the first fifth alone", patches={POLICY + "SHRINK_UNTIL": 0.2}),
+    Adaptive("taken back at any time", patches={POLICY + "SHRINK_UNTIL": 1}),
     Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
     Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
     Adaptive("SGD: three times the largest", patches={LONGEST: 3}),

@@ -158,11 +158,11 @@ def test_an_estimate_without_a_lower_limit_holds_the_batch():
     )
 
 
-def test_too_large_a_start_is_taken_back_early():
+def test_a_batch_that_proves_too_large_is_taken_back_early():
     now = replace(NOW, noise_scale=known(100), batch_size=512)  # 105 samples keep .8
-    assert decide(replace(now, progress=0.2), "goodput") == Decision(256, "pace")
-    assert decide(replace(now, progress=0.2, batch_size=128), "goodput").batch_size == 64
-    assert decide(replace(now, progress=0.21), "goodput").batch_size == 512
+    assert decide(replace(now, progress=0.4), "goodput") == Decision(256, "pace")
+    assert decide(replace(now, progress=0.4, batch_size=128), "goodput").batch_size == 64
+    assert decide(replace(now, progress=0.41), "goodput").batch_size == 512
 
 
 def test_a_batch_that_is_slower_than_a_smaller_one_is_taken_back_at_any_time():
