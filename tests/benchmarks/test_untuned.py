@@ -10,13 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.common.rows import Rows
 from benchmarks.quality import adaptive
 from benchmarks.quality.margins import UNTUNED
-from benchmarks.quality.rules import seconds_at
+from benchmarks.quality.rules import Fixed, seconds_at
+from benchmarks.quality.training import fixed_run
 from benchmarks.quality.untuned import added, compared, parts, second_look, tables, tasks
 from benchmarks.quality.untuned.ablations import measured
 from benchmarks.quality.untuned.data import RARE, WORDS, Noisy, Shifted, noised, split, with_strangers
 from benchmarks.quality.untuned.models import Mixer, VisionTransformer, resnet
+from benchmarks.quality.untuned.persistence import persistence, persistence_run
 
 
 def rows(ours: list[float | None], fixed: list[float | None], task: str = "denoising") -> dict:
@@ -154,3 +157,16 @@ def test_groups_keep_their_own_peaks():
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_every_table_is_made_from_what_is_committed(name):
     assert tables.TABLES[name]().startswith("| ")
+
+
+def test_persistence_is_1_on_a_slope_and_training_does_not_notice_its_reading():
+    x = torch.ones(1024, 1)
+    task = tasks.UntunedTask(
+        "slope", 2, make=lambda: nn.Linear(1, 1), loss_func=lambda out, _: out.mean(), train=Rows(x, x),
+        evaluate=lambda model: model(x).mean().item(), schedule=None, optimizer=tasks.sgd, candidates=(1.0,),
+        adams=None, watched=False, use=tasks.CHOOSE, lr=1.0,
+    )  # fmt: skip
+    row = persistence_run(task, 1, 0)
+    assert row["metric"] == fixed_run(task, Fixed(64), 0, looks=())["metric"]
+    assert persistence(row["readings"], (0.0, 1.0)) == pytest.approx(1.0, abs=1e-4)
+    assert persistence([[0.1, 1.0, 2.0], [0.2, -2.0, 2.0], [0.9, 8.0, 1.0]], (0.1, 0.9)) == -0.25

@@ -29,6 +29,7 @@ from benchmarks.quality.untuned.compared import (
     STARTS,
     TWICE_AS_LONG,
 )
+from benchmarks.quality.untuned.persistence import RATES, name_of, persistence_run
 from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, UntunedTask
 
 LR_SEEDS = (0, 1)  # of the choice of a learning rate
@@ -132,6 +133,17 @@ def _at_another_lr(part: str, tasks: Tasks) -> Iterator[Work]:
             yield Work(task, DEFAULT, seed, lambda t=task, s=seed: adaptive_run(of(t), Adaptive(DEFAULT), s))
 
 
+def persistence(tasks: Tasks) -> Iterator[Work]:
+    """What was to tell a learning rate that is too low, at fixed 64 on the tasks for choosing."""
+    for task in [task for task in tasks if task.use == CHOOSE]:
+        for rate in RATES:
+            yield Work(task, name_of(rate), SEEDS[0], lambda t=task, r=rate: _persistence_run(t, r))
+
+
+def _persistence_run(task: UntunedTask, rate: float) -> Row:
+    return persistence_run(with_chosen_lr(task), rate, SEEDS[0])
+
+
 def prior(tasks: Tasks) -> Iterator[Work]:
     """What `bs_find` finds on a fresh model, handed to the run."""
     for task in tasks:
@@ -196,7 +208,7 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
-        base_lr, fixed, choosing, ablations, measurements, starts, full_device, lr_quarter, lr_twice, prior, last_look,
-        again, larger, second_look, failed,
+        base_lr, fixed, choosing, ablations, measurements, starts, full_device, lr_quarter, lr_twice, persistence,
+        prior, last_look, again, larger, second_look, failed,
     )
 }  # fmt: skip

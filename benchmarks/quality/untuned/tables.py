@@ -23,6 +23,7 @@ from benchmarks.quality.untuned.compared import (
     Pairs,
     pairs,
 )
+from benchmarks.quality.untuned.persistence import EARLY, MIDDLE, RATES, name_of, persistence
 
 COMMAND = "python -m benchmarks.quality.untuned --data DIR"
 NOT_RUN = "-"
@@ -116,6 +117,20 @@ def prior() -> str:
     return markdown(["task", "error (limit)", "fewer steps", "faster, GPU-like", "mean batch"], lines) + _where("prior")
 
 
+def persistences() -> str:
+    """How far the gradient points where the steps before it pointed, by the learning rate."""
+    rows = _rows("persistence")
+    lines = []
+    for task in dict.fromkeys(name for name, _, _ in rows):
+        found = {rule: row["readings"] for (name, rule, _), row in rows.items() if name == task}
+        by_rate = [found.get(name_of(rate)) for rate in RATES]
+        cells = [NOT_RUN if r is None else f"{persistence(r, span):.2f}" for span in (EARLY, MIDDLE) for r in by_rate]
+        lines.append([UNTUNED[task].title, *cells])
+    spans = [f"{100 * first:.0f}-{100 * last:.0f} %" for first, last in (EARLY, MIDDLE)]
+    header = ["task", *(f"{span}, {name_of(rate)}" for span in spans for rate in RATES)]
+    return markdown(header, lines) + _where("persistence")
+
+
 def failed() -> str:
     """Tasks that the default did worse on, in runs of other lengths."""
     rows = _rows("fixed", "second_look", "failed")
@@ -177,6 +192,7 @@ TABLES = {
     "untuned_lr_twice": lambda: judged("lr_twice"),
     "untuned_ablations": ablations,
     "untuned_measurements": measurements,
+    "untuned_persistence": persistences,
     "untuned_prior": prior,
     "untuned_lrs": learning_rates,
 }
