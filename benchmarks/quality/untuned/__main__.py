@@ -25,7 +25,8 @@ from benchmarks.quality.untuned.data import Data
 from benchmarks.quality.untuned.parts import PARTS
 from benchmarks.quality.untuned.tasks import load_tasks
 
-SECOND = {"base_lr", "fixed", "larger", "second_look", "second_again", "failed"}  # parts that the tasks of the second look are made for
+# Parts that the tasks of the second look are made for.
+SECOND = {"base_lr", "fixed", "larger", "second_look", "second_again", "failed"}
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from adaptbs.decision import sample_efficiency
+from adaptbs.decision.policy import COUNTED, CRITICAL_OF_SGD
 from adaptbs.hyperparameters.learning_rate import linear, sqrt
 from adaptbs.hyperparameters.lookup import _TRAITS
 from adaptbs.run.settings import OVERHEADS
@@ -19,6 +21,14 @@ BY_HALVES = ("resnet",)  # tasks that are measured by halves, at a larger overhe
 
 def _whole_power(lr_scaling: Any, *, adaptive: bool, base_batch_size: int, critical: float) -> Any:
     return sqrt if adaptive else linear
+
+
+def _within_rate(cut_size: int, reference: int, noise_scale: Any, counted: float) -> float:
+    """Efficiency such that a step of Adam and its kin counts for at most its learning rate's factor over .7."""
+    k = cut_size / reference
+    gain = k * sample_efficiency(cut_size, reference, noise_scale, counted)
+    of_adam = counted > COUNTED * CRITICAL_OF_SGD
+    return min(gain, math.sqrt(gain) / 0.7) / k if of_adam and gain > 2 else gain / k
 
 
 def _critical(adaptive: float, sgd: float) -> dict[str, object]:
@@ -40,11 +50,14 @@ OLD_RULE = Adaptive(BEFORE, patches={
 })
 MOMENTUM = {"adaptbs.hyperparameters.lookup._TRAITS": _TRAITS | {"SGD": replace(_TRAITS["SGD"], first=True)}}
 
+WITHIN_RATE = Adaptive("Adam: counted within its rate", patches={"adaptbs.run.rules.sample_efficiency": _within_rate})
+
 #: One switch each, against the default.
 ABLATIONS = (
     Adaptive("critical batch x 2/3", patches=_critical(2, 1)),
     Adaptive("critical batch x 4/3", patches=_critical(4, 2)),
     Adaptive("counted as chosen", patches={POLICY + "COUNTED": 1}),
+    WITHIN_RATE,
     Adaptive("counted by a third", patches={POLICY + "COUNTED": 1 / 3}),
     Adaptive("efficiency .8 to .4", patches=_floors(0.8, 0.4)),
     Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),
@@ -65,7 +78,7 @@ ABLATIONS = (
 
 def concerns(rule: Adaptive, sgd: bool) -> bool:
     """True if a switch makes a difference to a task of SGD, or to one of another optimizer."""
-    return sgd or not rule.name.startswith("SGD")
+    return not rule.name.startswith("Adam" if sgd else "SGD")
 
 
 def measured(task: str) -> list[Adaptive]:

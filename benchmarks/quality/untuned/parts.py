@@ -15,7 +15,7 @@ from benchmarks.quality.results import Part, Row
 from benchmarks.quality.rules import Fixed
 from benchmarks.quality.tasks import BASE
 from benchmarks.quality.training import as_it_is, fixed_run, order_of
-from benchmarks.quality.untuned.ablations import ABLATIONS, OLD_RULE, concerns, measured
+from benchmarks.quality.untuned.ablations import ABLATIONS, OLD_RULE, WITHIN_RATE, concerns, measured
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
@@ -114,8 +114,13 @@ def full_device(tasks: Tasks) -> Iterator[Work]:
 
 
 def lr_quarter(tasks: Tasks) -> Iterator[Work]:
-    """The default and fixed 64, at a quarter of the best learning rate."""
+    """The default and fixed 64, at a quarter of the best learning rate; and progress counted within the rate."""
     yield from _at_another_lr("lr_quarter", tasks)
+    counted = [task for task in tasks if task.name in ABLATED and concerns(WITHIN_RATE, task.name in SGD_TASKS)]
+    for task in counted:
+        for seed in SEEDS:
+            run = lambda t=task, s=seed: adaptive_run(_at_multiple("lr_quarter", t), WITHIN_RATE, s)  # noqa: E731
+            yield Work(task, WITHIN_RATE.name, seed, run)
 
 
 def lr_twice(tasks: Tasks) -> Iterator[Work]:
@@ -124,14 +129,17 @@ def lr_twice(tasks: Tasks) -> Iterator[Work]:
 
 
 def _at_another_lr(part: str, tasks: Tasks) -> Iterator[Work]:
-    def of(task: UntunedTask) -> UntunedTask:
-        chosen = with_chosen_lr(task)
-        return replace(chosen, lr=LR_PARTS[part] * chosen.lr)
-
     for task in [task for task in tasks if task.use == CHOOSE]:
         for seed in SEEDS:
-            yield Work(task, FIXED.name, seed, lambda t=task, s=seed: fixed_run(of(t), FIXED, s))
-            yield Work(task, DEFAULT, seed, lambda t=task, s=seed: adaptive_run(of(t), Adaptive(DEFAULT), s))
+            fixed_one = lambda t=task, s=seed: fixed_run(_at_multiple(part, t), FIXED, s)  # noqa: E731
+            ours = lambda t=task, s=seed: adaptive_run(_at_multiple(part, t), Adaptive(DEFAULT), s)  # noqa: E731
+            yield Work(task, FIXED.name, seed, fixed_one)
+            yield Work(task, DEFAULT, seed, ours)
+
+
+def _at_multiple(part: str, task: UntunedTask) -> UntunedTask:
+    chosen = with_chosen_lr(task)
+    return replace(chosen, lr=LR_PARTS[part] * chosen.lr)
 
 
 def persistence(tasks: Tasks) -> Iterator[Work]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from benchmarks.common.markdown import markdown, where
 from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Key, Part, Row
+from benchmarks.quality.untuned.ablations import WITHIN_RATE
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
@@ -189,6 +190,8 @@ TABLES = {
     **{f"untuned_from_{start}": lambda rule=rule: judged("starts", rule) for rule, start in STARTS.items()},
     "untuned_full_device": lambda: judged("full_device", FULL),
     "untuned_lr_quarter": lambda: judged("lr_quarter"),
+    "untuned_lr_quarter_within": lambda: judged("lr_quarter", WITHIN_RATE.name),
+    "untuned_second_again": lambda: judged("second_again"),
     "untuned_lr_twice": lambda: judged("lr_twice"),
     "untuned_ablations": ablations,
     "untuned_measurements": measurements,
