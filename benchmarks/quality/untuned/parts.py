@@ -34,7 +34,7 @@ from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, Unt
 
 LR_SEEDS = (0, 1)  # of the choice of a learning rate
 SEEDS = range(10, 13)  # of what is reported
-SIX = range(10, 16)  # of what is judged, from each start: three often resolve nothing
+SIX = range(10, 16)  # of what is judged from 64: three often resolve nothing
 FEW = SEEDS[:2]  # of what is compared with them
 MORE = range(10, 15)  # of the second look, where three would often resolve nothing
 MOST = range(10, 20)  # of its tasks that five do not resolve either: fixed 64 spreads too far over them
@@ -105,7 +105,7 @@ def measurements(tasks: Tasks) -> Iterator[Work]:
 
 def starts(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
-    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SIX)
+    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SEEDS)
 
 
 def full_device(tasks: Tasks) -> Iterator[Work]:
