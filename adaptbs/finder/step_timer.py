@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -56,50 +57,76 @@ def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) ->
     optimizer.step()
 
 
+class _TimedSteps:
+    """Takes training steps and times them.
+
+    Attributes:
+        together: number of steps that are timed together.
+        times: the seconds of all steps so far, by batch size.
+    """
+
+    def __init__(self, model: nn.Module, loss: BatchLoss, optimizer: Any) -> None:
+        device = next(model.parameters()).device
+        self._model, self._loss, self._optimizer, self._watch = model, loss, optimizer, Stopwatch(device)
+        self.together, self.times = QUEUED if device.type == "cuda" else 1, StepTimes()
+
+    def take_one(self, batch: Any) -> float:
+        """Take one step. Return its seconds."""
+        seconds = self._seconds(batch, 1)
+        self.times.add((batch_length(batch), seconds))  # `StepTimes` leaves the first steps out
+        return seconds
+
+    def take_together(self, batch: Any) -> None:
+        """Take `together` steps."""
+        if self.together > 1:
+            train_step(self._model, self._loss, self._optimizer, batch)  # fills the queue, and is not timed
+        self.times.add(*[(batch_length(batch), self._seconds(batch, self.together))] * self.together)
+
+    def _seconds(self, batch: Any, steps: int) -> float:
+        begin = self._watch.mark()
+        for _ in range(steps):
+            train_step(self._model, self._loss, self._optimizer, batch)
+        end = self._watch.mark()
+        self._watch.wait()
+        return self._watch.seconds(begin, end) / steps
+
+
 def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]) -> Time | None:
-    device = next(model.parameters()).device
-    watch, times, together = Stopwatch(device), StepTimes(), QUEUED if device.type == "cuda" else 1
+    steps = _TimedSteps(model, loss, optimizer)
+    batches, round_takes = _sizes_that_run(steps, loss, optimizer, block)
+    affordable = min(KEEP // steps.together, int(BUDGET / (round_takes * steps.together)))
+    for _ in range(max(ROUNDS, -(-ENOUGH // steps.together), affordable)):
+        for batch in batches:
+            steps.take_together(batch)
+    return steps.times.fit()
+
+
+def _sizes_that_run(
+    steps: _TimedSteps, loss: BatchLoss, optimizer: Any, block: list[Any]
+) -> tuple[list[Any], float]:
+    """Batches of the sizes that can be run, and the seconds of a step of each but the half batch, added up."""
     size = batch_length(block[0])
     alike = [batch for batch in block if batch_length(batch) == size]
-
-    def seconds(batch: Any, steps: int = 1) -> float:
-        if steps > 1:
-            train_step(model, loss, optimizer, batch)  # fills the queue, and is not timed
-        begin = watch.mark()
-        for _ in range(steps):
-            train_step(model, loss, optimizer, batch)
-        end = watch.mark()
-        watch.wait()
-        return watch.seconds(begin, end) / steps
-
-    def try_one(batch: Any) -> float:
-        took = seconds(batch)
-        times.add((batch_length(batch), took))  # `StepTimes` leaves the first steps out
-        return took
-
     for _ in range(WARM_UP):
-        took = try_one(block[0])
-    chosen, round_takes = {size: block[0]}, took
+        took = steps.take_one(block[0])
+    batches, round_takes = [block[0]], took
     for factor in LARGER:
         if len(alike) < factor or took >= LONG:
             break
         check_certain(block[0])
         larger = concat_batches(alike[:factor])
-        tried = _attempt(lambda larger=larger: try_one(larger))  # type: ignore[misc]
+        tried = _attempt(partial(steps.take_one, larger))
         if tried is None:
             optimizer.zero_grad()
             break
-        chosen[factor * size], took = larger, tried
+        batches.append(larger)
+        took = tried
         round_takes += took
     if size // 2 >= SMALLEST:
         smaller = loss.split(block[0], 0, size // 2)
-        if _attempt(lambda: try_one(smaller)) is not None:
-            chosen[size // 2] = smaller
-    affordable = min(KEEP // together, int(BUDGET / (round_takes * together)))
-    for _ in range(max(ROUNDS, -(-ENOUGH // together), affordable)):
-        for length, batch in chosen.items():
-            times.add(*[(length, seconds(batch, together))] * together)
-    return times.fit()
+        if _attempt(partial(steps.take_one, smaller)) is not None:
+            batches.append(smaller)
+    return batches, round_takes
 
 
 def _attempt(function: Callable[[], T]) -> T | None:
