@@ -21,6 +21,7 @@ from ..model import BatchLoss, Seldom
 from ..run import DetectLookAhead, LookAhead, StillAhead, TrainingRun, check_version
 from ..sampling import EpochSource
 from ..types import Scale
+from .drawn import frame
 from .epoch import LoaderEpoch
 from .loop_facts import GradientsReady
 from .misuse import NO_GRADIENTS, OVER, MisuseWarnings
@@ -174,6 +175,7 @@ class LoaderSession:
     @property
     def length(self) -> int:
         """Batches of the epoch under way, or of the one before it begins: those delivered, and those left."""
+        self.which_batch.drawn.asked(frame(2))
         passes = self.source.latest  # None: before the first epoch, or of plain batches
         if passes is None:
             return self.source.length

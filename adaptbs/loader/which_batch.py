@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from ..run import LookAhead, NoLookAhead, TrainingRun
+from .drawn import DrawnByCount, frame
 from .latest_input import LatestInput
 from .streams import StreamCheck
 
@@ -57,12 +58,13 @@ class WhichBatch:
         delivering: True while an iteration is under way, and before the first.
         is_lost: True once it is not known which batch a step belongs to.
         stream: compares the streams of a batch and its step.
+        drawn: notices a loop that counts the batches that it draws.
     """
 
     def __init__(self, run: TrainingRun, ranks: int, watched: Callable[[], Sequence[Tensor]]) -> None:
         self._run, self._ranks, self._watched = run, ranks, watched
         self._after: list[Any] = []  # hooks, from the end of an iteration that looked ahead to a backward pass
-        self.stream = StreamCheck(run)
+        self.stream, self.drawn = StreamCheck(run), DrawnByCount(run)
         self._built_in = self.thread = get_ident()
         self.trains_here, self.delivering, self.is_lost = True, True, False
         self._steps_after = 0  # the end of the latest iteration
@@ -98,6 +100,7 @@ class WhichBatch:
     def begin_iteration(self) -> None:
         """Take note that an iteration begins, in this thread."""
         self._iterations += 1
+        self.drawn.begins(frame(3))  # beyond the events and the generator: the loop that asks for its first batch
         self.stream.begin()
         if self._lost_by is NO_DELIVERY and self._is_plain:
             self._find()  # as after a test that trains on one batch
@@ -131,6 +134,7 @@ class WhichBatch:
 
     def look_ahead(self, unclear: bool, fetched: int | None) -> None:
         """Take note of what a backward pass has shown; see `DetectLookAhead`."""
+        self.drawn.trains()
         if unclear and fetched is not None:
             self._lose(DEEP, fetched)
         elif unclear:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -125,3 +127,98 @@ def test_past_the_end_of_its_length_and_of_its_schedule_it_is_told_so_once(caplo
     run.engine.run(run.loader, EPOCHS)
     assert run.samples > 1.5 * EPOCHS * N and run.scheduler.last_epoch == EPOCHS * N // BATCH
     assert caplog.text.count("let it end when loader.progress is 1") == 1 == len(caplog.records)
+
+
+def by_next(loader, train) -> None:
+    """As of examples that draw from several loaders at once."""
+    batches = iter(loader)
+    for _ in range(len(loader)):
+        train(next(batches))
+
+
+def before_it(loader, train) -> None:
+    n, i = len(loader), 0
+    batches = iter(loader)
+    while i < n:
+        train(batches.__next__())
+        i += 1
+
+
+def caught(loader, train) -> None:
+    batches = iter(loader)
+    for _ in range(len(loader)):
+        try:
+            batch = next(batches)
+        except StopIteration:
+            break
+        train(batch)
+
+
+def with_a_default(loader, train) -> None:
+    batches, i = iter(loader), 0
+    while (batch := next(batches, None)) is not None:
+        train(batch)
+        i += 1
+        f"{i} of {len(loader)}"
+
+
+def looked_at_first(loader, train) -> None:
+    next(iter(loader))
+    for i, batch in enumerate(loader):
+        train(batch)
+        f"{i} of {len(loader)}"
+
+
+def not_counted(loader, train) -> None:
+    """Of a fixed number of batches, as with an endless sampler."""
+    batches = iter(loader)
+    for _ in range(5):
+        train(next(batches))
+
+
+def run_drawn(loop, epochs: int = 3, **arguments):
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    optimizer = SGD(model.parameters(), 0.01)
+    target = {"target": lambda noise, size, progress: BATCH if progress < 0.1 else 4 * BATCH, "overhead": 0}
+    arguments = {"decide_every": 1e-6, "max_batch_size": 4 * BATCH, "epochs": 3} | target | arguments
+    loader = AdaptiveDataLoader(Numbered(N), BATCH, shuffle=True, model=model, optimizer=optimizer, **arguments)
+
+    def train(batch) -> None:
+        x, y, _ = batch
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+
+    for _ in range(epochs):
+        loop(loader, train)
+    return loader
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not tell what is around a call")
+@pytest.mark.parametrize("loop", [by_next, before_it])
+def test_as_many_batches_as_the_loader_has_that_are_drawn_by_next(loop, caplog):
+    """Larger batches are fewer, and the loop would end in StopIteration."""
+    loader = run_drawn(loop)
+    assert loader.batch_size == BATCH
+    assert loader.history.records[-1]["reason"] == "the loop counts the batches of an epoch"
+    assert caplog.text.count("Write `for batch in loader`") == len(caplog.records) == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not tell what is around a call")
+def test_they_are_free_again_once_a_for_draws_them():
+    loader = run_drawn(by_next, 1)
+    for _ in loader:
+        pass
+    assert loader.training_run.controller.holds.reason is None
+
+
+@pytest.mark.parametrize("loop", [caught, with_a_default, looked_at_first, not_counted])
+def test_other_loops_that_draw_by_next_grow(loop, caplog):
+    loader = run_drawn(loop, 12 if loop is not_counted else 3)
+    assert loader.batch_size == 4 * BATCH and "next()" not in caplog.text
+
+
+def test_drawn_by_next_with_growth_off_is_no_doubt(caplog):
+    run_drawn(by_next, target="goodput")
+    assert not caplog.text
