@@ -46,6 +46,10 @@ class DrawnByCount:
             self._holds = False
             self._run.controller.holds.remove(BY_COUNT)
 
+    def ends(self) -> None:
+        """Take note that the iteration is over."""
+        self._drawn_by = None
+
     def trains(self) -> None:
         """Take note of a backward pass in that iteration."""
         drawn = self._drawn_by is not None and self._drawn_by in self._asked_by

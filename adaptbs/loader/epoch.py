@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ..hyperparameters import StepHook
-from ..run import TrainingRun
+from ..run import LookAhead, TrainingRun
 from ..sampling import EpochPasses, EpochSource
 from .misuse import MisuseWarnings
 from .ranks import RankMeter, RankStep
@@ -30,6 +30,7 @@ class LoaderEpoch:
         meter: measures the steps of several ranks; None on one process.
         rows: checks that rows follow samples.
         which_batch: notices a loop of which it is not known which batch its steps belong to.
+        look_ahead: knows whether anything has been trained.
         owner: kept while the iteration lasts, also where the loop keeps nothing but the iteration.
     """
 
@@ -44,16 +45,18 @@ class LoaderEpoch:
         meter: RankMeter | None,
         rows: RowCheck,
         which_batch: WhichBatch,
+        look_ahead: LookAhead,
         owner: object,
     ) -> None:
         self._passes, self._source, self._run, self._driver = passes, source, run, driver
         self._hook, self._scaler, self._misuse, self._meter = step_hook, step_hook.scaler, misuse, meter
         self._rank_step: RankStep | None = None
-        self._rows, self._which_batch = rows, which_batch
+        self._rows, self._which_batch, self._look_ahead = rows, which_batch, look_ahead
         self._owner = owner
 
     def begin_epoch(self) -> None:
         self._scaler.count_steps(wait=True)
+        self._before = self._run.controller.progress_tracker.state_dict()
         self._misuse.begin_epoch()
         self._driver.begin_iteration()
         self._which_batch.begin_iteration()
@@ -95,11 +98,22 @@ class LoaderEpoch:
         self._hook.leave()
         if self._rank_step is not None:
             self._rank_step.end()
+        at_its_end, trained = self._passes.cut.is_at_its_end, self._look_ahead.settled
+        if not at_its_end and not trained:
+            self._take_back()
         self._driver.end_iteration()
-        self._which_batch.end_iteration(self._passes.cut.is_at_its_end)
+        self._which_batch.end_iteration(at_its_end, trained)
         self._source.ends(self._passes, self._run.goes_on)
         self._say_samples()
         self._run.after_epoch()
+
+    def _take_back(self) -> None:
+        """Let batches that were only looked at, as by `next(iter(loader))`, be no part of the run."""
+        progress = self._run.controller.progress_tracker
+        progress.load_state_dict(self._before)
+        if self._run.tracker.under_way:  # which is about to count another epoch
+            progress.set_epoch(progress.epoch - 1)
+        self._driver.take_back()
 
     def _say_samples(self) -> None:
         """Log how many samples the epoch took, where it was given its share of the run's progress."""

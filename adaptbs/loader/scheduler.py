@@ -62,6 +62,7 @@ class SchedulerDriver:
         self._stated: StatedCadence | None = None
         self._of_steps: StatedCadence | None = None  # what it would be if each optimizer step were a call
         self._by_step = False  # where it is stated: whether calls have been made inside of an iteration
+        self._before: dict[str, Any] = {}  # the latest iteration
         self._due = 0  # steps that the fixed run has made since the latest call, where that is stated
         self._explicit: dict[str, ExplicitEpochs] = {}
         self._told = False  # what explicit epochs count
@@ -91,11 +92,17 @@ class SchedulerDriver:
 
     def begin_iteration(self) -> None:
         """Take note of an iteration over the loader."""
+        self._before = {name: getattr(self, name) for name in _OF_BATCHES}
         self._iterations += 1
         self._iteration += 1
         self._in_loop = False
         # What has not been called for belongs to the iteration before.
         self._epoch_passed, self._epoch_batches = -self._passed, -self._batches
+
+    def take_back(self) -> None:
+        """Take note that the latest iteration was only a look at batches, which the schedule does not count."""
+        for name, value in self._before.items():
+            setattr(self, name, value)
 
     def end_iteration(self) -> None:
         """Take note of its end, also where it was broken off."""
@@ -241,4 +248,5 @@ class SchedulerDriver:
             self._explicit[name].load_state_dict(saved)
 
 
+_OF_BATCHES = ("_at", "_fixed", "_passed", "_batches", "_due", "_epoch_passed", "_epoch_batches")
 _REMEMBERED = ("passed", "batches", "owed", "due", "by_step", "at", "iteration")

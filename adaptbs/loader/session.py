@@ -146,7 +146,7 @@ class LoaderSession:
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)
         trained = self.misuse.ever_stepped or self.which_batch.has_trained
-        if not self._begun and not trained and self.run.has_begun:
+        if not self._begun and not trained and self.source.latest is not None:
             self.run.start(self._length.epochs)  # what was looked at before is no part of the run
         known = self._length.epochs
         if (known is None and self.run.has_begun) or not self._length.say(n):
@@ -213,7 +213,7 @@ class LoaderSession:
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(
             passes, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
-            self.which_batch, self,
+            self.which_batch, self._look_ahead, self,
         )  # fmt: skip
         return self.run.deliver(
             passes.fetched, passes.queue, self._look_ahead, events, passes.is_new if self.source.streams else None,

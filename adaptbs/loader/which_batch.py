@@ -111,14 +111,16 @@ class WhichBatch:
         if not self.trains_here:  # until a step is made here: nothing may be measured before
             self._run.controller.holds.add(WHICH_BATCH)
 
-    def end_iteration(self, at_its_end: bool) -> None:
+    def end_iteration(self, at_its_end: bool, trained: bool) -> None:
         """Take note that an iteration is over, or was broken off.
 
         Args:
             at_its_end: True if all of its batches have been delivered.
+            trained: True if a backward pass or a step was made in it.
         """
         self._iterations -= 1
-        self._is_plain = self._look_ahead.settled
+        self.drawn.ends()
+        self._is_plain = trained
         if at_its_end and not self._iterations and self._ever_trained and not self._is_plain and not self._said:
             self._said = True
             if self._run.controller.rules.may_change:

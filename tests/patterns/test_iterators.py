@@ -292,3 +292,33 @@ def test_a_look_into_the_loader_before_its_epochs_is_no_part_of_the_run(look, ep
         assert loop.loader.progress == 1 and len(set(loop.passes()[0])) == N
         runs.append(seen)
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_batch_that_is_looked_at_before_each_epoch_is_no_part_of_the_run(scheduled, caplog):
+    """As for a picture, with gradients on: at a grown batch it would be a large part of an epoch."""
+    positions = []
+    for looks in (0, 1, 3):
+        model = network()
+        optimizer = SGD(model.parameters(), 0.01)
+        scheduler = OneCycleLR(optimizer, 0.01, total_steps=6 * N // BATCH) if scheduled else None
+        loader = AdaptiveDataLoader(
+            Numbered(N), BATCH, shuffle=True, model=model, optimizer=optimizer, scheduler=scheduler, epochs=6,
+            target=lambda noise, size, progress: BATCH if progress < 0.2 else 8 * BATCH, overhead=0, decide_every=1e-6,
+            max_batch_size=8 * BATCH,
+        )  # fmt: skip
+        seen = []
+        for _ in range(6):
+            for x, y, _ in itertools.islice(loader, looks):
+                nn.functional.mse_loss(model(x), y)
+            for x, y, _ in loader:
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(x), y).backward()
+                optimizer.step()
+                seen.append((len(x), loader.progress, optimizer.param_groups[0]["lr"]))
+                if scheduler is not None:
+                    scheduler.step()
+        positions.append(seen)
+        assert scheduler is None or scheduler.last_epoch == scheduler.total_steps
+    assert positions[0] == positions[1] == positions[2] and positions[0][-1][1] == 1
+    assert not caplog.text
