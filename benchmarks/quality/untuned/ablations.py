@@ -12,10 +12,10 @@ from adaptbs.hyperparameters.learning_rate import linear, sqrt
 from adaptbs.hyperparameters.lookup import _TRAITS
 from adaptbs.run.settings import OVERHEADS
 from benchmarks.quality.adaptive import Adaptive
-from benchmarks.quality.untuned.compared import BEFORE, MEASURED
+from benchmarks.quality.untuned.compared import BEFORE, COMPUTE, DEFAULT, FULL, MEASURED, STARTS
 
 POLICY, DUTY = "adaptbs.decision.policy.", "adaptbs.timing.duty_cycle."
-FULL, LONGEST = "adaptbs.noise_scale.window.FULL", "adaptbs.run.rules.LONGEST"
+LATEST, LONGEST = "adaptbs.noise_scale.window.FULL", "adaptbs.run.rules.LONGEST"
 BY_HALVES = ("resnet",)  # tasks that are measured by halves, at a larger overhead
 
 
@@ -46,8 +46,8 @@ def _beside(at_once: int, over_run: int) -> dict[str, object]:
 
 #: The rule of the first last look, but that Adam's batch too stays small in the first tenth of a run.
 OLD_RULE = Adaptive(BEFORE, patches={
-    POLICY + "COUNTED": 1, POLICY + "SHRINK_UNTIL": 0.2, LONGEST: math.inf, FULL: 16, **_beside(0, 0)
-})
+    POLICY + "COUNTED": 1, POLICY + "SHRINK_UNTIL": 0.2, LONGEST: math.inf, LATEST: 16, **_beside(0, 0)
+})  # fmt: skip
 MOMENTUM = {"adaptbs.hyperparameters.lookup._TRAITS": _TRAITS | {"SGD": replace(_TRAITS["SGD"], first=True)}}
 
 WITHIN_RATE = Adaptive("Adam: counted within its rate", patches={"adaptbs.run.rules.sample_efficiency": _within_rate})
@@ -64,16 +64,36 @@ ABLATIONS = (
     Adaptive("no early limit", patches={POLICY + "EARLY": 0, POLICY + "WARM_UP": 0}),
     Adaptive("within the overhead alone", patches=_beside(0, 0)),
     Adaptive("one in 16 steps at most", patches={DUTY + "LEAST_APART": 16}),
-    Adaptive("the latest 16 always kept", patches={FULL: 16}),
+    Adaptive("the latest 16 always kept", patches={LATEST: 16}),
     Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
-    Adaptive("taken back in the first fifth alone", patches={POLICY + "SHRINK_UNTIL": 0.2}),
-    Adaptive("taken back at any time", patches={POLICY + "SHRINK_UNTIL": 1}),
     Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
     Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
     Adaptive("SGD: three times the largest", patches={LONGEST: 3}),
     Adaptive("SGD: no limit to its rate", patches={LONGEST: math.inf}),
     Adaptive("SGD: momentum^√k", patches=MOMENTUM),
 )
+
+
+def _constant(name: str, value: float, rule: Adaptive) -> Adaptive:
+    """The rule with this constant, named after it."""
+    clock = f" {COMPUTE}" if rule.name == FULL else ""
+    return replace(rule, name=f"{name.rpartition('.')[2]} {value:g}{clock}", patches={name: value})
+
+
+_FULL, _FROM_256 = Adaptive(FULL, clock=COMPUTE), next(Adaptive(*each) for each in STARTS.items() if each[1] == 256)
+
+#: Constants that play a part in few runs: the rule as it is, the rule with another value, and tasks that it is one in.
+CONSTANTS = [
+    (usual, _constant(name, value, usual), tasks)
+    for name, values, usual, tasks in (
+        (DUTY + "AT_LIMIT", (0.25, 1), _FULL, ("bag_of_words", "wrong_labels", "mlp_rmsprop")),
+        (POLICY + "EARLY_FACTOR", (1, 4), Adaptive(DEFAULT), ("mixer_lion", "wrong_labels", "longer")),
+        (POLICY + "BELOW_FOR_SGD", (0, 0.1), Adaptive(DEFAULT), ("resnet",)),
+        (POLICY + "CONSTANT_RATE", (2, 8), Adaptive(DEFAULT), ("housing_constant",)),
+        (POLICY + "SHRINK_UNTIL", (0.2, 1), _FROM_256, ("denoising", "census_nadam", "short")),
+    )
+    for value in values
+]
 
 
 def concerns(rule: Adaptive, sgd: bool) -> bool:

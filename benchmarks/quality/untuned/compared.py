@@ -18,13 +18,15 @@ FIXED, DEFAULT, BEFORE, PRIOR = "fixed 64", "adaptive 64 gpu", "before", "with a
 #: What `overhead` is multiplied by, by the name of the rule; of the last two all that is measured beside it, too.
 MEASURED = {"half of overhead": 0.5, "twice": 2, "half of all measurements": 0.5, "twice as many": 2}
 STARTS = {"adaptive 16 gpu": 16, "adaptive 256 gpu": 256}  # first batches by the name of the rule
+RATES = (0.25, 1, 2)  # multiples of the best learning rate
 LR_PARTS = {"lr_quarter": 0.25, "lr_twice": 2}  # multiples of the learning rate, by part
 #: Larger fixed batches at multiples of the learning rate for 64, all else left as it is.
 LARGER = (
     *(Fixed(256, by, transfer=False) for by in (1, 2, 4)),
     *(Fixed(1024, by, transfer=False) for by in (2, 4, 8)),
 )
-FULL = "adaptive 64 compute"  # the default on a full device
+COMPUTE = "compute"  # last word of a rule's name that is run on a full device
+FULL = f"adaptive 64 {COMPUTE}"  # the default there
 TWICE_AS_LONG, OF_EPOCHS = "fixed 64, twice the epochs", "budget of epochs"  # names of rules
 FAILED = ("siamese", "rating_fine_tuned")  # tasks of the second look that the default did worse on
 PRIOR_TASKS = ("short", "wrong_labels", "census_nadam")
@@ -78,7 +80,7 @@ def pairs(task: str, rule: str, found: Mapping[Key, Row]) -> Pairs | None:
     if len(seeds) < 2:
         return None
     ours, fixed = ([found[task, name, seed] for seed in seeds] for name in (rule, FIXED))
-    both, clock = list(zip(ours, fixed, strict=True)), "compute" if rule == FULL else "gpu"
+    both, clock = list(zip(ours, fixed, strict=True)), "compute" if rule.endswith(COMPUTE) else "gpu"
     return Pairs(
         relative_differences([row["metric"] for row in ours], [row["metric"] for row in fixed]),
         UNTUNED[task].margin,

@@ -15,7 +15,7 @@ from benchmarks.quality.results import Part, Row
 from benchmarks.quality.rules import Fixed
 from benchmarks.quality.tasks import BASE
 from benchmarks.quality.training import as_it_is, fixed_run, order_of
-from benchmarks.quality.untuned.ablations import ABLATIONS, OLD_RULE, WITHIN_RATE, concerns, measured
+from benchmarks.quality.untuned.ablations import ABLATIONS, CONSTANTS, OLD_RULE, WITHIN_RATE, concerns, measured
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
@@ -26,11 +26,15 @@ from benchmarks.quality.untuned.compared import (
     OF_EPOCHS,
     PRIOR,
     PRIOR_TASKS,
+    RATES,
     STARTS,
     TWICE_AS_LONG,
 )
-from benchmarks.quality.untuned.persistence import RATES, name_of, persistence_run
+from benchmarks.quality.untuned.persistence import name_of, persistence_run
 from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, UntunedTask
+from benchmarks.quality.untuned.yardstick import SEEDS as YARDSTICK_SEEDS
+from benchmarks.quality.untuned.yardstick import SIZES as YARDSTICK_SIZES
+from benchmarks.quality.untuned.yardstick import next_times, rule_of, run
 
 LR_SEEDS = (0, 1)  # of the choice of a learning rate
 SEEDS = range(10, 13)  # of what is reported
@@ -94,6 +98,12 @@ def ablations(tasks: Tasks) -> Iterator[Work]:
     for rule in (OLD_RULE, *ABLATIONS):
         known = [task for task in tasks if task.name in ABLATED and concerns(rule, task.name in SGD_TASKS)]
         yield from _all([rule], known, CHOOSE, FEW)
+
+
+def constants(tasks: Tasks) -> Iterator[Work]:
+    """Constants of the rule that play a part in few runs, each on tasks where it does."""
+    for _, rule, names in CONSTANTS:
+        yield from _all([rule], [task for task in tasks if task.name in names], CHOOSE, SEEDS)
 
 
 def measurements(tasks: Tasks) -> Iterator[Work]:
@@ -211,6 +221,24 @@ def _twice_as_long(task: UntunedTask, seed: int) -> Row:
     return {**fixed_run(replace(task, epochs=2 * task.epochs), FIXED, seed, looks=()), "rule": TWICE_AS_LONG}
 
 
+def yardstick(tasks: Tasks) -> Iterator[Work]:
+    """Larger fixed batches on the tasks for choosing, longer and longer until they come to the error of fixed 64."""
+    for count in range(1, len(YARDSTICK_SEEDS) + 1):
+        for rate in RATES:
+            for task in [with_chosen_lr(task) for task in tasks if task.use == CHOOSE]:
+                for size in (BASE, *YARDSTICK_SIZES):
+                    yield from _until_reached(task, rate, size, YARDSTICK_SEEDS[:count])
+
+
+def _until_reached(task: UntunedTask, rate: float, size: int, seeds: range) -> Iterator[Work]:
+    rows = Part("yardstick", FOLDER).rows
+    while (times := next_times(rows, task.name, rate, size, seeds)) is not None:
+        for seed in seeds:
+            work = lambda t=times, s=seed: run(task, rate, size, t, s)  # noqa: E731
+            yield Work(task, rule_of(rate, size, times), seed, work)
+        rows = Part("yardstick", FOLDER).rows
+
+
 def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]) -> Iterator[Work]:
     for rule in rules:
         for task in tasks:
@@ -222,7 +250,7 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
-        base_lr, fixed, choosing, ablations, measurements, starts, full_device, lr_quarter, lr_twice, persistence,
-        prior, last_look, again, larger, second_look, second_again, failed,
+        base_lr, fixed, choosing, ablations, constants, measurements, starts, full_device, lr_quarter, lr_twice,
+        persistence, prior, last_look, again, larger, second_look, second_again, failed, yardstick,
     )
 }  # fmt: skip

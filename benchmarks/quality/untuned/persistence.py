@@ -23,7 +23,6 @@ from benchmarks.quality.tasks import BASE
 from benchmarks.quality.training import Watch, as_it_is, epochs_of, order_of, row_of
 from benchmarks.quality.untuned.tasks import UntunedTask
 
-RATES = (0.25, 1, 2)  # multiples of the best learning rate
 READINGS, SAMPLES, DECAY = 30, 256, 0.9
 EARLY, MIDDLE = (0.0, 0.1), (0.15, 0.6)  # shares of the run that readings are pooled over
 

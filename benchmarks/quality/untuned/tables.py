@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 from collections.abc import Iterable, Mapping
 
 from benchmarks.common.markdown import markdown, where
+from benchmarks.quality.adaptive import Adaptive
 from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Key, Part, Row
-from benchmarks.quality.untuned.ablations import WITHIN_RATE
+from benchmarks.quality.untuned import yardstick as runs
+from benchmarks.quality.untuned.ablations import CONSTANTS, WITHIN_RATE
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
@@ -19,15 +22,17 @@ from benchmarks.quality.untuned.compared import (
     OF_EPOCHS,
     PRIOR,
     PRIOR_TASKS,
+    RATES,
     STARTS,
     TWICE_AS_LONG,
     Pairs,
     pairs,
 )
-from benchmarks.quality.untuned.persistence import EARLY, MIDDLE, RATES, name_of, persistence
+from benchmarks.quality.untuned.persistence import EARLY, MIDDLE, name_of, persistence
 
 COMMAND = "python -m benchmarks.quality.untuned --data DIR"
 NOT_RUN = "-"
+SGD = ("resnet", "housing_constant")  # tasks of the yardstick that are trained by it
 
 
 def _rows(*parts: str) -> dict[Key, Row]:
@@ -90,6 +95,27 @@ def ablations() -> str:
             *(f"{each.difference:+.1%}, {_faster(each.times)}" if each else NOT_RUN for each in found),
         ])  # fmt: skip
     return markdown(["changed", *(UNTUNED[task].title for task in tasks)], lines) + _where("ablations")
+
+
+def constants() -> str:
+    """Constants of the rule that play a part in few runs: as it is, and changed."""
+    rows = _rows("fixed", "choosing", "starts", "full_device", "constants")
+    lines = []
+    for usual, changed, names in CONSTANTS:
+        for task in names:
+            found = [pairs(task, rule.name, rows) for rule in (usual, changed)]
+            if found[1]:
+                cells = [f"{_error(each)}, {_faster(each.times)}" if each else NOT_RUN for each in found]
+                lines.append([_value(changed), UNTUNED[task].title, *cells])
+    header = ["constant", "task", "as it is: error (limit), faster", "changed"]
+    return markdown(header, lines) + _where("constants")
+
+
+def _value(changed: Adaptive) -> str:
+    """A constant as it is and as it is changed to."""
+    ((name, value),) = changed.patches.items()
+    module, _, constant = name.rpartition(".")
+    return f"`{constant}` {getattr(importlib.import_module(module), constant):g} → {value:g}"
 
 
 def measurements() -> str:
@@ -180,6 +206,53 @@ def learning_rates() -> str:
     return markdown(["task", "chosen", "mean error at each"], lines) + _where("base_lr")
 
 
+def yardstick(loss: str) -> str:
+    """The critical batch that runs ask for, beside the noise scale, by learning rate."""
+    rows = _rows("yardstick")
+    lines: list[list[str]] = []
+    ratios: dict[tuple[float, int], list[tuple[float, str]]] = {}
+    for task in [task for task in UNTUNED if any(name == task for name, _, _ in rows)]:
+        for rate in RATES:
+            if not (seeds := runs.complete(rows, task, rate)):
+                continue
+            simple = runs.simple(rows, task, rate, seeds)
+            found = [runs.found(rows, task, rate, size, seeds, loss) for size in runs.SIZES]
+            shown = [_over(each, simple) for each in found]
+            cells = [str(len(seeds)), NOT_RUN if simple is None else f"{simple:,.0f}", *map(_samples, found), *shown]
+            lines.append([f"{UNTUNED[task].title}, x {rate:g}", *cells])
+            for size, each, cell in zip(runs.SIZES, found, shown, strict=True):
+                if each and simple and task not in SGD:
+                    ratios.setdefault((rate, size), []).append((each.phi / simple, cell))
+    for rate in RATES:
+        medians = [statistics.median_low(ratios.get((rate, size), [(0, NOT_RUN)]))[1] for size in runs.SIZES]
+        lines.append([f"**all but SGD, median, x {rate:g}**", "", "", "", "", *medians])
+    header = ["task, times its best learning rate", "seeds", "B_simple"]
+    header += [f"samples, {size:,}" for size in runs.SIZES] + [f"φ / B_simple, {size:,}" for size in runs.SIZES]
+    note, factors = "", runs.spreads(rows, loss)
+    if factors:
+        by_phi, by_simple = (f"{factor:.1f}" for factor in factors)
+        note = f"\nFrom seed to seed φ differs by a factor of {by_phi} in the median, and B_simple by {by_simple}.\n"
+    return markdown(header, lines) + note + _where("yardstick")
+
+
+def _samples(found: runs.Found | None) -> str:
+    if found is None:
+        return NOT_RUN
+    longest = runs.TIMES[-1]
+    return f"over {longest:g}" if found.needed > longest else f"{found.needed:.2f}" if found.needed else "under 1"
+
+
+def _over(found: runs.Found | None, simple: float | None) -> str:
+    """phi over B_simple: a limit if the runs did not come to the loss, "large" if the shortest was there already."""
+    if found is None or simple is None:
+        return NOT_RUN
+    if not found.needed:
+        return "large"
+    ratio = found.phi / simple
+    shown = f"{ratio:.1f}" if ratio < 100 else "large"
+    return f"under {shown}" if found.needed == float("inf") else shown
+
+
 TABLES = {
     "untuned_choosing": lambda: judged("choosing"),
     "untuned_last_look": lambda: judged("last_look"),
@@ -198,4 +271,5 @@ TABLES = {
     "untuned_persistence": persistences,
     "untuned_prior": prior,
     "untuned_lrs": learning_rates,
+    **{f"untuned_yardstick_{loss}": lambda loss=loss: yardstick(loss) for loss in runs.LOSSES},
 }
