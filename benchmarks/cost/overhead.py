@@ -312,7 +312,8 @@ def main() -> None:
         epochs = max(2, epochs // 4) if args.quick else epochs
         _, _, data = make(BATCH_SIZE * EPOCH_STEPS)
         in_turn({"warm": run(make, data, 1, 0.2, block, {})})
-        found: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = []
+        found: list[tuple[dict[str, float], ...]] = []  # of each round the ratios on the wall, and of the processor
+        accounts: list[dict[str, tuple[float, float]]] = []  # measurements of each run, and their share of its time
         for i in range(1 if args.quick else args.rounds):
             torch.manual_seed(i)
             spent: dict[str, dict[str, float]] = {n: {} for n in RUNS}
