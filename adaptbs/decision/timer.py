@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..types import NoiseScale
@@ -48,6 +49,17 @@ class DecisionTimer:
     def is_turn(self, effective_samples: float) -> bool:
         """True if a decision is due there: it is time, or it was time and nothing was new."""
         return effective_samples >= self.due_at or (self.waits and self.new_measurements > 0)
+
+    def awaits(self, effective_samples: float, batch_size: int) -> tuple[int, float]:
+        """How many decisions in a row wait for a measurement there, the next included if the coming batch makes it due.
+
+        Returns:
+            That number, and the effective samples from which on another is to be counted.
+        """
+        if self.new_measurements:
+            return 0, math.inf
+        due = effective_samples + batch_size >= self.due_at
+        return self.silent + due, math.inf if due else self.due_at - batch_size
 
     def decided(self, effective_samples: float) -> None:
         """Take note of a decision made there."""

@@ -208,7 +208,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if samples != self._epoch_samples:
             log.warning(OTHER_LENGTH, samples, self._epoch_samples)
             self._epoch_samples, self._epoch_steps = samples, -(-samples // start)
-            self._run.controller.end_by_epochs()
+            self._run.controller.progress_tracker.end_by_epochs()
         self._dl = dl
 
     def _follow_the_optimizer(self, run: TrainingRun) -> None:

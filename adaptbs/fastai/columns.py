@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastai.callback.core import Callback, _inner_loop
+from fastai.callback.core import Callback, _events, _inner_loop
 from fastai.torch_core import find_bs
 
 NAMES = ("bs", "noise_scale", "samples")
@@ -19,15 +20,20 @@ class QuickCallback(Callback):
     which takes as long as a small layer.
     """
 
+    _methods: Mapping[str, Callable[[Any], Any]] = {}  # of the events that have one
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._methods = {name: getattr(cls, name) for name in _events if hasattr(cls, name)}
+
     def __call__(self, event_name: str) -> Any:
         """Handle an event, or do nothing if there is no method for it."""
-        method = getattr(type(self), event_name, None)
-        if method is None:
+        if event_name not in self._methods:
             return None
         if event_name not in OF_A_BATCH:
             return super().__call__(event_name)
         runs = self.run_train if self.learn.training else self.run_valid
-        return method(self) if self.run and runs else None
+        return self._methods[event_name](self) if self.run and runs else None
 
 
 class Columns(QuickCallback):

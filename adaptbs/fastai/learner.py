@@ -162,7 +162,8 @@ def prediction(learn: Any, output: Any) -> Any:
 
 def carried(learn: Any) -> list[Any]:
     """The state that MixUp, CutMix and similar callbacks keep for the current batch: second targets and shares."""
-    return [[cb.yb1, cb.lam] for cb in _mixing(learn)]
+    # This runs at every step, and a set for each callback would take longer than the rest.
+    return [[cb.yb1, cb.lam] for cb in learn.cbs if "lam" in cb.__dict__ and "yb1" in cb.__dict__]
 
 
 @contextmanager
@@ -188,7 +189,7 @@ def _carry(learn: Any, kept: Sequence[Any]) -> None:
 
 
 def _mixing(learn: Any) -> list[Any]:
-    return [cb for cb in learn.cbs if {"yb1", "lam"} <= cb.__dict__.keys()]
+    return [cb for cb in learn.cbs if "lam" in cb.__dict__ and "yb1" in cb.__dict__]
 
 
 def splitting(given: Split | None, *, certain: bool) -> Split:

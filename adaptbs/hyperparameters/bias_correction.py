@@ -38,6 +38,12 @@ class Accumulated:
     power_second: float = 1.0
     prepared: bool = False
 
+    def seen_one_more(self) -> None:
+        """Update to one step more, and prepare another of the same powers."""
+        self.steps += 1
+        self.first += self.power_first
+        self.second += self.power_second
+
     def seen(self, steps: int | None, coming: tuple[float, float] | None = None) -> None:
         """Update to the number of steps that the optimizer has made, and prepare the coming one.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .traits import OptimizerTraits
-from .transfer import DECAYS, NUMBER, changed_group, factors
+from .transfer import DECAYS, FIRST, NUMBER, SECOND, changed_group, factors
 
 
 def changed(
@@ -44,16 +44,16 @@ def changed(
 
 
 class Change:
-    """The new values of groups that are alike but for their learning rates.
+    """The new values of groups that are alike but for their learning rates and betas.
 
-    All but the bias correction stays from step to step. So `at` makes of a correction what `changed` would, but for
+    All but these and the bias correction stays from step to step. So `at` makes of them what `changed` would, but for
     what is multiplied by 1, in less time.
 
     Args:
-        traits, following, group, k, lr_factor, raised: as for `changed`.
+        traits, following, group, k, raised: as for `changed`.
     """
 
-    __slots__ = ("_compiled", "_decay", "_decays", "_eps", "_lr_factor", "_root", "_values")
+    __slots__ = ("_betas", "_compiled", "_decay", "_decays", "_eps", "_pair", "_root", "_values")
 
     def __init__(
         self,
@@ -62,33 +62,47 @@ class Change:
         group: Mapping[str, Any],
         *,
         k: float,
-        lr_factor: float,
         raised: tuple[float, float],
     ) -> None:
-        _, self._values = changed(traits, following, group, k, lr_factor, raised)
+        _, self._values = changed(traits, following, group, k, 1.0, raised)
         self._compiled = traits.compiled
+        first, second = raised[0] if traits.first else 1.0, raised[1] if traits.second else 1.0
+        self._pair = (first, second) if "betas" in self._values else None
+        powers = {**dict.fromkeys(FIRST, first), **dict.fromkeys(SECOND, second)}
+        self._betas = [(name, power) for name, power in powers.items() if name in self._values]
         eps = group.get("eps")
         self._eps = eps if isinstance(eps, NUMBER) else None
-        self._lr_factor, self._root = lr_factor, math.sqrt(k) if traits.eps and "eps" in following else 1.0
-        self._decay = k if "weight_decay" in following else lr_factor
+        self._root = math.sqrt(k) if traits.eps and "eps" in following else 1.0
+        self._decay = k if "weight_decay" in following else None
         decoupled = group.get("decoupled_weight_decay", traits.decoupled)
         self._decays = [(name, group[name]) for name in DECAYS if name in group] if decoupled else []
 
-    def at(self, lr: float, eps: float) -> tuple[float, dict[str, Any]]:
+    @property
+    def follows_rate(self) -> bool:
+        """True if other values than the learning rate depend on its factor."""
+        return bool(self._decays)
+
+    def at(self, group: Mapping[str, Any], lr_factor: float, lr: float, eps: float) -> tuple[float, dict[str, Any]]:
         """The factor of the learning rate, and the new values of all else that changes.
 
         Args:
+            group: the group, with its betas of the base batch.
+            lr_factor: the learning rate's factor by its rule.
             lr: the bias correction's factor of the learning rate.
             eps: its factor of eps.
         """
-        by_lr = self._lr_factor * lr
+        by_lr, values = lr_factor * lr, self._values.copy()
+        if self._pair is not None:
+            (beta1, beta2, *others), (first, second) = group["betas"], self._pair
+            values["betas"] = (beta1**first, beta2**second, *others)
+        for name, power in self._betas:
+            values[name] = group[name] ** power
         if self._compiled:
-            return by_lr, self._values
-        values = self._values.copy()
+            lr = eps = 1.0  # goes to what may change alone, see `changed`
         if self._eps is not None:
             values["eps"] = self._eps * (eps / self._root)
         for name, decay in self._decays:
-            values[name] = decay * (self._decay / by_lr)
+            values[name] = decay * ((lr_factor if self._decay is None else self._decay) / (lr_factor * lr))
         return by_lr, values
 
 

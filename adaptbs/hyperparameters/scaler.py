@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, KeysView, Mapping, Sequence
 from dataclasses import astuple, replace
 from operator import itemgetter
 from typing import Any
 
 from .bias_correction import Accumulated, Numbers, StepCount, corrections, read_all
 from .change import Change, changed, is_constant
+from .repeated import Repeated
 from .traits import OptimizerTraits
 from .transfer import DECAYS, FIRST, SECOND, betas_of, powers
 
@@ -21,8 +22,9 @@ NOT_KNOWN = (
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 _NO_POWERS = (1.0, 1.0)
 KEPT = 8  # changes beyond the number of groups: a schedule of betas makes new ones at every step
-# All that decides what becomes of a group, but for its learning rate, which is multiplied whatever it is.
-_NAMES = ("betas", *FIRST, *SECOND, "eps", *DECAYS, "decoupled_weight_decay")
+# All that decides what becomes of a group, but for its learning rate and betas, which may follow a schedule.
+_NAMES = ("eps", *DECAYS, "decoupled_weight_decay")
+_BETAS = ("betas", *FIRST, *SECOND)  # where the optimizer averages by them
 
 
 class HyperparameterScaler:
@@ -54,10 +56,13 @@ class HyperparameterScaler:
         self._numbers = Numbers()
         # Each that any of the groups has: what is counted is None where no bias is to be corrected.
         self._kinds: list[tuple[OptimizerTraits, Accumulated | None]] = []
-        # Of each group its kind, what it has of _NAMES, and whether that are numbers, which nobody changes in place.
-        self._plan: list[tuple[int, Callable[[Mapping[str, Any]], Any], bool]] = []
+        # Of each group its kind, what it has of _NAMES and _BETAS, and of _NAMES alone, and whether the latter are
+        # numbers, which nobody changes in place.
+        self._plan: list[tuple[int, Callable[[Mapping[str, Any]], Any], Callable[[Mapping[str, Any]], Any], bool]] = []
         self._warned = self._held = False
-        self._by: tuple[Any, ...] = ()  # what the latest step was scaled by
+        self._by: tuple[Any, ...] = ()  # what the latest step was scaled by, but for the learning rate's factor
+        self._repeated: Repeated | None = None  # the latest step, if the next may be like it
+        self._made: KeysView[Any] = {}.keys()  # what was computed for the latest step that was computed
         self._powers = powers(1.0)
         # By a group's kind and what it has of _NAMES; None where that has come once.
         self._changes: dict[Any, Change | None] = {}
@@ -118,11 +123,14 @@ class HyperparameterScaler:
             return
         if longest < math.inf:
             lr_factor = self._limited(groups, lr_factor, longest)
-        unscaled: list[tuple[Any, dict[str, Any]]] = []
-        self._unscaled = unscaled
+        repeated, by = self._repeated, (k, following)
         self.is_scaled = True
+        if repeated is not None:
+            if by == self._by and repeated.set_again(groups, lr_factor):
+                return
+            self._repeated = None
+        self._unscaled = unscaled = []
         changes = self._changes
-        by = k, lr_factor, following
         if by != self._by or len(changes) > KEPT + len(groups):
             self._by, self._powers = by, powers(k)
             changes.clear()
@@ -140,13 +148,14 @@ class HyperparameterScaler:
         if len(self._plan) != len(groups):
             self._look_at(groups)
         made: dict[Any, tuple[float, dict[str, Any]]] = {}  # of this step
-        for group, (kind, getter, lasts) in zip(groups, self._plan, strict=False):
+        repeats = True  # whether all that is set stays, but for the learning rate
+        for group, (kind, getter, fixed, lasts) in zip(groups, self._plan, strict=False):
             has = getter(group)
             key = kind, has
             try:
                 result = made.get(key)
-            except TypeError:  # betas that came as a list
-                key = kind, repr(has)
+            except TypeError:  # betas that came as a list, which may be changed in place
+                key, repeats = (kind, repr(has)), False
                 result = made.get(key)
             if result is None:
                 traits, accumulated = self._kinds[kind]
@@ -160,16 +169,15 @@ class HyperparameterScaler:
                         (accumulated.first + raised[0], accumulated.second + raised[1]),
                         (traits.debiases_first, traits.debiases_second),
                     )  # fmt: skip
-                change = changes.get(key)
+                alike = kind, fixed(group)
+                change = changes.get(alike)
+                if change is None and lasts and alike in changes:
+                    change = changes[alike] = Change(traits, following, group, k=k, raised=raised)
+                repeats = repeats and change is not None and corrected == _NO_POWERS
                 if change is not None:
-                    result = change.at(*corrected)
-                elif lasts and key in changes:
-                    change = changes[key] = Change(
-                        traits, following, group, k=k, lr_factor=lr_factor, raised=raised
-                    )  # fmt: skip
-                    result = change.at(*corrected)
-                else:  # a schedule of betas has other ones at every step
-                    changes[key] = None
+                    result = change.at(group, lr_factor, *corrected)
+                else:  # a schedule of the weight decay has another one at every step
+                    changes[alike] = None
                     result = changed(traits, following, group, k, lr_factor, raised, corrected)
                 made[key] = result
             by_lr, values = result
@@ -181,6 +189,14 @@ class HyperparameterScaler:
                 found["lr"] = group["lr"]
                 group["lr"] = found["lr"] * by_lr
             unscaled.append((group, found))
+        before, self._made = self._made, made.keys()
+        if repeats and before == self._made and is_constant([key for _, key in before]):
+            counted = [(i, self._counts[i], leader) for i, leader in self._leaders] if corrects else []
+            follows = any(change.follows_rate for change in changes.values() if change is not None)
+            self._repeated = Repeated(
+                unscaled, [getter for _, getter, _, _ in self._plan], counted, self._optimizer.state,
+                lr_factor=lr_factor, follows_rate=follows,
+            )  # fmt: skip
 
     def see_lr(self, groups: Sequence[Any]) -> float:
         """Take note of the largest learning rate that the schedule has had; that of now.
@@ -231,8 +247,9 @@ class HyperparameterScaler:
             if kind == len(self._kinds):
                 self._kinds.append((traits, accumulated))
             names = [name for name in _NAMES if name in group]
+            betas = [name for name in _BETAS if name in group and (traits.first or traits.second)]
             lasts = is_constant(tuple(group[name] for name in names))
-            self._plan.append((kind, itemgetter(*names) if names else len, lasts))
+            self._plan.append((kind, _getter([*betas, *names]), _getter(names), lasts))
 
     def _count_all(self, groups: Sequence[Mapping[str, Any]], *, wait: bool) -> None:
         """Take in the steps made on each group, and let those share what they have seen that have seen the same."""
@@ -251,7 +268,7 @@ class HyperparameterScaler:
                 alike[key] = i, replace(accumulated)
                 alike[key][1].seen(steps)
             self._accumulated[i] = alike[key][1]
-        self._leaders, self._plan = list(alike.values()), []
+        self._leaders, self._plan, self._repeated = list(alike.values()), [], None
 
     def state_dict(self) -> dict[str, Any]:
         """The accumulated sums of each group, and the largest learning rate; numbers only."""
@@ -265,4 +282,8 @@ class HyperparameterScaler:
             for t, first, second, power_first, power_second, prepared in state["accumulated"]
         ]
         self.idle = not self._accumulated
-        self._counts = []  # so that the next step looks for the groups that share them
+        self._counts, self._repeated = [], None  # so that the next step looks for the groups that share them
+
+
+def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
+    return itemgetter(*names) if names else len

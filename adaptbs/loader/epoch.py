@@ -65,26 +65,33 @@ class LoaderEpoch:
 
     def before_batch(self, batch: Any) -> None:
         # This runs at every step, with the processor's caches full of the model's. The less it touches, the better.
-        passes, misuse, run = self._passes, self._misuse, self._run
+        passes, run, which = self._passes, self._run, self._which_batch
         if self._source.delivering is not passes:
             self._source.delivers(passes)
         if self._rows.is_due:
             self._rows.look(batch, run.tracker.latest_fetched, self._source.ranks.world_size)
         if self._scaler.is_scaled:  # by a step that raised
             self._scaler.restore()
-        if misuse.watches:
-            grown = run.tracker.ever_changed and not misuse.ever_stepped
-            misuse.look(not misuse.saw_a_step and (grown or self._which_batch.has_trained))
-        if passes.cut.is_beyond or run.tracker.ends_here:
+        if self._misuse.watches:
+            self._misuse.look(not which.is_clear and self._step_is_due)
+        if run.tracker.ends_here or passes.cut.is_beyond:
             self.before_end()
-        if self._which_batch.stream.asks:
-            self._which_batch.stream.delivered()
-        # A pass through the model would meet the loop's own, if that is in another thread.
-        if not self._which_batch.trains_here:
-            return
+        if not which.is_clear:
+            if which.stream.asks:
+                which.stream.delivered()
+            # A pass through the model would meet the loop's own, if that is in another thread.
+            if not which.trains_here:
+                return
         if self._rank_step is not None:
             self._rank_step.begin(batch)
         run.before_batch(batch)
+
+    @property
+    def _step_is_due(self) -> bool:
+        """True if the optimizer should have taken a step by now, and has not."""
+        misuse = self._misuse
+        grown = self._run.tracker.ever_changed and not misuse.ever_stepped
+        return not misuse.saw_a_step and (grown or self._which_batch.has_trained)
 
     def before_end(self) -> None:
         """Let passes make the epochs, not progress, where the sampler yields more than the run was planned for."""
@@ -92,7 +99,7 @@ class LoaderEpoch:
         if not progress.by_shares:
             return
         if cut.is_beyond or (progress.epoch_complete and cut.look_beyond()):
-            self._run.controller.end_by_epochs()
+            progress.end_by_epochs()
 
     def end_epoch(self) -> None:
         self._hook.leave()

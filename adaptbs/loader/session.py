@@ -6,12 +6,10 @@ import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 from torch.optim import Optimizer
 
 from ..checks import check_size
@@ -100,17 +98,10 @@ class LoaderSession:
             if live is None:
                 return Scale()
             run, which = live.run, live.which_batch
-            if not live.misuse.saw_a_step:
-                live.misuse.stepped()
-            if live._look_ahead is not None and not live._look_ahead.settled:
-                live._look_ahead.works()
+            if not which.is_clear:
+                live._stepped()
             if run.measuring.watches and live.measures_at_step:
                 run.measuring.before_step()
-            if which.stream.waits:
-                which.stream.stepped()
-            elsewhere = not is_compiling() and get_ident() != which.thread  # a compiled step cannot ask
-            if elsewhere or not which.trains_here or not which.delivering:
-                which.step()
             if which.is_lost:
                 return run.controller.scales[which.cut_size()]
             return run.controller.scales[run.tracker.current[0]]  # its cut size
@@ -135,6 +126,14 @@ class LoaderSession:
         weakref.finalize(self, self.which_batch.close)
         weakref.finalize(self, self._rows.close)
         weakref.finalize(self, holds.say)  # of a loader that is never iterated
+
+    def _stepped(self) -> None:
+        """Take note of a step of the optimizer, as long as there is something to learn from it."""
+        if not self.misuse.saw_a_step:
+            self.misuse.stepped()
+        if self._look_ahead is not None and not self._look_ahead.settled:
+            self._look_ahead.works()
+        self.which_batch.stepped()
 
     def close(self) -> None:
         self._closed = True
@@ -226,7 +225,7 @@ class LoaderSession:
         if progress.by_shares and now != controller.epoch_samples and not self.run.tracker.under_way:
             # What is left of a pass may be samples that are there no longer.
             self.source.drop_rest()
-            controller.end_by_epochs()
+            progress.end_by_epochs()
             controller.holds.warn(OTHER_LENGTH, now, controller.epoch_samples)
             self._length.know_why()
         # A loop that has yet to work on the planned run's last batch may end with it.

@@ -57,6 +57,8 @@ class WhichBatch:
             made in it.
         delivering: True while an iteration is under way, and before the first.
         is_lost: True once it is not known which batch a step belongs to.
+        is_clear: True once a step has shown all that steps of this iteration can show. Until then call `stepped` at
+            each.
         stream: compares the streams of a batch and its step.
         drawn: notices a loop that counts the batches that it draws.
     """
@@ -66,7 +68,7 @@ class WhichBatch:
         self._after: list[Any] = []  # hooks, from the end of an iteration that looked ahead to a backward pass
         self.stream, self.drawn = StreamCheck(run), DrawnByCount(run)
         self._built_in = self.thread = get_ident()
-        self.trains_here, self.delivering, self.is_lost = True, True, False
+        self.trains_here, self.delivering, self.is_lost, self.is_clear = True, True, False, False
         self._steps_after = 0  # the end of the latest iteration
         self._iterations = 0
         self._look_ahead: LookAhead = NoLookAhead()
@@ -78,7 +80,7 @@ class WhichBatch:
 
     def follow(self, look_ahead: LookAhead) -> None:
         """Take note of how the loop takes the batches of the next iteration."""
-        self._look_ahead = look_ahead
+        self._look_ahead, self.is_clear = look_ahead, False
         self._worked()
 
     @property
@@ -101,6 +103,7 @@ class WhichBatch:
         """Take note that an iteration begins, in this thread."""
         self._iterations += 1
         self.drawn.begins(frame(3))  # beyond the events and the generator: the loop that asks for its first batch
+        self.is_clear = False
         self.stream.begin()
         if self._lost_by is NO_DELIVERY and self._is_plain:
             self._find()  # as after a test that trains on one batch
@@ -132,7 +135,7 @@ class WhichBatch:
                 for p in self._watched()
                 if p.requires_grad and p.is_leaf
             ]
-        self.delivering = self._iterations > 0
+        self.delivering, self.is_clear = self._iterations > 0, False
 
     def look_ahead(self, unclear: bool, fetched: int | None) -> None:
         """Take note of what a backward pass has shown; see `DetectLookAhead`."""
@@ -144,8 +147,18 @@ class WhichBatch:
         elif self.trains_here and self._lost_by in (None, DEEP):
             self._find()
 
-    def step(self) -> None:
-        """Take note of a step of the optimizer: in another thread, or when nothing is being delivered."""
+    def stepped(self) -> None:
+        """Take note of a step of the optimizer."""
+        if self.stream.waits:
+            self.stream.stepped()
+        elsewhere = not is_compiling() and get_ident() != self.thread  # a compiled step cannot ask
+        if elsewhere or not self.trains_here or not self.delivering:
+            self._step_elsewhere()
+        known = self._look_ahead.settled and self.trains_here and self.delivering and not self.is_lost
+        self.is_clear = known and not elsewhere and not self.stream.asks
+
+    def _step_elsewhere(self) -> None:
+        """Take note of a step of the optimizer in another thread, or when nothing is being delivered."""
         self._worked()
         if not is_compiling() and get_ident() != self.thread:
             self._lose(THREAD)
@@ -169,7 +182,7 @@ class WhichBatch:
         self._run.controller.holds.add(WHICH_BATCH)
         if self._handle is None:
             self._handle = self._run.model.register_forward_pre_hook(self._called, with_kwargs=True)
-        self.is_lost, self._lost_by = True, self._lost_by or warning
+        self.is_lost, self.is_clear, self._lost_by = True, False, self._lost_by or warning
         if not self._warned:
             self._warned = True
             self._run.controller.holds.warn(warning, *values)

@@ -101,19 +101,16 @@ class Controller:
 
     def plan(self, epochs: float | None) -> None:
         """Let the run have so many epochs from here on; None: its length is not known."""
-        progress = self.progress_tracker
-        progress.plan(epochs)
-        self._timer.plan(self._settings.decide_every * progress.planned)
-        self._noise_scales.plan(progress.planned)
+        self.progress_tracker.plan(epochs)
+        planned = self.progress_tracker.planned
+        self._timer.plan(self._settings.decide_every * planned)
+        self._noise_scales.plan(planned)
+        self._budget.duty.ask()
 
     def end_by_progress(self) -> None:
         """End the run when its progress is complete, if that is its budget and progress is measured."""
         if self.rules.by_progress and self._overhead and self.progress_tracker.epochs:
             self.progress_tracker.end_by_progress(self._settings.max_extra)
-
-    def end_by_epochs(self) -> None:
-        """Leave the end of the run to the user: its epochs are longer than was planned."""
-        self.progress_tracker.end_by_epochs()
 
     def hold(self, reason: str) -> None:
         """Keep the batch, and hyperparameters as they are."""
@@ -171,15 +168,17 @@ class Controller:
             return
         news = timer.unread_measurements >= NEWS or (timer.new_measurements >= TRY and not self._budget.knows_cost)
         if done >= timer.due_at or timer.waits or (news and self._look(cut_size)):
-            with self._budget.clock.deciding() if timer.new_measurements else nullcontext():  # else next to no work
+            with self._budget.clock.deciding() if timer.new_measurements else nullcontext():  # next to no work
                 self._decide(cut_size, longest)
 
     def measure_next_step(self) -> bool:
         """Toss the coin for the step that comes: whether to measure it, as often as `overhead` allows."""
-        timer, planned, done = self._timer, self.progress_tracker.planned, self.progress_tracker.effective_samples
-        awaited = 0 if timer.new_measurements else timer.silent + (done + self.batch_size >= timer.due_at)
-        steps, at_first = planned / self.batch_size, planned / self.start_batch_size
-        return self._budget.duty.measure_next(steps, awaited, done / planned, at_first)
+        progress, duty, size = self.progress_tracker, self._budget.duty, self.batch_size
+        planned, done = progress.planned, progress.effective_samples
+        if done < duty.alike_until * planned:
+            return duty.toss()
+        awaited, at = self._timer.awaits(done, size)
+        return duty.measure_next(planned / size, awaited, done / planned, planned / self.start_batch_size, at / planned)
 
     def measuring(self, num_samples: int) -> AbstractContextManager[None]:
         """Put around a measurement of so many samples, to charge its time to `overhead` instead of to the step."""

@@ -193,13 +193,10 @@ class BatchTracker:
             cut_size, num_samples, iteration.epoch, iteration.position, efficiency
         )
         self.schedule_span = before, after
-        if num_samples > self.longest:
-            self.longest = num_samples
         if num_samples not in self.cut_sizes:  # later it may be a short last one that has as many
-            self.cut_sizes[num_samples] = cut_size
-        if cut_size != self._start:
-            self.ever_changed = True
+            self.cut_sizes[num_samples], self.longest = cut_size, max(num_samples, self.longest)
         if cut_size != self._told_size:
+            self.ever_changed = self.ever_changed or cut_size != self._start
             self._tell_size(cut_size)
         self._step_samples += num_samples
         if self._on_schedule_moved is not None:

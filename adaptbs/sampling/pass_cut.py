@@ -86,14 +86,14 @@ class PassCut(CountsBatches):
         for info in tuple(self.issued) if self.count else ():
             yield self._sampler.ranks.mine(list(info.indices))
         sampler, shortest_tail, alone = self._sampler, self._sampler.shortest_tail, self._sampler.is_alone
-        issue, new = self.issued.append, tuple.__new__
-        while self._left:
+        issue, new, size = self.issued.append, tuple.__new__, self._cut_size
+        while left := self._left:
             if not self._batch:
-                self._cut_size = sampler.size()
-                if self._cut_size > self._left:
-                    self._cut_size = sampler.fitting(self._cut_size, self._left)
-            if alone and self._left >= 2 * self._cut_size:  # nearly all batches; each function called here costs
-                length = self._cut_size
+                self._cut_size = size = sampler.size()
+                if size > left:
+                    self._cut_size = sampler.fitting(size, left)
+            if alone and left >= 2 * size:  # nearly all batches; each function called here costs
+                length, ends_step = size, True
                 batch = list(islice(self._indices, length))
             else:
                 if self._is_last and self._sampler_goes_on():
@@ -101,14 +101,15 @@ class PassCut(CountsBatches):
                 length = self._length(shortest_tail)
                 batch = list(islice(self._indices, length))
                 self._batch = (self._batch + 1) % sampler.batches_per_step
-            self._left -= length
-            if len(batch) < length:
+                ends_step = not self._batch
+            self._left = left - length
+            if (found := len(batch)) < length:
                 batch = self._sampler_ended(batch)
-            if not batch:
-                break
-            self._cut += len(batch)
+                if not (found := len(batch)):
+                    break
+            self._cut += found
             # A named tuple's own constructor is a Python function, so it takes longer than tuple.__new__.
-            issue(new(BatchInfo, (self._cut_size, len(batch), not self._batch, batch)))
+            issue(new(BatchInfo, (self._cut_size, found, ends_step, batch)))
             self.count += 1
             yield batch if alone else sampler.ranks.mine(batch)
         yield from self._beyond()

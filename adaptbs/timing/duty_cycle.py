@@ -11,9 +11,10 @@ from ..types import COUPLED, Decision, NoiseScale
 
 FIRST = 24  # measurements at the start, on every 2nd step: what is known early affects nearly all of the run
 AT_FIRST = 4  # the measurements at the start may use up the budget over this
-# Measurements that a run makes whatever `overhead` is: so many on every 2nd step at its start, and so many more over
-# the rest of it, evenly. With fewer a short run would learn too late, and its batch would go by how often is measured.
+# Measurements that a run makes whatever they cost: so many on every 2nd step at its start, and so many more over the
+# rest of it, evenly. With fewer a short run would learn too late, and its batch would go by how often is measured.
 AT_ONCE, OVER_RUN = 8, 20
+IN_FULL = 0.02  # below this `overhead`, which only a user has chosen, OVER_RUN is less in proportion
 LEAST_APART = 8  # but not more than one in so many steps of the run at its first batch size
 TRY = 3  # measurements before their cost is first read
 DENSEST = 0.5  # largest share of the steps that is measured
@@ -94,9 +95,35 @@ class DutyCycle:
         self._kept, self._settled = 0, False  # consecutive decisions that kept the batch size
         self._full = False  # True if a settled batch is at a limit, which measuring more hardly changes
         self._steps = self._measured = 0
+        self.alike_until, self._chance = 0.0, 0.0
+
+    def toss(self) -> bool:
+        """True if the next step should be measured, where the steps up to there are alike.
+
+        Nearly all steps are, so this does no more than it has to.
+        """
+        self._steps += 1
+        if not self._chance or self._rng.random() >= self._chance:
+            return False
+        self._choose()
+        return True
+
+    def ask(self) -> None:
+        """Let the next step be asked for by `measure_next`."""
+        self.alike_until = 0.0
+
+    def _choose(self) -> None:
+        """Take note that the next step is measured."""
+        self._measured, self._left = self._measured + 1, self._left - 1
+        self.ask()
 
     def measure_next(
-        self, steps_in_run: float, awaited: int = 0, progress: float = 0.0, steps_at_first: float = 0.0
+        self,
+        steps_in_run: float,
+        awaited: int = 0,
+        progress: float = 0.0,
+        steps_at_first: float = 0.0,
+        news_due_at: float = 0.0,
     ) -> bool:
         """True if the next step should be measured.
 
@@ -106,27 +133,29 @@ class DutyCycle:
                 is due now; 0 if none waits.
             progress: share of the run done, 0..1.
             steps_at_first: length of the run at its first batch size, steps. 0: nothing is measured beyond the budget.
+            news_due_at: share of the run from which on another decision waits for a measurement.
         """
         if self._overhead == 0:
             return False
         first, self._steps = self._steps == 0, self._steps + 1
-        least = AT_ONCE + OVER_RUN * progress * (AT_LIMIT if self._full else 1)
-        if not first and self._measured < least and self._measured * LEAST_APART < steps_at_first:
-            # These are spread by chance too, but for those at the start.
-            chosen = self._steps % 2 == 1 if self._measured < AT_ONCE else self._rng.random() < DENSEST
-            self._measured += chosen
-            self._left -= chosen
-            return chosen
+        over_run = OVER_RUN * min(1.0, self._overhead / IN_FULL) * (AT_LIMIT if self._full else 1)
+        may_be_beyond = self._measured * LEAST_APART < steps_at_first
+        least_due_at = (self._measured - AT_ONCE) / over_run if may_be_beyond else math.inf
         # Until a measurement has been timed, it may cost two steps.
         affordable = FIRST if self._left < math.inf else min(FIRST, self._overhead * steps_in_run / 2)
+        if not first and may_be_beyond and self._measured < AT_ONCE + over_run * progress:
+            # These are spread by chance too, but for those at the start.
+            chosen = self._steps % 2 == 1 if self._measured < AT_ONCE else self._rng.random() < DENSEST
         # The start may use up a part of the budget at most, as the budget shrinks while the batch grows.
-        if first or (self._measured < affordable and self._left >= (AT_FIRST - 1) * self._measured):
+        elif first or (self._measured < affordable and self._left >= (AT_FIRST - 1) * self._measured):
             chosen = self._steps % 2 == 1
         elif awaited:
             # Where the budget pays for fewer measurements than decisions are due, these are told apart evenly.
             # A batch that doubles leaves less to spend, so only a mean of both counts while it may.
             likely = self._left if self._settled else (self._left + self._sure) / 2
             chosen = self._left >= 1 and awaited * likely >= self._due
+            self._chance = 0.0
+            self.alike_until = min(least_due_at, news_due_at)
         else:
             # While the batch may still change, measurements affect decisions, so they come at twice the even rate. Once
             # the batch has settled, they are as rare as the estimate can bear without falling behind.
@@ -134,13 +163,16 @@ class DutyCycle:
                 rate = min(DENSEST, EAGER * self._rate)
             else:
                 rate = min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
-            chosen = self._rng.random() < rate and self._left - self._due >= 1
-        self._measured += chosen
-        self._left -= chosen
+            self._chance = rate if self._left - self._due >= 1 else 0.0
+            chosen = bool(self._chance) and self._rng.random() < self._chance
+            self.alike_until = min(least_due_at, news_due_at)
+        if chosen:
+            self._choose()
         return chosen
 
     def decided(self, decision: Decision, batch_size: int, estimate: NoiseScale | None) -> None:
         """Record a decision that was made from this estimate at this batch size."""
+        self.ask()
         self._kept = self._kept + 1 if decision.batch_size == batch_size else 0
         self._settled = has_settled(decision, estimate, self._kept)
         self._full = self._settled and decision.reason in AT_A_LIMIT
@@ -170,6 +202,7 @@ class DutyCycle:
             decisions_left: decisions that will be due in the time left.
         """
         if step > 0 and cost > 0:
+            self.ask()
             overhead = self._overhead - min(per_step / step, STANDING * self._overhead)
             self._even = overhead * speed * step / cost
             self._rate = measuring_rate(
@@ -195,3 +228,4 @@ class DutyCycle:
         self._sure, self._due = state["sure"], state["due"]
         self._kept, self._settled, self._full = state["kept"], state["settled"], state["full"]
         self._steps, self._measured = state["steps"], state["measured"]
+        self.ask()

@@ -65,7 +65,8 @@ class StepTimes:
             kept = self._seconds[batch_size]
             if not left_out:
                 kept.append(seconds)
-                del kept[:-KEEP]
+        for kept in self._seconds.values():
+            del kept[:-KEEP]
 
     def median(self, batch_size: int) -> float | None:
         """Median seconds of a step of exactly this size. None if none was made."""

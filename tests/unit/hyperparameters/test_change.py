@@ -22,9 +22,9 @@ GROUPS = [
 def test_it_is_what_the_whole_computation_gives(group, traits, following):
     k, lr_factor = 4.0, 2.0
     raised = powers(k if "betas" in following else 1.0)
-    change = Change(traits, following, group, k=k, lr_factor=lr_factor, raised=raised)
+    change = Change(traits, following, group, k=k, raised=raised)
     for corrected in ((1.0, 1.0), (0.7, 1.3), (1.2, 0.9)):
-        by_lr, values = change.at(*corrected)
+        by_lr, values = change.at(group, lr_factor, *corrected)
         wanted_lr, wanted = changed(traits, following, group, k, lr_factor, raised, corrected)
         assert by_lr == wanted_lr
         assert {**group, **values} == {**group, **wanted}

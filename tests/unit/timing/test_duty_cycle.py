@@ -89,10 +89,10 @@ def test_what_a_measurement_costs_counts_as_soon_as_it_is_known():
 
 def without_budget(steps: int, *decisions: Decision) -> list[int]:
     """The steps that are measured in a run of a batch that stays, whose budget is spent before it begins."""
-    duty = DutyCycle(1e-6)
+    duty = DutyCycle(0.02)
     for decision in decisions:
         duty.decided(decision, decision.batch_size, estimate(low=OUT_OF_REACH * 64))
-    duty.calibrate(elapsed=0, spent=1, seconds_left=steps, step=1, cost=1)
+    duty.calibrate(elapsed=0, spent=steps, seconds_left=steps, step=1, cost=1)
     return [step for step in range(steps) if duty.measure_next(steps, 0, step / steps, steps)]
 
 
@@ -330,3 +330,47 @@ def test_the_coin_goes_on_from_its_state():
     copy.load_state_dict(duty.state_dict())
     assert copy.state_dict() == duty.state_dict()
     assert [copy.measure_next(1000) for _ in range(50)] == [duty.measure_next(1000) for _ in range(50)]
+
+
+@pytest.mark.parametrize("cost", [0.4, 1.3, 20.0])
+@pytest.mark.parametrize("settles", [False, True])
+def test_steps_that_are_alike_are_chosen_as_if_each_were_asked_for(cost: float, settles: bool) -> None:
+    steps, decisions = 3000, 25
+    asked, tossed = DutyCycle(0.02), DutyCycle(0.02)
+    chosen: dict[DutyCycle, list[bool]] = {asked: [], tossed: []}
+    tosses = 0
+    for duty, made in chosen.items():
+        due, new, silent = 1 / decisions, 0, 0
+        for i in range(steps):
+            done = i / steps
+            if done >= due:  # a decision
+                if settles and new:
+                    duty.decided(Decision(64, "max_batch_size"), 64, None)
+                due, silent, new = due + 1 / decisions, 0 if new else silent + 1, 0
+                spent = cost * sum(made)
+                duty.calibrate(
+                    elapsed=i,
+                    spent=spent,
+                    seconds_left=steps - i,
+                    step=1,
+                    cost=cost,
+                    decisions_left=decisions * (1 - done),
+                )
+            if duty is tossed and done < duty.alike_until:
+                made.append(duty.toss())
+                tosses += 1
+            else:
+                awaits = not new and done + 1 / steps >= due
+                news_due_at = float("inf") if new or awaits else due - 1 / steps
+                made.append(duty.measure_next(steps, 0 if new else silent + awaits, done, steps, news_due_at))
+            new += made[-1]
+    assert chosen[asked] == chosen[tossed]
+    assert sum(chosen[tossed]) >= 20 and tosses > steps / 2
+
+
+@pytest.mark.parametrize(("overhead", "least"), [(0.05, 28), (0.02, 28), (0.01, 18), (0.005, 13)])
+def test_a_smaller_overhead_has_fewer_measurements_that_it_does_not_pay_for(overhead: float, least: int) -> None:
+    duty, steps = DutyCycle(overhead), 4000
+    duty.calibrate(elapsed=1, spent=1000, seconds_left=steps, step=1, cost=1)  # nothing is left of the budget
+    made = sum(duty.measure_next(steps, 0, i / steps, steps) for i in range(steps))
+    assert made == least
