@@ -232,7 +232,8 @@ def decide(now: Situation, target: str | Target) -> Decision:
     if size > now.early_limit:
         size, reason = int(now.early_limit), "early"
     if size < now.batch_size:
-        may_shrink = now.progress <= SHRINK_UNTIL or reason == STEP_TIME
+        is_slower = reason == STEP_TIME and PACE * size <= now.batch_size  # a little less would be no faster
+        may_shrink = now.progress <= SHRINK_UNTIL or is_slower
         size = max(size, min(now.reference, now.batch_size)) if may_shrink else now.batch_size
     # Growth up to the reference batch needs no pace, because the hyperparameters are stated for at least that batch.
     slowest, quickest = -(-now.batch_size // PACE), max(PACE * now.batch_size, now.reference)

@@ -16,6 +16,7 @@ AT_FIRST = 4  # the measurements at the start may use up the budget over this
 AT_ONCE, OVER_RUN = 8, 20
 IN_FULL = 0.02  # below this `overhead`, which only a user has chosen, OVER_RUN is less in proportion
 LEAST_APART = 8  # but not more than one in so many steps of the run at its first batch size
+NEVER = -1.0  # a chance: the coin is tossed, so that the random numbers after it stay the same, and never falls
 TRY = 3  # measurements before their cost is first read
 DENSEST = 0.5  # largest share of the steps that is measured
 EAGER, IDLE = 2.0, 0.25  # rates while the batch may still change and once it has settled, over the rate that just fits
@@ -163,8 +164,8 @@ class DutyCycle:
                 rate = min(DENSEST, EAGER * self._rate)
             else:
                 rate = min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
-            self._chance = rate if self._left - self._due >= 1 else 0.0
-            chosen = bool(self._chance) and self._rng.random() < self._chance
+            self._chance = rate if self._left - self._due >= 1 else NEVER
+            chosen = self._rng.random() < self._chance
             self.alike_until = min(least_due_at, news_due_at)
         if chosen:
             self._choose()

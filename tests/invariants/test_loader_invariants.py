@@ -18,7 +18,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
-from adaptbs.decision.policy import Situation, decide, efficiency, goodput_optimum
+from adaptbs.decision.policy import SHRINK_UNTIL, Situation, decide, efficiency, goodput_optimum
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.memory.limit import within_memory
 from adaptbs.model.batch_loss import BatchLoss
@@ -122,8 +122,8 @@ def test_decisions_stay_within_every_limit(low, batch_size, reference, progress,
         assert efficiency(now.critical * low, size, now.reference) >= 0.8 - 1e-9
     if size < batch_size:
         assert size >= min(now.reference, batch_size)
-        slower = target == "goodput" and goodput_optimum(now.critical * low, now.step_time) < batch_size
-        assert progress <= 0.2 or slower
+        slower = target == "goodput" and goodput_optimum(now.critical * low, now.step_time) < 0.75 * batch_size
+        assert progress <= SHRINK_UNTIL or slower
 
 
 def test_saved_between_epochs_and_resumed_is_never_stopped():

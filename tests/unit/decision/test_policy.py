@@ -170,6 +170,8 @@ def test_a_batch_that_is_slower_than_a_smaller_one_is_taken_back_at_any_time():
     assert decide(now, "goodput") == Decision(128, "pace")
     assert decide(replace(now, batch_size=128), "goodput") == Decision(64, "step time")
     assert decide(replace(now, batch_size=64), "goodput") == Decision(64, "step time")
+    nearly = replace(now, batch_size=129, step_time=StepTime(0.125, 0.25), noise_scale=known(22188, 9))
+    assert decide(nearly, "goodput").batch_size == 129, "128 is the power of 2 nearest to the fastest, which is 149"
 
 
 def test_a_batch_is_not_taken_back_below_the_reference():

@@ -360,7 +360,7 @@ def test_steps_that_are_alike_are_chosen_as_if_each_were_asked_for(cost: float, 
                 made.append(duty.toss())
                 tosses += 1
             else:
-                awaits = not new and done + 1 / steps >= due
+                awaits = not new and done >= due - 1 / steps
                 news_due_at = float("inf") if new or awaits else due - 1 / steps
                 made.append(duty.measure_next(steps, 0 if new else silent + awaits, done, steps, news_due_at))
             new += made[-1]
