@@ -15,6 +15,7 @@ ENOUGH = 4  # fewest measurements that a decision is based on
 SURE = 2  # an estimate is believed up to this many times its cautious limit
 TEXT_FORMAT = re.compile(r"(.?[<>^])?\d*s?")  # a format that only pads or aligns, as in a cell of a table
 TOO_MANY_SKIPPED = 0.25  # largest share of non-finite recent measurements at which the finite ones are still trusted
+NOT_FINITE = "non-finite steps"  # caveat where too many gradients were nan or inf
 COUPLED = "samples are coupled"  # caveat for a loss that is neither a mean nor a sum over samples
 
 #: A number that may still be on the device. Reading it synchronises with the device, so it is read late.
@@ -170,7 +171,7 @@ class NoiseScale:
         if self.caveat is not None:
             return self.caveat
         if self.skipped > TOO_MANY_SKIPPED * (self.skipped + self.measurements):
-            return "non-finite steps"
+            return NOT_FINITE
         if self.measurements < ENOUGH:
             return "few measurements"
         if self.cautious <= 0:

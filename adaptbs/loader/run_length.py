@@ -164,6 +164,7 @@ class RunLength:
         self.epochs = epochs if epochs is not None else run_epochs(scheduler, epoch_steps, accumulation_steps)
         self.is_open, self.may_be_cycles = self._total is not None, False
         self._warned = self._is_longer = False
+        self._unsaid: tuple[Any, ...] = ()  # a warning's text and values
         self._warn: Callable[..., None] = log.warning
 
     def _steps_of_epoch(self, total: Total | None, epochs: float | None) -> int | None:
@@ -249,14 +250,14 @@ class RunLength:
             return False
         if self._total is None:
             if samples >= round(self.epochs * self._epoch_samples):
-                self.say_longer(GOES_ON_AS_SAID, self.epochs)
+                self._say_if_trained(GOES_ON_AS_SAID, self.epochs)
             return False
         if self.is_open:
             if self.is_open and self.holds and samples >= self._epoch_samples:
                 self._say(NEVER_STEPPED, self._total)
         elif samples >= round(self.epochs * self._epoch_samples):
             if not self._warned:
-                self.say_longer(GOES_ON, f"{self.epochs:g}", self._total)
+                self._say_if_trained(GOES_ON, f"{self.epochs:g}", self._total)
             self.epochs = self._total = None
             return True
         return False
@@ -264,6 +265,18 @@ class RunLength:
     def know_why(self) -> None:
         """Take note that another warning says why the run may go on for longer than its length."""
         self._is_longer = True
+
+    def _say_if_trained(self, text: str, *values: object) -> None:
+        """Warn of it, once, if the iteration that begins is more than a look at a batch."""
+        if not self._is_longer:
+            self._is_longer, self._unsaid = True, (text, *values)
+
+    def trains(self) -> None:
+        """Take note that the latest iteration trains, or is a whole pass."""
+        if self._unsaid:
+            text, *values = self._unsaid
+            self._warn(text, *values)
+            self._unsaid = ()
 
     def say_longer(self, text: str, *values: object) -> None:
         """Warn, once, of a run that goes on for longer than its length or its schedule."""

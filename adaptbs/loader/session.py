@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.optim import Optimizer
 
 from ..checks import check_size
@@ -81,7 +80,7 @@ class LoaderSession:
         self._look_ahead: LookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
-        self.which_batch = WhichBatch(run, source.ranks.world_size, partial(a_few_trained, optimizer))
+        self.which_batch = WhichBatch(run, length, source.ranks.world_size, partial(a_few_trained, optimizer))
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
@@ -184,7 +183,7 @@ class LoaderSession:
         """An epoch's batches; `fetch` begins the DataLoader's own iteration."""
         if self._closed:
             raise RuntimeError("close() was called, so no hyperparameter would follow the batch: build another loader")
-        if self.run.is_over or not torch.is_grad_enabled():  # for `update_bn`, say, or an accuracy
+        if self.run.is_over or not is_grad_enabled():  # for `update_bn`, say, or an accuracy
             if not self._warned_of_plain:
                 self._warned_of_plain = True
                 log.warning(OVER if self.run.is_over else NO_GRADIENTS)
@@ -208,6 +207,7 @@ class LoaderSession:
         forward = self.run.model if self._is_sharded() else None
         if stated:
             follow_this()
+            self._length.trains()
         self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
         self.which_batch.follow(self._look_ahead)
         events = LoaderEpoch(

@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 from ..run import LookAhead, NoLookAhead, TrainingRun
 from .drawn import DrawnByCount, frame
 from .latest_input import LatestInput
+from .run_length import RunLength
 from .streams import StreamCheck
 
 WHICH_BATCH = "not known which batch a step belongs to"  # reason to hold the batch
@@ -48,6 +49,7 @@ class WhichBatch:
 
     Args:
         run: the training run.
+        length: its length.
         ranks: how many ranks share a batch.
         watched: returns a few parameters, by which a backward pass is noticed.
 
@@ -63,8 +65,10 @@ class WhichBatch:
         drawn: notices a loop that counts the batches that it draws.
     """
 
-    def __init__(self, run: TrainingRun, ranks: int, watched: Callable[[], Sequence[Tensor]]) -> None:
-        self._run, self._ranks, self._watched = run, ranks, watched
+    def __init__(
+        self, run: TrainingRun, length: RunLength, ranks: int, watched: Callable[[], Sequence[Tensor]]
+    ) -> None:
+        self._run, self._length, self._ranks, self._watched = run, length, ranks, watched
         self._after: list[Any] = []  # hooks, from the end of an iteration that looked ahead to a backward pass
         self.stream, self.drawn = StreamCheck(run), DrawnByCount(run)
         self._built_in = self.thread = get_ident()
@@ -123,6 +127,8 @@ class WhichBatch:
         """
         self._iterations -= 1
         self.drawn.ends()
+        if at_its_end:
+            self._length.trains()
         self._is_plain = trained
         if at_its_end and not self._iterations and self._ever_trained and not self._is_plain and not self._said:
             self._said = True
@@ -140,6 +146,7 @@ class WhichBatch:
     def look_ahead(self, unclear: bool, fetched: int | None) -> None:
         """Take note of what a backward pass has shown; see `DetectLookAhead`."""
         self.drawn.trains()
+        self._length.trains()
         if unclear and fetched is not None:
             self._lose(DEEP, fetched)
         elif unclear:

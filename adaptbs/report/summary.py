@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..timing import Spent, Time
-from ..types import noise_scale_text
+from ..types import NOT_FINITE, noise_scale_text
 from .trade_off import THRIFTY, TradeOff
 from .words import in_words, is_doubt
 
@@ -67,6 +67,7 @@ class RunSummary:
             measuring; None if they are not known.
         instead: a larger fixed batch that the noise scale allows; None if there is none, or it is not known.
         notes: sentences about other ways to save time.
+        doubt: why the latest estimate is not to be taken at its word; None if it is.
         bears_none: True if the lower limit of the noise scale allows no larger fixed batch.
     """
 
@@ -81,6 +82,7 @@ class RunSummary:
     instead: Instead | None = None
     notes: tuple[str, ...] = ()
     bears_none: bool = False
+    doubt: str | None = None
 
     @property
     def saved(self) -> float | None:
@@ -128,6 +130,8 @@ class RunSummary:
     def _unmeasured(self) -> list[str]:
         if self.changes or self.reason not in ("few measurements", "unresolved"):
             return []
+        if self.doubt == NOT_FINITE:
+            return ["Most gradients were nan or inf, and those show nothing: look at the loss and the learning rate."]
         if self.global_start == 1:
             return ["A step of one sample shows no noise. Start with `batch_size=` of 4 or more to have it measured."]
         return ["Too little was measured to decide. A longer run, or a larger `overhead=`, measures more."]
@@ -209,7 +213,8 @@ def summary_of_run(
     instead = fixed_instead(trade_off, fixed) if trade_off is not None else None
     bears_none = trade_off is not None and trade_off.suggested == trade_off.base_batch_size
     return RunSummary(
-        start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed, instead, notes, bears_none
+        start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed, instead, notes, bears_none,
+        records[-1].get("doubt"),
     )
 
 

@@ -295,7 +295,7 @@ def test_a_look_into_the_loader_before_its_epochs_is_no_part_of_the_run(look, ep
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_a_batch_that_is_looked_at_before_each_epoch_is_no_part_of_the_run(scheduled, caplog):
+def test_a_batch_that_is_looked_at_after_each_epoch_is_no_part_of_the_run(scheduled, caplog):
     """As for a picture, with gradients on: at a grown batch it would be a large part of an epoch."""
     positions = []
     for looks in (0, 1, 3):
@@ -309,8 +309,6 @@ def test_a_batch_that_is_looked_at_before_each_epoch_is_no_part_of_the_run(sched
         )  # fmt: skip
         seen = []
         for _ in range(6):
-            for x, y, _ in itertools.islice(loader, looks):
-                nn.functional.mse_loss(model(x), y)
             for x, y, _ in loader:
                 optimizer.zero_grad()
                 nn.functional.mse_loss(model(x), y).backward()
@@ -318,6 +316,8 @@ def test_a_batch_that_is_looked_at_before_each_epoch_is_no_part_of_the_run(sched
                 seen.append((len(x), loader.progress, optimizer.param_groups[0]["lr"]))
                 if scheduler is not None:
                     scheduler.step()
+            for x, y, _ in itertools.islice(loader, looks):
+                nn.functional.mse_loss(model(x), y)
         positions.append(seen)
         assert scheduler is None or scheduler.last_epoch == scheduler.total_steps
     assert positions[0] == positions[1] == positions[2] and positions[0][-1][1] == 1

@@ -124,3 +124,19 @@ def test_a_batch_of_one_sample_is_told_so(how, caplog):
     assert loader.batch_size == 1
     assert caplog.text.count("Start with batch_size= of 4 or more") == len(caplog.records) == 1
     assert "A step of one sample shows no noise" in repr(loader.summary())
+
+
+def test_a_run_that_diverges_is_told_that_and_not_that_it_was_short(caplog):
+    model = network()
+    optimizer = SGD(model.parameters(), 1e6)
+    loader = AdaptiveDataLoader(
+        Numbered(512), BATCH, shuffle=True, model=model, optimizer=optimizer, epochs=3, step_time=STEP_TIME
+    )
+    for _ in range(3):
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).mul(torch.inf).backward()
+            optimizer.step()
+    assert loader.batch_size == BATCH and caplog.text.count("was not finite") == len(caplog.records) == 1
+    summary = repr(loader.summary())
+    assert "Most gradients were nan or inf" in summary and "Too little" not in summary
