@@ -164,7 +164,7 @@ class DutyCycle:
                 rate = min(DENSEST, EAGER * self._rate)
             else:
                 rate = min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
-            self._chance = rate if self._left - self._due >= 1 else NEVER
+            self._chance = rate if rate and self._left - self._due >= 1 else NEVER
             chosen = self._rng.random() < self._chance
             self.alike_until = min(least_due_at, news_due_at)
         if chosen:
