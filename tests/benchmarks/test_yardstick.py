@@ -88,6 +88,7 @@ def test_passes_take_each_sample_once_and_the_last_is_cut_off():
 
 def test_the_part_goes_on_where_it_was_stopped(monkeypatch, tmp_path, line):
     monkeypatch.setattr(parts, "FOLDER", tmp_path)
+    monkeypatch.setattr(parts, "RATES", (1, 0.25))
     monkeypatch.setattr(parts, "with_chosen_lr", lambda task: task)
     other = SimpleNamespace(name="gru", use="last look")
     part, made = Part("yardstick", tmp_path), []

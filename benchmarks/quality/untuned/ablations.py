@@ -90,7 +90,7 @@ CONSTANTS = [
         (POLICY + "EARLY_FACTOR", (1, 4), Adaptive(DEFAULT), ("mixer_lion", "wrong_labels", "longer")),
         (POLICY + "BELOW_FOR_SGD", (0, 0.1), Adaptive(DEFAULT), ("resnet",)),
         (POLICY + "CONSTANT_RATE", (2, 8), Adaptive(DEFAULT), ("housing_constant",)),
-        (POLICY + "SHRINK_UNTIL", (0.2, 1), _FROM_256, ("denoising", "census_nadam", "short")),
+        (POLICY + "SHRINK_UNTIL", (0, 0.2, 1), _FROM_256, ("denoising", "census_nadam", "short")),
     )
     for value in values
 ]

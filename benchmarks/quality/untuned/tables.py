@@ -99,7 +99,7 @@ def ablations() -> str:
 
 def constants() -> str:
     """Constants of the rule that play a part in few runs: as it is, and changed."""
-    rows = _rows("fixed", "choosing", "starts", "full_device", "constants")
+    rows = _rows("fixed", "constants")
     lines = []
     for usual, changed, names in CONSTANTS:
         for task in names:
@@ -267,6 +267,7 @@ TABLES = {
     "untuned_second_again": lambda: judged("second_again"),
     "untuned_lr_twice": lambda: judged("lr_twice"),
     "untuned_ablations": ablations,
+    "untuned_constants": constants,
     "untuned_measurements": measurements,
     "untuned_persistence": persistences,
     "untuned_prior": prior,
