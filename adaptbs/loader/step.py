@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..gradients import shows_a_sum
-from ..memory import BatchCuts, SafeStep, bounds, run_in_pieces, shares
-from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm, trainable
-from ..run import NOT_CUT, TrainingRun
+from ..memory import SafeStep
+from ..model import BatchLoss, trainable
+from ..run import InPieces, TrainingRun
 
 FEW = 8  # samples that show whether a loss is a mean or a sum
 
 
 class LoaderStep:
-    """See `AdaptiveDataLoader.step`.
+    """Takes the steps of `AdaptiveDataLoader.step`.
 
     Args:
         run: the training run.
@@ -31,76 +31,23 @@ class LoaderStep:
     def __init__(self, run: TrainingRun, optimizer: Optimizer, loss: BatchLoss) -> None:
         self._run, self._model, self._optimizer, self._loss = run, run.model, optimizer, loss
         self._safe_step = SafeStep(optimizer, self._model.parameters)
-        self._before: Snapshot | None = None
-        holds = run.controller.holds
-        holds.remove(NOT_CUT)  # of a resumed run, which may have been given `split=` meanwhile
-        self._cuts = BatchCuts(loss, run.model, self._shares, partial(holds.doubt, NOT_CUT))
-        self._sums: bool | None = None  # whether the loss adds up over a batch; None until that was asked
+        self._in_pieces = InPieces(run, loss, self._adds_up, self._weights)
+        self._sums: bool | None = None  # True if the loss is a sum over samples; None until that is known
 
     def __call__(
         self, batch: Any, scaler: torch.amp.GradScaler | None, before_step: Callable[[], None] | None
     ) -> Tensor:
-        controller, memory = self._run.controller, self._run.controller.memory
-        memory.expect_pieces()
-        samples = self._run.tracker.current.num_samples if self._loss.split_given else batch_length(batch)
-        new = samples > memory.largest_run
-        why_not = partial(self._cuts.why_not, batch, samples)
-        if new and memory.may_be_exceeded:
-            why_not()  # before the batch grows past what can be run
-        run = partial(self._pass, batch, samples, scaler, 1 / controller.batches_per_step)
-        loss, fits = self._backward(run, samples, new, why_not)
-        if fits is not None:
-            controller.ran_out_of_memory(fits)
+        self._run.controller.memory.expect_pieces()
+        with _earlier_gradients_added(trainable(self._model)):
+            loss = self._in_pieces(batch, self._in_pieces.samples(batch), partial(self._backward, scaler))
         if self._run.tracker.current.ends_step:
-            if before_step is not None:
-                if scaler is not None:
-                    scaler.unscale_(self._optimizer)
-                before_step()
-            step = partial(scaler.step, self._optimizer) if scaler is not None else self._optimizer.step
-            self._safe_step(step, memory)
-            if scaler is not None:
-                scaler.update()
-            self._optimizer.zero_grad()
+            self._step(scaler, before_step)
         return loss
 
-    def _backward(
-        self, run: Callable[[int], Tensor], samples: int, new: bool, why_not: Callable[[], str | None]
-    ) -> tuple[Tensor, int | None]:
-        """Add the batch's gradient to `.grad`; its loss, and the largest piece that fitted, where it did not whole."""
-        if self._before is None:
-            self._before = Snapshot(self._model)
-        parameters, before, memory = trainable(self._model), self._before, self._run.controller.memory
-        before.take(all_random=new)
-        held = [p.grad for p in parameters]  # of the batches of this step so far
-
-        def undo() -> None:
-            self._run.measuring.stop()  # what was seen of the failed pass would be held for its end
-            for p in parameters:
-                p.grad = None
-            before.restore()
-
-        for p in parameters:
-            p.grad = None
-        try:
-            loss, fits = run_in_pieces(run, samples, memory, undo=undo, least=self._least, why_not=why_not)
-        except BaseException:
-            for p, grad in zip(parameters, held, strict=True):
-                p.grad = grad
-            raise
-        for p, grad in zip(parameters, held, strict=True):
-            if grad is not None:
-                p.grad = grad if p.grad is None else grad.add_(p.grad)
-        return loss, fits
-
-    def _least(self) -> int:
-        return 2 if has_batch_norm(self._model) else 1
-
-    def _pass(
-        self, batch: Any, samples: int, scaler: torch.amp.GradScaler | None, of_step: float, pieces: int
-    ) -> Tensor:
-        cut = self._cuts.in_pieces(batch, samples, pieces)
-        losses = []
-        for piece, share in zip(cut, self._shares(batch, samples, cut), strict=True):
+    def _backward(self, scaler: torch.amp.GradScaler | None, pieces: list[tuple[Any, float]]) -> Tensor:
+        """Run the pieces forward and backward. Return the batch's loss, detached."""
+        of_step, losses = 1 / self._run.controller.batches_per_step, []
+        for piece, share in pieces:
             if share == 0:  # of targets that are all ignored
                 continue
             with torch.enable_grad():
@@ -113,17 +60,45 @@ class LoaderStep:
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
-    def _shares(self, batch: Any, samples: int, cut: Sequence[Any]) -> list[float]:
-        """The share of each piece's loss in the whole batch's."""
-        if len(cut) == 1:
-            return [1.0]
+    def _step(self, scaler: torch.amp.GradScaler | None, before_step: Callable[[], None] | None) -> None:
+        """Take the optimizer's step, and set the gradients to None."""
+        memory, optimizer = self._run.controller.memory, self._optimizer
+        if scaler is None:
+            if before_step is not None:
+                before_step()
+            self._safe_step(optimizer.step, memory)
+        else:
+            if before_step is not None:
+                scaler.unscale_(optimizer)
+                before_step()
+            self._safe_step(partial(scaler.step, optimizer), memory)
+            scaler.update()
+        optimizer.zero_grad()
+
+    def _adds_up(self, batch: Any, samples: int, pieces: int) -> bool:
+        """True if the loss is a sum over samples. It is tried on a few until that is known."""
         if self._sums is None:
-            few = max(min(samples // len(cut), FEW), 2)  # no more than a piece, which has to fit
+            few = max(min(samples // pieces, FEW), 2)  # no more than a piece, which has to fit
             part, said = self._loss.split(batch, 0, few), few if self._loss.split_given else None
             self._sums = shows_a_sum(self._model, self._loss, part, said)
-        if self._sums:
-            return [1.0] * len(cut)
-        lengths: list[int | None] = [None] * len(cut)  # as their layouts tell
-        if self._loss.split_given:
-            lengths = [end - begin for begin, end in pairwise(bounds(samples, len(cut)))]
-        return shares([self._loss.weight(self._model, *piece) for piece in zip(cut, lengths, strict=True)])
+        return bool(self._sums)
+
+    def _weights(self, pieces: Sequence[Any], samples: Sequence[int | None]) -> list[float]:
+        return [self._loss.weight(self._model, *piece) for piece in zip(pieces, samples, strict=True)]
+
+
+@contextmanager
+def _earlier_gradients_added(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Set `.grad` to None, and at the end add what it was before. After an exception it is what it was before."""
+    held = [p.grad for p in parameters]  # of the batches of this step so far
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    except BaseException:
+        for p, grad in zip(parameters, held, strict=True):
+            p.grad = grad
+        raise
+    for p, grad in zip(parameters, held, strict=True):
+        if grad is not None:
+            p.grad = grad if p.grad is None else grad.add_(p.grad)

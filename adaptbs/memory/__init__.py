@@ -1,6 +1,6 @@
 """A device's memory: trials of a size, the limit of a run, and recovery after memory has run out."""
 
-from .cuts import BatchCuts, bounds
+from .cuts import BatchCuts, bounds, lengths
 from .device import memory_of
 from .limit import MemoryLimit
 from .pieces import run_in_pieces, shares
@@ -17,6 +17,7 @@ __all__ = [
     "SafeStep",
     "bounds",
     "is_out_of_memory",
+    "lengths",
     "memory_of",
     "probe_batches",
     "probe_memory",

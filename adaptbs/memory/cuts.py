@@ -24,6 +24,11 @@ def bounds(samples: int, pieces: int) -> list[int]:
     return [samples * i // pieces for i in range(pieces + 1)]
 
 
+def lengths(samples: int, pieces: int) -> list[int]:
+    """The samples of each of `pieces` pieces that are as equally long as possible."""
+    return [end - begin for begin, end in pairwise(bounds(samples, pieces))]
+
+
 class BatchCuts:
     """Cuts batches, after the first cut has been verified on a few samples.
 

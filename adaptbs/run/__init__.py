@@ -1,7 +1,8 @@
 """One training run, as every face shares it."""
 
 from .controller import Controller
-from .holds import NOT_CUT, Holds
+from .holds import Holds
+from .in_pieces import InPieces
 from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAhead, StillAhead
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
@@ -9,10 +10,10 @@ from .training_run import TrainingRun
 from .version import check_version
 
 __all__ = [
-    "NOT_CUT",
     "Controller",
     "DetectLookAhead",
     "Holds",
+    "InPieces",
     "LookAhead",
     "NoLookAhead",
     "OneAhead",
