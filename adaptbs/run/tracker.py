@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from ..decision import Progress
 from ..sampling import BatchInfo
+from .iteration import ONE_AT_A_TIME, Iteration
 from .look_ahead import LookAhead
 
 T = TypeVar("T")
-
-ONE_AT_A_TIME = "persistent workers serve one iteration at a time: end it before the next"
 
 
 class EpochEvents(Protocol):
@@ -118,35 +118,23 @@ class BatchTracker:
         """
         if events is not None:
             events.begin_epoch()
-        progress = self._progress
-        resumed, at = self._resume_at is not None, self._resume_at or 0
-        self._resume_at = None
-        outer = (self._iteration, progress.epoch_end, self.ends_here)  # this one may begin inside of another
-        if not resumed:
-            progress.begin_epoch()
-        # Another iteration may be under way, so each keeps its own place.
-        iteration = Iteration(look_ahead, queue, progress.epoch, at)
-        if resumed:
-            self._iteration = iteration
-        try:
+        resumed = self._resume_at is not None
+        with self._iterating(queue, look_ahead, events) as iteration:
             if resumed:
                 self._finish()  # the batch that the saved run was working on
-                if progress.epoch_complete and self.current.ends_step:
+                if self._progress.epoch_complete and self.current.ends_step:
                     return
-            one_by_one = False  # known to look at no batch ahead, which is the usual case and the quicker way
-            more: Iterable[T] | None = batches
-            is_first = True
-            while more is not None:
-                before = iteration.position
-                for batch in more:
+            one_by_one = False  # known to be through with each batch before it asks for the next, as most loops are
+            for of_pass in self._passes(batches, iteration, next_pass):
+                # This runs at every step. So what a loop does that takes batches one by one is written out here.
+                for batch in of_pass:
                     if is_new is not None and not is_new(batch):
                         continue
                     if one_by_one:
                         self._begin(iteration)
                         self.latest_fetched = self.current
                     else:
-                        self.latest_fetched = iteration.fetch()
-                        iteration.advance(self._begin, self._finish, begun=look_ahead.begun)
+                        self._fetch(iteration)
                     if events is not None:
                         events.before_batch(batch)
                     yield batch
@@ -155,27 +143,60 @@ class BatchTracker:
                             self._on_step_end(self._step_samples, self.current.cut_size, self.longest)
                         self._is_done = False
                     else:
-                        # A loop that asks for the next batch works on the latest that it was given, or has done so.
-                        iteration.advance(
-                            self._begin, self._finish, begun=iteration.fetched, finished=look_ahead.wants_next()
-                        )
-                        settled = look_ahead.settled and look_ahead.ahead == 0
-                        one_by_one = settled and iteration.finished == iteration.fetched
+                        one_by_one = self._wants_next(iteration)
                     if self.ends_here and self.current.ends_step and self._ends(events):
                         return
-                if queue:
-                    raise RuntimeError(ONE_AT_A_TIME)
-                goes_on = progress.by_shares and not progress.epoch_complete
-                goes_on = goes_on and (is_first or iteration.position > before)  # what is left of a pass may be nothing
-                more, is_first = next_pass() if next_pass is not None and goes_on else None, False
+
+    @contextmanager
+    def _iterating(
+        self, queue: deque[BatchInfo], look_ahead: LookAhead, events: EpochEvents | None
+    ) -> Iterator[Iteration]:
+        """An iteration over an epoch, or over the rest of one. It may begin inside of another one."""
+        progress, resume_at = self._progress, self._resume_at
+        outer = (self._iteration, progress.epoch_end, self.ends_here)
+        if resume_at is None:
+            progress.begin_epoch()
+        # Another iteration may be under way, so each keeps its own place.
+        iteration = Iteration(look_ahead, queue, progress.epoch, resume_at or 0)
+        if resume_at is not None:
+            self._resume_at, self._iteration = None, iteration
+        try:
+            yield iteration
         finally:
             look_ahead.close()
             if events is not None:
                 events.end_epoch()
             self._end_epoch()
-            if outer[0] is not None and not resumed:
+            if outer[0] is not None and resume_at is None:
                 progress.go_on_to(outer[1])
                 self.ends_here = outer[2]
+
+    def _passes(
+        self, first: Iterable[T], iteration: Iteration, next_pass: Callable[[], Iterable[T]] | None
+    ) -> Iterator[Iterable[T]]:
+        """The passes over the data that an epoch takes."""
+        progress, is_first = self._progress, True
+        more: Iterable[T] | None = first
+        while more is not None:
+            before = iteration.position
+            yield more
+            if iteration.queue:
+                raise RuntimeError(ONE_AT_A_TIME)
+            goes_on = progress.by_shares and not progress.epoch_complete
+            goes_on = goes_on and (is_first or iteration.position > before)  # what is left of a pass may be nothing
+            more, is_first = next_pass() if next_pass is not None and goes_on else None, False
+
+    def _fetch(self, iteration: Iteration) -> None:
+        """Give the loop a batch. The one that it works on may be another, where it may look ahead."""
+        self.latest_fetched = iteration.fetch()
+        iteration.advance(self._begin, self._finish, begun=iteration.look_ahead.begun)
+
+    def _wants_next(self, iteration: Iteration) -> bool:
+        """The loop asks for another batch. Return True if it is known to take batches one by one from here on."""
+        look_ahead = iteration.look_ahead
+        # A loop that asks for the next batch works on the latest that it was given, or has done so.
+        iteration.advance(self._begin, self._finish, begun=iteration.fetched, finished=look_ahead.wants_next())
+        return look_ahead.settled and look_ahead.ahead == 0 and iteration.finished == iteration.fetched
 
     def _ends(self, events: EpochEvents | None) -> bool:
         """True where the epoch has its share of the progress, and the plan is not given up at the last moment."""
@@ -208,7 +229,7 @@ class BatchTracker:
         self._is_done = False
 
     def finish(self) -> None:
-        """Take note that the loop is through with the current batch, and does other work before it wants the next."""
+        """Finish the current batch before the loop asks for the next, as where it does other work meanwhile."""
         if self.under_way and not self._is_done:
             self._finish()
             self._is_done = True
@@ -242,49 +263,3 @@ class BatchTracker:
         self.ever_changed, self.longest = state["ever_changed"], state["longest"]
         self._step_samples, self._iteration, self._is_done = state["step_samples"], None, state["is_done"]
         self._resume_at = state["epoch_position"] or None
-
-
-class Iteration:
-    """One pass over the loader.
-
-    Args:
-        look_ahead: how the loop takes its batches.
-        queue: the sizes that the batches were cut at, oldest first. A batch leaves it when the loop comes to work on
-            it.
-        epoch: number of the epoch, from 0.
-        position: samples of the epoch that the loop has come to work on.
-    """
-
-    def __init__(self, look_ahead: LookAhead, queue: deque[BatchInfo], epoch: int, position: int) -> None:
-        self._look_ahead, self._queue, self.epoch, self.position = look_ahead, queue, epoch, position
-        self.fetched = self.begun = self.finished = 0
-
-    def fetch(self) -> BatchInfo:
-        """Take note of a batch that the loop is given, and return it."""
-        self._look_ahead.fetched()
-        waiting = self.fetched - self.begun
-        self.fetched += 1
-        if len(self._queue) <= waiting:
-            raise RuntimeError(ONE_AT_A_TIME)
-        return self._queue[waiting]
-
-    def next(self) -> BatchInfo:
-        """Take note of a batch that the loop comes to work on, and return it."""
-        try:
-            info = self._queue.popleft()
-        except IndexError:
-            raise RuntimeError(ONE_AT_A_TIME) from None
-        self.position += info[1]  # its samples
-        return info
-
-    def advance(
-        self, begin: Callable[[Iteration], None], finish: Callable[[], None], *, begun: int = 0, finished: int = 0
-    ) -> None:
-        """Begin and finish batches, in turn, until the loop has begun so many and is through with so many."""
-        while self.begun < max(begun, finished) or self.finished < finished:
-            if self.finished < self.begun:
-                finish()
-                self.finished += 1
-            else:
-                begin(self)
-                self.begun += 1
