@@ -7,9 +7,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from ..sampling import SharedSampler, whole_order
-from .arguments import made_with
 from .data_loader import AdaptiveDataLoader
 from .loop_facts import LoopFacts
+from .stock_loader import made_with
 
 
 class AdaptedLoader(AdaptiveDataLoader):
