@@ -2,7 +2,7 @@
 
 from .adapted import AdaptedLoader
 from .data_loader import AdaptiveDataLoader
-from .driven import drive
+from .driven_scheduler import drive
 from .loop_facts import LoopFacts
 from .scheduler import SchedulerDriver
 from .stock_loader import made_with, over_all

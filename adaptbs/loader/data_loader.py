@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from .arguments import Given
-from .driven import drive
+from .driven_scheduler import drive
 from .loop_facts import UNKNOWN, LoopFacts
 from .make_session import make_session
 from .misuse import is_trainer, refused_to_trainer

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from adaptbs.loader.driven import drive, steps_left
+from adaptbs.loader.driven_scheduler import drive, steps_left
 from adaptbs.loader.run_length import run_epochs
 from adaptbs.loader.scheduler import SchedulerDriver
 
