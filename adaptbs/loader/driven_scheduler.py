@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, OneCycleLR, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from .scheduler_steps import steps_left
 
 log = logging.getLogger(__name__)
 
@@ -119,18 +121,3 @@ class DrivenByUpdates(DrivenScheduler):
 def _unmade(kind: Any) -> Any:
     """An object whose `__init__` has not run: a copy takes its attributes from the state."""
     return kind.__new__(kind)
-
-
-def steps_left(scheduler: Any) -> float:
-    """Steps that a scheduler can still make; inf where it has no end."""
-    if isinstance(scheduler, OneCycleLR):
-        return float(max(scheduler.total_steps - scheduler.last_epoch, 0))
-    if isinstance(scheduler, SequentialLR):
-        last, begins = scheduler._schedulers[-1], scheduler._milestones[-1]
-        here = scheduler.last_epoch
-        if here >= begins:
-            return steps_left(last)
-        return begins - here + (float(last.total_steps) if isinstance(last, OneCycleLR) else steps_left(last))
-    if isinstance(scheduler, ChainedScheduler):
-        return min(map(steps_left, scheduler._schedulers))
-    return float("inf")
