@@ -10,7 +10,7 @@ from ..gradients import waits_for_nobody
 from ..hyperparameters import traits_of
 from ..model import BatchLoss
 from ..ranks import Ranks
-from ..run import TrainingRun
+from ..run import TrainingRun, TrialStep
 from ..sampling import EpochSource
 from .arguments import Given, advise_whole_batches, check, check_measurable, check_ranks, parameters_of
 from .loop_facts import GradientsReady, LoopFacts
@@ -109,11 +109,12 @@ def _run(
     given: Given, facts: LoopFacts, fixed: FixedRun, ranks: Ranks, loss: BatchLoss | None, driver: SchedulerDriver
 ) -> TrainingRun:
     model, optimizer = given.model, given.optimizer
+    tried = waits_for_nobody(model) if ranks.connected else model
     run = TrainingRun(
         given.settings, model, optimizer,
         batch_size=int(given.batch_size), epoch_samples=fixed.epoch_samples, adaptive=traits_of(optimizer).adaptive,
-        loss=loss, measures=not ranks.connected, parameters=partial(parameters_of, optimizer),
-        trial_loss=loss, trial_model=waits_for_nobody(model) if ranks.connected else model,
+        loss=loss, parameters=partial(parameters_of, optimizer),
+        trial=TrialStep(tried, loss) if tried is not None and loss is not None else None,
         batches_per_step=given.accumulation_steps * ranks.world_size, ranks=ranks,
         micro_batch_size=facts.micro_batch_size,
         on_schedule_moved=driver.moved if given.scheduler is not None else None,
