@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Protocol
 
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -54,25 +55,30 @@ def drive(scheduler: Any, driver: Driver, warn: Callable[..., None] = log.warnin
 
 
 class Driving:
-    """The driver of one scheduler, the schedule's end, and the loop's calls so far.
+    """The driver of one scheduler, the schedule's end, and a count of the loop's calls.
 
     Attributes:
         driver: tells where the scheduler is to go.
         has_end: True if the schedule has a last step.
         total_steps: those of a OneCycleLR; else None.
-        calls: calls of `step()` so far.
+        calls: numbers the loop's calls of `step()`, from 1.
     """
 
     def __init__(self, scheduler: Any, driver: Driver, warn: Callable[..., None]) -> None:
-        self.driver, self._warn, self._warned, self.calls = driver, warn, False, 0
+        self.driver, self.calls, self._warn, self._warned = driver, count(1), warn, False
         self.has_end = steps_left(scheduler) < float("inf")
         self.total_steps = scheduler.total_steps if isinstance(scheduler, OneCycleLR) else None
 
-    def last_steps(self, left: float) -> int:
-        """Steps of a call that comes to the schedule's end, or that is made beyond it."""
+    def last_steps(self, left: float, call: int) -> int:
+        """Steps of a call that comes to the schedule's end, or that is made beyond it.
+
+        Args:
+            left: steps that the schedule has left.
+            call: number of the call.
+        """
         if left <= 0 and not self._warned:
             self._warned = True
-            self._warn(PAST_ITS_END, self.calls)
+            self._warn(PAST_ITS_END, call)
         return max(int(left), 0)
 
 
@@ -87,14 +93,13 @@ class DrivenScheduler:
             self._go_to("step", "epoch", args, kwargs)
             return
         driving, stock = self._driving, self._stock
-        due = driving.driver.take_steps()
-        driving.calls += 1
+        due, call = driving.driver.take_steps(), next(driving.calls)
         # At the first batch size a call too many is the loop's own, and raises as ever.
         if driving.has_end and (due > 1 or driving.driver.grown):
             end = driving.total_steps
             left = end - self.last_epoch if end is not None else steps_left(self)
             if due > left:
-                due = driving.last_steps(left)
+                due = driving.last_steps(left, call)
         for _ in range(due):
             stock.step(self)
 
