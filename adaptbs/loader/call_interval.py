@@ -75,6 +75,6 @@ class StatedInterval:
         return self._per_step / self._steps
 
     def at(self, batches: int) -> int:
-        """Steps that the fixed run has made after so many of its batches."""
+        """Steps that the fixed run has made after `batches` of its batches."""
         epochs, within = divmod(batches, self._epoch_steps)
         return self._steps * (epochs * self._of_epoch + within // self._per_step)

@@ -95,7 +95,7 @@ class RunLength:
         return is_open or self.may_be_cycles
 
     def settle(self, batches_per_call: float | None) -> bool:
-        """Take note of what the scheduler's calls count. Return True if that changes the length.
+        """Settle the length by what the scheduler's calls count. Return True if that changes it.
 
         Args:
             batches_per_call: batches of the fixed run that a call stands for, below 1 where there are several a batch;
@@ -115,7 +115,7 @@ class RunLength:
         return self.epochs != before
 
     def _by_batches(self, total: Total, batches: float) -> float | None:
-        """Epochs of a run whose scheduler is called after each so many batches."""
+        """Epochs of a run whose scheduler is called after every `batches` batches of the fixed run."""
         calls, per_call = (total.steps, round(batches)) if batches >= 1 else (round(total.steps * batches), 1)
         whole = whole_epochs(calls, self._epoch_steps, per_call)
         if whole is not None:
@@ -135,7 +135,7 @@ class RunLength:
         return self.epochs == epochs
 
     def _means(self, epochs: int) -> bool:
-        """True if one of the readings is that the run has so many epochs."""
+        """True if the scheduler's steps can be read as a run of `epochs` epochs."""
         if not self.is_open or self._total is None:
             return False
         readings = [self._total.steps, whole_epochs(self._total.steps, self._epoch_steps, self._per_step)]
@@ -144,10 +144,10 @@ class RunLength:
         return epochs in readings
 
     def begin_epoch(self, samples: int) -> bool:
-        """Take note that an epoch begins. Return True if that changes the length.
+        """An epoch begins. Return True if that changes the length.
 
         Args:
-            samples: of the run so far.
+            samples: samples of the run so far.
         """
         if self.epochs is None:
             return False
@@ -166,7 +166,7 @@ class RunLength:
         return False
 
     def know_why(self) -> None:
-        """Take note that another warning says why the run may go on for longer than its length."""
+        """Do not warn of a run that goes on for longer, because another warning says why."""
         self._is_longer = True
 
     def say_longer(self, text: str, *values: object) -> None:

@@ -30,10 +30,10 @@ class SchedulerDriver:
         start: the size that the run began with, samples.
         epoch_samples: samples of an epoch.
         epoch_steps: n, batches of an epoch at the start size.
-        given: whether there is a scheduler to drive.
+        given: True if there is a scheduler to drive.
 
     Attributes:
-        given: as given.
+        given: True if there is a scheduler to drive.
         grown: True once a call has stood for other batches of the fixed run than those that were delivered.
         by_count: True once the loop is known to count batches to an epoch by itself.
     """
@@ -53,7 +53,7 @@ class SchedulerDriver:
         self.by_count = False
         self._at, self._fixed = 0.0, 0  # the schedule's position, samples of the plan; the fixed run's batches there
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
-        self._in_loop = False  # whether calls have been made inside the latest of them
+        self._in_loop = False  # True once calls have been made inside the latest of them
         self._passed = self._batches = 0  # since the latest call: batches of the fixed run, and batches delivered
         self._epoch_passed = self._epoch_batches = 0  # the same, in the latest iteration until the latest call
         self._iteration = 0  # number of the latest
@@ -62,10 +62,10 @@ class SchedulerDriver:
         self._interval = CallInterval()
         self._stated: StatedInterval | None = None
         self._of_steps: StatedInterval | None = None  # what it would be if each optimizer step were a call
-        self._by_step = False  # where it is stated: whether calls have been made inside of an iteration
+        self._by_step = False  # where it is stated: True once calls have been made inside of an iteration
         self._due = 0  # steps that the fixed run has made since the latest call, where that is stated
         self._explicit: dict[str, ExplicitEpochs] = {}
-        self._told = False  # what explicit epochs count
+        self._told = False  # True once `on_call` was told what explicit epochs or stated calls count
 
     def state(self, steps: int, batches_per_step: int) -> None:
         """Know how many steps the loop makes for each optimizer step; see `StatedInterval`."""
@@ -74,7 +74,7 @@ class SchedulerDriver:
     def know(self, steps: int, batches_per_step: int) -> None:
         """Know how many optimizer steps the loop makes in an epoch, where no whole number of them makes one.
 
-        It is gone by once the calls have shown that they are made after each.
+        This is used once the calls have shown that they are made after each.
         """
         self._of_steps = StatedInterval(1, batches_per_step, self._epoch_steps, steps)
 
@@ -91,7 +91,7 @@ class SchedulerDriver:
         self._on_count = listener
 
     def begin_iteration(self) -> None:
-        """Take note of an iteration over the loader."""
+        """An iteration over the loader begins."""
         self._iterations += 1
         self._iteration += 1
         self._in_loop = False
@@ -99,11 +99,11 @@ class SchedulerDriver:
         self._epoch_passed, self._epoch_batches = -self._passed, -self._batches
 
     def end_iteration(self) -> None:
-        """Take note of its end, also where it was broken off."""
+        """An iteration ends, or is broken off."""
         self._iterations -= 1
 
     def moved(self, before: float, after: float) -> None:
-        """Take note of a batch that the loop now holds, from its schedule's position before and after it."""
+        """The loop holds another batch. Its schedule's position is `before` before it and `after` after it."""
         if before != self._at:  # as between epochs
             self._fixed = fixed_batches(before, self._start, self._epoch_samples, self._epoch_steps)
         since, self._fixed = self._fixed, fixed_batches(after, self._start, self._epoch_samples, self._epoch_steps)
@@ -147,7 +147,7 @@ class SchedulerDriver:
         return steps
 
     def _count_by_itself(self, batches: int) -> None:
-        """Take note of a call that is made after as many batches as the fixed run's epoch has, but larger ones."""
+        """A call is made after as many batches as the fixed run's epoch has, but larger ones."""
         if not self.by_count and self._on_count is not None:
             self._on_count(batches)
         if not self.by_count and self._on_call is not None:

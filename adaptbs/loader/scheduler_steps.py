@@ -12,7 +12,7 @@ class Total(NamedTuple):
     """Steps that a scheduler says that it has.
 
     Attributes:
-        steps: how many.
+        steps: their number.
         name: the argument that says so.
         of_the_run: True if they are those of a whole run; else they may be those of a cycle.
     """
@@ -46,9 +46,9 @@ def total_of(scheduler: Any) -> Total | None:
 
 
 def whole_epochs(total: int, epoch_steps: int, batches_per_call: int = 1) -> int | None:
-    """Epochs that so many calls make, one for each so many batches; None where they make no whole number.
+    """Epochs of a run of `total` calls, one every `batches_per_call` batches; None if they are no whole number.
 
-    What is left of a call's batches at an epoch's end may make one more or not.
+    The batches left at an epoch's end may or may not make one more call, so both readings are tried.
     """
     for calls in (epoch_steps // batches_per_call, -(-epoch_steps // batches_per_call)):
         if 0 < calls <= total and total % calls == 0:

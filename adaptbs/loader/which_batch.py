@@ -77,7 +77,7 @@ class WhichBatch:
         self._is_plain = False  # True where the loop has trained in the latest iteration, and not after its end
 
     def follow(self, look_ahead: LookAhead) -> None:
-        """Take note of how the loop takes the batches of the next iteration."""
+        """Follow the next iteration, in which the loop takes its batches in this way."""
         self._look_ahead, self.is_clear = look_ahead, False
         self._worked()
 
@@ -87,7 +87,7 @@ class WhichBatch:
         return bool(self._after)
 
     def _worked(self, *_: object) -> None:
-        """Take note of a backward pass or a step."""
+        """The loop has worked on the batch that it fetched ahead: wait for that no longer."""
         for handle in self._after:
             handle.remove()
         self._after = []
@@ -98,7 +98,7 @@ class WhichBatch:
         return self._look_ahead.settled
 
     def begin_iteration(self) -> None:
-        """Take note that an iteration begins, in this thread."""
+        """An iteration begins, in this thread."""
         self._iterations += 1
         self.is_clear = False
         self.stream.begin()
@@ -112,7 +112,7 @@ class WhichBatch:
             self._run.controller.holds.add(WHICH_BATCH)
 
     def end_iteration(self, at_its_end: bool) -> None:
-        """Take note that an iteration is over, or was broken off.
+        """An iteration is over, or was broken off.
 
         Args:
             at_its_end: True if all of its batches have been delivered.
@@ -133,7 +133,7 @@ class WhichBatch:
         self.delivering, self.is_clear = self._iterations > 0, False
 
     def look_ahead(self, unclear: bool, fetched: int | None) -> None:
-        """Take note of what a backward pass has shown; see `DetectLookAhead`."""
+        """Lose or find the batch by what a backward pass has shown; see `DetectLookAhead`."""
         if unclear and fetched is not None:
             self._lose(DEEP, fetched)
         elif unclear:
@@ -142,7 +142,7 @@ class WhichBatch:
             self._find()
 
     def stepped(self) -> None:
-        """Take note of a step of the optimizer."""
+        """The optimizer takes a step."""
         if self.stream.waits:
             self.stream.stepped()
         elsewhere = not is_compiling() and get_ident() != self.thread  # a compiled step cannot ask
@@ -152,7 +152,7 @@ class WhichBatch:
         self.is_clear = known and not elsewhere and not self.stream.asks
 
     def _step_elsewhere(self) -> None:
-        """Take note of a step of the optimizer in another thread, or when nothing is being delivered."""
+        """The optimizer takes a step in another thread, or when nothing is being delivered."""
         self._worked()
         if not is_compiling() and get_ident() != self.thread:
             self._lose(THREAD)

@@ -62,7 +62,7 @@ class TrainingRun:
         optimizer: torch's or fastai's, for the views that `metric=` and `by_group=` ask for.
         batch_size: samples of the first batches.
         epoch_samples: samples of an epoch.
-        adaptive: whether the optimizer divides by the gradient's size.
+        adaptive: True if the optimizer divides by the gradient's size.
         loss: the loss of a batch, to measure by halves; None if it is not known.
         parameters: returns the parameters that the optimizer steps. None: all that are trainable.
         trial: the step by which larger batches are tried for memory; None where none can be tried.
@@ -121,7 +121,7 @@ class TrainingRun:
         self._added_a_pass = False
 
     def start(self, epochs: float | None) -> None:
-        """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
+        """Begin a run on the device where the model lies now. `epochs` is its length; None if that is not known."""
         self.controller.start(epochs, self.model_device, self._memory_limit())
         self._at, self._step_ended = -1, True
         self.tracker = BatchTracker(
@@ -235,7 +235,7 @@ class TrainingRun:
         return progress.epoch_complete and not progress.complete and self.tracker.current.ends_step
 
     def before_batch(self, batch: Any) -> None:
-        """Take note of the batch just fetched, keep it for trials, and begin to measure if it is this step's turn.
+        """Keep the batch just fetched for trials, and begin to measure if it is this step's turn.
 
         Raises:
             LossNotScalarError: if the loss that was given returns something other than one number.
