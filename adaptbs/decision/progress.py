@@ -1,4 +1,4 @@
-"""How far a run has come: in samples or in effective samples, and when it ends."""
+"""Progress of a run in samples or effective samples, and its end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Progress:
         self.epoch_end = float(epoch_samples)
 
     def plan(self, epochs: float | None) -> None:
-        """Plan so many epochs from here on, also where the run has begun."""
+        """Plan a run of `epochs` epochs, also after it has begun. None: its length is not known."""
         self.epochs, self.planned = epochs, round(self.epoch_samples * (epochs or 1))
         extra = 1 if self.max_extra is None else 1 + self.max_extra
         self.limit: float = math.floor(self.planned * extra) if epochs else math.inf
@@ -142,7 +142,7 @@ class Progress:
         self.epoch = epoch
 
     def skip(self, epochs: int) -> None:
-        """Begin after so many epochs."""
+        """Begin after the first `epochs` epochs."""
         self.epoch, self.samples = epochs, epochs * self.epoch_samples
         self.effective_samples = float(self.samples)
 
@@ -187,7 +187,7 @@ def sample_efficiency(batch_size: int, reference: int, noise_scale: NoiseScale |
 
 
 def fixed_batches(samples: float, start: int, epoch_samples: int, epoch_steps: int) -> int:
-    """Batches that the fixed run has delivered after so many samples of the plan.
+    """Batches that the fixed run has delivered after `samples` samples of the plan.
 
     Args:
         samples: samples of the plan.

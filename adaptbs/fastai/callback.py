@@ -12,7 +12,7 @@ from fastai.learner import Learner, Recorder
 from ..checks import check_model
 from ..decision import ROUNDING
 from ..model import BatchLoss
-from ..run import RunReport, Settings, TrainingRun, check_version, shows_shared_arguments
+from ..run import RunReport, Settings, TrainingRun, TrialStep, check_version, shows_shared_arguments
 from ..timing import PER_STEP_OF_A_LEARNER
 from .batches import AdaptiveBatches
 from .columns import Columns, QuickCallback, begins_fit
@@ -153,7 +153,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             self._settings, model, getattr(self.opt, "opt", self.opt),
             batch_size=start, epoch_samples=samples, adaptive=is_adaptive(self.opt),
             loss=BatchLoss(batch_loss=batch_loss(learn), called="learn.loss_func", split=split, split_given=given),
-            trial_loss=standalone, trial_model=model,
+            trial=TrialStep(model, standalone),
             micro_batch_size=dl.bs if in_pieces else None,
             per_step=PER_STEP_OF_A_LEARNER,
         )  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from ..sampling import SharedSampler, whole_order
-from .arguments import made_with
 from .data_loader import AdaptiveDataLoader
 from .loop_facts import LoopFacts
+from .stock_loader import made_with
 
 
 class AdaptedLoader(AdaptiveDataLoader):
@@ -62,7 +62,7 @@ class AdaptedLoader(AdaptiveDataLoader):
 
     @staticmethod
     def lengthened(state: dict[str, Any], samples: int) -> dict[str, Any]:
-        """The same `state_dict()`, of an epoch that has so many samples more: its sampler ends so much later."""
+        """The `state_dict()` of an epoch whose sampler yields `samples` more."""
         source = state["source"]
         if not samples or source["rest"] is None:
             return state

@@ -1,15 +1,18 @@
-"""The loader's own arguments: their checks, and those that an existing DataLoader was made with."""
+"""The loader's own arguments, and their checks."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence, Sized
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from ..checks import check_model, check_optimizer, check_size, check_trains
 from ..gradients import IN_STEP, is_sharded, why_loss_is_needed, why_shards_are_unseen
@@ -36,25 +39,51 @@ class LoaderArguments(SharedArguments, total=False):
     in_order: bool
 
 
-def check(
-    *,
-    batch_size: int,
-    accumulation_steps: int,
-    epochs: int | None,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler | None,
-    stock: dict[str, Any],
-) -> None:
-    """Raise ValueError or TypeError for what cannot be."""
-    if stock.get("batch_sampler") is not None:
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The arguments of an AdaptiveDataLoader, as given; see there.
+
+    Attributes:
+        settings: the shared ones.
+        stock: DataLoader's that are not named here.
+    """
+
+    dataset: Dataset[Any]
+    batch_size: int
+    shuffle: bool | None
+    sampler: Any
+    model: nn.Module
+    optimizer: Optimizer
+    loss_func: Callable[..., Tensor] | None
+    batch_loss: Callable[[nn.Module, Any], Tensor] | None
+    autocast: Callable[[], AbstractContextManager[Any]] | None
+    scheduler: LRScheduler | None
+    epochs: int | None
+    accumulation_steps: int
+    rank: int | None
+    world_size: int | None
+    drop_last: bool
+    generator: torch.Generator | None
+    settings: Settings
+    stock: dict[str, Any]
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters that an optimizer steps."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def check(given: Given) -> None:
+    """Raise ValueError or TypeError for arguments that cannot be."""
+    model, optimizer, scheduler = given.model, given.optimizer, given.scheduler
+    if given.stock.get("batch_sampler") is not None:
         raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
-    if not stock.get("in_order", True):
+    if not given.stock.get("in_order", True):
         raise ValueError("in_order=False is not supported: batch sizes are matched by order. Leave it True.")
-    check_size("batch_size", batch_size)
-    check_size("accumulation_steps", accumulation_steps)
-    if epochs is not None:
-        check_size("epochs", epochs)
+    check_size("batch_size", given.batch_size)
+    check_size("accumulation_steps", given.accumulation_steps)
+    if given.epochs is not None:
+        check_size("epochs", given.epochs)
     if not isinstance(model, nn.Module) or not is_sharded(model):  # `check_shards` is about those
         check_model(model)
     check_optimizer(optimizer)
@@ -82,11 +111,6 @@ def check_measurable(model: nn.Module, parameters: Sequence[nn.Parameter], setti
             "loss_func(model(*inputs), target) on a batch (*inputs, target), or batch_loss=(model, batch) -> loss, and "
             "it is measured by halves of a batch; or overhead=0, which measures nothing and holds the batch"
         )
-
-
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """The parameters that an optimizer steps."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def advise_whole_batches(model: nn.Module) -> None:
@@ -137,19 +161,10 @@ def check_shards(model: nn.Module, ranks: Ranks) -> None:
         raise TypeError(f"model= of type {type(model).__name__}: {why}")
 
 
-def check_ranks(
-    ranks: Ranks,
-    settings: Settings,
-    dataset: Any,
-    model: nn.Module,
-    *,
-    batch_size: int,
-    accumulation_steps: int,
-    drop_last: bool,
-    stock: dict[str, Any],
-) -> None:
+def check_ranks(given: Given, ranks: Ranks) -> None:
     """Raise ValueError or TypeError for what several ranks cannot do; collective."""
-    check_shards(model, ranks)
+    dataset, settings, stock = given.dataset, given.settings, given.stock
+    check_shards(given.model, ranks)
     if ranks.world_size == 1:
         return
     if isinstance(dataset, IterableDataset):
@@ -170,71 +185,11 @@ def check_ranks(
         )
     ranks.check_alike(
         {
-            "batch_size": batch_size, "accumulation_steps": accumulation_steps, "drop_last": drop_last,
-            "the length of the dataset": len(dataset), "overhead": settings.overhead_for(IN_STEP),
+            "batch_size": given.batch_size, "accumulation_steps": given.accumulation_steps,
+            "drop_last": given.drop_last, "the length of the dataset": len(cast(Sized, dataset)),
+            "overhead": settings.overhead_for(IN_STEP),
             # A new size arrives as many batches later as workers have fetched ahead.
             "num_workers": stock.get("num_workers", 0), "prefetch_factor": stock.get("prefetch_factor") or 0,
         },
         "give every rank the same arguments",
     )  # fmt: skip
-
-
-PREPARED = (
-    "loader= has been prepared by accelerate, which deals its batches out itself. Write loader = "
-    "adaptbs.accelerate.adaptive(accelerator, loader, model=model, optimizer=optimizer, scheduler=scheduler, "
-    "epochs=...) in place of AdaptiveDataLoader"
-)
-
-_SHARED = (
-    "dataset", "batch_size", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
-    "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
-)  # fmt: skip
-
-_ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")  # what decides how DataLoader iterates
-
-
-def over_all(loader: DataLoader[Any], batches: BatchSampler) -> DataLoader[Any]:
-    """The same DataLoader over all batches, as it was before a library dealt them out to processes.
-
-    Args:
-        loader: the library's.
-        batches: all processes' batches.
-    """
-    same = {name: getattr(loader, name) for name in _SHARED if hasattr(loader, name)}
-    return DataLoader(
-        **{**same, "batch_size": batches.batch_size, "sampler": batches.sampler, "drop_last": batches.drop_last}
-    )
-
-
-def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
-    """The arguments that make a DataLoader like this one.
-
-    Raises:
-        TypeError, ValueError: where its batches cannot be cut anew.
-    """
-    if not isinstance(loader, DataLoader):
-        raise TypeError(f"loader={loader!r}: it must be a torch.utils.data.DataLoader")
-    if hasattr(loader, "base_dataloader"):
-        raise TypeError(PREPARED)
-    if loader.batch_size is None:
-        what = "does not batch" if loader.batch_sampler is None else "has a batch_sampler= of its own"
-        raise ValueError(
-            f"the loader {what}, so there are no batches to grow: "
-            "build AdaptiveDataLoader from its dataset, with batch_size= and sampler= or shuffle="
-        )
-    if type(loader.batch_sampler) is not BatchSampler:
-        raise ValueError(
-            f"the loader's batches are cut by a {type(loader.batch_sampler).__name__}, which cannot change their size: "
-            "build AdaptiveDataLoader from its dataset"
-        )
-    if own := [name for name in _ITERATION if getattr(type(loader), name) is not getattr(DataLoader, name)]:
-        raise TypeError(
-            f"loader= of type {type(loader).__name__}: this class has a {own[0]} of its own, by which it makes or "
-            "hands on batches. An AdaptiveDataLoader makes them as torch's DataLoader does, so what it adds would be "
-            "lost without a word: build AdaptiveDataLoader from its dataset, and do what it adds in the dataset, in "
-            "collate_fn= or in the loop (to go on in mid-epoch, AdaptiveDataLoader has its own state_dict())"
-        )
-    made = {name: getattr(loader, name) for name in _SHARED if hasattr(loader, name)}
-    if not isinstance(loader.dataset, IterableDataset):
-        made["sampler"] = loader.sampler
-    return made

@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,21 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from ..gradients import waits_for_nobody
-from ..hyperparameters import traits_of
-from ..model import BatchLoss
-from ..ranks import Ranks
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
-from ..sampling import EpochSource
-from .arguments import advise_whole_batches, check, check_measurable, check_ranks, made_with, parameters_of
-from .driven import drive
-from .loop_facts import UNKNOWN, GradientsReady, LoopFacts
+from .arguments import Given
+from .driven_scheduler import drive
+from .loop_facts import UNKNOWN, LoopFacts
+from .make_session import make_session
 from .misuse import is_trainer, refused_to_trainer
-from .ranks import RankMeter
-from .rows import RowCheck
-from .run_length import RunLength
-from .scheduler import SchedulerDriver
 from .session import LoaderSession
+from .stock_loader import made_with
 
 PREPARED = (
     "accelerator.prepare() cannot take an AdaptiveDataLoader, whose batches it would cut itself: prepare the stock "
@@ -104,73 +95,27 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         **stock: Unpack[LoaderArguments],
     ) -> None:
         others: dict[str, Any] = dict(stock)
-        settings = Settings.taken_from(others)
-        check(
-            batch_size=batch_size, accumulation_steps=accumulation_steps, epochs=epochs,
-            model=model, optimizer=optimizer, scheduler=scheduler, stock=others,
+        given = Given(
+            dataset=dataset, batch_size=batch_size, shuffle=shuffle, sampler=sampler, drop_last=drop_last,
+            generator=generator, model=model, optimizer=optimizer, loss_func=loss_func, batch_loss=batch_loss,
+            autocast=autocast, scheduler=scheduler, epochs=epochs, accumulation_steps=accumulation_steps,
+            rank=rank, world_size=world_size, settings=Settings.taken_from(others), stock=others,
         )  # fmt: skip
+        self._session, length = make_session(given, self._facts)
+        source = self._session.source
         others.pop("batch_sampler", None)
-        ranks, batch_size = Ranks.from_arguments(rank, world_size), int(batch_size)
-        ranks, facts = replace(ranks, in_runs=self._facts.in_runs), self._facts
-        check_ranks(
-            ranks, settings, dataset, model,
-            batch_size=batch_size, accumulation_steps=accumulation_steps, drop_last=drop_last, stock=others,
-        )  # fmt: skip
-        source = EpochSource(
-            dataset, batch_size, shuffle, sampler, drop_last, generator, accumulation_steps, ranks,
-            num_workers=others.get("num_workers", 0), persistent_workers=others.get("persistent_workers", False),
-        )  # fmt: skip
-        batches = source.batch_sampler
-        settings.check_start(batch_size, batches.pass_samples // ranks.world_size)
-        start_samples = batch_size * ranks.world_size
-        epoch_steps = -(-batches.pass_samples // start_samples)
-        length = RunLength(
-            facts.planned_epochs or epochs, scheduler, start=start_samples, epoch_samples=batches.pass_samples,
-            epoch_steps=epoch_steps, accumulation_steps=accumulation_steps,
-        )  # fmt: skip
-        given = scheduler is not None or facts.moves_schedules
-        driver = SchedulerDriver(start_samples, batches.pass_samples, epoch_steps, given=given)
-        if facts.schedule_steps is not None:
-            driver.state(facts.schedule_steps, accumulation_steps)
-        loss = BatchLoss(loss_func, batch_loss, autocast, split=settings.split) if loss_func or batch_loss else None
-        stepped = partial(parameters_of, optimizer)
-        if loss is None and not ranks.connected:
-            check_measurable(model, stepped(), settings)
-        run = TrainingRun(
-            settings, model, optimizer,
-            batch_size=batch_size, epoch_samples=batches.pass_samples, adaptive=traits_of(optimizer).adaptive,
-            loss=loss, measures=not ranks.connected, parameters=stepped,
-            trial_loss=loss, trial_model=waits_for_nobody(model) if ranks.connected else model,
-            batches_per_step=accumulation_steps * ranks.world_size, ranks=ranks,
-            micro_batch_size=facts.micro_batch_size,
-            on_schedule_moved=driver.moved if scheduler is not None else None,
-        )  # fmt: skip
-        if not given:
-            run.controller.rules.expect_no_decay()
-        # A lambda would cost a call at every batch.
-        source.follow(partial(attrgetter("batch_size"), run.controller), run.controller.rules.has_few_sizes)
-        if batches.shortest_tail != start_samples:
-            advise_whole_batches(model)
-        meter: RankMeter | None = None
-        ready = GradientsReady() if facts.says_when_ready else None
-        if settings.measures and ranks.connected:
-            passes = accumulation_steps * (1 if facts.micro_batch_size is None else 2)  # two stand for more
-            meter = RankMeter(model, optimizer, loss, ranks, passes, ready)
-        rows = RowCheck(others.get("collate_fn"), dataset, run)
-        self._session = LoaderSession(
-            source, run, length, optimizer, settings.following, meter, driver, loss, rows, facts.look_ahead, ready
-        )
         if source.streams:  # DataLoader takes no batch sampler then, but asks its own one in the same way.
-            super().__init__(dataset, batch_size, shuffle, sampler, drop_last=drop_last, generator=generator, **others)
+            start = int(batch_size)
+            super().__init__(dataset, start, shuffle, sampler, drop_last=drop_last, generator=generator, **others)
         else:
-            super().__init__(dataset, batch_sampler=batches, generator=generator, **others)
+            super().__init__(dataset, batch_sampler=source.batch_sampler, generator=generator, **others)
             # It leaves these at their defaults beside a batch sampler, and forbids to assign them.
             self.__dict__.update(sampler=source.order, drop_last=drop_last)
-        self.__dict__["batch_sampler"] = batches
+        self.__dict__["batch_sampler"] = source.batch_sampler
         # Last, so that an argument refused above has changed nothing of the user's.
         self._session.follow()
         if scheduler is not None:
-            self._session.step_hook.on_taken(partial(drive, scheduler, driver, length.say_longer))
+            self._session.step_hook.on_taken(partial(drive, scheduler, self._session.driver, length.say_longer))
 
     @classmethod
     def from_loader(cls, loader: DataLoader[Any], **arguments: Any) -> AdaptiveDataLoader:

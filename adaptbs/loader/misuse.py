@@ -72,20 +72,20 @@ def refused_to_trainer() -> Iterator[Any]:
 
 
 class MisuseWarnings:
-    """Watches what should follow the batch and does not.
+    """Warns of learning rates, parameters and optimizers that should follow the batch and do not.
 
     Args:
         optimizer: the loop's optimizer.
-        scheduler_given: whether the loader drives a scheduler.
-        follows: whether any hyperparameter is to follow the batch.
+        scheduler_given: True if the loader drives a scheduler.
+        follows: True if any hyperparameter is to follow the batch.
         batches_per_step: batches of an optimizer step.
         holds: reasons to hold the batch.
         others: returns parameters of the model that train and are not the optimizer's, a few of them.
 
     Attributes:
-        saw_a_step: whether the optimizer has taken a step in this iteration, or need not.
-        ever_stepped: whether it has in any.
-        watches: whether there is anything left to warn of.
+        saw_a_step: True if the optimizer has taken a step in this iteration, or need not.
+        ever_stepped: True if it has taken a step in any iteration.
+        watches: True while there is anything left to warn of.
     """
 
     def __init__(
@@ -110,20 +110,20 @@ class MisuseWarnings:
         self._warned = self._held = self._said = False
 
     def stepped(self) -> None:
-        """Take note of a step of the optimizer."""
+        """The optimizer takes a step."""
         self.saw_a_step = self.ever_stepped = True
         self.watches = self._rate_is_free or bool(self._others)
         self._holds.remove(STEP)
 
     def progress_was_read(self) -> None:
-        """Take note that the loop asks for the progress: a rate that it sets is taken to follow that."""
+        """The loop asks for the progress: a rate that it sets is taken to follow that."""
         if not getattr(self._optimizer.step, STEPPED, False):
             self._rate_is_free = False
             self.watches = not self.saw_a_step or bool(self._others)
             self._holds.remove(RATE)
 
     def begin_epoch(self) -> None:
-        """Take note of an iteration that begins: what a loop does between two of them is its own affair."""
+        """An iteration begins. What a loop does between two of them is its own affair."""
         self._lr = self._optimizer.param_groups[0]["lr"]
         if not self._follows:
             return

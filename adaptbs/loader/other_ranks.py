@@ -1,4 +1,4 @@
-"""The state of a run on so many ranks, as one on more or fewer: torchrun restarts with the nodes that are left."""
+"""Converts a saved state to more or fewer ranks: torchrun restarts with the nodes that are left."""
 
 from __future__ import annotations
 

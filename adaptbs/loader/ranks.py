@@ -1,4 +1,4 @@
-"""Measures a loop on several ranks: which of its steps, when, and what is to be said about them."""
+"""Measures the steps of a loop on several ranks."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class RankStep:
         self._hook: Any = None
 
     def begin(self, batch: Any) -> None:
-        """Take note of a batch that the loop is given; the one it works on may still be the one before."""
+        """The loop is given a batch. The one that it works on may still be the one before."""
         controller, current = self._run.controller, self._tracker.current
         if controller.progress_tracker.samples == self._at:
             return  # it looks ahead, and works on the same one as before

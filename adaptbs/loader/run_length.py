@@ -2,124 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, SequentialLR
+from .length_warnings import (
+    BY_COUNT,
+    COUNTED,
+    GOES_ON,
+    GOES_ON_AS_SAID,
+    LENGTH,
+    NEVER_STEPPED,
+    NO_LENGTH,
+    OTHER_LENGTH,
+    SHORTER_THAN_ITS_CYCLE,
+    STEPPED_BY_THE_EPOCH,
+)
+from .scheduler_steps import Total, run_epochs, total_of, whole_epochs
+
+__all__ = ["BY_COUNT", "COUNTED", "LENGTH", "NO_LENGTH", "OTHER_LENGTH", "RunLength"]
 
 log = logging.getLogger(__name__)
-
-LENGTH = "length of the run not known"  # reason to hold the batch
-BY_COUNT = "the loop counts the batches of an epoch"  # the same
-NO_LENGTH = (
-    "the length of the run is not known: decisions are paced by the epoch. Give epochs=, a scheduler with total_steps "
-    "or T_max, or loop over loader.epochs(n)."
-)
-COUNTED = (
-    "the loop counts %d batches to an epoch by itself, as ignite's Engine does, although larger batches make an epoch "
-    "of fewer. Its epochs take more samples than planned, so the batch is held. The scheduler makes a step at each of "
-    "its calls from here on. Let an epoch end where `for batch in loader` ends (docs/your_loop.md says what to write "
-    "for ignite)."
-)
-OTHER_LENGTH = (
-    "an epoch has %d samples now, where %d were planned, as by a dataset or a sampler that changes between epochs: "
-    "from here on an epoch is a pass over all of them, and the run has the epochs that were asked for. loader.progress "
-    "still goes by the plan. To plan by the new length, build a loader for each."
-)
-STEPPED_BY_THE_EPOCH = (
-    "the scheduler's %s is a whole number of epochs' batches, but it is stepped once an epoch: the run is taken to "
-    "have %d epochs. Give epochs= if it has another number of them."
-)
-SHORTER_THAN_ITS_CYCLE = (
-    "the scheduler's %s is no whole number of epochs, and it is stepped from batch to batch: it may be the length of "
-    "the run or of one of several cycles. By larger batches a loop that ends after so many of them would come to the "
-    "second of cycles that it was not to have, so the batch is held. Give epochs= where they are cycles. Else let "
-    "T_max be len(loader) * n, and loop over loader.epochs(n) or until loader.progress is 1."
-)
-NEVER_STEPPED = (
-    "the scheduler that the loader was given has not been stepped in a whole epoch, so it is not clear whether its %s "
-    "counts batches or epochs. The batch is held until its step() is called. Give epochs= if it is not to be called."
-)
-GOES_ON_AS_SAID = (
-    "the run goes on after the %g epochs that it was said to have, at the batch and the schedule that it has come to. "
-    "A loop that ends after a number of batches comes here by larger ones: let it end when loader.progress is 1. "
-    "Another run, as of a new model, needs a loader of its own."
-)
-GOES_ON = (
-    "the run goes on after the %s epochs that the scheduler's %s stands for: its length is not known from here on, and "
-    "decisions are paced by the epoch. Give epochs= to say how long it is. A loop that ends after a number of batches "
-    "comes here by larger ones: let it end when loader.progress is 1. Another run, as of a new model, needs a loader "
-    "of its own."
-)
-
-
-class Total(NamedTuple):
-    """Steps that a scheduler says that it has.
-
-    Attributes:
-        steps: how many.
-        name: the argument that says so.
-        of_the_run: True if they are those of a whole run; else they may be those of a cycle.
-    """
-
-    steps: int
-    name: str
-    of_the_run: bool
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.steps}"
-
-
-def total_of(scheduler: Any) -> Total | None:
-    """The steps that a scheduler says that it has; None where it does not tell."""
-    if isinstance(scheduler, ChainedScheduler):
-        known = [total for total in map(total_of, scheduler._schedulers) if total is not None]
-        return min(known, key=lambda total: (not total.of_the_run, -total.steps), default=None)
-    if isinstance(scheduler, SequentialLR):
-        last = total_of(scheduler._schedulers[-1])
-        return last and last._replace(steps=last.steps + scheduler._milestones[-1])
-    for name in ("total_steps", "T_max"):
-        steps = getattr(scheduler, name, None)
-        if isinstance(steps, int) and steps >= 1:
-            return Total(steps, name, name == "total_steps")
-    if isinstance(scheduler, LambdaLR):  # as Hugging Face's schedules are made
-        for function in scheduler.lr_lambdas:
-            steps = function.keywords.get("num_training_steps") if isinstance(function, functools.partial) else None
-            if isinstance(steps, int) and steps >= 1:
-                return Total(steps, "num_training_steps", True)
-    return None
-
-
-def whole_epochs(total: int, epoch_steps: int, batches_per_call: int = 1) -> int | None:
-    """Epochs that so many calls make, one for each so many batches; None where they make no whole number.
-
-    What is left of a call's batches at an epoch's end may make one more or not.
-    """
-    for calls in (epoch_steps // batches_per_call, -(-epoch_steps // batches_per_call)):
-        if 0 < calls <= total and total % calls == 0:
-            return total // calls
-    return None
-
-
-def run_epochs(scheduler: object, epoch_steps: int, accumulation_steps: int = 1) -> int | None:
-    """The likely length of the run, epochs, as far as the scheduler tells; else None.
-
-    A whole number of epochs' steps counts steps, and fewer than one epoch's steps counts epochs: that scheduler is
-    stepped once an epoch. Anything else could be either.
-
-    Args:
-        scheduler: a torch LR scheduler.
-        epoch_steps: batches of an epoch of the fixed run.
-        accumulation_steps: batches of an optimizer step.
-    """
-    total = total_of(scheduler)
-    if total is None:
-        return None
-    epochs = whole_epochs(total.steps, epoch_steps, accumulation_steps)
-    return total.steps if epochs is None and total.steps < epoch_steps // accumulation_steps else epochs
 
 
 class RunLength:
@@ -192,7 +96,7 @@ class RunLength:
         return is_open or self.may_be_cycles
 
     def settle(self, batches_per_call: float | None) -> bool:
-        """Take note of what the scheduler's calls count. Return True if that changes the length.
+        """Settle the length by what the scheduler's calls count. Return True if that changes it.
 
         Args:
             batches_per_call: batches of the fixed run that a call stands for, below 1 where there are several a batch;
@@ -212,7 +116,7 @@ class RunLength:
         return self.epochs != before
 
     def _by_batches(self, total: Total, batches: float) -> float | None:
-        """Epochs of a run whose scheduler is called after each so many batches."""
+        """Epochs of a run whose scheduler is called after every `batches` batches of the fixed run."""
         calls, per_call = (total.steps, round(batches)) if batches >= 1 else (round(total.steps * batches), 1)
         whole = whole_epochs(calls, self._epoch_steps, per_call)
         if whole is not None:
@@ -232,7 +136,7 @@ class RunLength:
         return self.epochs == epochs
 
     def _means(self, epochs: int) -> bool:
-        """True if one of the readings is that the run has so many epochs."""
+        """True if the scheduler's steps can be read as a run of `epochs` epochs."""
         if not self.is_open or self._total is None:
             return False
         readings = [self._total.steps, whole_epochs(self._total.steps, self._epoch_steps, self._per_step)]
@@ -241,10 +145,10 @@ class RunLength:
         return epochs in readings
 
     def begin_epoch(self, samples: int) -> bool:
-        """Take note that an epoch begins. Return True if that changes the length.
+        """An epoch begins. Return True if that changes the length.
 
         Args:
-            samples: of the run so far.
+            samples: samples of the run so far.
         """
         if self.epochs is None:
             return False
@@ -263,7 +167,7 @@ class RunLength:
         return False
 
     def know_why(self) -> None:
-        """Take note that another warning says why the run may go on for longer than its length."""
+        """Do not warn of a run that goes on for longer, because another warning says why."""
         self._is_longer = True
 
     def _say_if_trained(self, text: str, *values: object) -> None:

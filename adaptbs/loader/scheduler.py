@@ -6,17 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from ..decision import fixed_batches
-from .cadence import Cadence, ExplicitEpochs, StatedCadence
+from .call_interval import CallInterval, StatedInterval
+from .explicit_epochs import ExplicitEpochs
 
 
 class SchedulerDriver:
     """Tells how many steps of the schedule one call of `scheduler.step()` stands for.
 
     The schedule goes to the place where the fixed run's would be, however often it is called. While the batch has its
-    first size a call is one step, and the calls show the loop's cadence: how many batches of the fixed run a step
+    first size a call is one step, and the calls show their interval: how many batches of the fixed run a step
     stands for. Once the batch has another size, the batches that the fixed run would have delivered since the call
     before are divided by that. So a loop may call at every batch, at every m-th, several times a batch, or at every so
-    many samples. As long as the cadence is not known, a call stands for the fixed run's batches of each batch that was
+    many samples. As long as the interval is not known, a call stands for the fixed run's batches of each batch that was
     delivered.
 
     A call outside an iteration, as of a scheduler stepped once an epoch, is one step: epochs are equal shares of the
@@ -29,10 +30,10 @@ class SchedulerDriver:
         start: the size that the run began with, samples.
         epoch_samples: samples of an epoch.
         epoch_steps: n, batches of an epoch at the start size.
-        given: whether there is a scheduler to drive.
+        given: True if there is a scheduler to drive.
 
     Attributes:
-        given: as given.
+        given: True if there is a scheduler to drive.
         grown: True once a call has stood for other batches of the fixed run than those that were delivered.
         by_count: True once the loop is known to count batches to an epoch by itself.
     """
@@ -52,31 +53,31 @@ class SchedulerDriver:
         self.by_count = False
         self._at, self._fixed = 0.0, 0  # the schedule's position, samples of the plan; the fixed run's batches there
         self._iterations = 0  # under way: more than one where a loop peeks into the loader inside another
-        self._in_loop = False  # whether calls have been made inside the latest of them
+        self._in_loop = False  # True once calls have been made inside the latest of them
         self._passed = self._batches = 0  # since the latest call: batches of the fixed run, and batches delivered
         self._epoch_passed = self._epoch_batches = 0  # the same, in the latest iteration until the latest call
         self._iteration = 0  # number of the latest
         self._owed = 0.0  # part of a step that calls so far have come to beyond whole ones
         self.grown = False
-        self._cadence = Cadence()
-        self._stated: StatedCadence | None = None
-        self._of_steps: StatedCadence | None = None  # what it would be if each optimizer step were a call
-        self._by_step = False  # where it is stated: whether calls have been made inside of an iteration
+        self._interval = CallInterval()
+        self._stated: StatedInterval | None = None
+        self._of_steps: StatedInterval | None = None  # what it would be if each optimizer step were a call
+        self._by_step = False  # where it is stated: True once calls have been made inside of an iteration
         self._before: dict[str, Any] = {}  # the latest iteration
         self._due = 0  # steps that the fixed run has made since the latest call, where that is stated
         self._explicit: dict[str, ExplicitEpochs] = {}
-        self._told = False  # what explicit epochs count
+        self._told = False  # True once `on_call` was told what explicit epochs or stated calls count
 
     def state(self, steps: int, batches_per_step: int) -> None:
-        """Know how many steps the loop makes for each optimizer step; see `StatedCadence`."""
-        self._stated = StatedCadence(steps, batches_per_step, self._epoch_steps)
+        """Know how many steps the loop makes for each optimizer step; see `StatedInterval`."""
+        self._stated = StatedInterval(steps, batches_per_step, self._epoch_steps)
 
     def know(self, steps: int, batches_per_step: int) -> None:
         """Know how many optimizer steps the loop makes in an epoch, where no whole number of them makes one.
 
-        It is gone by once the calls have shown that they are made after each.
+        This is used once the calls have shown that they are made after each.
         """
-        self._of_steps = StatedCadence(1, batches_per_step, self._epoch_steps, steps)
+        self._of_steps = StatedInterval(1, batches_per_step, self._epoch_steps, steps)
 
     def on_call(self, listener: Callable[[float | None], None]) -> None:
         """From here on tell the listener what calls count, as they show it.
@@ -91,7 +92,7 @@ class SchedulerDriver:
         self._on_count = listener
 
     def begin_iteration(self) -> None:
-        """Take note of an iteration over the loader."""
+        """An iteration over the loader begins."""
         self._before = {name: getattr(self, name) for name in _OF_BATCHES}
         self._iterations += 1
         self._iteration += 1
@@ -105,11 +106,11 @@ class SchedulerDriver:
             setattr(self, name, value)
 
     def end_iteration(self) -> None:
-        """Take note of its end, also where it was broken off."""
+        """An iteration ends, or is broken off."""
         self._iterations -= 1
 
     def moved(self, before: float, after: float) -> None:
-        """Take note of a batch that the loop now holds, from its schedule's position before and after it."""
+        """The loop holds another batch. Its schedule's position is `before` before it and `after` after it."""
         if before != self._at:  # as between epochs
             self._fixed = fixed_batches(before, self._start, self._epoch_samples, self._epoch_steps)
         since, self._fixed = self._fixed, fixed_batches(after, self._start, self._epoch_samples, self._epoch_steps)
@@ -127,33 +128,33 @@ class SchedulerDriver:
             self._count_by_itself(batches)
         if self.by_count:
             return 1
-        cadence = self._cadence
+        interval = self._interval
         if self._of_steps is not None:
             self._due = min(due - 1, 0)  # a step that the fixed run would not have made by now is one less to come
         # Of a loop that looks a batch ahead the last call comes when the iteration is over.
         if batches:
             self._in_loop = self._in_loop or self._iterations > 0
-        elif not self._iterations and cadence.gap >= 1:
+        elif not self._iterations and interval.gap >= 1:
             self._in_loop = False
         if not self._in_loop:
             return self._of_an_epoch()
         self._epoch_passed, self._epoch_batches = self._epoch_passed + passed, self._epoch_batches + batches
         if passed != batches:
             self.grown = True
-        if not cadence.known:
+        if not interval.known:
             self._look(batches)
         if not self.grown:
             return 1
-        if self._of_steps is not None and cadence.known and cadence.gap == self._of_steps.gap:
+        if self._of_steps is not None and interval.known and interval.gap == self._of_steps.gap:
             self._due = min(due, 0)
             return max(due, 0)
-        self._owed += passed / cadence.gap if cadence.known else cadence.ratio(passed, batches)
+        self._owed += passed / interval.gap if interval.known else interval.ratio(passed, batches)
         steps = int(self._owed + 1e-9)
         self._owed -= steps
         return steps
 
     def _count_by_itself(self, batches: int) -> None:
-        """Take note of a call that is made after as many batches as the fixed run's epoch has, but larger ones."""
+        """A call is made after as many batches as the fixed run's epoch has, but larger ones."""
         if not self.by_count and self._on_count is not None:
             self._on_count(batches)
         if not self.by_count and self._on_call is not None:
@@ -175,22 +176,22 @@ class SchedulerDriver:
 
     def _of_an_epoch(self) -> int:
         """Steps of a call outside an iteration."""
-        if self._on_call is not None and self._at and not self._iterations and not self._cadence.calls:
+        if self._on_call is not None and self._at and not self._iterations and not self._interval.calls:
             self._on_call(None)
         return 1
 
     def _look(self, batches: int) -> None:
         """Learn from a call what calls count."""
-        cadence = self._cadence
-        if not cadence.calls:  # what was delivered in iterations before, as to peek, has nothing to do with it
+        interval = self._interval
+        if not interval.calls:  # what was delivered in iterations before, as to peek, has nothing to do with it
             batches = self._epoch_batches
         # The batch that ends an epoch by its progress may stand for some of the fixed run's next epoch.
-        if not cadence.calls and self._epoch_passed >= self._epoch_steps:
-            cadence.learn(self._epoch_steps)  # the loop calls at the last batch of each epoch
+        if not interval.calls and self._epoch_passed >= self._epoch_steps:
+            interval.learn(self._epoch_steps)  # the loop calls at the last batch of each epoch
         else:
-            cadence.look(batches)
-        if self._on_call is not None and (cadence.known or cadence.calls == 1):
-            self._on_call(None if cadence.gap == self._epoch_steps else cadence.gap)
+            interval.look(batches)
+        if self._on_call is not None and (interval.known or interval.calls == 1):
+            self._on_call(None if interval.gap == self._epoch_steps else interval.gap)
 
     def place(self, said: float, name: str = "step") -> float:
         """The place in the plan that a call with an explicit epoch or count of updates stands for.
@@ -233,7 +234,7 @@ class SchedulerDriver:
             **{name: getattr(self, f"_{name}") for name in _REMEMBERED},
             "grown": self.grown,
             "by_count": self.by_count,
-            "cadence": self._cadence.state_dict(),
+            "cadence": self._interval.state_dict(),
             "explicit": {name: explicit.state_dict() for name, explicit in self._explicit.items()},
         }
 
@@ -242,7 +243,7 @@ class SchedulerDriver:
             setattr(self, f"_{name}", state[name])
         self.grown, self.by_count = state["grown"], state["by_count"]
         self._fixed = fixed_batches(self._at, self._start, self._epoch_samples, self._epoch_steps)
-        self._cadence.load_state_dict(state["cadence"])
+        self._interval.load_state_dict(state["cadence"])
         for name, saved in state["explicit"].items():
             self._explicit[name] = ExplicitEpochs()
             self._explicit[name].load_state_dict(saved)

@@ -38,16 +38,16 @@ class StreamCheck:
         self._stream: Any = None
 
     def begin(self) -> None:
-        """Take note that an iteration begins."""
+        """An iteration begins."""
         self.asks, self.waits = not self._found and self._run.model_device.type == "cuda", False
 
     def delivered(self) -> None:
-        """Take note that a batch is asked for, on the current stream."""
+        """The loop asks for a batch on the current stream."""
         self.asks, self.waits = False, True
         self._stream = torch.cuda.current_stream(self._run.model_device)
 
     def stepped(self) -> None:
-        """Take note that the optimizer is about to step, on the current stream."""
+        """The optimizer is about to step on the current stream."""
         self.waits = False
         if torch.cuda.current_stream(self._run.model_device) != self._stream:
             self._found = True

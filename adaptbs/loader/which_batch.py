@@ -83,7 +83,7 @@ class WhichBatch:
         self._is_plain = False  # True where the loop has trained in the latest iteration, and not after its end
 
     def follow(self, look_ahead: LookAhead) -> None:
-        """Take note of how the loop takes the batches of the next iteration."""
+        """Follow the next iteration, in which the loop takes its batches in this way."""
         self._look_ahead, self.is_clear = look_ahead, False
         self._worked()
 
@@ -93,7 +93,7 @@ class WhichBatch:
         return bool(self._after)
 
     def _worked(self, *_: object) -> None:
-        """Take note of a backward pass or a step."""
+        """The loop has worked on the batch that it fetched ahead: wait for that no longer."""
         for handle in self._after:
             handle.remove()
         self._after = []
@@ -104,7 +104,7 @@ class WhichBatch:
         return self._look_ahead.settled
 
     def begin_iteration(self) -> None:
-        """Take note that an iteration begins, in this thread."""
+        """An iteration begins, in this thread."""
         self._iterations += 1
         self.drawn.begins(frame(3))  # beyond the events and the generator: the loop that asks for its first batch
         self.is_clear = False
@@ -119,7 +119,7 @@ class WhichBatch:
             self._run.controller.holds.add(WHICH_BATCH)
 
     def end_iteration(self, at_its_end: bool, trained: bool) -> None:
-        """Take note that an iteration is over, or was broken off.
+        """An iteration is over, or was broken off.
 
         Args:
             at_its_end: True if all of its batches have been delivered.
@@ -144,7 +144,7 @@ class WhichBatch:
         self.delivering, self.is_clear = self._iterations > 0, False
 
     def look_ahead(self, unclear: bool, fetched: int | None) -> None:
-        """Take note of what a backward pass has shown; see `DetectLookAhead`."""
+        """Lose or find the batch by what a backward pass has shown; see `DetectLookAhead`."""
         self.drawn.trains()
         self._length.trains()
         if unclear and fetched is not None:
@@ -155,7 +155,7 @@ class WhichBatch:
             self._find()
 
     def stepped(self) -> None:
-        """Take note of a step of the optimizer."""
+        """The optimizer takes a step."""
         if self.stream.waits:
             self.stream.stepped()
         elsewhere = not is_compiling() and get_ident() != self.thread  # a compiled step cannot ask
@@ -165,7 +165,7 @@ class WhichBatch:
         self.is_clear = known and not elsewhere and not self.stream.asks
 
     def _step_elsewhere(self) -> None:
-        """Take note of a step of the optimizer in another thread, or when nothing is being delivered."""
+        """The optimizer takes a step in another thread, or when nothing is being delivered."""
         self._worked()
         if not is_compiling() and get_ident() != self.thread:
             self._lose(THREAD)

@@ -7,6 +7,7 @@ from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAhead, Still
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
 from .training_run import TrainingRun
+from .trial_step import TrialStep
 from .version import check_version
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "SharedArguments",
     "StillAhead",
     "TrainingRun",
+    "TrialStep",
     "check_version",
     "shows_shared_arguments",
 ]

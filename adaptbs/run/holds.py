@@ -50,7 +50,7 @@ class Holds:
             log.warning(text, *values)
 
     def count_batch(self) -> None:
-        """Take note that another batch is delivered. After those of the first steps all that was gathered is logged."""
+        """Count a delivered batch. After those of the first steps log all that was gathered."""
         self._left -= 1
         if self._left < 0:
             self.say()

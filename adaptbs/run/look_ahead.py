@@ -21,7 +21,7 @@ class LookAhead(Protocol):
     settled: bool
 
     def fetched(self) -> None:
-        """Take note of a batch that the loop has been given."""
+        """The loop has been given a batch."""
         ...
 
     @property
@@ -30,11 +30,11 @@ class LookAhead(Protocol):
         ...
 
     def wants_next(self) -> int:
-        """Take note that the loop wants another batch; return how many batches it is through with."""
+        """The loop wants another batch. Return the number of batches that it has finished."""
         ...
 
     def works(self, *_: Any) -> None:
-        """Take note of a backward pass or a step."""
+        """The loop makes a backward pass or a step."""
         ...
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class DetectLookAhead:
         return self._fetched - (1 if self.ahead is None else self.ahead)
 
     def works(self, *_: Any) -> None:
-        """Take note of a backward pass or a step."""
+        """The loop makes a backward pass or a step."""
         if self.settled or not self._fetched:
             return
         if self._fetched < 3:

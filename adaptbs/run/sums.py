@@ -23,7 +23,7 @@ class SumCheck:
 
     Args:
         controller: the run's.
-        adaptive: whether the optimizer divides by the gradient's size.
+        adaptive: True if the optimizer divides by the gradient's size.
         stated: True if the user has said what becomes of the learning rate, by a function or by `transfer=`.
         reduction: what the loss function says of itself, "mean" or "sum"; None: nothing, or it is not known.
     """
@@ -35,7 +35,7 @@ class SumCheck:
             self._hold()
 
     def look(self, meter: NoiseMeter) -> None:
-        """Take note of what the first measurements have shown of the loss."""
+        """Hold the batch if the first measurements have shown that the loss is a sum."""
         if not self._is_done and meter.sums is not None:
             self._is_done = True
             if meter.sums and (meter.in_step or not self._adaptive):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +11,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..decision import ROUNDING
 from ..gradients import HALVES, IN_STEP, NoiseMeter, views_of, why_loss_is_needed
 from ..hyperparameters import HyperparameterScaler
 from ..memory import Measures, MemoryLimit, MemoryTrial, memory_of
@@ -21,6 +19,7 @@ from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
 from ..timing import PER_STEP, Clock
 from ..types import Scale
+from .batches_left import batches_left
 from .controller import Controller
 from .look_ahead import LookAhead, NoLookAhead
 from .measuring import StepMeasuring
@@ -29,6 +28,7 @@ from .rules import check_shape
 from .settings import Settings
 from .sums import SumCheck
 from .tracker import BatchTracker, EpochEvents
+from .trial_step import TrialStep
 from .version import VERSION, check_version
 
 log = logging.getLogger(__name__)
@@ -62,16 +62,13 @@ class TrainingRun:
         optimizer: torch's or fastai's, for the views that `metric=` and `by_group=` ask for.
         batch_size: samples of the first batches.
         epoch_samples: samples of an epoch.
-        adaptive: whether the optimizer divides by the gradient's size.
+        adaptive: True if the optimizer divides by the gradient's size.
         loss: the loss of a batch, to measure by halves; None if it is not known.
-        measures: False where nothing is measured here, as where several ranks measure together.
         parameters: returns the parameters that the optimizer steps. None: all that are trainable.
-        trial_loss: the same between two steps, to try larger batches by; None where none can be tried.
-        trial_model: the module that runs it, such as the one inside DistributedDataParallel. None: no trial is made,
-            because the other ranks would wait for it.
+        trial: the step by which larger batches are tried for memory; None where none can be tried.
         batches_per_step: batches that make up an optimizer step, of all ranks together.
         micro_batch_size: the most samples that go through the model at once, where larger batches are accumulated.
-        ranks: the ranks that decide alike.
+        ranks: the ranks that decide alike. If they are connected they measure together, and nothing is measured here.
         on_schedule_moved: called with the schedule's position before and after each batch.
         per_step: seconds that the face takes at every step, measured or not.
     """
@@ -86,10 +83,8 @@ class TrainingRun:
         epoch_samples: int,
         adaptive: bool,
         loss: BatchLoss | None = None,
-        measures: bool = True,
         parameters: Callable[[], Sequence[nn.Parameter]] | None = None,
-        trial_loss: BatchLoss | None = None,
-        trial_model: nn.Module | None = None,
+        trial: TrialStep | None = None,
         batches_per_step: int = 1,
         micro_batch_size: int | None = None,
         ranks: Ranks = ALONE,
@@ -97,7 +92,7 @@ class TrainingRun:
         per_step: float = PER_STEP,
     ) -> None:
         views = views_of(optimizer, metric=settings.metric, by_group=settings.by_group)
-        measures, source = measures and settings.measures, IN_STEP
+        measures, source = settings.measures and not ranks.connected, IN_STEP
         if measures:
             stepped = parameters() if parameters is not None else ()
             why = why_loss_is_needed(model, stepped, choice=settings.source, views=bool(views))
@@ -110,7 +105,7 @@ class TrainingRun:
         )  # fmt: skip
         self.model, self.settings, self._ranks = model, settings, ranks
         self._is_compiled, self._on_schedule_moved = Seldom(model, partial(has_compiled, model)), on_schedule_moved
-        self._trial_loss, self._trial_model, self._micro_batch_size = trial_loss, trial_model, micro_batch_size
+        self._trial, self._micro_batch_size = trial, micro_batch_size
         meter = partial(NoiseMeter, model, loss, choice=settings.source, views=views, parameters=parameters)
         self._meter: NoiseMeter | None = meter() if measures else None
         self._measured_by: Measures | None = None  # in place of the meter
@@ -126,21 +121,8 @@ class TrainingRun:
         self._added_a_pass = False
 
     def start(self, epochs: float | None) -> None:
-        """Begin a run of so many epochs (None: of unknown length) on the device where the model lies now."""
-        memory = memory_of({p.device for p in self.model.parameters()}, self._ranks.world_size)
-        trial: MemoryTrial | None = None
-        if self._trial_loss is not None and self._trial_model is not None and memory is not None:
-            this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
-            trial = MemoryTrial(
-                self._trial_model, self._trial_loss, memory, lambda: this._batch,
-                measures=lambda: this._measured_by or this._meter,
-                accumulates=self.controller.batches_per_step > self._ranks.world_size,
-            )  # fmt: skip
-        limit = MemoryLimit(
-            None if self.settings.step_time else memory, self.settings.exceed_memory,
-            self.controller.batches_per_step, self._ranks, trial, self._micro_batch_size,
-        )  # fmt: skip
-        self.controller.start(epochs, self.model_device, limit)
+        """Begin a run on the device where the model lies now. `epochs` is its length; None if that is not known."""
+        self.controller.start(epochs, self.model_device, self._memory_limit())
         self._at, self._step_ended = -1, True
         self.tracker = BatchTracker(
             self.controller.progress_tracker,
@@ -151,6 +133,23 @@ class TrainingRun:
             on_cut_size=self._on_cut_size,
         )
         self.measuring = StepMeasuring(self._meter, self.controller, self.tracker, self._sums, self._ranks.world_size)
+
+    def _memory_limit(self) -> MemoryLimit:
+        """The limit of the memory of the devices where the model lies now."""
+        memory = memory_of({p.device for p in self.model.parameters()}, self._ranks.world_size)
+        batches_per_step = self.controller.batches_per_step
+        trial: MemoryTrial | None = None
+        if self._trial is not None and memory is not None:
+            this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
+            trial = MemoryTrial(
+                self._trial.model, self._trial.loss, memory, lambda: this._batch,
+                measures=lambda: this._measured_by or this._meter,
+                accumulates=batches_per_step > self._ranks.world_size,
+            )  # fmt: skip
+        return MemoryLimit(
+            None if self.settings.step_time else memory, self.settings.exceed_memory,
+            batches_per_step, self._ranks, trial, self._micro_batch_size,
+        )  # fmt: skip
 
     def use_clock(self, clock: Clock) -> None:
         """Time the run by another clock, for simulations; call it before the run begins."""
@@ -198,18 +197,7 @@ class TrainingRun:
             in_pass: batches that are left of the pass under way, and their samples.
             per_step: batches of an optimizer step, on each rank.
         """
-        controller, progress = self.controller, self.controller.progress_tracker
-        batches, samples = in_pass
-        if not progress.by_shares:
-            return batches
-        if progress.epoch_complete:  # it goes on to the end of an optimizer step
-            return 0 if self.tracker.current.ends_step else min(batches, 1)
-        size = controller.batch_size
-        needed = progress.samples_left(controller.sample_efficiencies[size])
-        beyond = needed - samples
-        if beyond < -ROUNDING:
-            return min(math.ceil(needed * per_step / size - ROUNDING) or 1, max(batches, 1))
-        return batches + math.ceil(beyond * per_step / size - ROUNDING) or 1
+        return batches_left(self.controller, in_pass, per_step, ends_step=self.tracker.current.ends_step)
 
     def scale(self) -> Scale:
         """Factors of the hyperparameters for the current batch, by the size it was cut at: a short last one keeps its
@@ -247,7 +235,7 @@ class TrainingRun:
         return progress.epoch_complete and not progress.complete and self.tracker.current.ends_step
 
     def before_batch(self, batch: Any) -> None:
-        """Take note of the batch just fetched, keep it for trials, and begin to measure if it is this step's turn.
+        """Keep the batch just fetched for trials, and begin to measure if it is this step's turn.
 
         Raises:
             LossNotScalarError: if the loss that was given returns something other than one number.

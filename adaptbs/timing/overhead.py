@@ -127,7 +127,7 @@ class OverheadBudget:
         return costs
 
     def _most(self, usual: float) -> float:
-        """The most seconds that the measurement in a step may be charged, whose size usually takes so many seconds."""
+        """The most seconds to charge for measuring in a step whose size usually takes `usual` seconds."""
         return max(HICCUP * self._usual_cost, HICCUP_STEPS * usual) if len(self._costs) >= TRY else math.inf
 
     @property

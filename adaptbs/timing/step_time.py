@@ -78,8 +78,8 @@ class StepTimes:
 
         The line is fitted by least squares to the median of each size, with relative errors and with a and b not
         negative. A size run fewer than `ENOUGH` times is left out. It may be the short last batch of an epoch, or a
-        hiccup. If there are three sizes or more and a median is
-        off the line by more than `BENT`, the medians themselves become the table.
+        hiccup. If there are three sizes or more and a median is off the line by more than `BENT`, the medians become
+        the table.
         """
         sizes = sorted(size for size, kept in self._seconds.items() if len(kept) >= ENOUGH)
         if len(sizes) < 2:

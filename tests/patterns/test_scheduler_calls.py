@@ -148,7 +148,7 @@ def test_the_call_at_the_last_batch_of_each_epoch_is_one_step():
     assert scheduler.last_epoch == EPOCHS and loader.batch_size >= 64
 
 
-def test_a_scaler_that_leaves_the_first_steps_out_does_not_change_the_cadence():
+def test_a_scaler_that_leaves_the_first_steps_out_does_not_change_the_interval():
     model, data = network(), Numbered(N)
     optimizer = SGD(model.parameters(), 0.1)
     scheduler = by_lambda(optimizer, EPOCHS * STEPS)

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from adaptbs.loader import AdaptedLoader, LoopFacts
-from adaptbs.loader.cadence import StatedCadence
+from adaptbs.loader.call_interval import StatedInterval
 from adaptbs.ranks import Ranks
 from adaptbs.run import NoLookAhead, OneAhead
 from adaptbs.sampling import whole_order
@@ -60,8 +60,8 @@ def step(model, optimizer, batch) -> None:
      (4, 2, [0, 0, 4, 8, 8, 12, 16])],
 )  # fmt: skip
 def test_an_epochs_last_batches_make_an_optimizer_step_of_the_fixed_run_too(steps, per_step, expected):
-    cadence = StatedCadence(steps, per_step, epoch_steps=3)
-    assert [cadence.at(batches) for batches in range(7)] == expected
+    interval = StatedInterval(steps, per_step, epoch_steps=3)
+    assert [interval.at(batches) for batches in range(7)] == expected
 
 
 @pytest.mark.parametrize("steps", [1, 2])

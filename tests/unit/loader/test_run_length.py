@@ -5,7 +5,8 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim import lr_scheduler as schedulers
 
-from adaptbs.loader.run_length import RunLength, Total, total_of, whole_epochs
+from adaptbs.loader.run_length import RunLength
+from adaptbs.loader.scheduler_steps import Total, total_of, whole_epochs
 
 
 def optimizer() -> SGD:

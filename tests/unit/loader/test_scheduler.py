@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from adaptbs.loader.driven import drive, steps_left
-from adaptbs.loader.run_length import run_epochs
+from adaptbs.loader.driven_scheduler import drive
 from adaptbs.loader.scheduler import SchedulerDriver
+from adaptbs.loader.scheduler_steps import run_epochs, steps_left
 
 
 @contextmanager

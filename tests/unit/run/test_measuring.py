@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from adaptbs.run.holds import Holds
 from adaptbs.run.measuring import StepMeasuring
 
 
@@ -34,8 +35,9 @@ class Told:
 def test_batches_and_the_pieces_that_they_go_through_in(samples, ranks, piece, sizes):
     info, meter = SimpleNamespace(num_samples=samples), Told()
     controller = SimpleNamespace(
-        memory=SimpleNamespace(piece=piece), measuring_step=lambda: None, measured=lambda made: None
-    )
+        memory=SimpleNamespace(piece=piece), measuring_step=lambda: None, measured=lambda made: None,
+        holds=Holds(), batches_per_step=ranks,
+    )  # fmt: skip
     tracker = SimpleNamespace(current=info, latest_fetched=info)
     sums = SimpleNamespace(look=lambda meter: None)
     StepMeasuring(meter, controller, tracker, sums, world_size=ranks).begin(None)

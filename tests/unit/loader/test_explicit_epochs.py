@@ -1,38 +1,4 @@
-import pytest
-
-from adaptbs.loader.cadence import Cadence, ExplicitEpochs
-
-
-def seen(*batches: int) -> Cadence:
-    """A cadence after calls with so many batches between them."""
-    cadence = Cadence()
-    for n in batches:
-        if not cadence.known:
-            cadence.look(n)
-    return cadence
-
-
-@pytest.mark.parametrize(
-    ("batches", "known", "gap"),
-    [
-        ((1,), False, 1),
-        ((1, 1), True, 1),
-        ((4, 4), True, 4),
-        ((2, 1, 1), True, 1),  # a first call was left out, as a GradScaler does
-        ((4, 4, 2, 4), True, 4),  # and an epoch's last batches brought one early
-        ((1, 0, 1), False, 0.5),
-        ((1, 0, 1, 0, 1), True, 0.5),  # twice a batch
-        ((4, 0, 0, 4, 0, 0, 4), True, 4 / 3),
-    ],
-)
-def test_two_calls_after_equally_many_batches_show_it(batches, known, gap):
-    cadence = seen(*batches)
-    assert (cadence.known, cadence.gap) == (known, pytest.approx(gap))
-
-
-def test_until_then_a_call_stands_for_the_fixed_runs_batches_of_each_batch():
-    cadence = Cadence()
-    assert [cadence.ratio(6, 3), cadence.ratio(4, 1), cadence.ratio(0, 0)] == [2, 4, 4]
+from adaptbs.loader.explicit_epochs import ExplicitEpochs
 
 
 def told(*calls: tuple[float, int, int, int]) -> list[float]:
