@@ -68,7 +68,7 @@ class RunLength:
         self.epochs = epochs if epochs is not None else run_epochs(scheduler, epoch_steps, accumulation_steps)
         self.is_open, self.may_be_cycles = self._total is not None, False
         self._warned = self._is_longer = False
-        self._unsaid: tuple[Any, ...] = ()  # a warning's text and values
+        self._unsaid: tuple[Any, ...] = ()  # text and values of a warning that was put off
         self._warn: Callable[..., None] = log.warning
 
     def _steps_of_epoch(self, total: Total | None, epochs: float | None) -> int | None:
@@ -176,7 +176,7 @@ class RunLength:
             self._is_longer, self._unsaid = True, (text, *values)
 
     def trains(self) -> None:
-        """Take note that the latest iteration trains, or is a whole pass."""
+        """The latest iteration trains, or is a whole pass: say what was put off."""
         if self._unsaid:
             text, *values = self._unsaid
             self._warn(text, *values)

@@ -63,7 +63,7 @@ class SchedulerDriver:
         self._stated: StatedInterval | None = None
         self._of_steps: StatedInterval | None = None  # what it would be if each optimizer step were a call
         self._by_step = False  # where it is stated: True once calls have been made inside of an iteration
-        self._before: dict[str, Any] = {}  # the latest iteration
+        self._before: dict[str, Any] = {}  # attributes before the latest iteration
         self._due = 0  # steps that the fixed run has made since the latest call, where that is stated
         self._explicit: dict[str, ExplicitEpochs] = {}
         self._told = False  # True once `on_call` was told what explicit epochs or stated calls count
@@ -101,7 +101,7 @@ class SchedulerDriver:
         self._epoch_passed, self._epoch_batches = -self._passed, -self._batches
 
     def take_back(self) -> None:
-        """Take note that the latest iteration was only a look at batches, which the schedule does not count."""
+        """Do not count the latest iteration, which was only a look at batches."""
         for name, value in self._before.items():
             setattr(self, name, value)
 
