@@ -141,7 +141,7 @@ class DutyCycle:
         first, self._steps = self._steps == 0, self._steps + 1
         over_run = OVER_RUN * min(1.0, self._overhead / IN_FULL) * (AT_LIMIT if self._full else 1)
         may_be_beyond = self._measured * LEAST_APART < steps_at_first
-        least_due_at = (self._measured - AT_ONCE) / over_run if may_be_beyond else math.inf
+        least_due_at = (self._measured - AT_ONCE) / over_run if may_be_beyond and over_run else math.inf
         # Until a measurement has been timed, it may cost two steps.
         affordable = FIRST if self._left < math.inf else min(FIRST, self._overhead * steps_in_run / 2)
         if not first and may_be_beyond and self._measured < AT_ONCE + over_run * progress:
