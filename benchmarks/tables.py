@@ -1,17 +1,19 @@
 """Write the tables of README.md and docs/ from the committed results, and draw the benchmark's pictures.
 
-    python -m benchmarks.tables            rewrites what stands between <!-- table NAME --> and <!-- end -->
-    python -m benchmarks.tables --check    fails if that would change anything
+python -m benchmarks.tables            rewrites what stands between <!-- table NAME --> and <!-- end -->
+python -m benchmarks.tables --check    fails if that would change anything
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adaptbs.timing.duty_cycle import AT_ONCE, OVER_RUN
 from benchmarks.common.markdown import load, markdown, where
 from benchmarks.noise_scale import tables as noise_scale_tables
 from benchmarks.quality import figures as quality_figures
@@ -52,6 +54,20 @@ def measuring_memory() -> str:
     return markdown(header, rows) + where(result, "python -m benchmarks.memory.measuring")
 
 
+OVERHEAD, BEYOND = 0.02, 0.005  # what is aimed at for a run's time: 1 and both of them
+
+
+def holds_from(by_run: dict[str, dict[str, Any]]) -> str:
+    """Steps from which on a run keeps to 1 + .02 + .005 with the measurements that every run makes."""
+    measured, left = by_run["0.02"], OVERHEAD + BEYOND - (by_run["0"]["cpu_ratio"] - 1)
+    if "measurements" not in measured:
+        return "not known"
+    if left <= 0:
+        return "no length"
+    each = measured["measuring_share"] * measured["steps"] / measured["measurements"]  # in plain steps
+    return f"{math.ceil((AT_ONCE + OVER_RUN) * each / left / 100) * 100:,} steps"
+
+
 def overhead() -> str:
     """Time of a whole run with adaptbs in place over that without, the batch being held."""
     result = load("overhead")
@@ -65,14 +81,19 @@ def overhead() -> str:
         spread = f" ({min(rounds):.3f}-{max(rounds):.3f})" if len(rounds) > 1 else ""
         return f"{row['ratio']:.3f}{spread}, {row['cpu_ratio']:.3f}"
 
-    rows = [
-        [task, f"{by_run['0']['step_ms']:.1f} ms", f"{by_run['0']['steps']:,}", *(show(by_run[run]) for run in runs)]
-        for task, by_run in found.items()
-    ]
+    def account(row: dict[str, Any]) -> str:
+        return f"{row['measurements']:.0f}, {row['measuring_share']:.1%}" if "measurements" in row else "not known"
+
+    rows = []
+    for task, by_run in found.items():
+        shown = [show(by_run[run]) for run in runs]
+        plain = by_run["0"]
+        measured = account(by_run["0.02"]), holds_from(by_run)
+        rows.append([task, f"{plain['step_ms']:.1f} ms", f"{plain['steps']:,}", *shown, *measured])
     rounds = len(result["rows"][0]["rounds"])
     medians = f"median of {rounds} rounds, lowest and highest in brackets" if rounds > 1 else "one round"
     note = f"\nTime on the wall ({medians}), and of the processor."
-    header = ["run", "plain step", "steps", *runs.values()]
+    header = ["run", "plain step", "steps", *runs.values(), "measurements at 0.02", "0.02 holds from"]
     return markdown(header, rows) + note + where(result, "python -m benchmarks.cost.overhead")
 
 

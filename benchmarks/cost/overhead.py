@@ -11,14 +11,15 @@ start and a budget that is the whole run's.
 The baseline is the loop as it would be written without adaptbs: torch's DataLoader with `shuffle=True`, or fastai's;
 the same model, loss, optimizer and number of steps. The program ends with an error where a run has made another number
 of steps than the others. Ratios of each round, to the mean of the two plain runs (the control's: to the other one), are
-written to results/overhead.json: of the clock on the wall, and of the processor's time; and microseconds of the
-processor's time a step beyond the baseline's. The runs themselves time their steps by the processor's time, so that a
-busy machine does not mislead them.
+written to results/overhead.json: of the clock on the wall, and of the processor's time; microseconds of the
+processor's time a step beyond the baseline's; and how many measurements a run made and what they took of its time, by
+the run's own account. The runs time their steps by the processor's time, so that a busy machine does not mislead them.
 
 Training alone is compared: data are synthetic, and there is no validation. All runs make the same steps: the budget is
 one of epochs, as a budget of progress would add samples where the base batch is smaller (k = 4). All of the measuring
 is paid for: the target is a function that keeps the size, since adaptbs' own would have less measured once the batch
-has settled.
+has settled. Every run makes 28 measurements (8 at its start, 20 over its length), whatever they cost. So lengths are
+those of short trainings, 1,600 to 3,000 steps, but for one of 800 that shows what these measurements do to such a run.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.run import TrainingRun
 from adaptbs.timing.clock import DeviceClock, Stopwatch
 from benchmarks.common.machine import save
 from benchmarks.cost.measuring import cnn, mlp, tabular
@@ -82,14 +84,21 @@ def stay(noise_scale, batch_size: int, progress: float) -> int:
     return batch_size
 
 
+def account(run: TrainingRun) -> dict[str, float]:
+    """How many measurements a run has made, and seconds of measuring and deciding, as the run counts them."""
+    made = sum(record["event"] == "measurement" for record in run.controller.history.records)
+    return {"measurements": made, "measuring_seconds": run.controller.overhead_spent.seconds}
+
+
 def loop(
-    make: Callable, data: tuple, epochs: int, overhead: float | None, block: int, base: int = BATCH_SIZE
+    make: Callable, data: tuple, epochs: int, overhead: float | None, block: int, spent: dict, base: int = BATCH_SIZE
 ) -> Iterator[int]:
     """A loop in plain torch that stops every few steps, and at its end, and says how many it has made.
 
     Args:
         overhead: None is without adaptbs.
         block: steps from one stop to the next.
+        spent: takes the run's `account` when it ends.
         base: the batch size that the hyperparameters are stated for. With a smaller one than the loader's they are set
             at every step, as where the batch has grown.
     """
@@ -106,7 +115,8 @@ def loop(
                 TensorDataset(*data), BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer, loss_func=loss_func,
                 epochs=epochs, base_batch_size=base, target=stay, overhead=overhead, **STEADY,
             )  # fmt: skip
-            loader.training_run.use_clock(clock)
+            if overhead:  # else it reads none
+                loader.training_run.use_clock(clock)
         made = 0
         for _ in range(epochs):
             for x, y in loader:
@@ -117,6 +127,8 @@ def loop(
                 if made % block == 0:
                     with clock.pause():
                         yield made
+        if overhead:
+            spent.update(account(loader.training_run))
         yield made
 
     return train()
@@ -135,7 +147,7 @@ def wide_mlp(n: int) -> tuple[nn.Module, nn.Module, tuple]:
 
 
 def wide_cnn(n: int) -> tuple[nn.Module, nn.Module, tuple]:
-    """A model with BatchNorm, measured by halves, whose step takes about 8 ms."""
+    """A model with BatchNorm, measured by halves, whose step takes about 8 ms; `cnn`'s takes 4."""
     return cnn(n, width=24)
 
 
@@ -153,7 +165,7 @@ class Rows(Dataset):
 
 
 def fit(
-    make: Callable, data: tuple, epochs: int, overhead: float | None, block: int, base: int = BATCH_SIZE
+    make: Callable, data: tuple, epochs: int, overhead: float | None, block: int, spent: dict, base: int = BATCH_SIZE
 ) -> Iterator[int]:
     """A Learner's fit that stops every few steps; the arguments are as for `loop`."""
     model, loss_func, _ = make(BATCH_SIZE)
@@ -168,6 +180,8 @@ def fit(
     def train_in_turns() -> None:
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(epochs, 1e-3, cbs=[*adaptive, turns])
+        if overhead:
+            spent.update(account(adaptive[0].training_run))
 
     return turns.run(train_in_turns)
 
@@ -207,7 +221,7 @@ class Turns(Callback):
         self._stopped.release()
 
     def before_fit(self) -> None:
-        if self._adaptive is not None:
+        if self._adaptive is not None and self._adaptive.training_run.settings.overhead:  # else it reads none
             self._adaptive.training_run.use_clock(self._clock)
 
     def after_batch(self) -> None:
@@ -253,7 +267,7 @@ def wide_tabular(n: int) -> tuple[nn.Module, nn.Module, tuple]:
     model, loss_func, batch = tabular(n, batch_norm=False)
     inputs, outputs = model.layers[0][0].in_features, 1
     model.layers = nn.Sequential(
-        *(nn.Linear(inputs, 800), nn.ReLU(), nn.Linear(800, 400), nn.ReLU(), nn.Linear(400, outputs))
+        *(nn.Linear(inputs, 600), nn.ReLU(), nn.Linear(600, 300), nn.ReLU(), nn.Linear(300, outputs))
     )
     return model, loss_func, batch
 
@@ -261,17 +275,18 @@ def wide_tabular(n: int) -> tuple[nn.Module, nn.Module, tuple]:
 GROWN = BATCH_SIZE // 4
 #: how to run it, the model, milliseconds of a step, and epochs in a full run
 TASKS: dict[str, tuple[Callable, Callable, float, int]] = {
-    "small MLP, plain loop": (loop, small_mlp, 0.6, 14),
-    "small MLP, plain loop, k = 4": (partial(loop, base=GROWN), small_mlp, 0.6, 14),
-    "MLP, plain loop": (loop, mlp, 1.6, 6),
-    "MLP, plain loop, k = 4": (partial(loop, base=GROWN), mlp, 1.6, 6),
-    "wide MLP, plain loop": (loop, wide_mlp, 3, 6),
-    "wide MLP, plain loop, k = 4": (partial(loop, base=GROWN), wide_mlp, 3, 6),
-    "wide CNN with BatchNorm, plain loop": (loop, wide_cnn, 8, 4),
-    "wide CNN with BatchNorm, plain loop, k = 4": (partial(loop, base=GROWN), wide_cnn, 8, 4),
-    "fastai tabular": (fit, wide_tabular, 5, 5),
-    "fastai tabular, k = 4": (partial(fit, base=GROWN), wide_tabular, 5, 5),
-    "fastai tabular with BatchNorm": (fit, tabular, 3, 4),
+    "small MLP, plain loop": (loop, small_mlp, 0.9, 15),
+    "small MLP, plain loop, k = 4": (partial(loop, base=GROWN), small_mlp, 0.9, 15),
+    "MLP, plain loop": (loop, mlp, 2, 12),
+    "MLP, plain loop, k = 4": (partial(loop, base=GROWN), mlp, 2, 12),
+    "wide MLP, plain loop": (loop, wide_mlp, 5, 8),
+    "wide MLP, plain loop, k = 4": (partial(loop, base=GROWN), wide_mlp, 5, 8),
+    "CNN with BatchNorm, plain loop": (loop, cnn, 4, 15),
+    "CNN with BatchNorm, plain loop, k = 4": (partial(loop, base=GROWN), cnn, 4, 15),
+    "wide CNN with BatchNorm, plain loop, short": (loop, wide_cnn, 10, 4),
+    "fastai tabular": (fit, wide_tabular, 5, 10),
+    "fastai tabular, k = 4": (partial(fit, base=GROWN), wide_tabular, 5, 10),
+    "fastai tabular with BatchNorm": (fit, tabular, 3.5, 12),
 }
 
 
@@ -296,11 +311,13 @@ def main() -> None:
         block = max(2, round(BLOCK_MS / milliseconds))
         epochs = max(2, epochs // 4) if args.quick else epochs
         _, _, data = make(BATCH_SIZE * EPOCH_STEPS)
-        in_turn({"warm": run(make, data, 1, 0.2, block)})
-        found: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = []
+        in_turn({"warm": run(make, data, 1, 0.2, block, {})})
+        found: list[tuple[dict[str, float], ...]] = []  # of each round the ratios on the wall, and of the processor
+        accounts: list[dict[str, tuple[float, float]]] = []  # measurements of each run, and their share of its time
         for i in range(1 if args.quick else args.rounds):
             torch.manual_seed(i)
-            runs = {n: run(make, data, epochs, overhead, block) for n, overhead in RUNS.items()}
+            spent: dict[str, dict[str, float]] = {n: {} for n in RUNS}
+            runs = {n: run(make, data, epochs, overhead, block, spent[n]) for n, overhead in RUNS.items()}
             gc.collect()
             gc.freeze()  # one collection of all that fastai has loaded takes as long as 60 steps, and falls on one run
             seconds = in_turn(runs)
@@ -312,6 +329,10 @@ def main() -> None:
             cpu_us = 1e6 * (seconds["plain"][1] + seconds["control"][1]) / 2 / (epochs * EPOCH_STEPS)
             beyond = {n: cpu_us * (r - 1) for n, r in found[-1][1].items()}
             print("  us a step  " + "   ".join(f"{n} {us:+.1f}" for n, us in beyond.items()), flush=True)
+            whole = cpu_us * 1e-6 * epochs * EPOCH_STEPS
+            shares = {n: (s["measurements"], s["measuring_seconds"] / whole) for n, s in spent.items() if s}
+            print("  measured   " + "   ".join(f"{n} {made} ({of:.2%})" for n, (made, of) in shares.items()))
+            accounts.append(shares)
         for kind in found[0][0]:
             wall, cpu = ([clocks[i][kind] for clocks in found] for i in (0, 1))
             rows.append({
@@ -320,6 +341,9 @@ def main() -> None:
                 "cpu_ratio": statistics.median(cpu), "cpu_rounds": cpu,
                 "cpu_us_beyond": cpu_us * (statistics.median(cpu) - 1),
             })  # fmt: skip
+            if kind in accounts[0]:
+                made, share = (statistics.median(each[kind][i] for each in accounts) for i in (0, 1))
+                rows[-1] |= {"measurements": made, "measuring_share": share}
     if not args.quick and not args.only:
         print(save("overhead", {"batch_size": BATCH_SIZE, "block_ms": BLOCK_MS, "rows": rows}))
 
