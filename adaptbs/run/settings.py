@@ -81,7 +81,8 @@ class Settings:
         confidence: confidence of the reported interval of the noise scale.
         overhead: share of the run's time, as it would be at the first batch size, that measuring may cost; 0 measures
             nothing. None: 0.02 for a model that is measured in its step, 0.05 for one that is measured by halves, which
-            cost more. A short run makes 28 measurements all the same, or one in 8 of its steps at the first batch size.
+            cost more. A short run makes 28 measurements all the same, or one in 8 of its steps at the first batch size,
+            and fewer if it is less than 0.02.
         step_time: (a, b): a step takes a + b B seconds. Given, no clock and no device is read, and a run can be
             repeated to the bit.
         source: how to measure. "in_step" measures in the training step itself, by hooks on the layers, which most

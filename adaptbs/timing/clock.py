@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Seconds of adaptbs's own work on the host at every step, measured or not (docs/measuring.md): in a loop of one's own
 # around the loader, and in a Learner, which tells its callbacks of ten events a step.
-PER_STEP = 5e-5
+PER_STEP = 3.5e-5
 PER_STEP_OF_A_LEARNER = 1.5e-4
 AFTERMATH = 1.1  # charge for a measurement over its seconds: an allowance for caches that have to be filled again
 READ_EVERY = 1000  # steps after which times are read at the latest, since CUDA keeps an event for each that is not
