@@ -210,7 +210,8 @@ class InStep:
             if not backward or id(parameter) not in self._announced:
                 self._announce(parameter)
 
-        lookup = None if in_checkpoint() else self._lookups.note_call(layer, output)
+        checkpointed = in_checkpoint()
+        lookup = None if checkpointed else self._lookups.note_call(layer, output)
 
         def use(inputs: Sequence[Any], g: Tensor) -> None:
             self._in_half |= g.dtype in HALF
@@ -220,7 +221,7 @@ class InStep:
                 self._arrived({} if waits else formula(layer, inputs, g))
 
         # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.
-        if in_checkpoint() and formula is not by_differentiating:
+        if checkpointed and formula is not by_differentiating:
             if backward and self._calls.knows(layer):
                 return  # it is being run again
             if not self._calls.knows(layer):

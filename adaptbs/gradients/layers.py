@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import jit, nn
 
@@ -91,17 +91,17 @@ def walk(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
     `model.modules()` and `model.parameters()` also make names, which takes as long as the norms of a small layer.
     """
     modules: dict[nn.Module, None] = {model: None}
-    parameters: dict[int, nn.Parameter] = {}
+    parameters: dict[int, Any] = {}  # None too, which layers without a bias have in its place
     todo = [model]
-    while todo:
-        module = todo.pop()
-        for p in module._parameters.values():
-            if p is not None:
-                parameters[id(p)] = p
-        for child in module._modules.values():
-            if child is not None and child not in modules:
-                modules[child] = None
-                todo.append(child)
+    for module in todo:  # which grows meanwhile
+        if module._parameters:
+            own = module._parameters.values()
+            parameters.update(zip(map(id, own), own, strict=True))
+        if module._modules:
+            new = {child: None for child in module._modules.values() if child is not None and child not in modules}
+            modules.update(new)
+            todo += new
+    parameters.pop(id(None), None)
     return list(modules), list(parameters.values())
 
 
