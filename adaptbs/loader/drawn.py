@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from ..run import TrainingRun
-from .run_length import BY_COUNT
+from .length_warnings import BY_COUNT
 
 DRAWN = (
     "batches are drawn by next(), with nothing to catch StopIteration, in a loop that asks for len(loader). Larger "

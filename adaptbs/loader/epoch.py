@@ -8,11 +8,11 @@ from typing import Any
 from ..hyperparameters import StepHook
 from ..run import LookAhead, TrainingRun
 from ..sampling import EpochPasses, EpochSource
+from .batch_of_step import BatchOfStep
 from .misuse import MisuseWarnings
 from .ranks import RankMeter, RankStep
-from .rows import RowCheck
+from .row_check import RowCheck
 from .scheduler import SchedulerDriver
-from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class LoaderEpoch:
         misuse: warns of what should follow the batch and does not.
         meter: measures the steps of several ranks; None on one process.
         rows: checks that rows follow samples.
-        which_batch: notices a loop of which it is not known which batch its steps belong to.
+        batch_of_step: notices a loop of which it is not known which batch its steps belong to.
         look_ahead: knows whether anything has been trained.
         owner: kept while the iteration lasts, also where the loop keeps nothing but the iteration.
     """
@@ -44,14 +44,14 @@ class LoaderEpoch:
         misuse: MisuseWarnings,
         meter: RankMeter | None,
         rows: RowCheck,
-        which_batch: WhichBatch,
+        batch_of_step: BatchOfStep,
         look_ahead: LookAhead,
         owner: object,
     ) -> None:
         self._passes, self._source, self._run, self._driver = passes, source, run, driver
         self._hook, self._scaler, self._misuse, self._meter = step_hook, step_hook.scaler, misuse, meter
         self._rank_step: RankStep | None = None
-        self._rows, self._which_batch, self._look_ahead = rows, which_batch, look_ahead
+        self._rows, self._batch_of_step, self._look_ahead = rows, batch_of_step, look_ahead
         self._owner = owner
 
     def begin_epoch(self) -> None:
@@ -59,13 +59,13 @@ class LoaderEpoch:
         self._before = self._run.controller.progress_tracker.state_dict()
         self._misuse.begin_epoch()
         self._driver.begin_iteration()
-        self._which_batch.begin_iteration()
+        self._batch_of_step.begin_iteration()
         if self._meter is not None:
             self._rank_step = RankStep(self._meter, self._run)
 
     def before_batch(self, batch: Any) -> None:
         # This runs at every step, with the processor's caches full of the model's. The less it touches, the better.
-        passes, run, which = self._passes, self._run, self._which_batch
+        passes, run, which = self._passes, self._run, self._batch_of_step
         if self._source.delivering is not passes:
             self._source.delivers(passes)
         if self._rows.is_due:
@@ -91,7 +91,7 @@ class LoaderEpoch:
         """True if the optimizer should have taken a step by now, and has not."""
         misuse = self._misuse
         grown = self._run.tracker.ever_changed and not misuse.ever_stepped
-        return not misuse.saw_a_step and (grown or self._which_batch.has_trained)
+        return not misuse.saw_a_step and (grown or self._batch_of_step.has_trained)
 
     def before_end(self) -> None:
         """Let passes make the epochs, not progress, where the sampler yields more than the run was planned for."""
@@ -109,7 +109,7 @@ class LoaderEpoch:
         if not at_its_end and not trained:
             self._take_back()
         self._driver.end_iteration()
-        self._which_batch.end_iteration(at_its_end, trained)
+        self._batch_of_step.end_iteration(at_its_end, trained)
         self._source.ends(self._passes, self._run.goes_on)
         self._say_samples()
         self._run.after_epoch()

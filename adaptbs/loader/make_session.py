@@ -15,7 +15,7 @@ from ..sampling import EpochSource
 from .arguments import Given, advise_whole_batches, check, check_measurable, check_ranks, parameters_of
 from .loop_facts import GradientsReady, LoopFacts
 from .ranks import RankMeter
-from .rows import RowCheck
+from .row_check import RowCheck
 from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .session import LoaderSession

@@ -8,20 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .length_warnings import (
-    BY_COUNT,
-    COUNTED,
     GOES_ON,
     GOES_ON_AS_SAID,
-    LENGTH,
     NEVER_STEPPED,
-    NO_LENGTH,
-    OTHER_LENGTH,
     SHORTER_THAN_ITS_CYCLE,
     STEPPED_BY_THE_EPOCH,
 )
 from .scheduler_steps import Total, run_epochs, total_of, whole_epochs
-
-__all__ = ["BY_COUNT", "COUNTED", "LENGTH", "NO_LENGTH", "OTHER_LENGTH", "RunLength"]
 
 log = logging.getLogger(__name__)
 

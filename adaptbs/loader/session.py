@@ -14,22 +14,23 @@ from torch.optim import Optimizer
 from ..checks import check_size
 from ..gradients import is_sharded
 from ..hyperparameters import StepHook
-from ..model import BatchLoss, Seldom
+from ..model import BatchLoss, CachedFact
 from ..run import DetectLookAhead, LookAhead, StillAhead, TrainingRun, check_version
 from ..sampling import EpochSource
 from ..types import Scale
+from .batch_of_step import BatchOfStep
 from .drawn import frame
 from .epoch import LoaderEpoch
+from .length_warnings import BY_COUNT, COUNTED, LENGTH, NO_LENGTH, OTHER_LENGTH
 from .loop_facts import GradientsReady
 from .misuse import NO_GRADIENTS, OVER, MisuseWarnings
 from .other_ranks import for_ranks
 from .ranks import RankMeter
-from .rows import RowCheck
-from .run_length import BY_COUNT, COUNTED, LENGTH, NO_LENGTH, OTHER_LENGTH, RunLength
+from .row_check import RowCheck
+from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .step import LoaderStep
 from .watched_parameters import a_few_others, a_few_trained, group_sizes
-from .which_batch import WhichBatch
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,13 @@ class LoaderSession:
         self._look_ahead: LookAhead | None = None  # of the latest iteration
         self._steps: LoaderStep | None = None
         self._warned = self._warned_of_plain = self._closed = False
-        self.which_batch = WhichBatch(run, length, source.ranks.world_size, partial(a_few_trained, optimizer))
+        self.batch_of_step = BatchOfStep(run, length, source.ranks.world_size, partial(a_few_trained, optimizer))
         self.misuse = MisuseWarnings(
             optimizer, scheduler_given=driver.given, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
-            others=Seldom(run.model, partial(a_few_others, run.model, optimizer), partial(group_sizes, optimizer)),
+            others=CachedFact(run.model, partial(a_few_others, run.model, optimizer), partial(group_sizes, optimizer)),
         )  # fmt: skip
-        self._is_sharded = Seldom(run.model, partial(is_sharded, run.model))
+        self._is_sharded = CachedFact(run.model, partial(is_sharded, run.model))
 
     def follow(self) -> None:
         """From now on let the hyperparameters follow the batch, as long as there is anybody who sets it."""
@@ -96,7 +97,7 @@ class LoaderSession:
             live = session()
             if live is None:
                 return Scale()
-            run, which = live.run, live.which_batch
+            run, which = live.run, live.batch_of_step
             if not which.is_clear:
                 live._stepped()
             if run.measuring.watches and live.measures_at_step:
@@ -122,7 +123,7 @@ class LoaderSession:
         holds, length = self.run.controller.holds, self._length
         self.driver.on_count(counted)
         weakref.finalize(self, self.step_hook.remove)
-        weakref.finalize(self, self.which_batch.close)
+        weakref.finalize(self, self.batch_of_step.close)
         weakref.finalize(self, self._rows.close)
         weakref.finalize(self, holds.say)  # of a loader that is never iterated
 
@@ -132,18 +133,18 @@ class LoaderSession:
             self.misuse.stepped()
         if self._look_ahead is not None and not self._look_ahead.settled:
             self._look_ahead.works()
-        self.which_batch.stepped()
+        self.batch_of_step.stepped()
 
     def close(self) -> None:
         self._closed = True
         self.source.close()
         self.step_hook.remove()
-        self.which_batch.close()
+        self.batch_of_step.close()
         self._rows.close()
 
     def epochs(self, n: int) -> Iterator[int]:
         check_size("n", n)
-        trained = self.misuse.ever_stepped or self.which_batch.has_trained
+        trained = self.misuse.ever_stepped or self.batch_of_step.has_trained
         if not self._begun and not trained and self.source.latest is not None:
             self.run.start(self._length.epochs)  # what was looked at before is no part of the run
         known = self._length.epochs
@@ -173,7 +174,7 @@ class LoaderSession:
     @property
     def length(self) -> int:
         """Batches of the epoch under way, or of the one before it begins: those delivered, and those left."""
-        self.which_batch.drawn.asked(frame(2))
+        self.batch_of_step.drawn.asked(frame(2))
         passes = self.source.latest  # None: before the first epoch, or of plain batches
         if passes is None:
             return self.source.length
@@ -195,7 +196,7 @@ class LoaderSession:
             self._warned = True
             self.run.controller.holds.warn(NO_LENGTH)
         passes = self.source.iterate(fetch, self.run.controller.progress_tracker.by_shares)
-        tell = weakref.WeakMethod(self.which_batch.look_ahead)  # which follows it in turn
+        tell = weakref.WeakMethod(self.batch_of_step.look_ahead)  # which follows it in turn
         follow_this = self.step_hook.take  # of several loaders the optimizer follows the one that is trained on
 
         def told(unclear: bool, fetched: int | None) -> None:
@@ -203,16 +204,16 @@ class LoaderSession:
             if (live := tell()) is not None:
                 live(unclear, fetched)
 
-        stated = self._new_look_ahead or (StillAhead if self.which_batch.is_still_ahead else None)
+        stated = self._new_look_ahead or (StillAhead if self.batch_of_step.is_still_ahead else None)
         forward = self.run.model if self._is_sharded() else None
         if stated:
             follow_this()
             self._length.trains()
         self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
-        self.which_batch.follow(self._look_ahead)
+        self.batch_of_step.follow(self._look_ahead)
         events = LoaderEpoch(
             passes, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
-            self.which_batch, self._look_ahead, self,
+            self.batch_of_step, self._look_ahead, self,
         )  # fmt: skip
         return self.run.deliver(
             passes.fetched, passes.queue, self._look_ahead, events, passes.is_new if self.source.streams else None,
@@ -229,7 +230,7 @@ class LoaderSession:
             controller.holds.warn(OTHER_LENGTH, now, controller.epoch_samples)
             self._length.know_why()
         # A loop that has yet to work on the planned run's last batch may end with it.
-        samples = progress.samples - self.which_batch.is_still_ahead
+        samples = progress.samples - self.batch_of_step.is_still_ahead
         if progress.max_extra is None and not self.run.tracker.under_way and self._length.begin_epoch(samples):
             self.run.controller.plan(self._length.epochs)
             self._warned = True

@@ -4,7 +4,7 @@ from .batch_loss import BatchLoss, LossNotScalarError, summing
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import with_index
 from .modules import (
-    Seldom,
+    CachedFact,
     has_batch_norm,
     has_compiled,
     has_static_shapes,
@@ -28,9 +28,9 @@ from .split import ADVICE, NotCutError, Split, certain_repeat, certain_split, ch
 __all__ = [
     "ADVICE",
     "BatchLoss",
+    "CachedFact",
     "LossNotScalarError",
     "NotCutError",
-    "Seldom",
     "Snapshot",
     "Split",
     "WeightSnapshot",

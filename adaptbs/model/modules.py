@@ -95,7 +95,7 @@ def drops_by_itself(module: nn.Module) -> bool:
     return False
 
 
-class Seldom(Generic[T]):
+class CachedFact(Generic[T]):
     """A fact about a model that is asked for at every epoch, and is found by searching all of its modules.
 
     In a deep model the search takes as long as a step. So there it is made at the first call, the second, the fourth,

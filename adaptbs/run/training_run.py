@@ -14,7 +14,7 @@ from torch import nn
 from ..gradients import HALVES, IN_STEP, NoiseMeter, views_of, why_loss_is_needed
 from ..hyperparameters import HyperparameterScaler
 from ..memory import Measures, MemoryLimit, MemoryTrial, memory_of
-from ..model import BatchLoss, Seldom, has_compiled
+from ..model import BatchLoss, CachedFact, has_compiled
 from ..ranks import ALONE, Ranks
 from ..sampling import BatchInfo
 from ..timing import PER_STEP, Clock
@@ -104,7 +104,7 @@ class TrainingRun:
             views=tuple(views), batches_per_step=batches_per_step, ranks=ranks, source=source, per_step=per_step,
         )  # fmt: skip
         self.model, self.settings, self._ranks = model, settings, ranks
-        self._is_compiled, self._on_schedule_moved = Seldom(model, partial(has_compiled, model)), on_schedule_moved
+        self._is_compiled, self._on_schedule_moved = CachedFact(model, partial(has_compiled, model)), on_schedule_moved
         self._trial, self._micro_batch_size = trial, micro_batch_size
         meter = partial(NoiseMeter, model, loss, choice=settings.source, views=views, parameters=parameters)
         self._meter: NoiseMeter | None = meter() if measures else None

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from adaptbs.loader.batch_of_step import WHICH_BATCH
 from adaptbs.loader.misuse import RATE, STEP
-from adaptbs.loader.rows import ROWS
+from adaptbs.loader.row_check import ROWS
 from adaptbs.loader.session import LENGTH
-from adaptbs.loader.which_batch import WHICH_BATCH
 
 PAGE = Path(__file__).parents[2] / "docs" / "reasons.md"
 

@@ -41,7 +41,7 @@ NOTHING_TRAINED = (
 )
 
 
-class WhichBatch:
+class BatchOfStep:
     """Watches in which thread, and after which deliveries, the optimizer is stepped.
 
     Where it is not known which batch a step belongs to, the batch is held and that is said once. The hyperparameters
