@@ -39,6 +39,13 @@ def _rows(*parts: str) -> dict[Key, Row]:
     return {key: row for part in parts for key, row in Part(part, FOLDER).rows.items()}
 
 
+def _beside(part: str) -> dict[Key, Row]:
+    """The rows of a part, and on the same seeds those of fixed 64 and of the default."""
+    rows = _rows(part)
+    seeds = {seed for _, _, seed in rows}
+    return {key: row for key, row in _rows("fixed", "choosing").items() if key[2] in seeds} | rows
+
+
 def _where(part: str) -> str:
     header = Part(part, FOLDER).header
     return where(header, f"{COMMAND} --only {part}") if header else ""
@@ -85,7 +92,7 @@ def judged(part: str, rule: str = DEFAULT) -> str:
 
 def ablations() -> str:
     """The default with one thing changed: error against fixed 64, and time."""
-    rows = _rows("fixed", "choosing", "ablations")
+    rows = _beside("ablations")
     tasks = [task for task in UNTUNED if any(name == task for name, _, _ in _rows("ablations"))]
     lines = []
     for rule in [DEFAULT, *dict.fromkeys(rule for _, rule, _ in _rows("ablations"))]:
@@ -120,7 +127,7 @@ def _value(changed: Adaptive) -> str:
 
 def measurements() -> str:
     """Half and twice the measurements: the mean batch, and the error."""
-    rows = _rows("fixed", "choosing", "measurements")
+    rows = _beside("measurements")
     tasks = _tasks(rows, next(iter(MEASURED)))
     lines = []
     for task in tasks:
@@ -134,7 +141,7 @@ def measurements() -> str:
 
 def prior() -> str:
     """Short runs without and with a prior."""
-    rows = _rows("fixed", "choosing", "prior")
+    rows = _beside("prior")
     lines = []
     for task in PRIOR_TASKS:
         for title, rule in (("without", DEFAULT), ("with", PRIOR)):
