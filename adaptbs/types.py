@@ -209,7 +209,7 @@ class Scale(NamedTuple):
     Attributes:
         k: batch size / base batch size.
         lr_factor: factor on the learning rate.
-        longest: the learning rate is raised to at most this many times the largest that the schedule has had.
+        longest: the learning rate is raised to at most this many times the largest that the schedule has.
     """
 
     k: float = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -69,14 +68,10 @@ class FastaiStepHook:
         k, lr_factor, longest = by
         if self.scaler.is_scaled:  # the last batch raised an error
             self.scaler.restore()
-        if k == 1 and lr_factor == 1 and longest == math.inf and self.scaler.idle:
-            return
-        # fastai's set_hyper, and its view of a torch optimizer's groups, would take longer than all the rest.
-        groups = self._opt.opt.param_groups if self._wrapped else self._opt.hypers
         if k != 1 or lr_factor != 1 or not self.scaler.idle:
+            # fastai's set_hyper, and its view of a torch optimizer's groups, would take longer than all the rest.
+            groups = self._opt.opt.param_groups if self._wrapped else self._opt.hypers
             self.scaler.scale(groups, self._following, k=k, lr_factor=lr_factor, longest=longest)
-        else:
-            self.scaler.see_lr(groups)
 
     def restore(self) -> None:
         """Restore the hyperparameters that `scale` found."""

@@ -10,10 +10,12 @@ from numbers import Real
 
 from ..types import ENOUGH, LRRule, NoiseScale
 
-# SGD's learning rate is raised to at most this many times the largest that its schedule has had so far. A model bears a
-# learning rate that it has been led up to, but not a sudden one: where a batch doubled at the peak, or before it, a
-# residual net diverged at three times. Once the schedule has come down there is room for the factor.
-LONGEST = 2
+# SGD's learning rate is raised to at most this many times its schedule's largest. The longest stable step does not grow
+# with the batch, and the schedule says what the model bears. Once it has come down there is room for the factor.
+LONGEST = 3
+# From one step to the next the factor rises by this at most, so it doubles in 14 steps. A model bears a rate that it is
+# led up to. Where the batch doubled, a sudden one made a residual net diverge.
+RISE = 1.05
 
 
 def linear(k: float, noise_scale: NoiseScale | None) -> float:

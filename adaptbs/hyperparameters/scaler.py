@@ -10,6 +10,7 @@ from typing import Any
 
 from .bias_correction import Accumulated, Numbers, StepCount, corrections, read_all
 from .change import Change, changed, is_constant
+from .learning_rate import LONGEST, RISE
 from .repeated import Repeated
 from .traits import OptimizerTraits
 from .transfer import DECAYS, FIRST, SECOND, betas_of, powers
@@ -24,6 +25,8 @@ _NO_POWERS = (1.0, 1.0)
 KEPT = 8  # changes beyond the number of groups: a schedule of betas makes new ones at every step
 # All that decides what becomes of a group, but for its learning rate and betas, which may follow a schedule.
 _NAMES = ("eps", *DECAYS, "decoupled_weight_decay")
+# A group's learning rate, and what a scheduler of torch's says of its peak.
+PEAKS = ("lr", "max_lr", "initial_lr")
 _BETAS = ("betas", *FIRST, *SECOND)  # where the optimizer averages by them
 
 
@@ -49,7 +52,8 @@ class HyperparameterScaler:
         self._traits = [traits] if isinstance(traits, OptimizerTraits) else list(traits)
         self.known = all(t.known for t in self._traits)
         self._debiases = any(t.debiases for t in self._traits)
-        self._largest_lr = 0.0  # that the schedule has had so far; 0 where no step is limited by it
+        self._largest_lr = 0.0  # of the base batch, so far or as its scheduler says; 0 where no step was limited by it
+        self._reached = 1.0  # the learning rate's factor in the latest step that was limited
         self._accumulated: list[Accumulated] = []  # one a group; groups that have seen the same steps share it
         self._leaders: list[tuple[int, Accumulated]] = []  # each of them, with its first group
         self._counts: list[StepCount] = []
@@ -85,7 +89,7 @@ class HyperparameterScaler:
 
     def release(self) -> None:
         """Let the hyperparameters follow the batch, whatever an earlier run did and however large its rates were."""
-        self._held, self._largest_lr = False, 0.0
+        self._held, self._largest_lr, self._reached = False, 0.0, 1.0
 
     def hold(self, warn: Callable[..., None]) -> None:
         """Let nothing follow the batch, because it is not known what the optimizer does.
@@ -117,7 +121,8 @@ class HyperparameterScaler:
             following: the hyperparameters that follow the batch.
             k: batch size / base batch size.
             lr_factor: the learning rate's factor; 1 where it does not follow.
-            longest: the learning rate is raised to at most this many times the largest that the schedule has had.
+            longest: the learning rate is raised to at most this many times the largest that the schedule has, and
+                gradually. inf: at once, and as far as it is.
         """
         if self._held:
             return
@@ -198,26 +203,26 @@ class HyperparameterScaler:
                 lr_factor=lr_factor, follows_rate=follows,
             )  # fmt: skip
 
-    def see_lr(self, groups: Sequence[Any]) -> float:
-        """Take note of the largest learning rate that the schedule has had; that of now.
+    def _limited(self, groups: Sequence[Any], lr_factor: float, longest: float) -> float:
+        """The factor that this step may have: it rises gradually, to `longest` times the schedule's largest rate.
 
-        A learning rate that is a tensor is left out, because reading it would wait for the device.
+        A learning rate that is a tensor is not limited, because reading it would wait for the device.
         """
         now = 0.0
         for group in groups:
-            lr = group.get("lr", 0.0)
-            if isinstance(lr, (float, int)) and lr > now:
-                now = lr
-        if now > self._largest_lr:
-            self._largest_lr = now
-        return now
-
-    def _limited(self, groups: Sequence[Any], lr_factor: float, longest: float) -> float:
-        """The factor at which the learning rate is at most `longest` times the largest that the schedule has had."""
-        now = self.see_lr(groups)
-        if lr_factor <= 1 or now <= 0:
-            return lr_factor
-        return max(1.0, min(lr_factor, longest * self._largest_lr / now))
+            for name in PEAKS:
+                rate = group.get(name, 0.0)
+                if isinstance(rate, (float, int)):
+                    if rate > self._largest_lr:
+                        self._largest_lr = rate
+                    if name == "lr" and rate > now:
+                        now = rate
+        if lr_factor > 1:
+            if now > 0:
+                lr_factor = max(1.0, min(lr_factor, longest * self._largest_lr / now))
+            lr_factor = min(lr_factor, RISE * max(1.0, self._reached, longest / LONGEST))  # the last is the start's
+        self._reached = lr_factor
+        return lr_factor
 
     def restore(self, *_: Any) -> None:
         """Give the groups back what `scale` found; also after a step that raised."""
@@ -271,12 +276,15 @@ class HyperparameterScaler:
         self._leaders, self._plan, self._repeated = list(alike.values()), [], None
 
     def state_dict(self) -> dict[str, Any]:
-        """The accumulated sums of each group, and the largest learning rate; numbers only."""
-        return {"accumulated": [list(astuple(each)) for each in self._accumulated], "largest_lr": self._largest_lr}
+        """The accumulated sums of each group, the largest learning rate, and the factor reached; numbers only."""
+        return {
+            "accumulated": [list(astuple(each)) for each in self._accumulated],
+            "largest_lr": self._largest_lr, "reached": self._reached,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, with an optimizer whose own state is loaded too, before or after."""
-        self._largest_lr = state["largest_lr"]
+        self._largest_lr, self._reached = state["largest_lr"], state["reached"]
         self._accumulated = [
             Accumulated(int(t), first, second, power_first, power_second, bool(prepared))
             for t, first, second, power_first, power_second, prepared in state["accumulated"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Collection
 from typing import Any
@@ -91,8 +90,6 @@ class StepHook:
         k, lr_factor, longest = self._scale()
         if k != 1 or lr_factor != 1 or not scaler.idle:
             scaler.scale(self._optimizer.param_groups, self._following, k=k, lr_factor=lr_factor, longest=longest)
-        elif longest < math.inf:
-            scaler.see_lr(self._optimizer.param_groups)
 
     def restore(self) -> None:
         """Put the hyperparameters back after a step that raised, where no post hook ran."""

@@ -156,9 +156,9 @@ class RunRules:
         """How the hyperparameters change for a batch that was cut at this size."""
         if self.holds:
             return Scale()
-        k = cut_size / self.base_batch_size
-        # A batch that stays where it starts comes with no sudden rate: the schedule leads up to it.
-        longest = self._longest if self.max_batch_size > self._start else math.inf
+        k, at_start = cut_size / self.base_batch_size, self._start / self.base_batch_size
+        # Whoever starts at a larger batch than the base has said that its learning rate is borne.
+        longest = self._longest * max(1.0, self._lr_rule(at_start, noise_scale))
         return Scale(k, self._lr_rule(k, noise_scale), longest)
 
     def sample_efficiency(self, cut_size: int, noise_scale: NoiseScale | None) -> float:

@@ -68,7 +68,8 @@ ABLATIONS = (
     Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
     Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
     Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
-    Adaptive("SGD: three times the largest", patches={LONGEST: 3}),
+    Adaptive("SGD: twice the peak", patches={LONGEST: 2}),
+    Adaptive("SGD: its rate raised at once", patches={"adaptbs.hyperparameters.scaler.RISE": math.inf}),
     Adaptive("SGD: no limit to its rate", patches={LONGEST: math.inf}),
     Adaptive("SGD: momentum^√k", patches=MOMENTUM),
 )

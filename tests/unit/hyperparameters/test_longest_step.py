@@ -3,12 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
+from adaptbs.hyperparameters.learning_rate import LONGEST, RISE
 from adaptbs.hyperparameters.lookup import traits_of
 from adaptbs.hyperparameters.scaler import HyperparameterScaler
-from adaptbs.hyperparameters.step_hook import StepHook
-from adaptbs.types import Scale
 
 
 def sgd(lr: float = 0.1) -> torch.optim.SGD:
@@ -16,11 +15,18 @@ def sgd(lr: float = 0.1) -> torch.optim.SGD:
 
 
 def used(ours: HyperparameterScaler, optimizer: torch.optim.Optimizer, longest: float = 2.0) -> float:
-    """The learning rate of a step at eight times the batch."""
-    ours.scale(optimizer.param_groups, {"lr"}, k=8.0, lr_factor=8.0, longest=longest)
-    lr = optimizer.param_groups[0]["lr"]
-    ours.restore()
-    return lr
+    """The learning rate of a step at eight times the batch, once it has risen."""
+    return risen(ours, optimizer, 8.0, longest, steps=50)[-1]
+
+
+def risen(ours, optimizer, lr_factor: float, longest: float, steps: int) -> list[float]:
+    """The learning rates of so many steps with this factor."""
+    rates = []
+    for _ in range(steps):
+        ours.scale(optimizer.param_groups, {"lr"}, k=8.0, lr_factor=lr_factor, longest=longest)
+        rates.append(optimizer.param_groups[0]["lr"])
+        ours.restore()
+    return rates
 
 
 def scaler_of(optimizer: torch.optim.Optimizer) -> HyperparameterScaler:
@@ -43,30 +49,18 @@ def test_a_base_rate_above_it_stays():
     assert used(ours, optimizer, longest=0.5) == 0.1
 
 
-def test_it_is_twice_that_of_now_while_the_schedule_rises():
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=100),
+        lambda optimizer: CosineAnnealingLR(optimizer, 100),
+    ],
+)
+def test_a_scheduler_says_its_peak_before_it_has_come_to_it(schedule):
     optimizer = sgd()
-    ours, scheduler, rates, used_rates = scaler_of(optimizer), OneCycleLR(optimizer, 0.1, total_steps=20), [], []
-    for _ in range(20):
-        rates.append(optimizer.param_groups[0]["lr"])
-        used_rates.append(used(ours, optimizer))
-        optimizer.step()
-        scheduler.step()
-    assert used_rates == pytest.approx([min(8 * lr, 2 * max(rates[: i + 1])) for i, lr in enumerate(rates)])
-
-
-def test_steps_at_the_base_batch_count_for_the_largest():
-    """A batch that first grows once the schedule has come down may have twice its peak, not twice of what is left."""
-    parameter = nn.Parameter(torch.ones(1))
-    parameter.grad = torch.ones(1)
-    optimizer, scale = torch.optim.SGD([parameter], 0.4), Scale(1.0, 1.0, 2.0)
-    rates = []
-    StepHook(optimizer, lambda: scale)
-    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
-    optimizer.step()
-    scale = Scale(16.0, 16.0, 2.0)
-    optimizer.param_groups[0]["lr"] = 0.1
-    optimizer.step()
-    assert rates == pytest.approx([0.4, 0.8])
+    schedule(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.05
+    assert used(scaler_of(optimizer), optimizer) == pytest.approx(0.2)
 
 
 def test_a_learning_rate_that_is_a_tensor_is_not_read():
@@ -86,8 +80,34 @@ def test_the_largest_is_kept_with_the_run_and_forgotten_by_the_next():
     assert used(resumed, optimizer) == pytest.approx(0.2)
 
 
+def test_it_rises_gradually_and_falls_at_once():
+    optimizer = sgd(1.0)
+    ours = scaler_of(optimizer)
+    rates = risen(ours, optimizer, 2.0, longest=3.0, steps=20)
+    assert rates == pytest.approx([min(2.0, RISE ** (i + 1)) for i in range(20)])
+    assert rates[13] < 2.0 == rates[14]
+    assert risen(ours, optimizer, 0.5, longest=3.0, steps=1) == [0.5]
+    assert risen(ours, optimizer, 1.5, longest=3.0, steps=1) == pytest.approx([RISE]), "from that of the base batch"
+
+
+def test_the_factor_of_the_start_is_there_at_once():
+    optimizer = sgd(1.0)
+    rates = risen(scaler_of(optimizer), optimizer, 8.0, longest=8 * LONGEST, steps=2)
+    assert rates == pytest.approx([8.0, 8.0])
+
+
+def test_a_run_that_goes_on_rises_from_where_it_was():
+    optimizer = sgd(1.0)
+    ours, resumed = scaler_of(optimizer), scaler_of(optimizer)
+    (before,) = risen(ours, optimizer, 2.0, longest=3.0, steps=3)[-1:]
+    resumed.load_state_dict(ours.state_dict())
+    assert risen(resumed, optimizer, 2.0, longest=3.0, steps=1) == pytest.approx([before * RISE])
+
+
 def test_several_groups_have_one_factor():
     first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.01}])
-    scaler_of(optimizer).scale(optimizer.param_groups, {"lr"}, k=8.0, lr_factor=8.0, longest=2.0)
+    ours = scaler_of(optimizer)
+    used(ours, optimizer)
+    ours.scale(optimizer.param_groups, {"lr"}, k=8.0, lr_factor=8.0, longest=2.0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.02])
