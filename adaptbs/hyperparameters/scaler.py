@@ -53,7 +53,7 @@ class HyperparameterScaler:
         self.known = all(t.known for t in self._traits)
         self._debiases = any(t.debiases for t in self._traits)
         self._largest_lr = 0.0  # of the base batch, so far or as its scheduler says; 0 where no step was limited by it
-        self._reached = 1.0  # the learning rate's factor in the latest step that was limited
+        self._reached: float | None = None  # the learning rate's factor in the latest step that was limited
         self._accumulated: list[Accumulated] = []  # one a group; groups that have seen the same steps share it
         self._leaders: list[tuple[int, Accumulated]] = []  # each of them, with its first group
         self._counts: list[StepCount] = []
@@ -89,7 +89,7 @@ class HyperparameterScaler:
 
     def release(self) -> None:
         """Let the hyperparameters follow the batch, whatever an earlier run did and however large its rates were."""
-        self._held, self._largest_lr, self._reached = False, 0.0, 1.0
+        self._held, self._largest_lr, self._reached = False, 0.0, None
 
     def hold(self, warn: Callable[..., None]) -> None:
         """Let nothing follow the batch, because it is not known what the optimizer does.
@@ -220,7 +220,8 @@ class HyperparameterScaler:
         if lr_factor > 1:
             if now > 0:
                 lr_factor = max(1.0, min(lr_factor, longest * self._largest_lr / now))
-            lr_factor = min(lr_factor, RISE * max(1.0, self._reached, longest / LONGEST))  # the last is the start's
+            before = longest / LONGEST if self._reached is None else self._reached  # the start's is there at once
+            lr_factor = min(lr_factor, RISE * max(1.0, before))
         self._reached = lr_factor
         return lr_factor
 

@@ -90,10 +90,12 @@ def test_it_rises_gradually_and_falls_at_once():
     assert risen(ours, optimizer, 1.5, longest=3.0, steps=1) == pytest.approx([RISE]), "from that of the base batch"
 
 
-def test_the_factor_of_the_start_is_there_at_once():
+def test_the_factor_of_the_start_is_there_at_once_but_not_a_second_time():
     optimizer = sgd(1.0)
-    rates = risen(scaler_of(optimizer), optimizer, 8.0, longest=8 * LONGEST, steps=2)
-    assert rates == pytest.approx([8.0, 8.0])
+    ours = scaler_of(optimizer)
+    assert risen(ours, optimizer, 8.0, longest=8 * LONGEST, steps=2) == pytest.approx([8.0, 8.0])
+    assert risen(ours, optimizer, 2.0, longest=8 * LONGEST, steps=1) == pytest.approx([2.0])
+    assert risen(ours, optimizer, 8.0, longest=8 * LONGEST, steps=1) == pytest.approx([2.0 * RISE])
 
 
 def test_a_run_that_goes_on_rises_from_where_it_was():
