@@ -93,7 +93,7 @@ def overhead() -> str:
     rounds = len(result["rows"][0]["rounds"])
     medians = f"median of {rounds} rounds, lowest and highest in brackets" if rounds > 1 else "one round"
     note = f"\nTime on the wall ({medians}), and of the processor."
-    header = ["run", "plain step", "steps", *runs.values(), "measurements at 0.02", "0.02 holds from"]
+    header = ["run", "plain step", "steps", *runs.values(), "measurements at 0.02", "the 28 fit from"]
     return markdown(header, rows) + note + where(result, "python -m benchmarks.cost.overhead")
 
 
