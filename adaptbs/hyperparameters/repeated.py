@@ -1,4 +1,4 @@
-"""A step like the one before it: what was set then is set again, and nothing is computed but learning rates."""
+"""Sets the hyperparameters of a step again for the next one, with new learning rates."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from .bias_correction import Accumulated, StepCount
 
 
 class Repeated:
-    """What a step has set, for the steps that follow it at the same batch.
+    """The hyperparameters that one step has set, kept for the following steps at the same batch.
 
-    It serves while no bias has to be corrected and nothing has changed in the groups but their learning rates. That is
-    most steps of most runs, and each of them happens with the processor's caches full of the model's.
+    They serve while no bias has to be corrected and nothing has changed in the groups but their learning rates. That is
+    so in most steps of most runs. It saves time where time counts: at every step, with the processor's caches full of
+    the model's data.
 
     Args:
-        unscaled: each group, and what it had of what was changed. What is put back after a step is read from here.
-        getters: what decides what becomes of each group, but for its learning rate.
-        counted: groups by whose counts the optimizer's steps are known, and what the averages have accumulated.
-        state: the optimizer's.
+        unscaled: pairs of a group and the values it had before the step. The scaler restores a step from this list.
+        getters: one for each group. It reads the values that the new ones depend on, except the learning rate.
+        counted: groups whose step counts stand for the optimizer's, and the accumulated sums of their averages.
+        state: state of the optimizer.
         lr_factor: the factor of the learning rates in that step.
         follows_rate: True if other values depend on that factor.
     """

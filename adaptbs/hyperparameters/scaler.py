@@ -25,9 +25,9 @@ _NO_POWERS = (1.0, 1.0)
 KEPT = 8  # changes beyond the number of groups: a schedule of betas makes new ones at every step
 # All that decides what becomes of a group, but for its learning rate and betas, which may follow a schedule.
 _NAMES = ("eps", *DECAYS, "decoupled_weight_decay")
+_BETAS = ("betas", *FIRST, *SECOND)  # where the optimizer averages by them
 # A group's learning rate, and what a scheduler of torch's says of its peak.
 PEAKS = ("lr", "max_lr", "initial_lr")
-_BETAS = ("betas", *FIRST, *SECOND)  # where the optimizer averages by them
 
 
 class HyperparameterScaler:
@@ -44,7 +44,7 @@ class HyperparameterScaler:
     Attributes:
         known: True if it is known of all groups.
         is_scaled: True while the hyperparameters are changed.
-        idle: True while everything is as it was found at k = 1.
+        idle: True while everything is as it was found at k = 1, so that a step at k = 1 need not be scaled.
     """
 
     def __init__(self, optimizer: Any, traits: OptimizerTraits | Sequence[OptimizerTraits]) -> None:
@@ -89,7 +89,8 @@ class HyperparameterScaler:
 
     def release(self) -> None:
         """Let the hyperparameters follow the batch, whatever an earlier run did and however large its rates were."""
-        self._held, self._largest_lr, self._reached = False, 0.0, None
+        self._held, self._largest_lr = False, 0.0
+        self._reach(None)
 
     def hold(self, warn: Callable[..., None]) -> None:
         """Let nothing follow the batch, because it is not known what the optimizer does.
@@ -113,16 +114,14 @@ class HyperparameterScaler:
     ) -> None:
         """Set the groups for the step that is now to be made, until `restore`.
 
-        What becomes of groups that are alike but for their learning rates is computed once. This runs at every step,
-        so it calls as little as it can.
+        Groups that are alike but for their learning rates are computed once. This runs at every step, so it is short.
 
         Args:
             groups: the hyperparameters of the base batch, in torch's names or fastai's.
             following: the hyperparameters that follow the batch.
             k: batch size / base batch size.
             lr_factor: the learning rate's factor; 1 where it does not follow.
-            longest: the learning rate is raised to at most this many times the largest that the schedule has, and
-                gradually. inf: at once, and as far as it is.
+            longest: the learning rate rises gradually, to at most this many times its schedule's largest. inf: at once.
         """
         if self._held:
             return
@@ -222,8 +221,11 @@ class HyperparameterScaler:
                 lr_factor = max(1.0, min(lr_factor, longest * self._largest_lr / now))
             before = longest / LONGEST if self._reached is None else self._reached  # the start's is there at once
             lr_factor = min(lr_factor, RISE * max(1.0, before))
-        self._reached = lr_factor
+        self._reach(lr_factor)
         return lr_factor
+
+    def _reach(self, lr_factor: float | None) -> None:
+        self._reached, self.idle = lr_factor, not self._accumulated and lr_factor in (None, 1.0)
 
     def restore(self, *_: Any) -> None:
         """Give the groups back what `scale` found; also after a step that raised."""
@@ -285,12 +287,12 @@ class HyperparameterScaler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, with an optimizer whose own state is loaded too, before or after."""
-        self._largest_lr, self._reached = state["largest_lr"], state["reached"]
+        self._largest_lr = state["largest_lr"]
         self._accumulated = [
             Accumulated(int(t), first, second, power_first, power_second, bool(prepared))
             for t, first, second, power_first, power_second, prepared in state["accumulated"]
         ]
-        self.idle = not self._accumulated
+        self._reach(state["reached"])
         self._counts, self._repeated = [], None  # so that the next step looks for the groups that share them
 
 

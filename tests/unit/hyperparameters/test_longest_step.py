@@ -8,6 +8,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from adaptbs.hyperparameters.learning_rate import LONGEST, RISE
 from adaptbs.hyperparameters.lookup import traits_of
 from adaptbs.hyperparameters.scaler import HyperparameterScaler
+from adaptbs.hyperparameters.step_hook import StepHook
+from adaptbs.types import Scale
 
 
 def sgd(lr: float = 0.1) -> torch.optim.SGD:
@@ -96,6 +98,20 @@ def test_the_factor_of_the_start_is_there_at_once_but_not_a_second_time():
     assert risen(ours, optimizer, 8.0, longest=8 * LONGEST, steps=2) == pytest.approx([8.0, 8.0])
     assert risen(ours, optimizer, 2.0, longest=8 * LONGEST, steps=1) == pytest.approx([2.0])
     assert risen(ours, optimizer, 8.0, longest=8 * LONGEST, steps=1) == pytest.approx([2.0 * RISE])
+
+
+def test_after_steps_at_the_base_batch_it_rises_from_there():
+    """A batch may be taken back to the base batch, where nothing is scaled, and grow again."""
+    parameter = nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    optimizer, rates = torch.optim.SGD([parameter], 1.0), []
+    scales = [*[Scale(2.0, 2.0, 3.0)] * 20, Scale(1.0, 1.0, 3.0), Scale(2.0, 2.0, 3.0)]
+    hook = StepHook(optimizer, lambda: scales[len(rates)])
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    for _ in scales:
+        optimizer.step()
+    assert rates[-3:] == pytest.approx([2.0, 1.0, RISE])
+    assert not hook.is_scaled
 
 
 def test_a_run_that_goes_on_rises_from_where_it_was():
