@@ -51,10 +51,10 @@ class DecisionTimer:
         return effective_samples >= self.due_at or (self.waits and self.new_measurements > 0)
 
     def awaits(self, effective_samples: float, batch_size: int) -> tuple[int, float]:
-        """How many decisions in a row wait for a measurement there, the next included if the coming batch makes it due.
+        """Count the decisions in a row that wait for a measurement there, and the next if the coming batch makes it due.
 
         Returns:
-            That number, and the effective samples from which on another is to be counted.
+            Their number, and the effective samples from which on there is one more.
         """
         if self.new_measurements:
             return 0, math.inf

@@ -1,4 +1,4 @@
-"""How many batches of the fixed run a step of the schedule stands for: found from the loop's calls, or stated."""
+"""Batches of the fixed run per step of the schedule, found from the loop's calls or stated."""
 
 from __future__ import annotations
 

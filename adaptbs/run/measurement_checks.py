@@ -28,7 +28,7 @@ WRONG = (
 
 
 class StepMade(NamedTuple):
-    """How the loop makes its steps, as a measured one shows it.
+    """The loop's way to make a step, as a measured one shows it.
 
     Attributes:
         may_be_part: True if only the end of a step may have been measured, which made more batches than was said.
