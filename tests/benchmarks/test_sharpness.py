@@ -1,5 +1,6 @@
 """The curvature in an optimizer's metric, of benchmarks/quality/untuned/curvature.py and sharpness.py."""
 
+import math
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 from benchmarks.common.rows import Rows
 from benchmarks.quality.rules import Fixed
 from benchmarks.quality.training import fixed_run
-from benchmarks.quality.untuned import models, sharpness
+from benchmarks.quality.untuned import models, predictors, sharpness
 from benchmarks.quality.untuned.curvature import (
     gauss_newton,
     largest_eigenvalue,
@@ -138,3 +139,22 @@ def test_a_random_model_with_batch_norm_keeps_its_buffers():
     with gauss_newton(model, F.cross_entropy, x, y, step_lengths(optimizer, list(model.parameters()))) as product:
         assert largest_eigenvalue(product, sum(p.numel() for p in model.parameters()))[0] > 0
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
+
+
+def case(task: str, rate: float, truth: float, simple: float) -> predictors.Case:
+    return predictors.Case(task, rate, truth, simple, {"sharpness": 4000.0})
+
+
+def test_predictors_by_hand():
+    cases = [case("vit", 0.25, 100, 100), case("vit", 1, 200, 100), case("vit", 2, 400, 200)]
+    cases.append(case("resnet", 1, 100, 300))
+    simple, sharp = predictors.PREDICTORS["3 B_simple (1.5 for SGD)"], predictors.PREDICTORS["φ_sharp"]
+    made = predictors.errors(cases, simple)
+    assert made == pytest.approx([0, -math.log(2), -math.log(2), math.log(3)])
+    assert predictors.off_by(made) == pytest.approx(2) and predictors.within(made) == 3
+    assert predictors.errors(cases, sharp)[0] == pytest.approx(math.log(2048 / 100))  # cut off
+    assert predictors.changes(cases, simple) == pytest.approx([-math.log(2), 0])  # not of SGD, nor from task to task
+    own = predictors.with_own_constant(cases, simple)
+    assert own == pytest.approx([-math.log(3), -math.log(6), -math.log(6), math.log(6)])
+    power, by_rate = predictors.power_of_rate([case("vit", rate, 50 * rate, 100) for rate in (0.25, 1, 2)])
+    assert power == pytest.approx(1) and by_rate(cases[0]) == pytest.approx(25)
