@@ -51,7 +51,7 @@ class DecisionTimer:
         return effective_samples >= self.due_at or (self.waits and self.new_measurements > 0)
 
     def awaits(self, effective_samples: float, batch_size: int) -> tuple[int, float]:
-        """Count the decisions in a row that wait for a measurement there, and the next if the coming batch makes it due.
+        """Count the decisions in a row that wait for a measurement, and the next if the coming batch makes it due.
 
         Returns:
             Their number, and the effective samples from which on there is one more.

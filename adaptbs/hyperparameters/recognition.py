@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..model import draws
 from .traits import ADAM, LR_ONLY, MUON, UNKNOWN, OptimizerTraits
 
 if TYPE_CHECKING:
@@ -182,8 +183,9 @@ class Trial:
         if callable(getattr(optimizer, "train", None)):
             optimizer.train()  # Schedule-Free
         before = parameter.detach().clone()
-        devices = [parameter.device] if parameter.is_cuda else []
-        with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+        own = [parameter.device] if draws(parameter.device) else []
+        kind = parameter.device.type if own else "cuda"
+        with torch.random.fork_rng(own, device_type=kind), torch.compiler.set_stance("force_eager"):
             for step in range(steps):
                 if step == steps - 1:
                     for name, value in (last or {}).items():

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ..model import draws
+from ..model import random_state as state_on
+from ..model import set_random_state as set_state_on
 from ..ranks import Ranks
 
 
@@ -65,13 +68,19 @@ def ranks_draw_alike() -> bool:
 def random_state() -> dict[str, Tensor]:
     """The states of torch's default generators, for a checkpoint."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if (device := _accelerator()) is not None:
+        states[device.type] = state_on(device)
     return states
 
 
 def set_random_state(states: dict[str, Tensor]) -> None:
     """Restore the states of `random_state()`, for the devices that are there."""
     torch.set_rng_state(states["cpu"].cpu())
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"].cpu())
+    if (device := _accelerator()) is not None and device.type in states:
+        set_state_on(device, states[device.type].cpu())
+
+
+def _accelerator() -> torch.device | None:
+    """The device beside the CPU that this process draws random numbers on."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found if found is not None and draws(found) else None

@@ -2,7 +2,7 @@
 
 from .batch_loss import BatchLoss, LossNotScalarError, summing
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
-from .devices import with_index
+from .devices import draws, random_state, set_random_state, with_index
 from .modules import (
     CachedFact,
     has_batch_norm,
@@ -43,6 +43,7 @@ __all__ = [
     "collates_all",
     "concat_batches",
     "describe_batch",
+    "draws",
     "has_a_row_a_sample",
     "has_batch_norm",
     "has_compiled",
@@ -52,6 +53,8 @@ __all__ = [
     "preserved_grads",
     "preserved_loader",
     "preserved_weights",
+    "random_state",
+    "set_random_state",
     "slice_batch",
     "summing",
     "takes_one_apart",

@@ -1,10 +1,11 @@
-"""Names a CUDA device by its index, which some of PyTorch's functions demand."""
+"""Devices by their index, and the state of the random numbers that are drawn on one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -15,3 +16,19 @@ def with_index(device: Device) -> Device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def draws(device: Device) -> bool:
+    """True if random numbers are drawn on the device itself (CUDA, XPU, MPS), and not by the CPU's generator."""
+    return device.type != "cpu" and hasattr(getattr(torch, device.type, None), "get_rng_state")
+
+
+def random_state(device: Device) -> Tensor:
+    """The state of the default generator of a device that `draws`."""
+    state: Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def set_random_state(device: Device, state: Tensor) -> None:
+    """Restore what `random_state` returned."""
+    torch.get_device_module(device).set_rng_state(state, device)

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+import torch
 from torch import nn
+
+from .devices import draws
 
 T = TypeVar("T")
 
@@ -49,14 +52,14 @@ def has_static_shapes(model: nn.Module) -> bool:
     return any(getattr(context, "_dynamic", None) is False for context in contexts)
 
 
-def cuda_devices(model: nn.Module) -> list[int]:
-    """Indices of the CUDA devices that a forward pass of the model computes on.
+def drawing_devices(model: nn.Module) -> list[torch.device]:
+    """The devices other than the CPU that a forward pass of the model draws random numbers on.
 
-    These are the devices of its parameters, and those that `DataParallel` copies it to, which draw random numbers too.
+    These are the devices of its parameters, and the CUDA devices that `DataParallel` copies it to.
     """
     parallel = [m for m in model.modules() if isinstance(m, nn.DataParallel)]
-    replicas = {int(index) for m in parallel for index in getattr(m, "device_ids", None) or ()}
-    return sorted({p.get_device() for p in model.parameters() if p.device.type == "cuda"} | replicas)
+    replicas = {torch.device("cuda", int(i)) for m in parallel for i in getattr(m, "device_ids", None) or ()}
+    return sorted({p.device for p in model.parameters() if draws(p.device)} | replicas, key=str)
 
 
 # Layers that couple samples or add randomness in training. In evaluation mode they still compute the same kind of loss.

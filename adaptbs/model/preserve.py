@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .buffers import BufferCopies
-from .modules import cuda_devices
+from .devices import random_state, set_random_state
+from .modules import drawing_devices
 
 
 class Snapshot:
@@ -24,12 +25,12 @@ class Snapshot:
     attributes of modules with a method `reset`, such as the hidden state of a language model.
 
     Args:
-        model: the model whose buffers are copied, and whose CUDA devices' random states.
+        model: the model whose buffers are copied, and the random states of whose devices.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._buffers = BufferCopies(model)
-        self._devices = cuda_devices(model)
+        self._devices = drawing_devices(model)
         self._stateful = [m for m in model.modules() if callable(getattr(m, "reset", None))]
         self.take()
 
@@ -43,7 +44,7 @@ class Snapshot:
         self._kept = [(m, {k: v for k, v in vars(m).items() if not k.startswith("_")}) for m in self._stateful]
         self._torch = torch.get_rng_state()
         self._others = (random.getstate(), np.random.get_state()) if all_random else None
-        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in self._devices]
+        self._drawn = [(device, random_state(device)) for device in self._devices]
 
     def restore(self) -> None:
         """Restore the copied state. Parameters keep their current values."""
@@ -54,8 +55,8 @@ class Snapshot:
         if self._others is not None:
             random.setstate(self._others[0])
             np.random.set_state(self._others[1])
-        for device, state in self._cuda:
-            torch.cuda.set_rng_state(state, device)
+        for device, state in self._drawn:
+            set_random_state(device, state)
 
 
 @contextmanager

@@ -172,11 +172,12 @@ class Controller:
                 self._decide(cut_size, longest)
 
     def measure_next_step(self) -> bool:
-        """Toss the coin for the step that comes: whether to measure it, as often as `overhead` allows."""
-        progress, duty, size = self.progress_tracker, self._budget.duty, self.batch_size
-        planned, done = progress.planned, progress.effective_samples
-        if done < duty.alike_until * planned:
-            return duty.toss()
+        """True if the step that comes is to be measured: by chance, as often as `overhead` allows."""
+        duty = self._budget.duty
+        if duty.quiet:  # as before nearly every step
+            duty.quiet -= 1
+            return False
+        size, planned, done = self.batch_size, self.progress_tracker.planned, self.progress_tracker.effective_samples
         awaited, at = self._timer.awaits(done, size)
         return duty.measure_next(planned / size, awaited, done / planned, planned / self.start_batch_size, at / planned)
 

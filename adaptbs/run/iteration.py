@@ -35,15 +35,6 @@ class Iteration:
             raise RuntimeError(ONE_AT_A_TIME)
         return self.queue[waiting]
 
-    def next(self) -> BatchInfo:
-        """The loop begins to work on the next batch: take its size out of the queue, and return it."""
-        try:
-            info = self.queue.popleft()
-        except IndexError:
-            raise RuntimeError(ONE_AT_A_TIME) from None
-        self.position += info[1]  # its samples
-        return info
-
     def advance(
         self, begin: Callable[[Iteration], None], finish: Callable[[], None], *, begun: int = 0, finished: int = 0
     ) -> None:

@@ -1,34 +1,18 @@
-"""Seconds of steps and of measurements: by the host's clock, by CUDA events, or by a given model."""
+"""Where a run's seconds come from: the protocol of a clock, a given step time, the first rank's clock, or none."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import Protocol
 
-import torch
-
-from ..model import with_index
 from ..ranks import Ranks
 from .step_time import StepTime
 
-if TYPE_CHECKING:
-    from torch import device as Device
-
-# Seconds of adaptbs's own work on the host at every step, measured or not (docs/measuring.md): in a loop of one's own
-# around the loader, and in a Learner, which tells its callbacks of ten events a step.
-PER_STEP = 3.5e-5
-PER_STEP_OF_A_LEARNER = 1.5e-4
-AFTERMATH = 1.1  # charge for a measurement over its seconds: an allowance for caches that have to be filled again
-READ_EVERY = 1000  # steps after which times are read at the latest, since CUDA keeps an event for each that is not
 # Cost of a measurement in steps where no clock is read (docs/measuring.md): in a pass of its own, and in the step.
 MEASURING = 1.0
 MEASURING_IN_STEP = 0.5
-
-Moment: TypeAlias = Any  # seconds of the host's clock (float), or a torch.cuda.Event on a CUDA device
 
 
 @dataclass
@@ -54,10 +38,12 @@ class Clock(Protocol):
 
     Attributes:
         per_step: seconds that adaptbs takes at every step, measured or not.
+        aftermath: seconds by which a step measured as it trains slows down the steps after it.
         measures: True if the step under way is itself measured.
     """
 
     per_step: float
+    aftermath: float
 
     @property
     def measures(self) -> bool: ...
@@ -73,7 +59,7 @@ class Clock(Protocol):
 class GivenClock:
     """Takes the seconds of a step from `step_time` instead of a clock, so that a run can be repeated to the bit."""
 
-    per_step = 0.0
+    per_step = aftermath = 0.0
 
     def __init__(self, step_time: StepTime) -> None:
         self._step_time = step_time
@@ -117,6 +103,7 @@ class AgreedClock:
 
     def __init__(self, clock: Clock, ranks: Ranks) -> None:
         self._clock, self._ranks, self.per_step = clock, ranks, clock.per_step
+        self.aftermath = clock.aftermath
         self.start, self.step, self.measuring, self.deciding = clock.start, clock.step, clock.measuring, clock.deciding
         self.measuring_step = clock.measuring_step
 
@@ -125,15 +112,17 @@ class AgreedClock:
         return self._clock.measures
 
     def read(self) -> Timings:
-        """Return rank 0's timings and take over its `per_step`. Collective: every rank has to call it."""
-        timings, self.per_step = self._ranks.agree((self._clock.read(), self._clock.per_step))
+        """Return rank 0's timings, and take over what it charges. Collective: every rank has to call it."""
+        timings, clock = self._clock.read(), self._clock
+        timings, self.per_step, self.aftermath = self._ranks.agree((timings, clock.per_step, clock.aftermath))
         return timings
 
 
 class NoClock:
     """Records nothing. It serves runs that measure nothing, where no decision needs the time."""
 
-    per_step, measures = 0.0, False
+    per_step = aftermath = 0.0
+    measures = False
 
     def start(self) -> None:
         return None
@@ -152,145 +141,3 @@ class NoClock:
 
     def read(self) -> Timings:
         return Timings()
-
-
-class Stopwatch:
-    """Marks moments now and reads them later.
-
-    On CUDA the moments are events, because the host's clock would only time how fast work is queued.
-
-    Args:
-        device: the device that works, or a function that tells it at the first mark. Until then a model may be moved.
-    """
-
-    def __init__(self, device: Device | Callable[[], Device]) -> None:
-        self._cuda: Device | None = None
-
-        #: Returns the moment at which the device will have finished all work queued so far.
-        self.mark: Callable[[], Moment] = partial(self._first_mark, device) if callable(device) else self._begin(device)
-
-    def _begin(self, device: Device) -> Callable[[], Moment]:
-        """Bind the watch to a device; how a moment is marked there."""
-        self._cuda = with_index(device) if device.type == "cuda" else None
-        return time.perf_counter if self._cuda is None else self._record
-
-    def _first_mark(self, device: Callable[[], Device]) -> Moment:
-        self.mark = self._begin(device())
-        return self.mark()
-
-    def _record(self) -> Moment:
-        event: Moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._cuda))
-        return event
-
-    def wait(self) -> None:
-        """Wait until the device has reached every marked moment."""
-        if self._cuda is not None:
-            torch.cuda.synchronize(self._cuda)
-
-    def reached(self, moment: Moment) -> bool:
-        """True if the device has reached this moment. Does not wait."""
-        return self._cuda is None or bool(moment.query())
-
-    def seconds(self, begin: Moment, end: Moment) -> float:
-        """Seconds between two moments that the device has reached."""
-        return self.all_seconds([(begin, end)])[0]
-
-    def all_seconds(self, spans: Sequence[tuple[Moment, Moment]]) -> list[float]:
-        """Seconds of each of these spans, whose moments the device has reached."""
-        if self._cuda is None:
-            return [float(end - begin) for begin, end in spans]
-        return [begin.elapsed_time(end) / 1000 for begin, end in spans]  # CUDA gives milliseconds
-
-
-class DeviceClock:
-    """Marks the end of each step and reads the times later, so that no step waits for the device.
-
-    While a GPU is still busy with earlier steps, adaptbs's own work on the host costs no time. Where the GPU waits for
-    the host, it delays each step. So `per_step` is what is given, times the share of the latest steps at whose end the
-    GPU had already come to their begin. A CPU always has.
-
-    Args:
-        device: the device that trains.
-        per_step: seconds of work on the host at every step.
-    """
-
-    def __init__(self, device: Device, per_step: float = PER_STEP) -> None:
-        self._watch = Stopwatch(device)
-        self.per_step = self._on_host = per_step
-        self._timings = Timings()  # read from the watch, but not yet by the caller
-        self._marked = self._delayed = 0  # steps since the last read, and those at whose end the device was not behind
-        self._last: Moment | None = None
-        self._inside: tuple[tuple[Moment, Moment], ...] = ()
-        self.measures = False  # whether the step under way is itself measured
-        self._steps: list[tuple[int, Moment, Moment, tuple[tuple[Moment, Moment], ...], bool]] = []
-        self._decisions: list[tuple[Moment, Moment]] = []
-
-    def start(self) -> None:
-        self._last, self._inside, self.measures = self._watch.mark(), (), False
-
-    def step(self, batch_size: int) -> None:
-        # This runs at every step, with the processor's caches full of the model's. The less it touches, the better.
-        last, self._last = self._last, self._watch.mark()
-        if last is not None:
-            if type(last) is not float:  # a host's moment has passed
-                self._marked, self._delayed = self._marked + 1, self._delayed + self._watch.reached(last)
-            steps = self._steps
-            steps.append((batch_size, last, self._last, self._inside, self.measures))
-            if len(steps) >= READ_EVERY:
-                self._take_in()
-        if self._inside or self.measures:
-            self._inside, self.measures = (), False
-
-    def measuring_step(self) -> None:
-        """The step under way is itself measured, by hooks on its layers."""
-        self.measures = True
-
-    @contextmanager
-    def measuring(self, batch_size: int) -> Iterator[None]:
-        begin = self._watch.mark()
-        try:
-            yield
-        finally:
-            self._inside = *self._inside, (begin, self._watch.mark())
-
-    @contextmanager
-    def deciding(self) -> Iterator[None]:
-        """Time the work between two steps. The next step begins when this context ends."""
-        begin = self._watch.mark()
-        try:
-            yield
-        finally:
-            self._last = self._watch.mark()
-            self._decisions.append((begin, self._last))
-
-    def read(self) -> Timings:
-        if self._steps or self._decisions:
-            self._watch.wait()
-        self._take_in()
-        if self._marked:
-            self.per_step = self._on_host * self._delayed / self._marked
-            self._marked = self._delayed = 0
-        timings, self._timings = self._timings, Timings()
-        return timings
-
-    def _take_in(self) -> None:
-        """Read the times of all steps that the device has finished. Does not wait for the others."""
-        reached, timings = self._watch.reached, self._timings
-        late = (i for i, (_, _, end, *_) in enumerate(self._steps) if type(end) is not float and not reached(end))
-        done = next(late, len(self._steps))  # a host's moment has passed
-        steps, self._steps = self._steps[:done], self._steps[done:]
-        whole, beside = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in steps]), 0.0
-        for (batch_size, _, _, inside, measures), seconds in zip(steps, whole, strict=True):
-            if inside:
-                measured = self._watch.all_seconds(inside)
-                if measures:
-                    beside += sum(measured)
-                else:
-                    timings.measurements.extend(AFTERMATH * each for each in measured)
-                seconds -= sum(measured)
-            (timings.measured_steps if measures else timings.steps).append((batch_size, seconds))
-        decided = [span for span in self._decisions if reached(span[1])]
-        self._decisions = [span for span in self._decisions if not reached(span[1])]
-        deciding = timings.deciding + beside + sum(self._watch.all_seconds(decided))
-        self._timings = replace(timings, deciding=deciding)

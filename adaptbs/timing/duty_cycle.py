@@ -16,7 +16,7 @@ AT_FIRST = 4  # the measurements at the start may use up the budget over this
 AT_ONCE, OVER_RUN = 8, 20
 IN_FULL = 0.02  # below this `overhead`, which only a user has chosen, OVER_RUN is less in proportion
 LEAST_APART = 8  # but not more than one in so many steps of the run at its first batch size
-NEVER = -1.0  # a chance: the coin is tossed, so that the random numbers after it stay the same, and never falls
+FAR = 1 << 20  # steps that are chosen among at once, at the most
 TRY = 3  # measurements before their cost is first read
 DENSEST = 0.5  # largest share of the steps that is measured
 EAGER, IDLE = 2.0, 0.25  # rates while the batch may still change and once it has settled, over the rate that just fits
@@ -83,6 +83,9 @@ class DutyCycle:
 
     The first step is always measured, so that a model that cannot be measured fails there and not later. The random
     generator is its own, so that the random numbers of training stay the same.
+
+    Attributes:
+        quiet: steps to come that are known not to be measured. Whoever asks may count them down instead of asking.
     """
 
     def __init__(self, overhead: float) -> None:
@@ -95,28 +98,23 @@ class DutyCycle:
         self._due = 0.0  # decisions still to come, for each of which one of them is kept
         self._kept, self._settled = 0, False  # consecutive decisions that kept the batch size
         self._full = False  # True if a settled batch is at a limit, which measuring more hardly changes
-        self._steps = self._measured = 0
-        self.alike_until, self._chance = 0.0, 0.0
-
-    def toss(self) -> bool:
-        """True if the next step should be measured, where the steps up to there are alike.
-
-        Nearly all steps are, so this does no more than it has to.
-        """
-        self._steps += 1
-        if not self._chance or self._rng.random() >= self._chance:
-            return False
-        self._choose()
-        return True
+        self._asked = self._measured = 0
+        self.quiet, self._chosen = 0, False  # True if the step after the quiet ones has been chosen
 
     def ask(self) -> None:
-        """Let the next step be asked for by `measure_next`."""
-        self.alike_until = 0.0
+        """Forget the quiet steps: what they were chosen by has changed."""
+        self.quiet, self._chosen = 0, False
 
-    def _choose(self) -> None:
-        """Take note that the next step is measured."""
-        self._measured, self._left = self._measured + 1, self._left - 1
-        self.ask()
+    def _choose_ahead(self, steps: float, chance: float) -> None:
+        """Choose among the steps to come, which are alike, all at once: nearly all of them are not measured.
+
+        Args:
+            steps: how many are alike.
+            chance: of each to be measured.
+        """
+        gap = math.log(1 - self._rng.random()) / math.log(1 - chance) if chance else math.inf
+        self._chosen = gap < steps
+        self.quiet = int(max(min(gap, steps, FAR), 0))
 
     def measure_next(
         self,
@@ -138,7 +136,12 @@ class DutyCycle:
         """
         if self._overhead == 0:
             return False
-        first, self._steps = self._steps == 0, self._steps + 1
+        if self.quiet:
+            self.quiet -= 1
+            return False
+        first, self._asked = self._asked == 0, self._asked + 1
+        chosen_before, self._chosen = self._chosen, False
+        alike_until = chance = 0.0
         over_run = OVER_RUN * min(1.0, self._overhead / IN_FULL) * (AT_LIMIT if self._full else 1)
         may_be_beyond = self._measured * LEAST_APART < steps_at_first
         least_due_at = (self._measured - AT_ONCE) / over_run if may_be_beyond and over_run else math.inf
@@ -146,17 +149,16 @@ class DutyCycle:
         affordable = FIRST if self._left < math.inf else min(FIRST, self._overhead * steps_in_run / 2)
         if not first and may_be_beyond and self._measured < AT_ONCE + over_run * progress:
             # These are spread by chance too, but for those at the start.
-            chosen = self._steps % 2 == 1 if self._measured < AT_ONCE else self._rng.random() < DENSEST
+            chosen = self._asked % 2 == 1 if self._measured < AT_ONCE else self._rng.random() < DENSEST
         # The start may use up a part of the budget at most, as the budget shrinks while the batch grows.
         elif first or (self._measured < affordable and self._left >= (AT_FIRST - 1) * self._measured):
-            chosen = self._steps % 2 == 1
+            chosen = self._asked % 2 == 1
         elif awaited:
             # Where the budget pays for fewer measurements than decisions are due, these are told apart evenly.
             # A batch that doubles leaves less to spend, so only a mean of both counts while it may.
             likely = self._left if self._settled else (self._left + self._sure) / 2
             chosen = self._left >= 1 and awaited * likely >= self._due
-            self._chance = 0.0
-            self.alike_until = min(least_due_at, news_due_at)
+            alike_until, chance = min(least_due_at, news_due_at), 0.0
         else:
             # While the batch may still change, measurements affect decisions, so they come at twice the even rate. Once
             # the batch has settled, they are as rare as the estimate can bear without falling behind.
@@ -164,11 +166,13 @@ class DutyCycle:
                 rate = min(DENSEST, EAGER * self._rate)
             else:
                 rate = min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
-            self._chance = rate if rate and self._left - self._due >= 1 else NEVER
-            chosen = self._rng.random() < self._chance
-            self.alike_until = min(least_due_at, news_due_at)
+            chance = rate if self._left - self._due >= 1 else 0.0
+            chosen = chosen_before or self._rng.random() < chance
+            alike_until = min(least_due_at, news_due_at)
         if chosen:
-            self._choose()
+            self._measured, self._left = self._measured + 1, self._left - 1
+        elif alike_until > progress:
+            self._choose_ahead((alike_until - progress) * steps_in_run - 1, chance)
         return chosen
 
     def decided(self, decision: Decision, batch_size: int, estimate: NoiseScale | None) -> None:
@@ -219,7 +223,7 @@ class DutyCycle:
         return {
             "rng": [version, list(words), gauss], "rate": self._rate, "even": self._even, "left": self._left,
             "sure": self._sure, "due": self._due, "kept": self._kept, "settled": self._settled, "full": self._full,
-            "steps": self._steps, "measured": self._measured,
+            "asked": self._asked, "measured": self._measured, "quiet": self.quiet, "chosen": self._chosen,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,5 +232,5 @@ class DutyCycle:
         self._rate, self._even, self._left = state["rate"], state["even"], state["left"]
         self._sure, self._due = state["sure"], state["due"]
         self._kept, self._settled, self._full = state["kept"], state["settled"], state["full"]
-        self._steps, self._measured = state["steps"], state["measured"]
-        self.ask()
+        self._asked, self._measured = state["asked"], state["measured"]
+        self.quiet, self._chosen = state["quiet"], state["chosen"]

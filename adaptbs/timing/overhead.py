@@ -9,7 +9,8 @@ from operator import itemgetter, mul
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ranks import ALONE, Ranks
-from .clock import PER_STEP, AgreedClock, Clock, DeviceClock, GivenClock, NoClock
+from .clock import AgreedClock, Clock, GivenClock, NoClock
+from .device_clock import PER_STEP, DeviceClock
 from .duty_cycle import TRY, DutyCycle
 from .step_time import StepTime, StepTimes, Time
 
@@ -115,14 +116,14 @@ class OverheadBudget:
         self._spent += _ticks([*costs, timings.deciding])
 
     def _extra_of(self, measured_steps: Sequence[tuple[int, float]]) -> list[float]:
-        """Seconds by which steps that were themselves measured took longer than others of their size."""
+        """Seconds by which steps that were themselves measured took longer than others, with those after them."""
         costs, waiting, self._pending = [], [*self._pending, *measured_steps], []
         for size, seconds in waiting:
             usual = self.step_times.median(size)
             if usual is None:
                 self._pending.append((size, seconds))
             else:
-                costs.append(min(seconds - usual, self._most(usual)))
+                costs.append(min(seconds - usual, self._most(usual)) + self.clock.aftermath)
                 self._elapsed += _ticks([usual * self._speeds([(size, usual)])[0]])
         return costs
 

@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
 from adaptbs.run import TrainingRun
-from adaptbs.timing.clock import DeviceClock, Stopwatch
+from adaptbs.timing.device_clock import DeviceClock, Stopwatch
 from benchmarks.common.machine import save
 from benchmarks.cost.measuring import cnn, mlp, tabular
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from adaptbs import AdaptiveDataLoader
 from adaptbs.finder.step_timer import QUEUED, train_step
 from adaptbs.model.batch_loss import BatchLoss
-from adaptbs.timing.clock import Stopwatch
+from adaptbs.timing.device_clock import Stopwatch
 from adaptbs.timing.step_time import StepTimes
 from benchmarks.common.rows import Rows
 from benchmarks.gpu.cells import Cell, LeftOut, Setup

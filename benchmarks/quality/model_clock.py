@@ -26,7 +26,7 @@ class ModelClock:
         seconds: everything charged so far, without noise: steps, measurements, decisions.
     """
 
-    per_step = 0.0  # where a device computes, the host does this meanwhile
+    per_step = aftermath = 0.0  # where a device computes, the host does this meanwhile
 
     def __init__(self, step_time: StepTime, *, noise: float = 0.1, seed: int = 0) -> None:
         self._step_time, self._noise, self._random = step_time, noise, random.Random(seed)

@@ -20,7 +20,7 @@ def test_a_step_calls_the_package_no_more_often_than_said(made, loop):
     first = found.get("plain, first batch size", {"median": 0})
     assert first["median"] <= found["plain, grown"]["median"] <= 25
     assert found["deciding"]["median"] <= 200
-    assert found["deciding"]["steps"] >= 8
+    assert found["deciding"]["steps"] >= 6  # where no step is measured meanwhile
 
 
 def test_calls_are_those_of_the_package_alone(made):

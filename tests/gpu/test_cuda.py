@@ -12,7 +12,7 @@ from adaptbs import AdaptiveDataLoader
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.run.controller import Controller
-from adaptbs.timing.clock import DeviceClock
+from adaptbs.timing.device_clock import DeviceClock
 from benchmarks.common.per_example import PerExample
 from tests.helpers.readings import FIRST
 

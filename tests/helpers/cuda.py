@@ -116,7 +116,7 @@ class FakeCuda:
         for name, method in self._methods().items():
             self._patches.enter_context(patch.object(torch.Tensor, name, method))
         clock = types.SimpleNamespace(perf_counter=lambda: self.now)
-        self._patches.enter_context(patch("adaptbs.timing.clock.time", clock))
+        self._patches.enter_context(patch("adaptbs.timing.device_clock.time", clock))
         self._patches.enter_context(_Moves(self))
         self._patches.enter_context(_Made(self))
         self._patches.enter_context(self.waits)

@@ -31,6 +31,7 @@ from benchmarks.quality.untuned.compared import (
     TWICE_AS_LONG,
 )
 from benchmarks.quality.untuned.persistence import name_of, persistence_run
+from benchmarks.quality.untuned.sharpness import UNDEFINED, sharpness_run
 from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, UntunedTask
 from benchmarks.quality.untuned.yardstick import SEEDS as YARDSTICK_SEEDS
 from benchmarks.quality.untuned.yardstick import SIZES as YARDSTICK_SIZES
@@ -172,6 +173,15 @@ def _persistence_run(task: UntunedTask, rate: float) -> Row:
     return persistence_run(with_chosen_lr(task), rate, SEEDS[0])
 
 
+def sharpness(tasks: Tasks) -> Iterator[Work]:
+    """The curvature times the learning rate, at fixed 64 on the tasks for choosing."""
+    for seed in FEW:
+        for task in [task for task in tasks if task.use == CHOOSE and task.name not in UNDEFINED]:
+            for rate in RATES:
+                work = lambda t=task, r=rate, s=seed: sharpness_run(with_chosen_lr(t), r, s)  # noqa: E731
+                yield Work(task, name_of(rate), seed, work)
+
+
 def prior(tasks: Tasks) -> Iterator[Work]:
     """What `bs_find` finds on a fresh model, handed to the run."""
     for task in tasks:
@@ -260,6 +270,6 @@ PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
         base_lr, fixed, choosing, ablations, constants, measurements, starts, full_device, lr_quarter, lr_twice,
-        persistence, prior, last_look, again, larger, second_look, second_again, failed, yardstick,
+        persistence, sharpness, prior, last_look, again, larger, second_look, second_again, failed, yardstick,
     )
 }  # fmt: skip

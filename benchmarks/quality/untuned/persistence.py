@@ -46,13 +46,13 @@ def persistence_run(task: UntunedTask, rate: float, seed: int) -> Row:
     for batches in epochs_of(task, BASE, seed):
         for x, y in batches:
             if watch.steps in due:
-                one, other = (_gradient(task, model, weights, *next(fresh)) for _ in range(2))
+                one, other = (gradient(task, model, weights, *next(fresh)) for _ in range(2))
                 before = mean / (1 - DECAY**watch.steps)
                 values = watch.steps / steps, (before @ (one + other)).item() / 2, (one @ other).item()
                 readings.append([rounded(value) for value in values])
             optimizer.zero_grad()
             task.loss_func(model(x), y).backward()
-            mean.lerp_(_flat([p.grad for p in weights], weights), 1 - DECAY)
+            mean.lerp_(flat([p.grad for p in weights], weights), 1 - DECAY)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -75,7 +75,7 @@ def _fresh_batches(task: UntunedTask, seed: int) -> Iterator[Any]:
         yield from batches[:-1]
 
 
-def _gradient(task: UntunedTask, model: nn.Module, weights: list[nn.Parameter], x: Any, y: Any) -> Tensor:
+def gradient(task: UntunedTask, model: nn.Module, weights: list[nn.Parameter], x: Any, y: Any) -> Tensor:
     """The gradient of these samples, of which training notices nothing."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng(devices=[]):
@@ -83,9 +83,9 @@ def _gradient(task: UntunedTask, model: nn.Module, weights: list[nn.Parameter], 
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)
-    return _flat(found, weights)
+    return flat(found, weights)
 
 
-def _flat(gradients: Any, weights: list[nn.Parameter]) -> Tensor:
+def flat(gradients: Any, weights: list[nn.Parameter]) -> Tensor:
     parts = (torch.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True))
     return torch.cat([part.detach().flatten() for part in parts])

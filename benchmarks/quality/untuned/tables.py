@@ -10,6 +10,7 @@ from benchmarks.common.markdown import markdown, where
 from benchmarks.quality.adaptive import Adaptive
 from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Key, Part, Row
+from benchmarks.quality.untuned import predictors
 from benchmarks.quality.untuned import yardstick as runs
 from benchmarks.quality.untuned.ablations import CONSTANTS, WITHIN_RATE
 from benchmarks.quality.untuned.compared import (
@@ -32,7 +33,6 @@ from benchmarks.quality.untuned.persistence import EARLY, MIDDLE, name_of, persi
 
 COMMAND = "python -m benchmarks.quality.untuned --data DIR"
 NOT_RUN = "-"
-SGD = ("resnet", "housing_constant")  # tasks of the yardstick that are trained by it
 
 
 def _rows(*parts: str) -> dict[Key, Row]:
@@ -228,7 +228,7 @@ def yardstick(loss: str) -> str:
             cells = [str(len(seeds)), NOT_RUN if simple is None else f"{simple:,.0f}", *map(_samples, found), *shown]
             lines.append([f"{UNTUNED[task].title}, x {rate:g}", *cells])
             for size, each, cell in zip(runs.SIZES, found, shown, strict=True):
-                if each and simple and task not in SGD:
+                if each and simple and task not in predictors.SGD:
                     ratios.setdefault((rate, size), []).append((each.phi / simple, cell))
     for rate in RATES:
         medians = [statistics.median_low(ratios.get((rate, size), [(0, NOT_RUN)]))[1] for size in runs.SIZES]
@@ -278,6 +278,7 @@ TABLES = {
     "untuned_measurements": measurements,
     "untuned_persistence": persistences,
     "untuned_prior": prior,
+    **predictors.TABLES,
     "untuned_lrs": learning_rates,
     **{f"untuned_yardstick_{loss}": lambda loss=loss: yardstick(loss) for loss in runs.LOSSES},
 }

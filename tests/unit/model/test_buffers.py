@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.model.modules import cuda_devices
+from adaptbs.model.modules import drawing_devices
 from adaptbs.model.preserve import Snapshot, preserved
 from tests.helpers.allocator import MiB
 from tests.helpers.cuda import FakeCuda
@@ -89,7 +89,7 @@ def test_the_random_states_of_every_replica_are_restored():
 
     with FakeCuda(devices=4) as cuda:
         model = nn.Sequential(Replicated(cuda.place(nn.Linear(2, 2))))
-        assert cuda_devices(model) == [0, 1, 2]
+        assert drawing_devices(model) == [torch.device("cuda", i) for i in range(3)]
         with preserved(model):
             drawn = [cuda.random(i) for i in range(4)]
         again = [cuda.random(i) for i in range(4)]

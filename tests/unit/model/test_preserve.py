@@ -1,4 +1,5 @@
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from adaptbs.model.modules import cuda_devices
+from adaptbs.model.modules import drawing_devices
 from adaptbs.model.preserve import Preserver, Snapshot, preserved, preserved_loader, preserved_weights
 
 
@@ -72,8 +73,23 @@ def test_all_three_random_generators_are_restored(model):
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
-def test_a_model_on_the_cpu_has_no_cuda_device(model):
-    assert cuda_devices(model) == []
+def test_a_model_on_the_cpu_draws_on_no_other_device(model):
+    assert drawing_devices(model) == []
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_the_random_state_of_the_models_device_is_restored(monkeypatch, kind):
+    class Elsewhere(nn.Linear):
+        def parameters(self, recurse=True):
+            return [SimpleNamespace(device=torch.device(kind, 0))]
+
+    states = {torch.device(kind, 0): torch.tensor([1])}
+    module = getattr(torch, kind)
+    monkeypatch.setattr(module, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(module, "set_rng_state", lambda state, device: states.update({device: state}))
+    with preserved(Elsewhere(2, 2)):
+        states[torch.device(kind, 0)] = torch.tensor([2])
+    assert states == {torch.device(kind, 0): torch.tensor([1])}
 
 
 def test_a_graph_that_is_still_to_go_backward_does_not_notice():

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from adaptbs.timing.clock import AFTERMATH, MEASURING, MEASURING_IN_STEP, DeviceClock, GivenClock, Stopwatch
+from adaptbs.timing.clock import MEASURING, MEASURING_IN_STEP, GivenClock
+from adaptbs.timing.device_clock import AFTERMATH, DeviceClock, Stopwatch
 from adaptbs.timing.step_time import StepTime
 
 
@@ -31,7 +32,7 @@ def test_what_was_read_is_not_read_again():
 def clock(monkeypatch):
     """A host clock that is asked at 0, 1, 3, 10, 11, ... seconds."""
     moments = iter([0.0, 1.0, 3.0, 10.0, 11.0, 15.0])
-    monkeypatch.setattr("adaptbs.timing.clock.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr("adaptbs.timing.device_clock.time.perf_counter", lambda: next(moments))
     return DeviceClock(torch.device("cpu"))
 
 

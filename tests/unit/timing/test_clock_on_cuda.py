@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adaptbs.ranks import Ranks
-from adaptbs.timing.clock import PER_STEP, READ_EVERY, AgreedClock, DeviceClock, Stopwatch
+from adaptbs.timing.clock import AgreedClock
+from adaptbs.timing.device_clock import AFTERMATH_IN_STEP, PER_STEP, READ_EVERY, DeviceClock, Stopwatch
 from tests.helpers.cuda import LAUNCH, FakeCuda
 
 CUDA = torch.device("cuda")
@@ -35,6 +36,7 @@ def test_work_on_the_host_costs_time_where_the_device_waits_for_it(device, host,
         run(cuda, clock, 200, device, host, waits)
         clock.read()
         assert clock.per_step == pytest.approx(share * PER_STEP, abs=0.03 * PER_STEP)
+        assert clock.aftermath == pytest.approx(share * AFTERMATH_IN_STEP, abs=0.03 * AFTERMATH_IN_STEP)
 
 
 def test_it_follows_a_batch_that_grows_until_the_device_is_the_bottleneck():
@@ -62,12 +64,12 @@ def test_a_cpu_pays_for_every_step():
 def test_ranks_agree_on_the_cost_of_a_step():
     class Second(Ranks):
         def agree(self, value):
-            return (value[0], 7.0) if isinstance(value, tuple) else value
+            return (value[0], 7.0, 8.0) if isinstance(value, tuple) else value
 
     clock = DeviceClock(torch.device("cpu"))
     agreed = AgreedClock(clock, Second(1, 2, False))
     agreed.read()
-    assert agreed.per_step == 7.0
+    assert (agreed.per_step, agreed.aftermath) == (7.0, 8.0)
 
 
 def test_no_more_events_are_kept_than_of_a_thousand_steps():

@@ -10,7 +10,7 @@ from adaptbs.timing.overhead import HICCUP, HICCUP_STEPS, OverheadBudget
 class Scripted:
     """A clock that says what it is told."""
 
-    per_step = 0.0
+    per_step = aftermath = 0.0
 
     def __init__(self) -> None:
         self.timings = Timings()
@@ -43,6 +43,17 @@ def spent(*measured: float, step: float = 1.0) -> float:
 
 def test_what_a_measured_step_takes_longer_is_charged_but_for_the_first():
     assert spent(9.0, 1.5, 1.4, 1.6) == pytest.approx(0.5 + 0.4 + 0.6)
+
+
+def test_a_measured_step_is_charged_what_it_slows_down_the_steps_after_it():
+    budget, clock = OverheadBudget(None, torch.device("cpu"), 8, 0.02), Scripted()
+    budget.use_clock(clock)
+    clock.aftermath = 0.25
+    for seconds in ([1.5], [1.5, 1.5]):
+        clock.timings.steps = [(8, 1.0)] * 10
+        clock.timings.measured_steps = [(8, each) for each in seconds]
+        budget.read()
+    assert budget.spent.seconds == pytest.approx(2 * (0.5 + 0.25)), "the first warms up"
 
 
 def test_a_hiccup_of_the_machine_in_a_measured_step_is_not_charged_to_measuring():
