@@ -125,7 +125,7 @@ def measurements(tasks: Tasks) -> Iterator[Work]:
 
 def starts(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
-    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SIX)
+    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SEEDS)
 
 
 def full_device(tasks: Tasks) -> Iterator[Work]:
@@ -150,7 +150,7 @@ def lr_twice(tasks: Tasks) -> Iterator[Work]:
 
 def _at_another_lr(part: str, tasks: Tasks) -> Iterator[Work]:
     for task in [task for task in tasks if task.use == CHOOSE]:
-        for seed in SIX:
+        for seed in SIX if part == "lr_quarter" else SEEDS:
             fixed_one = lambda t=task, s=seed: fixed_run(_at_multiple(part, t), FIXED, s)  # noqa: E731
             ours = lambda t=task, s=seed: adaptive_run(_at_multiple(part, t), Adaptive(DEFAULT), s)  # noqa: E731
             yield Work(task, FIXED.name, seed, fixed_one)
