@@ -174,8 +174,7 @@ class Controller:
     def measure_next_step(self) -> bool:
         """True if the step that comes is to be measured: by chance, as often as `overhead` allows."""
         duty = self._budget.duty
-        if duty.quiet:  # as before nearly every step
-            duty.quiet -= 1
+        if duty.pass_quiet_step():  # as before nearly every step
             return False
         size, planned, done = self.batch_size, self.progress_tracker.planned, self.progress_tracker.effective_samples
         awaited, at = self._timer.awaits(done, size)
