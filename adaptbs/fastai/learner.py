@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from fastai.data.load import DataLoader as FastaiLoader
-from fastai.torch_core import to_float
+from fastai.torch_core import cast, to_float
 from torch import Tensor, nn
+from torch.utils.data import DataLoader as TorchLoader
 
 from ..model import BatchLoss, Split, certain_split, slice_batch
 
@@ -16,6 +17,16 @@ from ..model import BatchLoss, Split, certain_split, slice_batch
 ACCUMULATION = "GradientAccumulation"
 RNN = "RNNCallback"
 RESETTER = "ModelResetter"
+CASTER = "CastToTensor"
+CLASSIFIER = "SentenceEncoder"  # the part of a text classifier that resets the model itself
+
+# Reason to hold the batch of a model with a state, and its warning.
+FIXED_ROWS = (
+    "rows go on in the next batch",
+    "the model has a state that goes on from batch to batch (ModelResetter), of dls.bs rows, so the batch is held. With "
+    "fastai's LMDataLoader it would grow in pieces of so many rows. A model without such a state needs no "
+    "ModelResetter. overhead=0 holds the batch without this warning.",
+)
 
 # Methods of a loader that make its batches. AdaptiveBatches replaces them, so they must not be overridden. With what to
 # override instead.
@@ -32,6 +43,11 @@ def check_loader(dl: Any) -> None:
     """Raise TypeError if the batch size of this loader cannot be changed."""
     advice = "Train without AdaptiveBatchSize, or give a fastai DataLoader over an indexed dataset."
     if not isinstance(dl, FastaiLoader):
+        if isinstance(dl, TorchLoader):
+            advice = (
+                "Train without AdaptiveBatchSize, or use fastai's DataLoader, which takes batch_size, shuffle, "
+                "drop_last, num_workers and pin_memory alike: from fastai.data.load import DataLoader."
+            )
         raise TypeError(f"dls.train is a {type(dl).__name__}, not a fastai DataLoader: its batch cannot grow. {advice}")
     if _has_class_named(dl, "DistributedDL"):
         raise TypeError(
@@ -86,6 +102,17 @@ def check_alone(learn: Any, kind: type) -> None:
 def is_language_model(dl: Any) -> bool:
     """True if row i of a batch continues in row i of the next, in a layout made for `dl.bs` rows."""
     return _has_class_named(dl, "LMDataLoader")
+
+
+def has_fixed_rows(learn: Any, dl: Any) -> bool:
+    """True if the model has a state that goes on from batch to batch, of which the loader knows nothing.
+
+    It is ModelResetter that shows it. A text classifier has one too, but is reset within each batch.
+    """
+    resets = any(type(cb).__name__ == RESETTER for cb in learn.cbs)
+    if not resets or is_language_model(dl):
+        return False
+    return not any(type(module).__name__ == CLASSIFIER for module in learn.model.modules())
 
 
 def _has_class_named(dl: Any, name: str) -> bool:
@@ -150,6 +177,15 @@ def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
         return value
 
     return loss
+
+
+def as_trained(learn: Any, tensors: Any) -> Any:
+    """Inputs or targets as the model and the loss get them: CastToTensor, in every Learner, makes plain tensors."""
+    if not any(type(cb).__name__ == CASTER for cb in learn.cbs):
+        return tensors
+    if isinstance(tensors, tuple):
+        return tuple(as_trained(learn, each) for each in tensors)
+    return cast(tensors, Tensor) if isinstance(tensors, Tensor) else tensors
 
 
 def prediction(learn: Any, output: Any) -> Any:
