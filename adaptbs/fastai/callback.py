@@ -19,15 +19,13 @@ from .columns import Columns, QuickCallback, begins_fit
 from .finder import bs_find
 from .hyperparameters import FastaiStepHook, is_adaptive
 from .learner import (
-    FIXED_ROWS,
     accumulation,
     batch_loss,
-    carried,
+    batch_of,
     check_alone,
     check_loader,
     epoch_samples,
     hand_back_accumulation,
-    has_fixed_rows,
     is_language_model,
     reset_states,
     splitting,
@@ -36,6 +34,7 @@ from .learner import (
 )
 from .other_callbacks import OTHER_LENGTH, OtherCallbacks, has_schedule
 from .pictures import plot_bs_find, plot_sched_by_samples
+from .rows import doubt_rows
 from .step import FastaiStep
 
 if TYPE_CHECKING:
@@ -177,8 +176,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._steps = self._new_steps()
         may_change = run.controller.rules.may_change
         self._others = OtherCallbacks(learn, run.controller.holds, self.order, may_change=may_change)
-        if may_change and has_fixed_rows(learn, dl):
-            run.controller.holds.doubt(*FIXED_ROWS)
+        if may_change:
+            doubt_rows(learn, dl, run.controller.holds)
 
     def before_train(self) -> None:
         """Begin the run in its first epoch, and let the adaptive batches take the place of the loader."""
@@ -211,6 +210,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if dl is self._dl:
             return
         check_loader(dl)
+        if self._run.controller.rules.may_change:
+            doubt_rows(self.learn, dl, self._run.controller.holds)
         samples = epoch_samples(dl)
         if samples != self._epoch_samples:
             log.warning(OTHER_LENGTH, samples, self._epoch_samples)
@@ -234,7 +235,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             learn.n_iter = learn.iter + 1 + self._batches.batches_left
             if hasattr(learn, "progress") and hasattr(learn.progress, "pbar"):
                 learn.progress.pbar.total = learn.n_iter
-        run.before_batch((learn.xb, learn.yb, carried(learn)))
+        run.before_batch(batch_of(learn))
 
     def before_step(self) -> None:
         """The gradients are ready: take in the measurement, if this step is measured."""

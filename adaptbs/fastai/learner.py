@@ -18,15 +18,6 @@ ACCUMULATION = "GradientAccumulation"
 RNN = "RNNCallback"
 RESETTER = "ModelResetter"
 CASTER = "CastToTensor"
-CLASSIFIER = "SentenceEncoder"  # the part of a text classifier that resets the model itself
-
-# Reason to hold the batch of a model with a state, and its warning.
-FIXED_ROWS = (
-    "rows go on in the next batch",
-    "the model has a state that goes on from batch to batch (ModelResetter), of dls.bs rows, so the batch is held. With "
-    "fastai's LMDataLoader it would grow in pieces of so many rows. A model without such a state needs no "
-    "ModelResetter. overhead=0 holds the batch without this warning.",
-)
 
 # Methods of a loader that make its batches. AdaptiveBatches replaces them, so they must not be overridden. With what to
 # override instead.
@@ -57,7 +48,7 @@ def check_loader(dl: Any) -> None:
     if not dl.indexed or dl.bs is None or dl.n is None:
         raise TypeError(f"dls.train has no index, no length or no batch size of its own: it cannot grow. {advice}")
     for method, instead in PASSED_OVER.items():
-        given, owner = method in vars(dl), _owner(dl, method)
+        given, owner = method in vars(dl), owner_of(dl, method)
         if given or owner is not FastaiLoader:
             whose = "was given to it" if given else f"is {owner.__name__}'s own"
             raise TypeError(
@@ -76,7 +67,7 @@ def validation_batch_size(learn: Any) -> int | None:
 
 def check_indices(dl: Any, found: int) -> None:
     """Raise TypeError if a `get_idxs` that is not fastai's gives another number of indices than the loader's `n`."""
-    foreign = "get_idxs" in vars(dl) or not _owner(dl, "get_idxs").__module__.startswith("fastai.")
+    foreign = "get_idxs" in vars(dl) or not owner_of(dl, "get_idxs").__module__.startswith("fastai.")
     if foreign and found != epoch_indices(dl):
         raise TypeError(
             f"dls.train is a {type(dl).__name__} whose get_idxs gives {found} indices, but its n is "
@@ -85,7 +76,7 @@ def check_indices(dl: Any, found: int) -> None:
         )
 
 
-def _owner(dl: Any, method: str) -> type:
+def owner_of(dl: Any, method: str) -> type:
     """The class that defines a method of this loader."""
     return next(cls for cls in type(dl).__mro__ if method in vars(cls))
 
@@ -102,17 +93,6 @@ def check_alone(learn: Any, kind: type) -> None:
 def is_language_model(dl: Any) -> bool:
     """True if row i of a batch continues in row i of the next, in a layout made for `dl.bs` rows."""
     return _has_class_named(dl, "LMDataLoader")
-
-
-def has_fixed_rows(learn: Any, dl: Any) -> bool:
-    """True if the model has a state that goes on from batch to batch, of which the loader knows nothing.
-
-    It is ModelResetter that shows it. A text classifier has one too, but is reset within each batch.
-    """
-    resets = any(type(cb).__name__ == RESETTER for cb in learn.cbs)
-    if not resets or is_language_model(dl):
-        return False
-    return not any(type(module).__name__ == CLASSIFIER for module in learn.model.modules())
 
 
 def _has_class_named(dl: Any, name: str) -> bool:
@@ -194,6 +174,12 @@ def prediction(learn: Any, output: Any) -> Any:
         return output
     first = output[0]
     return first[-1] if isinstance(first, (list, tuple)) else first
+
+
+def batch_of(learn: Any) -> tuple[Any, Any, list[Any]]:
+    """The Learner's batch: inputs, targets, and what `carried` says. Other callbacks make lists of the first two."""
+    xb, yb = learn.xb, learn.yb
+    return xb if type(xb) is tuple else tuple(xb), yb if type(yb) is tuple else tuple(yb), carried(learn)
 
 
 def carried(learn: Any) -> list[Any]:

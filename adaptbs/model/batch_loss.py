@@ -16,7 +16,6 @@ from .batches import batch_length, describe_batch, to_device
 from .preserve import Preserver, add_note
 from .split import Split, certain_split
 
-
 OF_A_LEARNER = "learn.loss_func"  # as fastai's loss is called in messages
 
 

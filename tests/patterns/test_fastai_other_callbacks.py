@@ -19,8 +19,8 @@ from torch.nn.functional import mse_loss, relu
 from torch.utils.data import TensorDataset
 
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.fastai.learner import FIXED_ROWS
 from adaptbs.fastai.other_callbacks import IN_TURN
+from adaptbs.fastai.rows import FIXED_ROWS
 from adaptbs.run import RATE
 from tests.integration.fastai.learners import same, weights
 from tests.integration.training import FORCED, doubling
@@ -249,3 +249,34 @@ def test_a_callback_that_makes_the_prediction_also_works_where_the_batch_is_run_
     dls = DataLoaders(*[LMDataLoader(words, bs=BATCH, seq_len=4, num_workers=0) for _ in range(2)])
     learn = Learner(dls, WithMore(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, cbs=DropOutput())
     assert fit(learn).batch_size > BATCH and not caplog.text
+
+
+class Noise(Callback):
+    """Makes another batch, as a list, as some that mix samples do; and sets the target again after the prediction."""
+
+    def __init__(self) -> None:
+        self.kept: list[bool] = []
+
+    def before_batch(self) -> None:
+        if self.training:
+            self.learn.xb = [x + 0.01 for x in self.xb]
+
+    def after_pred(self) -> None:
+        if self.training:
+            self.mine = self.learn.yb = [y.clone() for y in self.yb]
+
+    def after_batch(self) -> None:
+        if self.training:
+            self.kept.append(self.learn.yb is self.mine and type(self.learn.xb) is list)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"target": "goodput", "overhead": 0}], ids=["grows", "off"])
+def test_a_batch_that_a_callback_has_made_a_list_of(arguments, caplog):
+    noise, learn = Noise(), learner()
+    adaptive = fit(learn, noise, **arguments)
+    assert (adaptive.batch_size > BATCH) == (not arguments) and all(noise.kept) and not caplog.text
+    if arguments:
+        stock = learner()
+        with stock.no_bar(), stock.no_logging():
+            stock.fit(4, LR, cbs=Noise())
+        assert same(weights(learn), weights(stock))
