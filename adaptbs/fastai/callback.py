@@ -275,6 +275,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         """Leave the Learner, and drop the rest of a pass over its data."""
         self._leave()
         self._batches = self._dl = self._followed = None
+        self._awaits_epoch = False
 
     def _restore(self) -> None:
         if self._hook is not None:

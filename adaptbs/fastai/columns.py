@@ -65,7 +65,7 @@ class Columns(QuickCallback):
     def after_validate(self) -> None:
         # If an epoch or its validation was cancelled, the metrics before our columns are missing, and our values would
         # be shown in their place.
-        recorder = self.learn.recorder if self._adds else None
+        recorder = self.learn.recorder if self._adds and hasattr(self.learn, "recorder") else None
         if recorder and len(recorder.log) == len(recorder.metric_names) - len(NAMES) - bool(recorder.add_time):
             estimate = self._source.noise_scale
             simple = estimate.simple if estimate is not None else None

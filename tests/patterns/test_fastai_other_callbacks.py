@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import fastai.callback.progress  # noqa: F401, which gives a Learner `no_bar`
 import pytest
 import torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, set_seed
+from fastai.callback.core import FetchPredsCallback
 from fastai.callback.rnn import ModelResetter
 from fastai.callback.schedule import ParamScheduler, SchedLin
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.losses import CrossEntropyLossFlat
-from fastai.optimizer import SGD
+from fastai.optimizer import SGD, Optimizer
 from fastai.text.data import LMDataLoader
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, relu
@@ -34,9 +37,9 @@ def loaders() -> DataLoaders:
     return DataLoaders(DataLoader(data, bs=BATCH, shuffle=True, num_workers=0), DataLoader(data, bs=64, num_workers=0))
 
 
-def learner(model: nn.Module | None = None) -> Learner:
+def learner(model: nn.Module | None = None, opt_func: Any = SGD) -> Learner:
     set_seed(1)
-    return Learner(loaders(), model or nn.Linear(1, 1), loss_func=mse_loss, opt_func=SGD)
+    return Learner(loaders(), model or nn.Linear(1, 1), loss_func=mse_loss, opt_func=opt_func)
 
 
 def fit(learn: Learner, *callbacks: Callback, epochs: int = 4, **arguments) -> AdaptiveBatchSize:
@@ -280,3 +283,22 @@ def test_a_batch_that_a_callback_has_made_a_list_of(arguments, caplog):
         with stock.no_bar(), stock.no_logging():
             stock.fit(4, LR, cbs=Noise())
         assert same(weights(learn), weights(stock))
+
+
+def test_predictions_that_are_fetched_in_each_epoch(caplog):
+    """For which fastai takes the Recorder away."""
+    fetch, learn = FetchPredsCallback(), learner()
+    assert fit(learn, fetch).batch_size > BATCH and not caplog.text
+    assert len(fetch.preds[0]) == N and len(learn.recorder.values) == 4 and len(learn.recorder.values[-1]) == 5
+
+
+def plain_step(p: Tensor, lr: float, **_: object) -> None:
+    p.data.add_(p.grad.data, alpha=-lr)
+
+
+def test_an_optimizer_of_ones_own_is_told_of_only_where_the_batch_may_grow(caplog):
+    own = partial(Optimizer, cbs=[plain_step])
+    for arguments in ({"overhead": 0}, {"max_batch_size": BATCH}):
+        fit(learner(opt_func=own), target="goodput", **arguments)
+        assert not caplog.text
+    assert fit(learner(opt_func=own), lr_scaling="auto").batch_size == BATCH and "transfer=" in caplog.text
