@@ -299,6 +299,6 @@ def plain_step(p: Tensor, lr: float, **_: object) -> None:
 def test_an_optimizer_of_ones_own_is_told_of_only_where_the_batch_may_grow(caplog):
     own = partial(Optimizer, cbs=[plain_step])
     for arguments in ({"overhead": 0}, {"max_batch_size": BATCH}):
-        fit(learner(opt_func=own), target="goodput", **arguments)
+        fit(learner(opt_func=own), target="goodput", lr_scaling="auto", **arguments)
         assert not caplog.text
     assert fit(learner(opt_func=own), lr_scaling="auto").batch_size == BATCH and "transfer=" in caplog.text
