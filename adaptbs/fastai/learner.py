@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from ..model import BatchLoss, Split, certain_split, slice_batch
 # Names of callbacks, because importing their classes takes long.
 ACCUMULATION = "GradientAccumulation"
 RNN = "RNNCallback"
+NOT_TAKEN = (AttributeError, TypeError, ValueError, KeyError, IndexError)  # from a loss of another layout
 RESETTER = "ModelResetter"
 CASTER = "CastToTensor"
 
@@ -146,15 +148,30 @@ def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
 
     A batch is (inputs, targets), or (inputs, targets, result of `carried`). The loss is computed as fastai does it:
     mixed precision gives the loss a prediction in single precision, and MixUp gives it a second target. The term of
-    RNNRegularizer is left out, like weight decay.
+    RNNRegularizer is left out, like weight decay. Only if the loss does not take what the model returns, other
+    callbacks are asked to make the prediction of it.
     """
+    asks = False
+
+    def of(pred: Any, yb: Any) -> Tensor:
+        value: Tensor = learn.loss_func(to_float(pred) if hasattr(learn, "mixed_precision") else pred, *yb)
+        return value
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal asks
         xb, yb, *beside = batch
         pred = prediction(learn, model(*xb))
         with carrying(learn, beside):
-            value: Tensor = learn.loss_func(to_float(pred) if hasattr(learn, "mixed_precision") else pred, *yb)
-        return value
+            if asks:
+                return of(made_prediction(learn, xb, yb, pred), yb)
+            try:
+                return of(pred, yb)
+            except NOT_TAKEN:
+                made = made_prediction(learn, xb, yb, pred)
+                if made is pred:
+                    raise
+                value, asks = of(made, yb), True
+                return value
 
     return loss
 
@@ -174,6 +191,31 @@ def prediction(learn: Any, output: Any) -> Any:
         return output
     first = output[0]
     return first[-1] if isinstance(first, (list, tuple)) else first
+
+
+def made_prediction(learn: Any, xb: Any, yb: Any, pred: Any) -> Any:
+    """The prediction that the user's callbacks make of the model's (`after_pred`), as DropOutput does.
+
+    Copies of them are called, and what they set in the Learner is kept from it.
+    """
+    stand_in = StandIn(learn, xb, yb, pred)
+    for cb in learn.cbs.sorted("order"):
+        of_its_own = "after_pred" in cb.__dict__ or hasattr(type(cb), "after_pred")
+        if of_its_own and not type(cb).__module__.startswith("fastai."):
+            twin = copy.copy(cb)
+            twin.__dict__["learn"] = stand_in
+            twin.after_pred()
+    return stand_in.__dict__["pred"]
+
+
+class StandIn:
+    """Stands in for a Learner in an event: all that is set in it stays here."""
+
+    def __init__(self, learn: Any, xb: Any, yb: Any, pred: Any) -> None:
+        self.__dict__.update(_learn=learn, xb=xb, yb=yb, pred=pred)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_learn"], name)
 
 
 def batch_of(learn: Any) -> tuple[Any, Any, list[Any]]:

@@ -302,3 +302,20 @@ def test_an_optimizer_of_ones_own_is_told_of_only_where_the_batch_may_grow(caplo
         fit(learner(opt_func=own), target="goodput", lr_scaling="auto", **arguments)
         assert not caplog.text
     assert fit(learner(opt_func=own), lr_scaling="auto").batch_size == BATCH and "transfer=" in caplog.text
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(1), nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.out(self.norm(x)), x
+
+
+def test_such_a_callback_also_works_where_the_model_is_measured_by_halves(caplog):
+    """The loss takes no tuple, so the callback is asked in that pass, too."""
+    learn = learner(TwoOutputs())
+    learn.add_cb(DropOutput())
+    adaptive = fit(learn, overhead=0.2)
+    assert adaptive.noise_scale.measurements > 2 and adaptive.batch_size > BATCH and not caplog.text

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Adam, Learner, TensorCategory, TensorImage
+from fastai.basics import Adam, Callback, Learner, TensorCategory, TensorImage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 
@@ -205,11 +205,32 @@ def test_a_part_that_was_frozen_after_the_optimizer_was_made() -> None:
     assert learn.bs_find(show_plot=False, lr=1e-2).curve
 
 
-def test_a_prediction_that_a_callback_makes_is_told_of() -> None:
-    class Two(nn.Linear):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return super().forward(x), x
+class Two(nn.Linear):
+    """Returns more than the loss takes."""
 
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x
+
+
+class DropOutput(Callback):
+    """As in fastai's tutorial on transformers. Also keeps a number, which is no affair of the finder's."""
+
+    seen = 0
+
+    def after_pred(self) -> None:
+        self.learn.pred, self.seen = self.pred[0], self.seen + 1
+
+
+def test_a_prediction_that_a_callback_makes_is_made_so_here_too() -> None:
+    drop = DropOutput()
+    learn = make_learner(model=partial(Two, 6, 1), cbs=drop)
+    stock = make_learner(model=partial(nn.Linear, 6, 1))
+    found, expected = learn.bs_find(show_plot=False), stock.bs_find(show_plot=False)
+    assert found.curve[-1].trace == expected.curve[-1].trace
+    assert drop.seen == 0 and drop.learn is learn
+
+
+def test_a_loss_that_does_not_take_what_the_model_returns_says_what_it_was_called_on() -> None:
     learn = make_learner(model=partial(Two, 6, 1))
     with pytest.raises(AttributeError) as raised:
         learn.bs_find(show_plot=False)
