@@ -8,14 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..run import Holds
+from ..run import RATE, Holds
 
 STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer that has a scheduler
 PATIENCE = 16  # optimizer steps' worth of batches; a GradScaler may leave the first steps out
 BY_RULE = 3  # changes of the learning rate by hand that are no accident, each within PATIENCE of the one before
 
-RATE = "learning rate does not follow the samples"  # reasons to hold the batch
-STEP = "optimizer is not stepped"
+STEP = "optimizer is not stepped"  # reasons to hold the batch
 OTHER = "another optimizer trains the model"
 
 SCHEDULER = (

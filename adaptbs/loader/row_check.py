@@ -9,13 +9,11 @@ from typing import Any
 from torch.utils.data import IterableDataset, default_collate
 
 from ..model import collates_all, has_a_row_a_sample, preserved, takes_one_apart
-from ..run import TrainingRun
+from ..run import ROWS, TrainingRun
 from ..sampling import BatchInfo
 from .latest_input import LatestInput
 
 log = logging.getLogger(__name__)
-
-ROWS = "rows do not follow samples"  # reason to hold the batch
 
 HELD = (
     "the rows of a batch do not follow its samples: collate_fn= makes no more of two samples than of one, as where an "

@@ -16,6 +16,8 @@ from .batches import batch_length, describe_batch, to_device
 from .preserve import Preserver, add_note
 from .split import Split, certain_split
 
+OF_A_LEARNER = "learn.loss_func"  # as fastai's loss is called in messages
+
 
 class LossNotScalarError(ValueError):
     """The user's loss function returns something other than one number."""
@@ -35,6 +37,7 @@ class BatchLoss:
         split_given: True if `split` is the user's own. None: True if there is a `split`.
 
     Attributes:
+        called: name of the loss in error messages.
         split: cuts a batch. Raises NotCutError if its layout leaves doubts.
         split_given: True if the user has given `split`. Then it is relied on without a check.
 
@@ -66,7 +69,7 @@ class BatchLoss:
         self.split_given = split is not None if split_given is None else split_given
         self._preserver = Preserver()
         self._joined: nn.ModuleList | None = None
-        self._called = called or ("batch_loss=" if batch_loss else "loss_func=")
+        self.called = called or ("batch_loss=" if batch_loss else "loss_func=")
 
     @property
     def reduction(self) -> str | None:
@@ -110,6 +113,9 @@ class BatchLoss:
         sums = summing(self._loss_func)
         if sums is None:
             return float(batch_length(batch) if samples is None else samples)
+        by_targets = counted(self._loss_func, batch[-1:])
+        if by_targets is not None:
+            return by_targets
         with torch.no_grad(), self.preserving(model):
             mean, total = self(model, batch), BatchLoss(sums, autocast=self._autocast)(model, batch)
         return (total / mean).item() if total else 0.0
@@ -129,12 +135,14 @@ class BatchLoss:
                 loss = self._batch_loss(model, batch) if self._batch_loss else self._of_inputs_and_target(model, batch)
         except Exception as error:
             call = "batch_loss(model, batch)" if self._batch_loss else "loss_func(model(*inputs), target)"
+            if self.called == OF_A_LEARNER:
+                call = "learn.loss_func(model(*xb), *yb), without what the Learner's callbacks change in it,"
             add_note(error, f"adaptbs called {call} on a batch of {describe_batch(batch)}.")
             raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise LossNotScalarError(
-                f"{self._called}: the loss must be one number for the whole batch, got {got}: "
+                f"{self.called}: the loss must be one number for the whole batch, got {got}: "
                 "return the mean over its samples"
             )
         return loss
@@ -148,6 +156,23 @@ class BatchLoss:
         *inputs, target = batch
         assert self._loss_func is not None
         return self._loss_func(model(*inputs), target)
+
+
+def counted(loss_func: Any, targets: Sequence[Any]) -> float | None:
+    """Denominator of a mean by torch's CrossEntropyLoss or NLLLoss: the total weight of the targets that count.
+
+    None if it is another loss, a sum, or has no class targets. fastai's flattened losses keep torch's loss in `.func`.
+    """
+    inner = getattr(loss_func, "func", loss_func)
+    if type(inner) not in (nn.CrossEntropyLoss, nn.NLLLoss) or getattr(loss_func, "reduction", None) != "mean":
+        return None
+    target = targets[0] if len(targets) == 1 else None
+    if not isinstance(target, Tensor) or target.dtype.is_floating_point:
+        return None
+    counts = target.detach().as_subclass(Tensor)
+    counts = counts[counts != inner.ignore_index]
+    weight = inner.weight
+    return float(counts.numel() if weight is None else weight[counts.long()].sum().item())
 
 
 def summing(loss_func: Any) -> Any:

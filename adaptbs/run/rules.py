@@ -111,6 +111,11 @@ class RunRules:
         return callable(settings.target) or (settings.measures and by_noise)
 
     @property
+    def changes_nothing(self) -> bool:
+        """True if neither the batch nor the hyperparameters can become other than the user has them."""
+        return not self.may_change and self.base_batch_size == self._start
+
+    @property
     def by_progress(self) -> bool:
         """True if the budget is one of progress.
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from adaptbs.model.batch_loss import BatchLoss
+from adaptbs.model.batch_loss import BatchLoss, counted
 
 X, Y = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])
 
@@ -91,3 +91,30 @@ def test_the_modules_that_a_loss_uses_are_restored_with_the_model(double, batch_
         loss(double, X)
         assert TEACHER.num_batches_tracked == 1
     assert TEACHER.num_batches_tracked == 0
+
+
+WEIGHTED = {"weight": torch.tensor([1.0, 2.0, 4.0])}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.CrossEntropyLoss, {}), (nn.CrossEntropyLoss, WEIGHTED), (nn.CrossEntropyLoss, {"label_smoothing": 0.1}),
+        (nn.NLLLoss, {}), (nn.NLLLoss, WEIGHTED),
+    ],
+)  # fmt: skip
+def test_the_targets_alone_say_what_a_mean_is_over(kind, options):
+    targets, predictions = torch.tensor([0, 2, -100, 1, 2]), torch.randn(5, 3).log_softmax(1)
+    mean, total = kind(**options), kind(**options, reduction="sum")
+    assert counted(mean, [targets]) == pytest.approx((total(predictions, targets) / mean(predictions, targets)).item())
+    assert counted(mean, [torch.tensor([-100])]) == 0
+    assert counted(total, [targets]) is None
+
+
+def test_of_other_losses_and_of_probabilities_they_do_not():
+    class Own(nn.CrossEntropyLoss):
+        pass
+
+    targets = torch.tensor([0, 1])
+    assert counted(Own(), [targets]) is counted(mse_loss, [targets]) is None
+    assert counted(nn.CrossEntropyLoss(), [torch.ones(2, 2) / 2]) is None
