@@ -100,7 +100,7 @@ class DutyCycle:
         self._chosen = False  # True if the step after them has been chosen
 
     def pass_quiet_step(self) -> bool:
-        """Pass the next step if it is known not to be measured; else return False, and `measure_next` is to be asked."""
+        """Pass the next step if it is known not to be measured; else return False: `measure_next` is to be asked."""
         if not self._quiet:
             return False
         self._quiet -= 1

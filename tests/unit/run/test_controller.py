@@ -141,6 +141,24 @@ def test_the_learning_rate_follows_the_size_a_batch_was_cut_at():
     assert seen == [(4, 1), (16, 4), (4, 4)]  # the short last one keeps its learning rate
 
 
+def test_a_learning_rate_stays_where_the_latest_measurements_resolve_nothing():
+    run_ = controller(8000, 64, decide_every=0.1, max_batch_size=256)
+    cut = AdaptiveBatchSampler(range(8000), lambda: run_.batch_size, 64, drop_last=False)
+    clear, lost = made(SquaredNorms(1, 1 + 400, 2, 1 + 200)), made(SquaredNorms(1, 2000.0, 2, 900.0))  # |G|^2 = 1 and -200
+    factors, grown = [], False
+    for batch in run_.deliver(iter(cut), cut.issued):
+        grown = grown or len(batch) > 64
+        run_.measured(lost if grown else clear)
+        factors.append((run_.noise_scale, run_.lr_factor))
+    at_first = next(factor for _, factor in factors if factor > 1)
+    unresolved = [factor for estimate, factor in factors if estimate is not None and not estimate.believed]
+    assert unresolved and set(unresolved) == {at_first}
+    assert not run_.noise_scale.believed, "what is shown is the latest"
+    resumed = controller(8000, 64, decide_every=0.1, max_batch_size=256)
+    resumed.load_state_dict(run_.state_dict())
+    assert resumed.scales[run_.batch_size] == run_.scales[run_.batch_size]
+
+
 def test_measuring_keeps_to_its_share_when_the_batch_grows():
     run_ = controller(64_000, 8, max_batch_size=64)
     steps = measured = 0
