@@ -25,7 +25,7 @@ BELOW_FOR_SGD = 0.2
 CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 3, 1.5
 # Progress is counted by a critical batch of this share of it. To count too much ends the run early, which costs
 # quality. To count too little costs samples, and where larger batches pay, these are cheap.
-COUNTED = 0.5
+COUNTED = 1 / 3
 # The largest batch to which hyperparameters are known to transfer, over R and over the base batch. The larger of the
 # two counts. Beyond it even large fixed batches cost quality (MovieLens at 4096 in docs/benchmarks.md).
 LARGEST_FACTOR, LARGEST_OVER_BASE = 32, 8
