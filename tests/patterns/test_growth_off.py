@@ -6,11 +6,52 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import default_collate
 
 from adaptbs import AdaptiveDataLoader
 from tests.integration.training import Numbered, stock
 
 N, EPOCHS = 512, 12
+
+
+def by_hand(optimizer):
+    for i in range(10**6):
+        yield
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * 0.999**i
+
+
+def by_scheduler(optimizer):
+    scheduler = ExponentialLR(optimizer, 0.999)
+    while True:
+        yield
+        scheduler.step()
+
+
+@pytest.mark.parametrize("off", [{"overhead": 0}, {"max_batch_size": 16}])
+@pytest.mark.parametrize("rate", [by_hand, by_scheduler])
+def test_nothing_is_in_doubt_that_only_another_batch_would_change(rate, off, caplog):
+    """Neither the run's length nor who sets the rate matters to a batch that stays; no sample is tried twice."""
+    data, fetched = Numbered(64), []
+
+    def collate(samples):
+        fetched.append([int(i) for *_, i in samples])
+        x, y, _ = default_collate(samples)
+        return [x[None], y]
+
+    model = nn.Linear(8, 1)
+    optimizer = SGD(model.parameters(), 0.01)
+    loader = AdaptiveDataLoader(data, 16, shuffle=True, collate_fn=collate, model=model, optimizer=optimizer, **off)
+    steps = rate(optimizer)
+    for _ in range(8):
+        for x, y in loader:
+            next(steps)
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x[0]), y).backward()
+            optimizer.step()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [len(each) for each in fetched] == [16] * 32
 
 
 def trained(make, optimizer_class) -> torch.Tensor:
