@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from .batches import batch_length, describe_batch, to_device
 from .preserve import Preserver, add_note
 from .split import Split, certain_split
+from .used_modules import modules_used_by
 
 OF_A_LEARNER = "learn.loss_func"  # as fastai's loss is called in messages
 
@@ -82,17 +82,10 @@ class BatchLoss:
     def modules(self) -> list[nn.Module]:
         """Modules that the loss function shows that it uses.
 
-        That is the function itself, what it closes over, and the arguments that a `partial` binds.
+        That is the function itself, what it and the functions that it calls close over, the arguments that a `partial`
+        binds, and attributes of the object whose method it is.
         """
-        function, found = self._loss_func or self._batch_loss, list[Any]()
-        while isinstance(function, partial):
-            found += [*function.args, *function.keywords.values()]
-            function = function.func
-        found += [function, getattr(function, "__self__", None)]
-        if inspect.isfunction(function):
-            seen = inspect.getclosurevars(function)
-            found += [*seen.nonlocals.values(), *seen.globals.values()]
-        return [each for each in found if isinstance(each, nn.Module)]
+        return modules_used_by(self._loss_func or self._batch_loss)
 
     def preserving(self, model: nn.Module) -> AbstractContextManager[None]:
         """A context that at its end restores the state of the model and of the modules that the loss uses."""

@@ -54,6 +54,46 @@ def test_nothing_is_in_doubt_that_only_another_batch_would_change(rate, off, cap
     assert [len(each) for each in fetched] == [16] * 32
 
 
+class Memory(nn.Module):
+    """A loss over this batch and the embeddings of those before, as a cross-batch memory's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(64, 4))
+        self.place = 0
+
+    def forward(self, found, target):
+        n = len(found)
+        self.kept[torch.arange(self.place, self.place + n) % 64] = found.detach()
+        self.place = (self.place + n) % 64
+        return (found - target).square().mean() + 0.1 * (found @ self.kept.T).square().mean()
+
+
+@pytest.mark.parametrize("source", ["auto", "halves"])
+def test_a_loss_that_remembers_earlier_batches(source):
+    """It is called on halves, and to see whether it couples samples, and remembers none of that."""
+    ends, places = [], []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        model, memory = nn.Linear(8, 4), Memory()
+        optimizer = SGD(model.parameters(), 0.01)
+        loader = stock(Numbered(N), 16)
+        if ours:
+            loader = AdaptiveDataLoader(
+                Numbered(N), 16, shuffle=True, model=model, optimizer=optimizer, epochs=3, overhead=0.5,
+                batch_loss=lambda model, batch, memory=memory: memory(model(batch[0]), batch[1]),
+                max_batch_size=16, source=source,
+            )  # fmt: skip
+        for _ in range(3):
+            for x, y, _ in loader:
+                optimizer.zero_grad()
+                memory(model(x), y).backward()
+                optimizer.step()
+        ends.append(model.weight.detach())
+        places.append(memory.place)
+    assert torch.equal(*ends) and places[0] == places[1]
+
+
 def trained(make, optimizer_class) -> torch.Tensor:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))

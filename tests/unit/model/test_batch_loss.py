@@ -76,6 +76,26 @@ def distance_to(teacher, model, batch):
 TEACHER = Teacher(1)
 
 
+def calls_another(model, batch):
+    return calls_the_teacher(model, batch)
+
+
+def calls_the_teacher(model, batch):
+    return TEACHER.distance(model, batch)
+
+
+class Recipe:
+    """A trainer of one's own: its loss is an attribute."""
+
+    def __init__(self) -> None:
+        self.teacher = TEACHER
+
+    def loss(self, model, batch):
+        return self.teacher.distance(model, batch)
+
+    __call__ = loss
+
+
 @pytest.mark.parametrize(
     "batch_loss",
     [
@@ -83,6 +103,9 @@ TEACHER = Teacher(1)
         lambda model, batch: TEACHER.distance(model, batch),
         partial(distance_to, TEACHER),
         partial(partial(Teacher.distance), TEACHER),
+        calls_another,
+        Recipe().loss,
+        Recipe(),
     ],
 )
 def test_the_modules_that_a_loss_uses_are_restored_with_the_model(double, batch_loss):
