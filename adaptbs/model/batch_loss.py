@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .attributes import AttributeCopies
 from .batches import batch_length, describe_batch, to_device
 from .preserve import Preserver, add_note
 from .split import Split, certain_split
-from .used_modules import modules_used_by
+from .used_modules import modules_used_by, owners_of
 
 OF_A_LEARNER = "learn.loss_func"  # as fastai's loss is called in messages
 
@@ -88,8 +89,26 @@ class BatchLoss:
         return modules_used_by(self._loss_func or self._batch_loss)
 
     def preserving(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context that at its end restores the state of the model and of the modules that the loss uses."""
-        return self._preserver(self._with_own_modules(model) if self.modules else model)
+        """A context that at its end restores the state of the model, and of the modules and object that the loss uses.
+
+        The object is the one whose method the loss is, such as a trainer that counts its calls.
+        """
+        inside = self._preserver(self._with_own_modules(model) if self.modules else model)
+        return self._preserving_owner(inside) if self._owners else inside
+
+    @cached_property
+    def _owners(self) -> list[Any]:
+        return owners_of(self._loss_func or self._batch_loss)
+
+    @contextmanager
+    def _preserving_owner(self, inside: AbstractContextManager[None]) -> Iterator[None]:
+        attributes = AttributeCopies(self._owners)
+        attributes.take()
+        try:
+            with inside:
+                yield
+        finally:
+            attributes.restore()
 
     def _with_own_modules(self, model: nn.Module) -> nn.Module:
         """The model and the modules of the loss function as one module, which is made once for a model."""

@@ -32,7 +32,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self._buffers = BufferCopies(model)
         self._devices = drawing_devices(model)
-        self._attributes = AttributeCopies(model)
+        self._attributes = AttributeCopies(model.modules())
         self.take()
 
     def take(self, all_random: bool = True) -> None:

@@ -29,6 +29,15 @@ def modules_used_by(function: Any) -> list[nn.Module]:
     return [*found.values(), *(each for each in level if isinstance(each, nn.Module) and id(each) not in found)]
 
 
+def owners_of(function: Any) -> list[Any]:
+    """The object whose method a function is, or that is called in place of one, unless it is a module."""
+    while isinstance(function, partial):
+        function = function.func
+    owner = function.__self__ if inspect.ismethod(function) else function
+    plain = inspect.isroutine(owner) or inspect.isclass(owner) or isinstance(owner, nn.Module)
+    return [] if plain else [owner]
+
+
 def _referred_to(value: Any) -> Iterable[Any]:
     """The objects that a function, method or partial refers to; the modules that are attributes of any other object."""
     if isinstance(value, partial):

@@ -94,6 +94,43 @@ def test_a_loss_that_remembers_earlier_batches(source):
     assert torch.equal(*ends) and places[0] == places[1]
 
 
+class Trainer:
+    """A trainer of one's own, whose loss is weighted by the number of its calls, as by a warm-up."""
+
+    def __init__(self) -> None:
+        self.calls, self.losses = 0, []
+
+    def loss(self, model, batch):
+        x, y, _ = batch
+        self.calls += 1
+        loss = nn.functional.mse_loss(model(x), y) * min(1.0, self.calls / 50)
+        self.losses.append(loss.item())
+        return loss
+
+
+def test_a_trainer_that_counts_the_calls_of_its_loss():
+    ends, collected = [], []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        model, trainer = nn.Linear(8, 1), Trainer()
+        optimizer = SGD(model.parameters(), 0.01)
+        loader = stock(Numbered(N), 16)
+        if ours:
+            loader = AdaptiveDataLoader(
+                Numbered(N), 16, shuffle=True, model=model, optimizer=optimizer, epochs=3, overhead=0.5,
+                batch_loss=trainer.loss, max_batch_size=16, source="halves",
+            )  # fmt: skip
+        for _ in range(3):
+            for batch in loader:
+                optimizer.zero_grad()
+                trainer.loss(model, batch).backward()
+                optimizer.step()
+        ends.append(model.weight.detach())
+        collected.append(trainer.losses)
+    assert torch.equal(*ends) and collected[0] == collected[1]
+    assert loader.noise_scale.caveat is None, "no coupled samples are seen in the weights of its calls"
+
+
 def trained(make, optimizer_class) -> torch.Tensor:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))

@@ -1,3 +1,4 @@
+from collections import defaultdict
 from functools import partial
 
 import pytest
@@ -94,6 +95,32 @@ class Recipe:
         return self.teacher.distance(model, batch)
 
     __call__ = loss
+
+
+class Counts:
+    """A trainer that weights its loss by the number of its calls, and collects what it is going to log."""
+
+    def __init__(self) -> None:
+        self.calls, self.logs = 0, defaultdict(lambda: defaultdict(list))
+
+    def loss(self, model, batch):
+        self.calls += 1
+        self.logs["train"]["loss"].append(self.calls)
+        return self.calls * model(batch).mean()
+
+    __call__ = loss
+
+
+@pytest.mark.parametrize("how", [lambda it: it.loss, lambda it: it, lambda it: partial(it.loss)])
+def test_the_object_whose_method_the_loss_is_is_restored_too(double, how):
+    counts = Counts()
+    loss = BatchLoss(batch_loss=how(counts))
+    loss(double, X)
+    for _ in range(2):
+        with loss.preserving(double):
+            loss(double, X)
+            assert counts.calls == 2
+    assert counts.calls == 1 and counts.logs["train"]["loss"] == [1]
 
 
 @pytest.mark.parametrize(
