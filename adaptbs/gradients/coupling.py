@@ -133,7 +133,7 @@ class Coupling:
         losses = []
         with torch.enable_grad(), without_chance(self._model):
             for each in slices:
-                # Each from the same state, as a loss that is weighted by its own count of calls would else look coupled.
+                # Each from the same state: a loss that is weighted by its count of calls would else look coupled.
                 with self._batch_loss.preserving(self._model):
                     losses.append(self._batch_loss(self._model, each).detach().reshape(()))
         whole, *halves = losses
