@@ -59,7 +59,8 @@ class RowCheck:
         self._first: Any = None  # batch, of one sample
         self._called = LatestInput()
         self._handle: Any = None
-        self.is_due = self._own or run.controller.start_batch_size == run.controller.batches_per_step
+        by_one = run.controller.start_batch_size == run.controller.batches_per_step
+        self.is_due = (self._own or by_one) and run.controller.rules.may_change
 
     def look(self, batch: Any, info: BatchInfo, ranks: int) -> None:
         """Look at a batch.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .attributes import AttributeCopies
 from .batches import batch_length, describe_batch, to_device
 from .preserve import Preserver, add_note
 from .split import Split, certain_split
+from .used_modules import modules_used_by, owners_of
 
 OF_A_LEARNER = "learn.loss_func"  # as fastai's loss is called in messages
 
@@ -82,21 +83,32 @@ class BatchLoss:
     def modules(self) -> list[nn.Module]:
         """Modules that the loss function shows that it uses.
 
-        That is the function itself, what it closes over, and the arguments that a `partial` binds.
+        That is the function itself, what it and the functions that it calls close over, the arguments that a `partial`
+        binds, and attributes of the object whose method it is.
         """
-        function, found = self._loss_func or self._batch_loss, list[Any]()
-        while isinstance(function, partial):
-            found += [*function.args, *function.keywords.values()]
-            function = function.func
-        found += [function, getattr(function, "__self__", None)]
-        if inspect.isfunction(function):
-            seen = inspect.getclosurevars(function)
-            found += [*seen.nonlocals.values(), *seen.globals.values()]
-        return [each for each in found if isinstance(each, nn.Module)]
+        return modules_used_by(self._loss_func or self._batch_loss)
 
     def preserving(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context that at its end restores the state of the model and of the modules that the loss uses."""
-        return self._preserver(self._with_own_modules(model) if self.modules else model)
+        """A context that at its end restores the state of the model, and of the modules and object that the loss uses.
+
+        The object is the one whose method the loss is, such as a trainer that counts its calls.
+        """
+        inside = self._preserver(self._with_own_modules(model) if self.modules else model)
+        return self._preserving_owner(inside) if self._owners else inside
+
+    @cached_property
+    def _owners(self) -> list[Any]:
+        return owners_of(self._loss_func or self._batch_loss)
+
+    @contextmanager
+    def _preserving_owner(self, inside: AbstractContextManager[None]) -> Iterator[None]:
+        attributes = AttributeCopies(self._owners)
+        attributes.take()
+        try:
+            with inside:
+                yield
+        finally:
+            attributes.restore()
 
     def _with_own_modules(self, model: nn.Module) -> nn.Module:
         """The model and the modules of the loss function as one module, which is made once for a model."""

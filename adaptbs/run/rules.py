@@ -80,7 +80,9 @@ class RunRules:
         self.reference = reference_batch_size(self.base_batch_size)
         self.critical = critical_over_simple(adaptive)
         self.counted = counted_over_simple(adaptive)
-        largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
+        largest = min(epoch_samples // 8, largest_batch_size(self.base_batch_size))
+        # An even batch stays even, as timm's Mixup, which mixes halves of a batch, wants it.
+        largest = max(batch_size, largest - largest % (2 * batches_per_step) if self._is_even(batch_size) else largest)
         self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
         self.holds = False
         self.sizes: tuple[int, ...] = ()
@@ -91,6 +93,9 @@ class RunRules:
         self._lr_rule = lr_rule(
             lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size, critical=self.critical
         )
+
+    def _is_even(self, batch_size: int) -> bool:
+        return batch_size % (2 * self._unit) == 0
 
     def expect_no_decay(self) -> None:
         """Keep SGD's batch small, because no schedule will bring its learning rate down.

@@ -161,8 +161,12 @@ class DutyCycle:
             # Where the budget pays for fewer measurements than decisions are due, these are told apart evenly.
             # A batch that doubles leaves less to spend, so only a mean of both counts while it may.
             likely = self._left if self._settled else (self._left + self._sure) / 2
-            chosen = self._left >= 1 and awaited * likely >= self._due
-            alike_until, chance = min(least_due_at, news_due_at), 0.0
+            # Its cost is the difference to a step without one, so until that is known every 2nd step has none.
+            if self._left < math.inf or self._asked % 2 == 1:
+                chosen = self._left >= 1 and awaited * likely >= self._due
+                alike_until = min(least_due_at, news_due_at)
+            else:
+                chosen = False
         else:
             # While the batch may still change, measurements affect decisions, so they come at twice the even rate. Once
             # the batch has settled, they are as rare as the estimate can bear without falling behind.

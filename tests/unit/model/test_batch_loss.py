@@ -1,3 +1,4 @@
+from collections import defaultdict
 from functools import partial
 
 import pytest
@@ -76,6 +77,52 @@ def distance_to(teacher, model, batch):
 TEACHER = Teacher(1)
 
 
+def calls_another(model, batch):
+    return calls_the_teacher(model, batch)
+
+
+def calls_the_teacher(model, batch):
+    return TEACHER.distance(model, batch)
+
+
+class Recipe:
+    """A trainer of one's own: its loss is an attribute."""
+
+    def __init__(self) -> None:
+        self.teacher = TEACHER
+
+    def loss(self, model, batch):
+        return self.teacher.distance(model, batch)
+
+    __call__ = loss
+
+
+class Counts:
+    """A trainer that weights its loss by the number of its calls, and collects what it is going to log."""
+
+    def __init__(self) -> None:
+        self.calls, self.logs = 0, defaultdict(lambda: defaultdict(list))
+
+    def loss(self, model, batch):
+        self.calls += 1
+        self.logs["train"]["loss"].append(self.calls)
+        return self.calls * model(batch).mean()
+
+    __call__ = loss
+
+
+@pytest.mark.parametrize("how", [lambda it: it.loss, lambda it: it, lambda it: partial(it.loss)])
+def test_the_object_whose_method_the_loss_is_is_restored_too(double, how):
+    counts = Counts()
+    loss = BatchLoss(batch_loss=how(counts))
+    loss(double, X)
+    for _ in range(2):
+        with loss.preserving(double):
+            loss(double, X)
+            assert counts.calls == 2
+    assert counts.calls == 1 and counts.logs["train"]["loss"] == [1]
+
+
 @pytest.mark.parametrize(
     "batch_loss",
     [
@@ -83,6 +130,9 @@ TEACHER = Teacher(1)
         lambda model, batch: TEACHER.distance(model, batch),
         partial(distance_to, TEACHER),
         partial(partial(Teacher.distance), TEACHER),
+        calls_another,
+        Recipe().loss,
+        Recipe(),
     ],
 )
 def test_the_modules_that_a_loss_uses_are_restored_with_the_model(double, batch_loss):

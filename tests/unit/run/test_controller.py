@@ -120,7 +120,8 @@ def test_at_a_large_batch_only_when_it_is_four_times_too_small(phi, decisions):
 
 def test_the_limit_is_an_eighth_of_the_data_or_32_times_the_base_batch():
     assert controller(4000, 8).rules.max_batch_size == 256
-    assert controller(1000, 8).rules.max_batch_size == 125
+    assert controller(1000, 5).rules.max_batch_size == 125
+    assert controller(1000, 8).rules.max_batch_size == 124, "an even batch stays even"
     assert controller(4000, 8, base_batch_size=4).rules.max_batch_size == 128
     assert controller(64, 32).rules.max_batch_size == 32
 

@@ -162,6 +162,13 @@ def test_while_the_batch_may_double_less_of_the_budget_is_counted_on():
     assert moving.measure_next(100, awaited=2)
 
 
+def test_until_a_measurement_has_been_timed_every_second_step_has_none():
+    """Where a decision waits at each step, as in a run whose epochs are short and whose length is not known."""
+    duty = DutyCycle(0.02)
+    chosen = [duty.measure_next(16, awaited=1, steps_at_first=16) for _ in range(64)]
+    assert chosen == [True, False] * 32
+
+
 def test_steps_are_chosen_by_chance_at_twice_the_even_rate_while_the_batch_may_move():
     duty = DutyCycle(0.05)
     duty.calibrate(elapsed=600, spent=20, seconds_left=40_000, step=1, cost=1)  # 1,010 of the 20,000 s ahead
