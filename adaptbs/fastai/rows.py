@@ -15,12 +15,11 @@ log = logging.getLogger(__name__)
 
 CLASSIFIER = "SentenceEncoder"  # the part of a text classifier that resets the model itself
 
-# Reason to hold the batch of a model with a state, and its warning.
-FIXED_ROWS = (
-    "rows go on in the next batch",
+FIXED_ROWS = "rows go on in the next batch"  # reason to hold the batch of a model with a state
+STATE = (
     "the model has a state that goes on from batch to batch (ModelResetter), of dls.bs rows, so the batch is held. "
     "With fastai's LMDataLoader it would grow in pieces of so many rows. A model without such a state needs no "
-    "ModelResetter. overhead=0 holds the batch without this warning.",
+    "ModelResetter. overhead=0 holds the batch without this warning."
 )
 
 LOST = (
@@ -35,7 +34,7 @@ MAKES_A_BATCH = ("do_batch", "before_batch", "create_batch")
 def doubt_rows(learn: Any, dl: Any, holds: Holds) -> None:
     """Hold the batch if a larger one would not have the rows that its samples are."""
     if has_fixed_rows(learn, dl):
-        holds.doubt(*FIXED_ROWS)
+        holds.doubt(FIXED_ROWS, STATE)
     if _loses_samples(dl, learn.model):
         holds.doubt(ROWS, LOST, type(dl).__name__)
 

@@ -199,7 +199,8 @@ class RunRules:
             step_time=step_time,
             critical=self.critical,
             counted=self.counted if by_progress else None,
-            early_limit=early_limit(share, self.base_batch_size, clear),
+            # Of a run whose length is not known, nobody knows if it is early: only a clear estimate lets it go on.
+            early_limit=early_limit(share if clear or progress.epochs else 0.0, self.base_batch_size, clear),
             floor=efficiency_floor(share, by_progress, self._adaptive),
             required=required,
             max_batch_size=self.max_batch_size,

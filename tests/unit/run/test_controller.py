@@ -145,7 +145,8 @@ def test_the_learning_rate_follows_the_size_a_batch_was_cut_at():
 def test_a_learning_rate_stays_where_the_latest_measurements_resolve_nothing():
     run_ = controller(8000, 64, decide_every=0.1, max_batch_size=256)
     cut = AdaptiveBatchSampler(range(8000), lambda: run_.batch_size, 64, drop_last=False)
-    clear, lost = made(SquaredNorms(1, 1 + 400, 2, 1 + 200)), made(SquaredNorms(1, 2000.0, 2, 900.0))  # |G|^2 = 1 and -200
+    clear = made(SquaredNorms(1, 1 + 400, 2, 1 + 200))  # |G|^2 = 1
+    lost = made(SquaredNorms(1, 2000.0, 2, 900.0))  # |G|^2 = -200
     factors, grown = [], False
     for batch in run_.deliver(iter(cut), cut.issued):
         grown = grown or len(batch) > 64
@@ -158,6 +159,19 @@ def test_a_learning_rate_stays_where_the_latest_measurements_resolve_nothing():
     resumed = controller(8000, 64, decide_every=0.1, max_batch_size=256)
     resumed.load_state_dict(run_.state_dict())
     assert resumed.scales[run_.batch_size] == run_.scales[run_.batch_size]
+
+
+@pytest.mark.parametrize(("epochs", "most"), [(None, 128), (1, 512)])
+def test_where_the_length_is_not_known_only_a_clear_estimate_lets_it_grow_beyond_the_early_limit(epochs, most):
+    run_ = controller(20_000, 64, epochs=epochs, decide_every=0.1, max_batch_size=512)
+    cut = AdaptiveBatchSampler(range(20_000), lambda: run_.batch_size, 64, drop_last=False)
+    sizes = []
+    for i, batch in enumerate(run_.deliver(iter(cut), cut.issued)):
+        grad_sq = 1 + (9 if i % 2 else -9)  # around 1: no upper limit to B_simple, but a one-sigma lower one
+        run_.measured(made(SquaredNorms(1, grad_sq + 9000, 2, grad_sq + 4500)))
+        sizes.append(len(batch))
+    assert run_.noise_scale.high == math.inf and run_.noise_scale.cautious > 512
+    assert max(sizes) == most
 
 
 def test_measuring_keeps_to_its_share_when_the_batch_grows():
