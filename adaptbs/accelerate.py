@@ -25,9 +25,9 @@ from accelerate.scheduler import AcceleratedScheduler
 from accelerate.state import GradientState
 from accelerate.utils import ignorant_find_batch_size, send_to_device, synchronize_rng_states
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
-from .loader import AdaptedLoader, LoopFacts, over_all
+from .loader import AdaptedLoader, LoopFacts, cuts_as_torch, over_all
 from .run import OneAhead
 
 if TYPE_CHECKING:
@@ -221,6 +221,6 @@ def _stock(loader: Any) -> Any:
     batches = base.batch_sampler
     if isinstance(batches, BatchSamplerShard):
         batches = batches.batch_sampler
-    if base.batch_size is not None or type(batches) is not BatchSampler:
+    if base.batch_size is not None or not cuts_as_torch(batches):
         return base
     return over_all(base, batches)

@@ -24,7 +24,8 @@ BELOW_FOR_SGD = 0.2
 # for choosing in benchmarks/quality/untuned; docs/benchmarks.md has them beside others.
 CRITICAL_OF_ADAPTIVE, CRITICAL_OF_SGD = 3, 1.5
 # Progress is counted by a critical batch of this share of it. To count too much ends the run early, which costs
-# quality. To count too little costs samples, and where larger batches pay, these are cheap.
+# quality. To count too little costs samples, and where larger batches pay, these are cheap. By half of it a long run of
+# AdamW still lost a little.
 COUNTED = 1 / 3
 # The largest batch to which hyperparameters are known to transfer, over R and over the base batch. The larger of the
 # two counts. Beyond it even large fixed batches cost quality (MovieLens at 4096 in docs/benchmarks.md).

@@ -18,11 +18,10 @@ from .batches import AdaptiveBatches
 from .columns import Columns, QuickCallback, begins_fit
 from .finder import bs_find
 from .hyperparameters import FastaiStepHook, is_adaptive
-from .later_changes import LaterChanges
 from .learner import (
     accumulation,
     batch_loss,
-    carried,
+    batch_of,
     check_alone,
     check_loader,
     epoch_samples,
@@ -33,7 +32,9 @@ from .learner import (
     standalone_loss,
     validation_batch_size,
 )
+from .other_callbacks import OTHER_LENGTH, OtherCallbacks, has_schedule
 from .pictures import plot_bs_find, plot_sched_by_samples
+from .rows import doubt_rows
 from .step import FastaiStep
 
 if TYPE_CHECKING:
@@ -45,12 +46,6 @@ SLOW_VALIDATION = 4  # training batch over validation batch from which on the su
 
 
 log = logging.getLogger(__name__)
-
-OTHER_LENGTH = (
-    "dls.train has been replaced in the middle of a fit by one of %d samples, where %d were planned for an epoch: "
-    "from here on an epoch is a pass over it, and the fit has the epochs that were asked for. To plan by the new "
-    "length, fit once for each loader."
-)
 
 
 @shows_shared_arguments
@@ -66,6 +61,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     # After ParamScheduler and ProgressCallback (60): their learning rate is the one to scale, their bar to correct.
     order, run_valid = 61, False
+    # A run belongs to its process, so a callback that is pickled or exported keeps its arguments alone.
+    _stateattrs = ("_training", "_hook", "_steps", "_batches", "_dl", "_followed", "_others", "_new_steps")
 
     def __init__(self, **arguments: Unpack[SharedArguments]) -> None:
         given: dict[str, Any] = dict(arguments)
@@ -73,12 +70,16 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if given:
             raise TypeError(f"AdaptiveBatchSize() got an unexpected keyword argument {next(iter(given))!r}")
         self._columns = Columns(self)
+        self._init_state()
+        self._awaits_epoch = False  # True from before_fit until the first epoch, which begins the run
+        self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
+        self._validated_by: int | None = None  # samples of a validation batch, of the latest fit
+
+    def _init_state(self) -> None:  # fastai's, which also runs when a pickled callback is loaded
         self._training: TrainingRun | None = None
         self._hook: FastaiStepHook | None = None
         self._steps: FastaiStep | None = None
         self._batches: AdaptiveBatches | None = None  # of the latest epoch
-        self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
-        self._validated_by: int | None = None  # samples of a validation batch, of the latest fit
 
     @property
     def learn(self) -> Any:
@@ -133,21 +134,23 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._resumed = state or None
 
     def before_fit(self) -> None:
-        """Begin a run, unless this is a mock fit (`lr_find`) or a validation, which also calls before_fit."""
-        self.run = begins_fit(self.learn)
-        if not self.run:
-            return
+        """Let the first epoch begin a run, unless this is a mock fit (`lr_find`) or a validation."""
+        self.run = self._awaits_epoch = begins_fit(self.learn)
+
+    def _begin(self) -> None:
+        self._awaits_epoch = False
         learn, dl, model = self.learn, self.dls.train, self.learn.model
         check_loader(dl)
         check_model(model)
         check_alone(learn, AdaptiveBatchSize)
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
-        start, samples = accumulation(learn, dl.bs), epoch_samples(dl)
-        certain, given = is_language_model(dl), self._settings.split is not None or is_language_model(dl)
-        split = splitting(self._settings.split, certain=certain)
+        may_grow = self._settings.measures or callable(self._settings.target)
+        start = accumulation(learn, dl.bs) if may_grow else dl.bs
+        samples, certain = epoch_samples(dl), is_language_model(dl)
+        given, split = self._settings.split is not None or certain, splitting(self._settings.split, certain=certain)
         standalone = standalone_loss(learn, split, given)
-        in_pieces = start != dl.bs or is_language_model(dl)
+        in_pieces = start != dl.bs or certain
         self._validated_by = None if in_pieces else validation_batch_size(learn)
         self._training = run = TrainingRun(
             self._settings, model, getattr(self.opt, "opt", self.opt),
@@ -157,7 +160,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             micro_batch_size=dl.bs if in_pieces else None,
             per_step=PER_STEP_OF_A_LEARNER,
         )  # fmt: skip
-        if not any("lr" in (getattr(cb, "scheds", None) or ()) for cb in learn.cbs):  # fastai's ParamScheduler
+        if not has_schedule(learn):
             run.controller.rules.expect_no_decay()
         self._follow_the_optimizer(run)
         run.start(self.n_epoch)
@@ -171,22 +174,25 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._planned, self._batches = self.n_epoch, None
         self._new_steps = partial(FastaiStep, learn, run, standalone)
         self._steps = self._new_steps()
-        self._changes = LaterChanges(learn, run.controller.holds, self.order)
-
-    def before_epoch(self) -> None:
-        """End the fit if it was resumed from the state of a finished run."""
-        if self._run.controller.progress_tracker.complete:
-            raise CancelFitException
+        may_change = run.controller.rules.may_change
+        self._others = OtherCallbacks(learn, run.controller.holds, self.order, may_change=may_change)
+        if may_change:
+            doubt_rows(learn, dl, run.controller.holds)
 
     def before_train(self) -> None:
-        """Let the adaptive batches take the place of the loader for this epoch."""
+        """Begin the run in its first epoch, and let the adaptive batches take the place of the loader."""
+        if self._awaits_epoch:  # `learn.summary()` calls before_fit and before_epoch too, but trains nothing
+            self._begin()
+        if self._run.controller.progress_tracker.complete:  # it was resumed from the state of a finished run
+            raise CancelFitException
         run, progress = self._run, self._run.controller.progress_tracker
         self._look_at_the_learner()
         run.controller.skip_epochs(self.epoch)  # epochs before `start_epoch`
         progress.set_epoch(self.epoch)
         progress.begin_epoch()
         assert self._hook is not None and self._steps is not None
-        self._hook.scaler.count_steps(wait=True)
+        self._hook.begin_epoch()
+        self._others.begin_epoch(self._hook.rate)
         if progress.by_shares:
             self._place_schedule(progress.effective_samples)
         self.learn.dl = self._batches = AdaptiveBatches(
@@ -204,6 +210,8 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if dl is self._dl:
             return
         check_loader(dl)
+        if self._run.controller.rules.may_change:
+            doubt_rows(self.learn, dl, self._run.controller.holds)
         samples = epoch_samples(dl)
         if samples != self._epoch_samples:
             log.warning(OTHER_LENGTH, samples, self._epoch_samples)
@@ -220,15 +228,14 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
         run, learn = self._run, self.learn  # looking up what a callback has of its Learner's takes long
         assert self._hook is not None
+        self._others.look(self._hook.rate, by_halves=run.measuring.by_halves)
         self._hook.scale(run.scale())
         progress = run.controller.progress_tracker
         if self._batches is not None and (run.tracker.ever_changed or progress.effective_samples != progress.samples):
             learn.n_iter = learn.iter + 1 + self._batches.batches_left
             if hasattr(learn, "progress") and hasattr(learn.progress, "pbar"):
                 learn.progress.pbar.total = learn.n_iter
-        run.before_batch((learn.xb, learn.yb, carried(learn)))
-        if run.measuring.by_halves:
-            self._changes.measured()
+        run.before_batch(batch_of(learn))
 
     def before_step(self) -> None:
         """The gradients are ready: take in the measurement, if this step is measured."""
@@ -236,12 +243,12 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if measuring.watches:
             measuring.before_step()
         if measuring.by_halves:
-            self._changes.check()
+            self._others.check()
 
     def after_batch(self) -> None:
         """Restore the hyperparameters, after the Recorder (50) has seen those used, and place the schedule."""
         if self._hook is not None and self._hook.scaler.is_scaled:
-            self._hook.scaler.restore()
+            self._hook.restore()
         run = self._run
         progress = run.controller.progress_tracker
         if run.tracker.ever_changed or progress.effective_samples != progress.samples:
@@ -268,6 +275,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         """Leave the Learner, and drop the rest of a pass over its data."""
         self._leave()
         self._batches = self._dl = self._followed = None
+        self._awaits_epoch = False
 
     def _restore(self) -> None:
         if self._hook is not None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastai.callback.core import Callback, _events, _inner_loop
-from fastai.torch_core import find_bs
 
 NAMES = ("bs", "noise_scale", "samples")
 OF_A_BATCH = frozenset(_inner_loop)  # events of a batch, which occur in training and in validation
@@ -57,15 +56,15 @@ class Columns(QuickCallback):
             self.learn.recorder.samples = []  # samples seen up to each step, for `plot_sched_by_samples`
 
     def after_batch(self) -> None:
-        learn = self.learn
-        if self._adds and learn.training:
+        learn, run = self.learn, self._source.training_run
+        if self._adds and learn.training and run is not None:
             seen = learn.recorder.samples
-            seen.append(find_bs(learn.xb) + (seen[-1] if seen else 0))
+            seen.append(run.tracker.current.num_samples + (seen[-1] if seen else 0))
 
     def after_validate(self) -> None:
         # If an epoch or its validation was cancelled, the metrics before our columns are missing, and our values would
         # be shown in their place.
-        recorder = self.learn.recorder if self._adds else None
+        recorder = self.learn.recorder if self._adds and hasattr(self.learn, "recorder") else None
         if recorder and len(recorder.log) == len(recorder.metric_names) - len(NAMES) - bool(recorder.add_time):
             estimate = self._source.noise_scale
             simple = estimate.simple if estimate is not None else None

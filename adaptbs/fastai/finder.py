@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader as TorchLoader
 from ..finder import BatchSizeSuggestion, copy_of, find_batch_size, samples_of
 from ..model import BatchLoss, preserved_loader
 from .hyperparameters import is_adaptive
-from .learner import batch_loss
+from .learner import as_trained, batch_loss
 
 
 def bs_find(
@@ -79,17 +79,19 @@ def _batches(learn: Any, num_it: int | None) -> Iterator[tuple[Any, Any]]:
         batches = progress_bar(islice(batches, num_it), total=total, leave=False)
     for batch in batches:
         n_inp = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
-        yield batch[:n_inp], batch[n_inp:]
+        yield as_trained(learn, batch[:n_inp]), as_trained(learn, batch[n_inp:])
 
 
 def _optimizer_copy(learn: Any, lr: float) -> Any:
     made = learn.opt if learn.opt is not None else learn.opt_func
     if isinstance(made, OptimWrapper):
         return copy_of(made.opt, lr)
-    twin = learn.opt_func(learn.splitter(learn.model), lr=lr)
-    if learn.opt is not None:
-        twin.load_state_dict(copy.deepcopy(learn.opt.state_dict()))
-        twin.set_hyper("lr", lr)
+    if learn.opt is None:
+        return learn.opt_func(learn.splitter(learn.model), lr=lr)
+    # Its own groups, because the splitter may leave out what is frozen just now.
+    twin = learn.opt_func([list(group) for group in learn.opt.param_lists], lr=lr)
+    twin.load_state_dict(copy.deepcopy(learn.opt.state_dict()))
+    twin.set_hyper("lr", lr)
     return twin
 
 

@@ -61,18 +61,51 @@ class FastaiStepHook:
         wrapped = isinstance(opt, OptimWrapper)
         self._opt, self._following, self._wrapped = opt, following, wrapped
         inner = opt.opt if wrapped else opt
+        self._groups: list[Any] = []  # that are scaled now, and what was set in them
+        self._used: list[dict[str, Any]] = []
+        self._first: dict[str, Any] = {}  # of the groups, in this epoch
         self.scaler = HyperparameterScaler.beside(inner, traits_by_group if wrapped else traits_of)
+
+    def begin_epoch(self) -> None:
+        """Take in the steps made so far."""
+        self.scaler.count_steps(wait=True)
+        self._first = next(iter(self._now))
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first group, once an epoch has begun."""
+        rate: float = self._first["lr"]
+        return rate
 
     def scale(self, by: Scale) -> None:
         """Scale the hyperparameters for the batch that is trained on next. Does nothing at k = 1."""
         k, lr_factor, longest = by
-        if self.scaler.is_scaled:  # the last batch raised an error
-            self.scaler.restore()
+        self.restore()  # if the last batch raised an error
         if k != 1 or lr_factor != 1 or not self.scaler.idle:
-            # fastai's set_hyper, and its view of a torch optimizer's groups, would take longer than all the rest.
-            groups = self._opt.opt.param_groups if self._wrapped else self._opt.hypers
+            self._groups = groups = list(self._now)
             self.scaler.scale(groups, self._following, k=k, lr_factor=lr_factor, longest=longest)
+            self._used = list(map(dict, groups))
+
+    @property
+    def _now(self) -> Any:
+        # fastai's set_hyper, and its view of a torch optimizer's groups, would take longer than all the rest.
+        return self._opt.opt.param_groups if self._wrapped else self._opt.hypers
 
     def restore(self) -> None:
-        """Restore the hyperparameters that `scale` found."""
+        """Restore the hyperparameters that `scale` found, but for those that another callback has set since.
+
+        A learning rate that was set since is taken to be meant for the batch of this step, whose rate the callback saw.
+        So one that multiplies and divides again, as for a GAN's critic, finds what it had.
+        """
+        if not self.scaler.is_scaled:
+            return
+        now = self._groups if self._groups == self._used else list(map(dict, self._groups))
         self.scaler.restore()
+        if now is self._groups:
+            return
+        for group, used, seen in zip(self._groups, self._used, now, strict=True):
+            for name, value in seen.items():
+                if value is used.get(name) or value == group.get(name):
+                    continue
+                relative = name == "lr" and used["lr"]
+                group[name] = group[name] * (value / used[name]) if relative else value

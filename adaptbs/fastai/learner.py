@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from fastai.data.load import DataLoader as FastaiLoader
-from fastai.torch_core import to_float
+from fastai.torch_core import cast, to_float
 from torch import Tensor, nn
+from torch.utils.data import DataLoader as TorchLoader
 
 from ..model import BatchLoss, Split, certain_split, slice_batch
 
 # Names of callbacks, because importing their classes takes long.
 ACCUMULATION = "GradientAccumulation"
 RNN = "RNNCallback"
+NOT_TAKEN = (AttributeError, TypeError, ValueError, KeyError, IndexError)  # from a loss of another layout
 RESETTER = "ModelResetter"
+CASTER = "CastToTensor"
 
 # Methods of a loader that make its batches. AdaptiveBatches replaces them, so they must not be overridden. With what to
 # override instead.
@@ -32,6 +36,11 @@ def check_loader(dl: Any) -> None:
     """Raise TypeError if the batch size of this loader cannot be changed."""
     advice = "Train without AdaptiveBatchSize, or give a fastai DataLoader over an indexed dataset."
     if not isinstance(dl, FastaiLoader):
+        if isinstance(dl, TorchLoader):
+            advice = (
+                "Train without AdaptiveBatchSize, or use fastai's DataLoader, which takes batch_size, shuffle, "
+                "drop_last, num_workers and pin_memory alike: from fastai.data.load import DataLoader."
+            )
         raise TypeError(f"dls.train is a {type(dl).__name__}, not a fastai DataLoader: its batch cannot grow. {advice}")
     if _has_class_named(dl, "DistributedDL"):
         raise TypeError(
@@ -41,7 +50,7 @@ def check_loader(dl: Any) -> None:
     if not dl.indexed or dl.bs is None or dl.n is None:
         raise TypeError(f"dls.train has no index, no length or no batch size of its own: it cannot grow. {advice}")
     for method, instead in PASSED_OVER.items():
-        given, owner = method in vars(dl), _owner(dl, method)
+        given, owner = method in vars(dl), owner_of(dl, method)
         if given or owner is not FastaiLoader:
             whose = "was given to it" if given else f"is {owner.__name__}'s own"
             raise TypeError(
@@ -60,7 +69,7 @@ def validation_batch_size(learn: Any) -> int | None:
 
 def check_indices(dl: Any, found: int) -> None:
     """Raise TypeError if a `get_idxs` that is not fastai's gives another number of indices than the loader's `n`."""
-    foreign = "get_idxs" in vars(dl) or not _owner(dl, "get_idxs").__module__.startswith("fastai.")
+    foreign = "get_idxs" in vars(dl) or not owner_of(dl, "get_idxs").__module__.startswith("fastai.")
     if foreign and found != epoch_indices(dl):
         raise TypeError(
             f"dls.train is a {type(dl).__name__} whose get_idxs gives {found} indices, but its n is "
@@ -69,7 +78,7 @@ def check_indices(dl: Any, found: int) -> None:
         )
 
 
-def _owner(dl: Any, method: str) -> type:
+def owner_of(dl: Any, method: str) -> type:
     """The class that defines a method of this loader."""
     return next(cls for cls in type(dl).__mro__ if method in vars(cls))
 
@@ -139,17 +148,41 @@ def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
 
     A batch is (inputs, targets), or (inputs, targets, result of `carried`). The loss is computed as fastai does it:
     mixed precision gives the loss a prediction in single precision, and MixUp gives it a second target. The term of
-    RNNRegularizer is left out, like weight decay.
+    RNNRegularizer is left out, like weight decay. Only if the loss does not take what the model returns, other
+    callbacks are asked to make the prediction of it.
     """
+    asks = False
+
+    def of(pred: Any, yb: Any) -> Tensor:
+        value: Tensor = learn.loss_func(to_float(pred) if hasattr(learn, "mixed_precision") else pred, *yb)
+        return value
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal asks
         xb, yb, *beside = batch
         pred = prediction(learn, model(*xb))
         with carrying(learn, beside):
-            value: Tensor = learn.loss_func(to_float(pred) if hasattr(learn, "mixed_precision") else pred, *yb)
-        return value
+            if asks:
+                return of(made_prediction(learn, xb, yb, pred), yb)
+            try:
+                return of(pred, yb)
+            except NOT_TAKEN:
+                made = made_prediction(learn, xb, yb, pred)
+                if made is pred:
+                    raise
+                value, asks = of(made, yb), True
+                return value
 
     return loss
+
+
+def as_trained(learn: Any, tensors: Any) -> Any:
+    """Inputs or targets as the model and the loss get them: CastToTensor, in every Learner, makes plain tensors."""
+    if not any(type(cb).__name__ == CASTER for cb in learn.cbs):
+        return tensors
+    if isinstance(tensors, tuple):
+        return tuple(as_trained(learn, each) for each in tensors)
+    return cast(tensors, Tensor) if isinstance(tensors, Tensor) else tensors
 
 
 def prediction(learn: Any, output: Any) -> Any:
@@ -158,6 +191,37 @@ def prediction(learn: Any, output: Any) -> Any:
         return output
     first = output[0]
     return first[-1] if isinstance(first, (list, tuple)) else first
+
+
+def made_prediction(learn: Any, xb: Any, yb: Any, pred: Any) -> Any:
+    """The prediction that the user's callbacks make of the model's (`after_pred`), as DropOutput does.
+
+    Copies of them are called, and what they set in the Learner is kept from it.
+    """
+    stand_in = StandIn(learn, xb, yb, pred)
+    for cb in learn.cbs.sorted("order"):
+        of_its_own = "after_pred" in cb.__dict__ or hasattr(type(cb), "after_pred")
+        if of_its_own and not type(cb).__module__.startswith("fastai."):
+            twin = copy.copy(cb)
+            twin.__dict__["learn"] = stand_in
+            twin.after_pred()
+    return stand_in.__dict__["pred"]
+
+
+class StandIn:
+    """Stands in for a Learner in an event: all that is set in it stays here."""
+
+    def __init__(self, learn: Any, xb: Any, yb: Any, pred: Any) -> None:
+        self.__dict__.update(_learn=learn, xb=xb, yb=yb, pred=pred)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_learn"], name)
+
+
+def batch_of(learn: Any) -> tuple[Any, Any, list[Any]]:
+    """The Learner's batch: inputs, targets, and what `carried` says. Other callbacks make lists of the first two."""
+    xb, yb = learn.xb, learn.yb
+    return xb if type(xb) is tuple else tuple(xb), yb if type(yb) is tuple else tuple(yb), carried(learn)
 
 
 def carried(learn: Any) -> list[Any]:

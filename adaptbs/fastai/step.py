@@ -13,9 +13,9 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from ..memory import SafeStep
-from ..model import BatchLoss, batch_length, preserved, summing
+from ..model import BatchLoss, batch_length, counted, preserved, summing
 from ..run import InPieces, TrainingRun
-from .learner import carried, carrying, prediction
+from .learner import batch_of, carrying, prediction
 
 NAME = "_do_one_batch"  # the method that is replaced, on this Learner only
 
@@ -59,18 +59,21 @@ class FastaiStep:
         if not learn.training or not len(learn.yb):
             type(learn)._do_one_batch(learn)
             return
-        whole = learn.xb, learn.yb, carried(learn)
+        whole = batch_of(learn)
         self._left_autocast = False
         # Before a step the gradients are None or zero.
-        self._in_pieces(whole, self._in_pieces.samples(learn.xb), partial(self._backward, whole))
+        found = learn.xb, learn.yb
+        self._in_pieces(whole, self._in_pieces.samples(whole[0]), partial(self._backward, found))
         learn._with_events(partial(self._safe_step, learn._step, self._controller.memory), "step", CancelStepException)
         learn.opt.zero_grad()
 
-    def _backward(self, whole: tuple[Any, Any, Any], pieces: list[tuple[Any, float]]) -> None:
-        """Run the micro-batches forward and backward. Leave the whole batch, its loss and its predictions."""
+    def _backward(self, found: tuple[Any, Any], pieces: list[tuple[Any, float]]) -> None:
+        """Run the micro-batches forward and backward. Leave the batch as `found`, its loss and its predictions."""
         learn, several = self._learn, len(pieces) > 1
         losses, preds = [], []
-        for (learn.xb, learn.yb, beside), share in pieces:
+        for (xb, yb, beside), share in pieces:
+            if several:  # a whole batch stays as other callbacks have it
+                learn.xb, learn.yb = xb, yb
             if self._left_autocast:
                 self._mixed.before_batch()
                 self._left_autocast = False
@@ -86,8 +89,8 @@ class FastaiStep:
             losses.append(learn.loss)
             preds.append(learn.pred)
             learn._with_events(learn._backward, "backward", CancelBackwardException)
-        learn.xb, learn.yb, _ = whole
         if several:
+            learn.xb, learn.yb = found
             learn.loss = torch.stack([loss.detach() for loss in losses]).sum()
             learn.loss_grad = learn.loss
             if all(isinstance(pred, Tensor) for pred in preds):
@@ -102,6 +105,10 @@ class FastaiStep:
         sums = summing(loss_func)
         if sums is None:
             return [batch_length(xb) if n is None else n for (xb, _, _), n in zip(pieces, samples, strict=True)]
+        # Of the targets alone where that will do: another callback may make the prediction of the model's output.
+        weights = [weight for _, yb, _ in pieces if (weight := counted(loss_func, yb)) is not None]
+        if len(weights) == len(pieces):
+            return weights
         weights = []
         with torch.no_grad(), preserved(model):
             for xb, yb, _ in pieces:

@@ -60,7 +60,7 @@ def measure_blocks(
     samples: list[int] = []
     seen, longest, doubts = 0, list[Any](), FinderDoubts(model, loss, samples_of_batch)
     # The user's gradient hooks may step an optimizer. They must not see the gradients of these steps.
-    with preserved_weights(model), preserved_grads(model.parameters()):
+    with loss.preserving(model), preserved_weights(model), preserved_grads(model.parameters()):
         model.train()
         gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         while block := list(islice(batches, n_batch)):

@@ -43,7 +43,7 @@ class BatchDimensions:
             return list(tensors)
         if g.dim() < (3 if isinstance(layer, BATCH_FIRST) else 2) and not isinstance(layer, (nn.BatchNorm1d, nn.PReLU)):
             raise Unsupported(
-                f"a {type(layer).__name__} does not have the examples of a batch along its first dimension"
+                f"a {type(layer).__name__} returns tensors of too few dimensions to tell examples from features"
             )
         if isinstance(layer, BATCH_FIRST) or g.dim() < 3 or not sizes:
             return list(tensors)

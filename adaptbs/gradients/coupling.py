@@ -130,8 +130,13 @@ class Coupling:
     def _ratio(self, batch: Any, samples: int | None) -> Tensor:
         n = (batch_length(batch) if samples is None else samples) // 2 * 2
         slices = [self._batch_loss.split(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
-        with torch.enable_grad(), without_chance(self._model), self._batch_loss.preserving(self._model):
-            whole, *halves = (self._batch_loss(self._model, each).detach().reshape(()) for each in slices)
+        losses = []
+        with torch.enable_grad(), without_chance(self._model):
+            for each in slices:
+                # Each from the same state: a loss that is weighted by its count of calls would else look coupled.
+                with self._batch_loss.preserving(self._model):
+                    losses.append(self._batch_loss(self._model, each).detach().reshape(()))
+        whole, *halves = losses
         return torch.stack(halves).sum() / whole  # nan or inf where the loss is 0
 
 

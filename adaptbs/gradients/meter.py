@@ -51,7 +51,7 @@ class NoiseMeter:
         views: Mapping[str, View] | None = None,
         parameters: Callable[[], Sequence[nn.Parameter]] | None = None,
     ) -> None:
-        self._model, self._loss, self._choice = model, loss, choice
+        self._model, self.loss, self._choice = model, loss, choice
         self._parameters = parameters
         self._in_step = InStep(model, parameters)
         self._halves = HalfBatches(model, loss, views) if loss is not None else None
@@ -121,7 +121,7 @@ class NoiseMeter:
             LossNotScalarError: if the loss is not one number.
         """
         if self._coupling is not None and trainable(self._model):
-            said = samples if self._loss is not None and self._loss.split_given else None
+            said = samples if self.loss is not None and self.loss.split_given else None
             self._coupling.look(batch, samples=said)
 
     @property
@@ -131,7 +131,7 @@ class NoiseMeter:
 
     def first(self, batch: Any, samples: int) -> Any:
         """The first samples of a batch. Raises NotCutError if it is not certain which entries are theirs."""
-        return self._loss.split(batch, 0, samples) if self._loss is not None else batch
+        return self.loss.split(batch, 0, samples) if self.loss is not None else batch
 
     def watch(self, sizes: Sequence[int]) -> None:
         """Watch the step that comes, or change to halves if that is not possible."""
@@ -196,7 +196,7 @@ class NoiseMeter:
                 self._change(Unsupported(several + COUNTED_TWICE))
             return None
         self._repeated = 0
-        if self._loss is not None and self._loss.reduction == "sum":
+        if self.loss is not None and self.loss.reduction == "sum":
             norms = norms.divided_by(norms.large_size**2)
         # One pass for several batches whose losses were added up sees the rows of all of them as those of one.
         added_up = len(counts) == 1 < batches <= uses
@@ -214,7 +214,7 @@ class NoiseMeter:
 
     def _by_halves(self, batch: Any, samples: int, *, looked: bool) -> Measurement | None:
         assert self._halves is not None
-        said = samples if self._loss is not None and self._loss.split_given else None  # of parts that the user cuts
+        said = samples if self.loss is not None and self.loss.split_given else None  # of parts that the user cuts
         rows = batch_length(batch) if said is None else said
         self._longest = max(self._longest, rows)
         if rows < SHORT <= self._longest:

@@ -55,9 +55,8 @@ def saturating(base_batch_size: int, critical: float, power: float) -> LRRule:
     """((1 + phi/B0)/(1 + phi/B))^power, phi being the critical batch: about k^power while noise dominates, less beyond.
 
     The longest stable step does not grow with the batch, so past the critical batch phi the factor k^power would exceed
-    it. Within the brackets is AdaScale's gain (Johnson et al. 2020, arXiv:2007.05105), with the phi by which progress
-    is counted: a step of SGD is as much longer as it counts for more. While there are too few measurements, noise is
-    assumed to dominate, and the factor is k^power.
+    it. Within the brackets is AdaScale's gain (Johnson et al. 2020, arXiv:2007.05105). While nothing is known of phi,
+    noise is assumed to dominate, and the factor is k^power.
 
     Args:
         base_batch_size: B0, samples.
@@ -66,7 +65,7 @@ def saturating(base_batch_size: int, critical: float, power: float) -> LRRule:
     """
 
     def rule(k: float, noise_scale: NoiseScale | None) -> float:
-        if noise_scale is None or noise_scale.measurements < ENOUGH:
+        if noise_scale is None or noise_scale.measurements < ENOUGH or not noise_scale.believed:
             return math.pow(k, power)
         phi = critical * noise_scale.believed
         return math.pow((1 + phi / base_batch_size) / (1 + phi / (k * base_batch_size)), power)

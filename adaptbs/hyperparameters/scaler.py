@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, KeysView, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, replace
 from operator import itemgetter
 from typing import Any
@@ -66,7 +66,7 @@ class HyperparameterScaler:
         self._warned = self._held = False
         self._by: tuple[Any, ...] = ()  # what the latest step was scaled by, but for the learning rate's factor
         self._repeated: Repeated | None = None  # the latest step, if the next may be like it
-        self._made: KeysView[Any] = {}.keys()  # what was computed for the latest step that was computed
+        self._made: Mapping[Any, Any] = {}  # by what it was computed from, of the latest step that was computed
         self._powers = powers(1.0)
         # By a group's kind and what it has of _NAMES; None where that has come once.
         self._changes: dict[Any, Change | None] = {}
@@ -193,8 +193,8 @@ class HyperparameterScaler:
                 found["lr"] = group["lr"]
                 group["lr"] = found["lr"] * by_lr
             unscaled.append((group, found))
-        before, self._made = self._made, made.keys()
-        if repeats and before == self._made and is_constant([key for _, key in before]):
+        before, self._made = self._made, made
+        if repeats and before.keys() == made.keys() and is_constant([key for _, key in before]):
             counted = [(i, self._counts[i], leader) for i, leader in self._leaders] if corrects else []
             follows = any(change.follows_rate for change in changes.values() if change is not None)
             self._repeated = Repeated(

@@ -65,8 +65,8 @@ def powers(k: float) -> tuple[float, float]:
     With beta^k an average reaches back over the same number of samples as before. That is right for beta2. For beta1 it
     would take away the momentum that keeps Adam stable. The sharpest curvature that Adam bears, in its metric, is
     2 (1 + beta1)/((1 - beta1) lr) (Cohen et al. 2022, arXiv:2207.14484). It falls by a factor of 7.6 from beta1 = .9 to
-    .9^8, while the learning rate rises and the denominator falls. With sqrt(k) long runs lost the edge now and then when
-    the batch had doubled. k^(1/4) is a quarter of the way in the logarithm (docs/transfer.md).
+    .9^8, while the learning rate rises and the denominator falls. With sqrt(k) a long run became unstable now and then
+    when the batch had doubled. k^(1/4) is a quarter of the way in the logarithm (docs/transfer.md).
     """
     return math.sqrt(math.sqrt(k)), k
 

@@ -5,6 +5,15 @@ from .data_loader import AdaptiveDataLoader
 from .driven_scheduler import drive
 from .loop_facts import LoopFacts
 from .scheduler import SchedulerDriver
-from .stock_loader import made_with, over_all
+from .stock_loader import cuts_as_torch, made_with, over_all
 
-__all__ = ["AdaptedLoader", "AdaptiveDataLoader", "LoopFacts", "SchedulerDriver", "drive", "made_with", "over_all"]
+__all__ = [
+    "AdaptedLoader",
+    "AdaptiveDataLoader",
+    "LoopFacts",
+    "SchedulerDriver",
+    "cuts_as_torch",
+    "drive",
+    "made_with",
+    "over_all",
+]

@@ -156,6 +156,7 @@ class BatchOfStep:
 
     def stepped(self) -> None:
         """The optimizer takes a step."""
+        self.drawn.trains()  # where an adapter states the look-ahead, no backward pass is watched
         if self.stream.waits:
             self.stream.stepped()
         elsewhere = not is_compiling() and get_ident() != self.thread  # a compiled step cannot ask

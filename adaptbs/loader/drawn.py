@@ -41,6 +41,7 @@ class DrawnByCount:
 
     def begins(self, caller: FrameType) -> None:
         """Take note of an iteration, whose first batch is asked for."""
+        caller = _of_the_loop(caller)
         self._drawn_by = caller.f_globals.get("__name__") if is_bare_next(caller) else None
         if self._holds and self._drawn_by is None:
             self._holds = False
@@ -51,11 +52,18 @@ class DrawnByCount:
         self._drawn_by = None
 
     def trains(self) -> None:
-        """Take note of a backward pass in that iteration."""
+        """Take note of a backward pass or a step in that iteration."""
         drawn = self._drawn_by is not None and self._drawn_by in self._asked_by
         if drawn and not self._holds and self._run.controller.rules.may_change:
             self._holds = True
             self._run.controller.holds.doubt(BY_COUNT, DRAWN)
+
+
+def _of_the_loop(caller: FrameType) -> FrameType:
+    """The frame that asks for a batch. An adapter's generator, which fetches one ahead, may stand between."""
+    while caller.f_globals.get("__name__", "").startswith("adaptbs.") and caller.f_back is not None:
+        caller = caller.f_back
+    return caller
 
 
 def is_bare_next(caller: FrameType) -> bool:

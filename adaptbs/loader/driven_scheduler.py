@@ -21,6 +21,9 @@ PAST_ITS_END = (
 )
 
 
+OURS = ("step", "step_update", "_go_to", "__reduce_ex__")  # methods of a driven scheduler
+
+
 class Driver(Protocol):
     """Tells where a scheduler is to go; see SchedulerDriver."""
 
@@ -51,7 +54,10 @@ def drive(scheduler: Any, driver: Driver, warn: Callable[..., None] = log.warnin
     # A class of its own, because attributes of the object would end up in its `state_dict`.
     members = {"_stock": stock, "_driving": Driving(scheduler, driver, warn)}
     members |= {"__module__": stock.__module__, "__doc__": stock.__doc__}
-    scheduler.__class__ = type(stock.__name__, (driven, stock), members)
+    # The methods are copied, as an object may change its class only to one of the same layout. With a second base it is
+    # another, where the stock class derives from ABC, as timm's do.
+    methods = {name: value for kind in reversed(driven.__mro__) for name, value in vars(kind).items() if name in OURS}
+    scheduler.__class__ = type(stock)(stock.__name__, (stock,), methods | members)
 
 
 class Driving:
@@ -83,7 +89,7 @@ class Driving:
 
 
 class DrivenScheduler:
-    """The methods of a scheduler that go by its driver, in front of those of its own class, `_stock`."""
+    """The methods of a scheduler that go by its driver, in place of those of its own class, `_stock`."""
 
     _stock: Any
     _driving: Driving

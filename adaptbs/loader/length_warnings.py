@@ -8,6 +8,11 @@ NO_LENGTH = (
     "the length of the run is not known: decisions are paced by the epoch. Give epochs=, a scheduler with total_steps "
     "or T_max, or loop over loader.epochs(n)."
 )
+ENDLESS = (
+    "the sampler draws %d samples an epoch from a dataset of %d, so the loop ends long before the epoch does. How long "
+    "the run is cannot be known from that, and the batch hardly grows. Give the sampler the run's own "
+    "num_samples=steps * batch_size, give epochs=1, and end the loop with the epoch or when loader.progress is 1."
+)
 COUNTED = (
     "the loop counts %d batches to an epoch by itself, as ignite's Engine does, although larger batches make an epoch "
     "of fewer. Its epochs take more samples than planned, so the batch is held. The scheduler makes a step at each of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
+from typing import Any
 
 from ..gradients import waits_for_nobody
 from ..hyperparameters import traits_of
@@ -88,7 +89,15 @@ def _length(given: Given, facts: LoopFacts, fixed: FixedRun) -> RunLength:
     return RunLength(
         facts.planned_epochs or given.epochs, given.scheduler, start=fixed.start, epoch_samples=fixed.epoch_samples,
         epoch_steps=fixed.epoch_steps, accumulation_steps=given.accumulation_steps,
+        dataset_samples=_samples_of(given.dataset),
     )  # fmt: skip
+
+
+def _samples_of(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:  # it has no length, and a sampler that has one
+        return None
 
 
 def _driver(given: Given, facts: LoopFacts, fixed: FixedRun) -> SchedulerDriver:

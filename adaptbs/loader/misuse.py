@@ -8,14 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..run import Holds
+from ..run import RATE, Holds
 
 STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer that has a scheduler
 PATIENCE = 16  # optimizer steps' worth of batches; a GradScaler may leave the first steps out
 BY_RULE = 3  # changes of the learning rate by hand that are no accident, each within PATIENCE of the one before
 
-RATE = "learning rate does not follow the samples"  # reasons to hold the batch
-STEP = "optimizer is not stepped"
+STEP = "optimizer is not stepped"  # reasons to hold the batch
 OTHER = "another optimizer trains the model"
 
 SCHEDULER = (
@@ -76,7 +75,7 @@ class MisuseWarnings:
 
     Args:
         optimizer: the loop's optimizer.
-        scheduler_given: True if the loader drives a scheduler.
+        rate_follows: True if the loader drives a scheduler, or the batch cannot change.
         follows: True if any hyperparameter is to follow the batch.
         batches_per_step: batches of an optimizer step.
         holds: reasons to hold the batch.
@@ -92,19 +91,19 @@ class MisuseWarnings:
         self,
         optimizer: Optimizer,
         *,
-        scheduler_given: bool,
+        rate_follows: bool,
         follows: bool,
         batches_per_step: int,
         holds: Holds,
         others: Callable[[], Sequence[Tensor]] = tuple,
     ) -> None:
-        self._optimizer, self._rate_is_free, self._holds = optimizer, not scheduler_given, holds
+        self._optimizer, self._rate_is_free, self._holds = optimizer, not rate_follows, holds
         self._patience = self._calm = PATIENCE * batches_per_step
         self.saw_a_step, self.ever_stepped, self._follows = not follows, False, follows
         self._find_others, self._version = others, 0
         self._others: Sequence[Tensor] = ()
         self._moved = 0  # batches at which the others had been changed
-        self.watches = not scheduler_given or follows
+        self.watches = not rate_follows or follows
         self._lr: object = None
         self._changes, self._since_change = 0, 0  # of the learning rate, and batches since the latest
         self._warned = self._held = self._said = False

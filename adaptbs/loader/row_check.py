@@ -9,13 +9,11 @@ from typing import Any
 from torch.utils.data import IterableDataset, default_collate
 
 from ..model import collates_all, has_a_row_a_sample, preserved, takes_one_apart
-from ..run import TrainingRun
+from ..run import ROWS, TrainingRun
 from ..sampling import BatchInfo
 from .latest_input import LatestInput
 
 log = logging.getLogger(__name__)
-
-ROWS = "rows do not follow samples"  # reason to hold the batch
 
 HELD = (
     "the rows of a batch do not follow its samples: collate_fn= makes no more of two samples than of one, as where an "
@@ -61,7 +59,8 @@ class RowCheck:
         self._first: Any = None  # batch, of one sample
         self._called = LatestInput()
         self._handle: Any = None
-        self.is_due = self._own or run.controller.start_batch_size == run.controller.batches_per_step
+        by_one = run.controller.start_batch_size == run.controller.batches_per_step
+        self.is_due = (self._own or by_one) and run.controller.rules.may_change
 
     def look(self, batch: Any, info: BatchInfo, ranks: int) -> None:
         """Look at a batch.

@@ -8,15 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 from .length_warnings import (
+    ENDLESS,
     GOES_ON,
     GOES_ON_AS_SAID,
     NEVER_STEPPED,
+    NO_LENGTH,
     SHORTER_THAN_ITS_CYCLE,
     STEPPED_BY_THE_EPOCH,
 )
 from .scheduler_steps import Total, run_epochs, total_of, whole_epochs
 
 log = logging.getLogger(__name__)
+
+NEVER_DONE = 1000  # times the dataset: no loop comes to the end of an epoch of so many samples
 
 
 class RunLength:
@@ -32,6 +36,7 @@ class RunLength:
         epoch_samples: samples of an epoch.
         epoch_steps: batches of an epoch of the fixed run.
         accumulation_steps: batches of an optimizer step.
+        dataset_samples: samples of the dataset; None where it does not say.
 
     Attributes:
         epochs: the length, as far as it is known; no whole number where the run ends within an epoch.
@@ -52,9 +57,10 @@ class RunLength:
         epoch_samples: int,
         epoch_steps: int,
         accumulation_steps: int = 1,
+        dataset_samples: int | None = None,
     ) -> None:
         self._start, self._epoch_samples, self._epoch_steps = start, epoch_samples, epoch_steps
-        self._per_step = accumulation_steps
+        self._per_step, self._dataset_samples = accumulation_steps, dataset_samples
         total = total_of(scheduler) if scheduler is not None else None
         self._total = total if epochs is None else None
         self.steps_of_epoch = self._steps_of_epoch(total, epochs)
@@ -81,6 +87,16 @@ class RunLength:
     def is_unknown(self) -> bool:
         """True if the run goes on without a length: no call is to settle it, and the batch is not held for it."""
         return self.epochs is None and not self.is_open and not self.may_be_cycles
+
+    def say_unknown(self) -> bool:
+        """Warn of a run whose length is not known. Return True if it was warned of."""
+        samples, drawn_from = self._epoch_samples, self._dataset_samples
+        if drawn_from and samples >= NEVER_DONE * drawn_from and (self.epochs is None or self.epochs >= 1):
+            self._warn(ENDLESS, samples, drawn_from)
+            return True
+        if self.is_unknown:
+            self._warn(NO_LENGTH)
+        return self.is_unknown
 
     @property
     def holds(self) -> bool:

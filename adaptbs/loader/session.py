@@ -21,7 +21,7 @@ from ..types import Scale
 from .batch_of_step import BatchOfStep
 from .drawn import frame
 from .epoch import LoaderEpoch
-from .length_warnings import BY_COUNT, COUNTED, LENGTH, NO_LENGTH, OTHER_LENGTH
+from .length_warnings import BY_COUNT, COUNTED, LENGTH, OTHER_LENGTH
 from .loop_facts import GradientsReady
 from .misuse import NO_GRADIENTS, OVER, MisuseWarnings
 from .other_ranks import for_ranks
@@ -83,7 +83,7 @@ class LoaderSession:
         self._warned = self._warned_of_plain = self._closed = False
         self.batch_of_step = BatchOfStep(run, length, source.ranks.world_size, partial(a_few_trained, optimizer))
         self.misuse = MisuseWarnings(
-            optimizer, scheduler_given=driver.given, follows=bool(following),
+            optimizer, rate_follows=driver.given or not run.controller.rules.may_change, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
             others=CachedFact(run.model, partial(a_few_others, run.model, optimizer), partial(group_sizes, optimizer)),
         )  # fmt: skip
@@ -192,9 +192,8 @@ class LoaderSession:
             return fetch()
         self._follow_the_model()
         self._begin_epoch()
-        if self._length.is_unknown and not self._warned:
-            self._warned = True
-            self.run.controller.holds.warn(NO_LENGTH)
+        if not self._warned and self.run.controller.rules.may_change:
+            self._warned = self._length.say_unknown()
         passes = self.source.iterate(fetch, self.run.controller.progress_tracker.by_shares)
         tell = weakref.WeakMethod(self.batch_of_step.look_ahead)  # which follows it in turn
         follow_this = self.step_hook.take  # of several loaders the optimizer follows the one that is trained on

@@ -20,6 +20,16 @@ _SHARED = (
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")  # what decides how DataLoader iterates
 
 
+def cuts_as_torch(batches: Any) -> bool:
+    """True of torch's BatchSampler, and of a subclass that cuts batches and counts them as that does."""
+    kind = type(batches)
+    return (
+        isinstance(batches, BatchSampler)
+        and kind.__iter__ is BatchSampler.__iter__
+        and kind.__len__ is BatchSampler.__len__
+    )
+
+
 def over_all(loader: DataLoader[Any], batches: BatchSampler) -> DataLoader[Any]:
     """The same DataLoader over all batches, as it was before a library dealt them out to processes.
 
@@ -43,15 +53,16 @@ def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
         raise TypeError(f"loader={loader!r}: it must be a torch.utils.data.DataLoader")
     if hasattr(loader, "base_dataloader"):
         raise TypeError(PREPARED)
-    if loader.batch_size is None:
+    batches: Any = loader.batch_sampler
+    if loader.batch_size is None and not cuts_as_torch(batches):
         what = "does not batch" if loader.batch_sampler is None else "has a batch_sampler= of its own"
         raise ValueError(
             f"the loader {what}, so there are no batches to grow: "
             "build AdaptiveDataLoader from its dataset, with batch_size= and sampler= or shuffle="
         )
-    if type(loader.batch_sampler) is not BatchSampler:
+    if not cuts_as_torch(batches):
         raise ValueError(
-            f"the loader's batches are cut by a {type(loader.batch_sampler).__name__}, which cannot change their size: "
+            f"the loader's batches are cut by a {type(batches).__name__}, which cannot change their size: "
             "build AdaptiveDataLoader from its dataset"
         )
     if own := [name for name in _ITERATION if getattr(type(loader), name) is not getattr(DataLoader, name)]:
@@ -63,5 +74,5 @@ def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
         )
     made = {name: getattr(loader, name) for name in _SHARED if hasattr(loader, name)}
     if not isinstance(loader.dataset, IterableDataset):
-        made["sampler"] = loader.sampler
+        made |= {"sampler": batches.sampler, "batch_size": batches.batch_size, "drop_last": batches.drop_last}
     return made

@@ -16,7 +16,6 @@ from ..model import (
     BatchLoss,
     WeightSnapshot,
     certain_repeat,
-    preserved,
     preserved_grads,
     trainable,
     without_hooks,
@@ -61,7 +60,7 @@ def try_size(
     values = WeightSnapshot(parameters, optimizer) if optimizer is not None else None
     twin = without_hooks(optimizer) if isinstance(optimizer, Optimizer) else optimizer
     peak: int | None = None
-    with preserved_grads(parameters), preserved(model):
+    with preserved_grads(parameters), loss.preserving(model):
         try:
             peak = _peak(model, loss, certain_repeat(batch, size), parameters, memory, twin, partial(watching, size))
         except Exception as error:

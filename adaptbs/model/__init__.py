@@ -1,6 +1,6 @@
 """The user's model and batch: slice batches, compute the loss, and restore all state afterwards."""
 
-from .batch_loss import BatchLoss, LossNotScalarError, summing
+from .batch_loss import BatchLoss, LossNotScalarError, counted, summing
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import draws, random_state, set_random_state, with_index
 from .modules import (
@@ -42,6 +42,7 @@ __all__ = [
     "check_certain",
     "collates_all",
     "concat_batches",
+    "counted",
     "describe_batch",
     "draws",
     "has_a_row_a_sample",

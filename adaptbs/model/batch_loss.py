@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .attributes import AttributeCopies
 from .batches import batch_length, describe_batch, to_device
 from .preserve import Preserver, add_note
 from .split import Split, certain_split
+from .used_modules import modules_used_by, owners_of
+
+OF_A_LEARNER = "learn.loss_func"  # as fastai's loss is called in messages
 
 
 class LossNotScalarError(ValueError):
@@ -35,6 +38,7 @@ class BatchLoss:
         split_given: True if `split` is the user's own. None: True if there is a `split`.
 
     Attributes:
+        called: name of the loss in error messages.
         split: cuts a batch. Raises NotCutError if its layout leaves doubts.
         split_given: True if the user has given `split`. Then it is relied on without a check.
 
@@ -66,7 +70,7 @@ class BatchLoss:
         self.split_given = split is not None if split_given is None else split_given
         self._preserver = Preserver()
         self._joined: nn.ModuleList | None = None
-        self._called = called or ("batch_loss=" if batch_loss else "loss_func=")
+        self.called = called or ("batch_loss=" if batch_loss else "loss_func=")
 
     @property
     def reduction(self) -> str | None:
@@ -79,21 +83,32 @@ class BatchLoss:
     def modules(self) -> list[nn.Module]:
         """Modules that the loss function shows that it uses.
 
-        That is the function itself, what it closes over, and the arguments that a `partial` binds.
+        That is the function itself, what it and the functions that it calls close over, the arguments that a `partial`
+        binds, and attributes of the object whose method it is.
         """
-        function, found = self._loss_func or self._batch_loss, list[Any]()
-        while isinstance(function, partial):
-            found += [*function.args, *function.keywords.values()]
-            function = function.func
-        found += [function, getattr(function, "__self__", None)]
-        if inspect.isfunction(function):
-            seen = inspect.getclosurevars(function)
-            found += [*seen.nonlocals.values(), *seen.globals.values()]
-        return [each for each in found if isinstance(each, nn.Module)]
+        return modules_used_by(self._loss_func or self._batch_loss)
 
     def preserving(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context that at its end restores the state of the model and of the modules that the loss uses."""
-        return self._preserver(self._with_own_modules(model) if self.modules else model)
+        """A context that at its end restores the state of the model, and of the modules and object that the loss uses.
+
+        The object is the one whose method the loss is, such as a trainer that counts its calls.
+        """
+        inside = self._preserver(self._with_own_modules(model) if self.modules else model)
+        return self._preserving_owner(inside) if self._owners else inside
+
+    @cached_property
+    def _owners(self) -> list[Any]:
+        return owners_of(self._loss_func or self._batch_loss)
+
+    @contextmanager
+    def _preserving_owner(self, inside: AbstractContextManager[None]) -> Iterator[None]:
+        attributes = AttributeCopies(self._owners)
+        attributes.take()
+        try:
+            with inside:
+                yield
+        finally:
+            attributes.restore()
 
     def _with_own_modules(self, model: nn.Module) -> nn.Module:
         """The model and the modules of the loss function as one module, which is made once for a model."""
@@ -110,6 +125,9 @@ class BatchLoss:
         sums = summing(self._loss_func)
         if sums is None:
             return float(batch_length(batch) if samples is None else samples)
+        by_targets = counted(self._loss_func, batch[-1:])
+        if by_targets is not None:
+            return by_targets
         with torch.no_grad(), self.preserving(model):
             mean, total = self(model, batch), BatchLoss(sums, autocast=self._autocast)(model, batch)
         return (total / mean).item() if total else 0.0
@@ -129,12 +147,14 @@ class BatchLoss:
                 loss = self._batch_loss(model, batch) if self._batch_loss else self._of_inputs_and_target(model, batch)
         except Exception as error:
             call = "batch_loss(model, batch)" if self._batch_loss else "loss_func(model(*inputs), target)"
+            if self.called == OF_A_LEARNER:
+                call = "learn.loss_func(model(*xb), *yb), without what the Learner's callbacks change in it,"
             add_note(error, f"adaptbs called {call} on a batch of {describe_batch(batch)}.")
             raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise LossNotScalarError(
-                f"{self._called}: the loss must be one number for the whole batch, got {got}: "
+                f"{self.called}: the loss must be one number for the whole batch, got {got}: "
                 "return the mean over its samples"
             )
         return loss
@@ -148,6 +168,23 @@ class BatchLoss:
         *inputs, target = batch
         assert self._loss_func is not None
         return self._loss_func(model(*inputs), target)
+
+
+def counted(loss_func: Any, targets: Sequence[Any]) -> float | None:
+    """Denominator of a mean by torch's CrossEntropyLoss or NLLLoss: the total weight of the targets that count.
+
+    None if it is another loss, a sum, or has no class targets. fastai's flattened losses keep torch's loss in `.func`.
+    """
+    inner = getattr(loss_func, "func", loss_func)
+    if type(inner) not in (nn.CrossEntropyLoss, nn.NLLLoss) or getattr(loss_func, "reduction", None) != "mean":
+        return None
+    target = targets[0] if len(targets) == 1 else None
+    if not isinstance(target, Tensor) or target.dtype.is_floating_point:
+        return None
+    counts = target.detach().as_subclass(Tensor)
+    counts = counts[counts != inner.ignore_index]
+    weight = inner.weight
+    return float(counts.numel() if weight is None else weight[counts.long()].sum().item())
 
 
 def summing(loss_func: Any) -> Any:

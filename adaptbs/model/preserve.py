@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .attributes import AttributeCopies
 from .buffers import BufferCopies
 from .devices import random_state, set_random_state
 from .modules import drawing_devices
@@ -21,8 +22,8 @@ from .modules import drawing_devices
 class Snapshot:
     """A copy of the state that a forward pass changes.
 
-    That is the model's buffers (such as BatchNorm's), the random states of torch, NumPy and Python, and the public
-    attributes of modules with a method `reset`, such as the hidden state of a language model.
+    That is the model's buffers (such as BatchNorm's), the random states of torch, NumPy and Python, and the attributes
+    of modules of the user's own classes, such as the hidden state of a language model.
 
     Args:
         model: the model whose buffers are copied, and the random states of whose devices.
@@ -31,7 +32,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self._buffers = BufferCopies(model)
         self._devices = drawing_devices(model)
-        self._stateful = [m for m in model.modules() if callable(getattr(m, "reset", None))]
+        self._attributes = AttributeCopies(model.modules())
         self.take()
 
     def take(self, all_random: bool = True) -> None:
@@ -41,7 +42,7 @@ class Snapshot:
             all_random: copy NumPy's and Python's random states too, which takes longer than everything else.
         """
         self._buffers.take()
-        self._kept = [(m, {k: v for k, v in vars(m).items() if not k.startswith("_")}) for m in self._stateful]
+        self._attributes.take()
         self._torch = torch.get_rng_state()
         self._others = (random.getstate(), np.random.get_state()) if all_random else None
         self._drawn = [(device, random_state(device)) for device in self._devices]
@@ -49,8 +50,7 @@ class Snapshot:
     def restore(self) -> None:
         """Restore the copied state. Parameters keep their current values."""
         self._buffers.restore()
-        for module, attributes in self._kept:
-            vars(module).update(attributes)
+        self._attributes.restore()
         torch.set_rng_state(self._torch)
         if self._others is not None:
             random.setstate(self._others[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 from ..types import COUPLED, ENOUGH, NOT_FINITE, Measurement, NoiseScale, SquaredNorms
@@ -20,6 +20,10 @@ class NoiseScaleTracker:
         run_samples: length of the run, samples.
         views: names of the views that may be measured.
         prior: a noise scale known before the run. It is the estimate until there are `ENOUGH` measurements.
+
+    Attributes:
+        caveat: that of the latest measurement.
+        resolved: the latest estimate that was gone by and says anything, if there was one.
     """
 
     def __init__(self, run_samples: int, views: Sequence[str] = (), prior: NoiseScale | None = None) -> None:
@@ -40,7 +44,8 @@ class NoiseScaleTracker:
         self._plain = MeasurementWindow(self._run_samples)
         self._views = {name: MeasurementWindow(self._run_samples, warns=False) for name in self._names}
         self._unread: dict[int, tuple[float | None, Measurement]] = {}  # by samples seen: progress, measurement
-        self.caveat: str | None = None  # caveat of the latest measurement
+        self.caveat: str | None = None
+        self.resolved: NoiseScale | None = None
 
     def add(self, samples: int, made: Measurement, progress: float | None = None) -> None:
         """Add a measurement made when `samples` samples had been seen. Reads nothing from the device."""
@@ -61,6 +66,11 @@ class NoiseScaleTracker:
             self.caveat = read[-1][2].read_caveat()
         self._unread = {}
         return read
+
+    def go_by(self, estimate: NoiseScale | None) -> None:
+        """Take note of an estimate that the run goes by from here on; None: nothing is known any more."""
+        if estimate is None or estimate.believed or self.resolved is None:
+            self.resolved = estimate
 
     def doubt(self, estimate: NoiseScale | None) -> str | None:
         """Reason not to trust the estimate as a number; None if there is none."""
@@ -94,7 +104,10 @@ class NoiseScaleTracker:
         """State for `load_state_dict`. Call `read` first, since unread measurements are not kept."""
         views = {name: window.state_dict() for name, window in self._views.items()}
         has_prior = self._prior is not None
-        return {"plain": self._plain.state_dict(), "views": views, "caveat": self.caveat, "has_prior": has_prior}
+        return {
+            "plain": self._plain.state_dict(), "views": views, "caveat": self.caveat, "has_prior": has_prior,
+            "resolved": astuple(self.resolved) if self.resolved else None,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state. A view that only one of the two runs measures starts empty."""
@@ -105,3 +118,4 @@ class NoiseScaleTracker:
         for name in self._views.keys() & state["views"].keys():
             self._views[name].load_state_dict(state["views"][name])
         self.caveat = state["caveat"]
+        self.resolved = NoiseScale(*state["resolved"]) if state["resolved"] else None

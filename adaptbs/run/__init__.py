@@ -1,7 +1,7 @@
 """One training run, as every face shares it."""
 
 from .controller import Controller
-from .holds import Holds
+from .holds import RATE, ROWS, Holds
 from .in_pieces import InPieces
 from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAhead, StillAhead
 from .report import RunReport
@@ -11,6 +11,8 @@ from .trial_step import TrialStep
 from .version import check_version
 
 __all__ = [
+    "RATE",
+    "ROWS",
     "Controller",
     "DetectLookAhead",
     "Holds",

@@ -144,7 +144,7 @@ class Controller:
         return self.holds.reason or self._noise_scales.doubt(self.noise_scale)
 
     def _scale(self, cut_size: int) -> Scale:
-        return self.rules.scale(cut_size, self.noise_scale)
+        return self.rules.scale(cut_size, self._noise_scales.resolved)
 
     def _sample_efficiency(self, cut_size: int) -> float:
         # A coupled loss has no noise scale to tell, so every sample counts.
@@ -174,8 +174,7 @@ class Controller:
     def measure_next_step(self) -> bool:
         """True if the step that comes is to be measured: by chance, as often as `overhead` allows."""
         duty = self._budget.duty
-        if duty.quiet:  # as before nearly every step
-            duty.quiet -= 1
+        if duty.pass_quiet_step():  # as before nearly every step
             return False
         size, planned, done = self.batch_size, self.progress_tracker.planned, self.progress_tracker.effective_samples
         awaited, at = self._timer.awaits(done, size)
@@ -233,8 +232,9 @@ class Controller:
         self.sample_efficiencies.clear()  # a measurement may have found the loss to couple samples
 
     def _know(self, noise_scale: NoiseScale | None, views: dict[str, NoiseScale]) -> None:
-        """Go by this estimate from here on. It stays between decisions: a learning rate rule may depend on it."""
+        """Go by this estimate from here on: learning rates too, if it says anything."""
         self.noise_scale, self.views = noise_scale, views
+        self._noise_scales.go_by(noise_scale)
         self.scales.clear()
         self.sample_efficiencies.clear()
 

@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 NOT_SAMPLES = "rows are not samples"  # reason to hold it where the noise scale is that of something else
 ACCUMULATES = "gradients are accumulated unsaid"  # reason to hold it where a step is made of more than it is told
 NOT_CUT = "batch cannot be cut"  # reason to hold it where it would have to be
+RATE = "learning rate does not follow the samples"  # reason to hold it where the rate may go by a count of batches
+ROWS = "rows do not follow samples"  # reason to hold it where a larger batch would lose samples
 UNMEASURED = "noise scale cannot be measured"  # reason to hold it, where the target needs that
 FIRST_STEPS = 8  # optimizer steps in which most doubts show: three steps are measured in them
 

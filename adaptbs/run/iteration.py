@@ -35,6 +35,14 @@ class Iteration:
             raise RuntimeError(ONE_AT_A_TIME)
         return self.queue[waiting]
 
+    def next(self) -> BatchInfo:
+        """The loop begins to work on the next batch: take its size out of the queue, and return it."""
+        if not self.queue:
+            raise RuntimeError(ONE_AT_A_TIME)
+        info = self.queue.popleft()
+        self.position += info[1]  # its samples
+        return info
+
     def advance(
         self, begin: Callable[[Iteration], None], finish: Callable[[], None], *, begun: int = 0, finished: int = 0
     ) -> None:

@@ -9,6 +9,10 @@ from ..model import NotCutError, describe_batch
 
 ANY_LAYOUT = "batch_loss=(model, batch) -> loss takes batches of any layout; "
 BY_LOSS = "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves in a pass of its own; "
+OF_A_LEARNER = (
+    "Apart from the step the loss is learn.loss_func(model(*xb), *yb), without the callbacks that change what it gets: "
+    "let the model itself return what the loss takes; "
+)
 FAILED = (
     "the noise scale cannot be measured, so the batch size is held: %s. %soverhead=0 measures nothing and holds the "
     "batch."
@@ -35,5 +39,7 @@ def advice_for(failure: Exception, meter: NoiseMeter | None) -> str:
     """The remedy, to follow the cause."""
     if isinstance(failure, NotCutError):
         return ""  # it says so itself
+    if meter is not None and meter.loss is not None and meter.loss.called == "learn.loss_func":
+        return OF_A_LEARNER
     knows_loss = meter is not None and (meter.looks or not meter.in_step)
     return ANY_LAYOUT if knows_loss else BY_LOSS

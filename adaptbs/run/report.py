@@ -117,7 +117,7 @@ class RunReport:
         history = getattr(run.controller, "history", None) if run else None
         if run is None or history is None:
             return f"{type(self).__name__}(no run yet)"
-        return f"{type(self).__name__}({'; '.join(_state(run.controller))})"
+        return f"{type(self).__name__}({'; '.join(_state(run.controller, run.settings.measures))})"
 
     def plot(self) -> Figure:
         """Noise scale with its band, batch size and learning rate factor, against samples."""
@@ -130,13 +130,22 @@ class RunReport:
         )  # fmt: skip
 
 
-def _state(run: Controller) -> Iterator[str]:
-    """The state of a run, in words. Reads neither device nor clock."""
+def _state(run: Controller, measures: bool) -> Iterator[str]:
+    """The state of a run, in words. Reads neither device nor clock.
+
+    Args:
+        measures: False where measuring is switched off.
+    """
     size = run.batch_size // run.batches_per_step
     yield f"batch size {size:,}" + (f", {run.batch_size:,} a step" if run.batches_per_step > 1 else "")
-    yield f"noise scale {run.noise_scale or 'not known yet'}"
-    yield in_words(run.holds.reason or run.history.decisions()["reason"][-1])
+    if measures:
+        yield f"noise scale {run.noise_scale or 'not known yet'}"
+    if measures or not run.rules.needs_noise_scale:
+        yield in_words(run.holds.reason or run.history.decisions()["reason"][-1])
     if run.progress_tracker.epochs:
         yield f"{100 * run.progress:.0f} % of the run done"
     share = run.overhead_spent.share
+    if not measures:
+        yield "nothing is measured (overhead=0)"
+        return
     yield "overhead not timed yet" if share is None else f"overhead so far {100 * share:.1f} %"

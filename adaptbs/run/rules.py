@@ -80,7 +80,9 @@ class RunRules:
         self.reference = reference_batch_size(self.base_batch_size)
         self.critical = critical_over_simple(adaptive)
         self.counted = counted_over_simple(adaptive)
-        largest = max(batch_size, min(epoch_samples // 8, largest_batch_size(self.base_batch_size)))
+        largest = min(epoch_samples // 8, largest_batch_size(self.base_batch_size))
+        # An even batch stays even, as timm's Mixup, which mixes halves of a batch, wants it.
+        largest = max(batch_size, largest - largest % (2 * batches_per_step) if self._is_even(batch_size) else largest)
         self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
         self.holds = False
         self.sizes: tuple[int, ...] = ()
@@ -91,6 +93,9 @@ class RunRules:
         self._lr_rule = lr_rule(
             lr_scaling, adaptive=adaptive, base_batch_size=self.base_batch_size, critical=self.critical
         )
+
+    def _is_even(self, batch_size: int) -> bool:
+        return batch_size % (2 * self._unit) == 0
 
     def expect_no_decay(self) -> None:
         """Keep SGD's batch small, because no schedule will bring its learning rate down.
@@ -109,6 +114,11 @@ class RunRules:
         is_fixed = settings.max_batch_size is not None and self.max_batch_size == self._start
         by_noise = not is_fixed and (self.max_batch_size > self._start or self._start > self.reference)
         return callable(settings.target) or (settings.measures and by_noise)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """True if neither the batch nor the hyperparameters can become other than the user has them."""
+        return not self.may_change and self.base_batch_size == self._start
 
     @property
     def by_progress(self) -> bool:
@@ -189,7 +199,8 @@ class RunRules:
             step_time=step_time,
             critical=self.critical,
             counted=self.counted if by_progress else None,
-            early_limit=early_limit(share, self.base_batch_size, clear),
+            # Of a run whose length is not known, nobody knows if it is early: only a clear estimate lets it go on.
+            early_limit=early_limit(share if clear or progress.epochs else 0.0, self.base_batch_size, clear),
             floor=efficiency_floor(share, by_progress, self._adaptive),
             required=required,
             max_batch_size=self.max_batch_size,

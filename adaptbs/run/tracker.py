@@ -207,10 +207,7 @@ class BatchTracker:
     def _begin(self, iteration: Iteration) -> None:
         if self.current.ends_step:
             self._step_samples = 0
-        if not iteration.queue:
-            raise RuntimeError(ONE_AT_A_TIME)
-        self.current = cut_size, num_samples, _, _ = iteration.queue.popleft()
-        iteration.position += num_samples
+        self.current = cut_size, num_samples, _, _ = iteration.next()
         self._iteration, progress = iteration, self._progress
         efficiency = 1.0 if progress.max_extra is None else self._sample_efficiencies[cut_size]
         before, after, self.ends_here = progress.count(

@@ -166,7 +166,7 @@ class TrainingRun:
         follows the batch.
         """
         self._scaler = scaler
-        if not scaler.known and not self.settings.says_what_follows:
+        if not (scaler.known or self.settings.says_what_follows or self.controller.rules.changes_nothing):
             scaler.hold(self.controller.holds.warn)
             self.controller.hold(UNKNOWN)
 

@@ -83,9 +83,6 @@ class DutyCycle:
 
     The first step is always measured, so that a model that cannot be measured fails there and not later. The random
     generator is its own, so that the random numbers of training stay the same.
-
-    Attributes:
-        quiet: steps to come that are known not to be measured. Whoever asks may count them down instead of asking.
     """
 
     def __init__(self, overhead: float) -> None:
@@ -99,11 +96,19 @@ class DutyCycle:
         self._kept, self._settled = 0, False  # consecutive decisions that kept the batch size
         self._full = False  # True if a settled batch is at a limit, which measuring more hardly changes
         self._asked = self._measured = 0
-        self.quiet, self._chosen = 0, False  # True if the step after the quiet ones has been chosen
+        self._quiet = 0  # steps to come that are known not to be measured
+        self._chosen = False  # True if the step after them has been chosen
+
+    def pass_quiet_step(self) -> bool:
+        """Pass the next step if it is known not to be measured; else return False: `measure_next` is to be asked."""
+        if not self._quiet:
+            return False
+        self._quiet -= 1
+        return True
 
     def ask(self) -> None:
         """Forget the quiet steps: what they were chosen by has changed."""
-        self.quiet, self._chosen = 0, False
+        self._quiet, self._chosen = 0, False
 
     def _choose_ahead(self, steps: float, chance: float) -> None:
         """Choose among the steps to come, which are alike, all at once: nearly all of them are not measured.
@@ -114,7 +119,7 @@ class DutyCycle:
         """
         gap = math.log(1 - self._rng.random()) / math.log(1 - chance) if chance else math.inf
         self._chosen = gap < steps
-        self.quiet = int(max(min(gap, steps, FAR), 0))
+        self._quiet = int(max(min(gap, steps, FAR), 0))
 
     def measure_next(
         self,
@@ -136,8 +141,7 @@ class DutyCycle:
         """
         if self._overhead == 0:
             return False
-        if self.quiet:
-            self.quiet -= 1
+        if self.pass_quiet_step():
             return False
         first, self._asked = self._asked == 0, self._asked + 1
         chosen_before, self._chosen = self._chosen, False
@@ -157,8 +161,12 @@ class DutyCycle:
             # Where the budget pays for fewer measurements than decisions are due, these are told apart evenly.
             # A batch that doubles leaves less to spend, so only a mean of both counts while it may.
             likely = self._left if self._settled else (self._left + self._sure) / 2
-            chosen = self._left >= 1 and awaited * likely >= self._due
-            alike_until, chance = min(least_due_at, news_due_at), 0.0
+            # Its cost is the difference to a step without one, so until that is known every 2nd step has none.
+            if self._left < math.inf or self._asked % 2 == 1:
+                chosen = self._left >= 1 and awaited * likely >= self._due
+                alike_until = min(least_due_at, news_due_at)
+            else:
+                chosen = False
         else:
             # While the batch may still change, measurements affect decisions, so they come at twice the even rate. Once
             # the batch has settled, they are as rare as the estimate can bear without falling behind.
@@ -223,7 +231,7 @@ class DutyCycle:
         return {
             "rng": [version, list(words), gauss], "rate": self._rate, "even": self._even, "left": self._left,
             "sure": self._sure, "due": self._due, "kept": self._kept, "settled": self._settled, "full": self._full,
-            "asked": self._asked, "measured": self._measured, "quiet": self.quiet, "chosen": self._chosen,
+            "asked": self._asked, "measured": self._measured, "quiet": self._quiet, "chosen": self._chosen,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,4 +241,4 @@ class DutyCycle:
         self._sure, self._due = state["sure"], state["due"]
         self._kept, self._settled, self._full = state["kept"], state["settled"], state["full"]
         self._asked, self._measured = state["asked"], state["measured"]
-        self.quiet, self._chosen = state["quiet"], state["chosen"]
+        self._quiet, self._chosen = state["quiet"], state["chosen"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from ..loader import AdaptedLoader, over_all
+from ..loader import AdaptedLoader, cuts_as_torch, over_all
 from .plan import Plan
 
 
@@ -28,11 +28,12 @@ def unprepared(loader: Any) -> DataLoader[Any]:
             f"get_train_dataloader() has returned a {type(base).__name__}: AdaptiveTrainer cuts the batches of a "
             "torch.utils.data.DataLoader. Return one, or train with transformers.Trainer"
         )
-    batches = getattr(base.batch_sampler, "batch_sampler", base.batch_sampler)  # those of all processes
-    if type(batches) is not BatchSampler:
+    batches: Any = getattr(base.batch_sampler, "batch_sampler", base.batch_sampler)  # those of all processes
+    if not cuts_as_torch(batches):
         raise ValueError(
-            f"the batches are cut by a {type(batches).__name__}, as by train_sampling_strategy='batch_rebalance', and "
-            "cannot change their size: take another train_sampling_strategy, or train with transformers.Trainer"
+            f"the batches are cut by a {type(batches).__name__}, as by train_sampling_strategy='batch_rebalance' or a "
+            "batch sampler of the Trainer's own, and cannot change their size: take the default strategy and batch "
+            "sampler, or train without AdaptiveTrainerMixin"
         )
     return over_all(base, batches)
 

@@ -67,6 +67,7 @@ class AdaptiveTrainerMixin(Base):
     current_gradient_accumulation_steps: float
     _train_loader: TrainLoader | None = None
     _loss_weight = 1
+    _logs = True  # False in a pass that is no step, in which compute_loss() may log what is no step's
     _counts_items: bool | None = None  # True once the loss is known to be divided by num_items_in_batch
 
     def __init__(self, *args: Any, by_accumulation: bool = False, **stock: Any) -> None:
@@ -241,10 +242,14 @@ class AdaptiveTrainerMixin(Base):
 
     def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a batch, for passes that are no step, such as halves of a batch or trials of a larger one."""
-        losses = []
-        for micro in micro_batches([batch]):
-            with self.compute_loss_context_manager():
-                losses.append(self.compute_loss(model, self._prepare_inputs(dict(micro.inputs))) * micro.batch_share)
+        losses, self._logs = [], False
+        try:
+            for micro in micro_batches([batch]):
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, self._prepare_inputs(dict(micro.inputs)))
+                    losses.append(loss * micro.batch_share)
+        finally:
+            self._logs = True
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def end_adaptive_step(self) -> tuple[int, float]:
@@ -268,6 +273,8 @@ class AdaptiveTrainerMixin(Base):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log. A log with a loss also gets the batch size and the noise scale."""
+        if not self._logs:
+            return
         if self.adaptive is not None and "loss" in logs:
             logs |= {"batch_size": self.adaptive.batch_size, "global_batch_size": self.adaptive.global_batch_size}
             noise_scale = self.adaptive.noise_scale

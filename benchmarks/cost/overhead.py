@@ -19,7 +19,8 @@ Training alone is compared: data are synthetic, and there is no validation. All 
 one of epochs, as a budget of progress would add samples where the base batch is smaller (k = 4). All of the measuring
 is paid for: the target is a function that keeps the size, since adaptbs' own would have less measured once the batch
 has settled. Every run makes 28 measurements (8 at its start, 20 over its length), whatever they cost. So lengths are
-those of short trainings, 1,600 to 3,000 steps, but for one of 800 that shows what these measurements do to such a run.
+those of short trainings, 1,600 to 3,000 steps, but for one of 800 that shows what these measurements do to such a run,
+and two of 10,000 in which they are next to nothing.
 """
 
 from __future__ import annotations
@@ -277,6 +278,8 @@ GROWN = BATCH_SIZE // 4
 TASKS: dict[str, tuple[Callable, Callable, float, int]] = {
     "small MLP, plain loop": (loop, small_mlp, 0.9, 15),
     "small MLP, plain loop, k = 4": (partial(loop, base=GROWN), small_mlp, 0.9, 15),
+    "small MLP, plain loop, long": (loop, small_mlp, 0.9, 50),
+    "small MLP, plain loop, long, k = 4": (partial(loop, base=GROWN), small_mlp, 0.9, 50),
     "MLP, plain loop": (loop, mlp, 2, 12),
     "MLP, plain loop, k = 4": (partial(loop, base=GROWN), mlp, 2, 12),
     "wide MLP, plain loop": (loop, wide_mlp, 5, 8),

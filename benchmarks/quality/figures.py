@@ -89,7 +89,7 @@ def panel(ax: Axes, task: str, model: str) -> None:
 
 
 def transferred(task: str, size: int) -> Compared | None:
-    """A fixed batch by the package's rule; by beta1^k where only that has been run."""
+    """A fixed batch by the rule of `rules.transferred`; by beta1^k where only that has been run."""
     return compared(task, f"fixed {size}") or compared(task, f"fixed {size} beta1^k")
 
 

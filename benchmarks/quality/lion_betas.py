@@ -5,12 +5,13 @@
 The task, network and doublings of `benchmarks.quality.optimizer_state` (digits with BatchNorm, one label in ten wrong,
 from 16 to 256) in half of its length, with a Lion of the user's own at three learning rates:
 
-    betas follow        beta1^sqrt(k) and beta2^k, what adaptbs does
+    betas follow        beta1^(k^(1/4)) and beta2^k, what adaptbs does
     betas stay          transfer=("lr", "weight_decay"), and BatchNorm's momentum following by hand, so that only the
                         betas differ
     fixed batch of 16   for scale
 
 Held-out loss at the end, in ratio to "betas stay" of the same seed and rate. Results go to results/lion_betas.json.
+The committed ones are of beta1^sqrt(k), what adaptbs did then.
 """
 
 from __future__ import annotations

@@ -138,7 +138,8 @@ def adascale(batch_size: int = 512, max_extra: float = 3.0) -> Adaptive:
             "target": lambda noise_scale, size, progress: size,
             "lr_scaling": "gain", "transfer": LR_ONLY, "max_extra": max_extra,
         },
-        patches=dict.fromkeys(CRITICAL, 1),  # its gain, the learning rate's and what is counted, is that of B_simple
+        # Its gain, the learning rate's and what is counted, is that of B_simple.
+        patches=dict.fromkeys((*CRITICAL, "adaptbs.decision.policy.COUNTED"), 1),
     )  # fmt: skip
 
 

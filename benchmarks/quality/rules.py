@@ -23,7 +23,7 @@ class Fixed:
     batch_size: int
     lr_multiplier: float = 1.0
     transfer: bool = True
-    beta1_power: float = 0.5  # beta1 becomes beta1^(k^this): .5 is the package's rule, 1 that of the averages' samples
+    beta1_power: float = 0.5  # beta1 becomes beta1^(k^this). .5 was the package's rule; 1 keeps the average's samples
 
     @property
     def name(self) -> str:
@@ -45,8 +45,9 @@ def transferred(
     """The hyperparameters of a batch k times as large, written out here on purpose, apart from the package's own.
 
     SGD: lr k (Goyal et al. 2017, arXiv:1706.02677). Adam and AdamW: lr sqrt(k), beta2^k, eps/sqrt(k) (after Malladi et
-    al. 2022, arXiv:2205.10287, who have 1 - beta -> k (1 - beta)), beta1^sqrt(k) (docs/transfer.md says why);
-    decoupled decay sqrt(k), which lr multiplies to k.
+    al. 2022, arXiv:2205.10287, who have 1 - beta -> k (1 - beta)); decoupled decay sqrt(k), which lr multiplies to k.
+    beta1^sqrt(k) was the package's rule when the committed runs of fixed batches were made. It stays here, so that new
+    runs can stand beside them. The package has beta1^(k^(1/4)) since then (docs/transfer.md says why).
     """
     if adams is None:
         return lr * k, None

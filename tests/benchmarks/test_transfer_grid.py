@@ -17,6 +17,7 @@ from benchmarks.quality.transfer_grid import models, results, rules, runs
 from benchmarks.quality.transfer_grid.optimizers import Hyperparameters, begin
 from benchmarks.quality.transfer_grid.rules import KINDS, NONE, Rule
 from benchmarks.quality.transfer_grid.tasks import BY_NAME, TASKS
+from benchmarks.quality.untuned.ablations import root_of_k
 
 SGD, ADAMW, ADAMW_95, LION = KINDS
 RUNS, PARAMETERS, BEFORE, K, AFTER = 3, 5, 4, 8, 6
@@ -64,8 +65,9 @@ def test_the_stacked_optimizers_are_torchs(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_the_grids_own_rule_is_what_adaptbs_did_when_it_was_run(kind):
+def test_the_grids_own_rule_is_what_adaptbs_did_when_it_was_run(kind, monkeypatch):
     """Steps at k = 1 and then at K of torch's optimizer, set by adaptbs, against the default rule of the grid."""
+    monkeypatch.setattr("adaptbs.hyperparameters.scaler.powers", root_of_k)
     rates = [0.01, 0.02, 0.05]
     ks = [1] * BEFORE + [K] * AFTER
     found = stepped(kind, kind.default, ks, rates)

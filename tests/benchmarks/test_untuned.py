@@ -10,6 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from adaptbs import SquaredNorms
+from adaptbs.decision import counted_over_simple, sample_efficiency
+from adaptbs.hyperparameters import HyperparameterScaler, following, traits_of
+from adaptbs.noise_scale import estimate
 from benchmarks.common.rows import Rows
 from benchmarks.quality import adaptive
 from benchmarks.quality.margins import UNTUNED
@@ -77,6 +81,30 @@ def test_the_looks_are_for_their_own_tasks_alone():
 def test_what_a_rule_patches_is_there(rule):
     with adaptive.patched(rule.patches):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "momentum"),
+    [("Adam: beta1^√k", torch.optim.AdamW, "betas"), ("SGD: momentum^√k", torch.optim.SGD, "momentum")],
+)
+def test_a_rule_named_after_the_root_of_k_goes_by_it(name, optimizer, momentum):
+    (rule,) = (rule for rule in parts.ABLATIONS if rule.name == name)
+    made = optimizer([nn.Parameter(torch.ones(1))], lr=1.0, **{momentum: (0.9, 0.999) if momentum == "betas" else 0.9})
+    with adaptive.patched(rule.patches):
+        scaler = HyperparameterScaler(made, traits_of(made))
+        scaler.scale(made.param_groups, following(None, "auto"), k=16.0, lr_factor=1.0)
+        inside = made.param_groups[0][momentum]
+        scaler.restore()
+    assert inside == pytest.approx((0.9**4, 0.999**16) if momentum == "betas" else 0.9**4)
+
+
+@pytest.mark.parametrize("by_adam", [True, False])
+def test_of_adam_alone_a_step_counts_for_no_more_than_its_rate(by_adam):
+    noise_scale = estimate([SquaredNorms(small_size=1, small=1001, large_size=8, large=126)] * 20)  # B_simple is 1,000
+    counted = counted_over_simple(by_adam)
+    (counts,) = parts.WITHIN_RATE.patches.values()
+    gain = 16 * sample_efficiency(1024, 64, noise_scale, counted)
+    assert 16 * counts(1024, 64, noise_scale, counted) == pytest.approx(gain**0.5 / 0.7 if by_adam else gain)
 
 
 def test_a_shift_moves_an_image_by_a_pixel_at_most_and_repeats_its_edge():

@@ -51,6 +51,30 @@ def test_it_delivers_what_the_loader_delivered(how):
     assert ours.sampler is stock.sampler
 
 
+class Told(BatchSampler):
+    """As sentence-transformers' default one: it is told the epoch, and cuts as torch's does."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class Sorted(BatchSampler):
+    def __iter__(self):
+        return iter(sorted(super().__iter__()))
+
+
+@pytest.mark.parametrize("kind", [BatchSampler, Told])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_batch_sampler_that_cuts_as_torchs_does(kind, drop_last):
+    stock = DataLoader(Numbered(100), batch_sampler=kind(RandomSampler(range(100)), 8, drop_last))
+    ours = taken_over(stock, overhead=0)
+    delivered = []
+    for loader in (stock, ours):
+        torch.manual_seed(1)
+        delivered.append([i.tolist() for _ in range(2) for *_, i in loader])
+    assert delivered[0] == delivered[1] and (ours.batch_size, ours.drop_last) == (8, drop_last)
+
+
 def test_a_stream_too():
     stock = DataLoader(Stream(100), 8)
     assert [b[2].tolist() for b in taken_over(stock, overhead=0)] == [b[2].tolist() for b in stock]
@@ -68,7 +92,7 @@ def test_arguments_go_before_what_it_was_made_with():
         (DataLoader(Numbered(8), batch_size=None), ValueError, "does not batch"),
         (DataLoader(Numbered(8), batch_sampler=[[0, 1], [2, 3]]), ValueError, "batch_sampler= of its own"),
         (
-            DataLoader(Numbered(8), batch_sampler=BatchSampler(RandomSampler(range(8)), 2, False)),
+            DataLoader(Numbered(8), batch_sampler=Sorted(RandomSampler(range(8)), 2, False)),
             ValueError, "batch_sampler= of its own",
         ),
     ],

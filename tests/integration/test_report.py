@@ -36,6 +36,17 @@ def test_a_loader_says_where_its_run_stands():
     assert shown.groups() == (f"{loader.batch_size:,}", str(loader.noise_scale))
 
 
+def test_where_nothing_is_measured_it_says_that():
+    """And not that it waits for measurements."""
+    loader, model, optimizer = loader_of(overhead=0)
+    train(model, optimizer, loader, 2)
+    stands = "100 % of the run done; nothing is measured (overhead=0))"
+    assert repr(loader) == f"AdaptiveDataLoader(batch size 16; {stands}"
+    loader, model, optimizer = loader_of(target=doubling(), **FORCED)
+    train(model, optimizer, loader, 2)
+    assert repr(loader).endswith(f"; at the upper limit, max_batch_size; {stands}")
+
+
 def test_the_callback_says_where_its_run_stands():
     callback = AdaptiveBatchSize(**QUICK)
     assert repr(callback) == "AdaptiveBatchSize(no run yet)"

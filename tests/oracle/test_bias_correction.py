@@ -55,7 +55,7 @@ def test_through_any_change_of_the_batch_it_is_the_adam_of_true_masses(decoupled
         weight.grad = g.clone()
         optimizer.step()
         wd = 0.1 * math.sqrt(k) if decoupled else 0.1
-        betas = 0.9 ** math.sqrt(k), 0.999**k
+        betas = 0.9 ** k**0.25, 0.999**k
         oracle.step(g, 1e-2 * math.sqrt(k), *betas, 1e-2 / math.sqrt(k), wd, decoupled)
         # A correction is left out once it is below 1e-6.
         torch.testing.assert_close(weight.detach(), oracle.weight, rtol=1e-5, atol=1e-7)
@@ -72,7 +72,7 @@ def update_sizes(corrected: bool, **adam) -> tuple[float, float]:
         if len(sizes) == 500:
             k = 8.0
             if not corrected:
-                optimizer.param_groups[0]["betas"] = (0.9 ** math.sqrt(8), 0.999**8)
+                optimizer.param_groups[0]["betas"] = (0.9 ** 8**0.25, 0.999**8)
         before, weight.grad = weight.detach().clone(), g.clone()
         optimizer.step()
         sizes.append((weight.detach() - before).abs().mean().item())

@@ -184,3 +184,40 @@ def test_a_get_idxs_that_gives_another_number_is_refused(name: str, found: int) 
     assert same(weights(learn), before)
     assert "_do_one_batch" not in vars(learn)
     learn.fit(1)
+
+
+class CutsItself(DataLoader):
+    """As one over NumPy arrays does: the dataset cuts a batch of its own size from the first index on."""
+
+    def create_item(self, s: int) -> int:
+        return s
+
+    def create_batch(self, b: list[int]) -> Any:
+        return ROWS[b[0] : b[0] + 20]
+
+
+class Joins(CutsItself):
+    """By all indices that it is given."""
+
+    def create_batch(self, b: list[int]) -> Any:
+        return ROWS[b]
+
+
+def test_one_whose_larger_batch_would_lose_samples_keeps_its_batch(caplog):
+    stock, learn = (make_learner(train=partial(loader, CutsItself)) for _ in range(2))
+    callback = AdaptiveBatchSize(target=doubling, max_batch_size=80)
+    for each, cbs in ((stock, []), (learn, [callback])):
+        with each.no_logging():
+            each.fit(2, 1e-2, cbs=cbs)
+    assert callback.batch_size == 20 and same(weights(learn), weights(stock))
+    assert callback.history.records[-1]["reason"] == "rows do not follow samples"
+    assert len(caplog.records) == 1 and "CutsItself" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"create_batch": lambda b: ROWS[[int(i) for _, _, i in b]]}])
+def test_one_that_joins_all_that_it_is_given_grows(options, caplog):
+    callback = growing()
+    learn = make_learner(train=partial(loader, DataLoader if options else Joins, **options))
+    with learn.no_logging():
+        learn.fit(2, 1e-2, cbs=callback)
+    assert callback.batch_size == 80 and not caplog.text

@@ -84,14 +84,16 @@ def test_an_endless_iterator_that_ends_by_the_progress(way, caplog):
     assert not caplog.text
 
 
-def test_a_sampler_of_ten_billion_draws(caplog):
-    """minGPT's. Its indices are never made into a list."""
+@pytest.mark.parametrize("epochs", [None, 1])
+def test_a_sampler_of_ten_billion_draws(epochs, caplog):
+    """minGPT's and makemore's. Its indices are never made into a list, and epochs=1 would not say the run's length."""
     data = Numbered(N)
-    loop = Loop(None, dataset=data, shuffle=False, sampler=RandomSampler(data, replacement=True, num_samples=10**10))
+    sampler = RandomSampler(data, replacement=True, num_samples=10**10)
+    loop = Loop(epochs, dataset=data, shuffle=False, sampler=sampler)
     for batch in itertools.islice(restarted(loop.loader), 200):
         loop.step(batch)
     assert len(loop.seen) >= 200 * BATCH
-    assert caplog.text.count("length of the run is not known") == 1 and len(caplog.records) == 1
+    assert caplog.text.count("num_samples=steps * batch_size") == 1 and len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("look", ["one batch", "an accuracy"])

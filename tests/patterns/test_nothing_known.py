@@ -80,8 +80,9 @@ ROWS, OPTIMIZER, RATE = "let collate_fn= make a row", "transfer=('lr',)", "give 
     [
         ({}, {"loss"}, {LENGTH, MEASURED, CUT}),
         ({}, {"loss", "stream"}, {LENGTH, MEASURED, CUT, ROWS}),
-        ({"overhead": 0}, {"stream"}, {LENGTH, ROWS}),
-        ({"overhead": 0}, set(), {LENGTH}),
+        ({"overhead": 0}, {"stream"}, set()),  # the batch cannot change, so nothing else has to be known
+        ({"overhead": 0}, {"scheduler beside"}, set()),
+        ({"max_batch_size": BATCH}, {"loss", "scheduler beside"}, {MEASURED, CUT}),
         ({"epochs": 2}, {"loss"}, {MEASURED, CUT}),
         ({"epochs": 2}, {"loss", "stream"}, {MEASURED, CUT, ROWS}),
         ({}, {"loss", "novel"}, {LENGTH, MEASURED, CUT, OPTIMIZER}),
@@ -169,7 +170,9 @@ def test_the_warning_comes_while_the_loop_still_holds_its_iterator(caplog):
 def test_no_warning_is_lost(how, caplog):
     model = Odd()
     optimizer = Novel(model.parameters(), 0.01)
-    loader = AdaptiveDataLoader(Numbered(64), BATCH, model=model, optimizer=optimizer, overhead=0)
+    loader = AdaptiveDataLoader(
+        Numbered(512), BATCH, model=model, optimizer=optimizer, batch_loss=lambda model, batch: model(batch[0]).mean()
+    )
     if how == "an error at the first batch":
         with pytest.raises(RuntimeError, match="16 elements"):
             for x, _, _ in loader:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 
 import pytest
+from torch import nn
 from torch.optim import SGD
 from torch.optim import lr_scheduler as schedulers
 
+from adaptbs import AdaptiveDataLoader
 from tests.integration.training import FORCED, Numbered, adaptive, doubling, loss_of, network
 
 N, BATCH = 1024, 16
@@ -53,6 +55,24 @@ class Run:
                 break
         if per_epoch:
             self.scheduler.step()
+
+
+@pytest.mark.parametrize("batches", [2, 5, 16])
+def test_short_epochs_without_a_length_are_not_measured_at_every_step(batches):
+    """PPO's, over a buffer of some hundred samples. No plain step was ever timed, so no limit was ever reached."""
+    model = nn.Linear(8, 1)
+    optimizer = SGD(model.parameters(), 0.01)
+    data = Numbered(batches * BATCH)
+    loader = AdaptiveDataLoader(data, BATCH, shuffle=True, model=model, optimizer=optimizer, max_batch_size=BATCH)
+    steps = 0
+    for _ in range(240 // batches):
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+            steps += 1
+    measured = sum(row["event"] == "measurement" for row in loader.history)
+    assert 4 <= measured <= steps / 2
 
 
 @pytest.mark.parametrize("make", [one_cycle, partial])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 
 import pytest
 import torch
@@ -231,12 +232,13 @@ def test_a_whole_epoch_told_once_an_epoch_is_left_alone():
     assert scheduler.last_epoch == 3
 
 
-class OfUpdates:
-    """A scheduler as timm makes them: told the epoch once an epoch, and the updates at each."""
+class OfUpdatesBase(ABC):
+    """As timm's base class: told the epoch once an epoch, and the updates at each."""
 
     def __init__(self, optimizer, updates: int) -> None:
         self.optimizer, self.updates, self.at, self.epoch = optimizer, updates, 0, 0
 
+    @abstractmethod
     def step(self, epoch: int, metric: float | None = None) -> None:
         self.epoch = epoch
 
@@ -244,6 +246,13 @@ class OfUpdates:
         self.at = num_updates
         for group in self.optimizer.param_groups:
             group["lr"] = 0.05 * (1 + math.cos(math.pi * min(num_updates / self.updates, 1)))
+
+
+class OfUpdates(OfUpdatesBase):
+    """A scheduler as timm makes them."""
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        super().step(epoch, metric)
 
 
 def test_a_scheduler_as_timm_makes_them_goes_by_samples(caplog):
@@ -261,6 +270,33 @@ def test_a_scheduler_as_timm_makes_them_goes_by_samples(caplog):
         scheduler.step(epoch + 1, 0.0)
         assert scheduler.epoch == epoch + 1
     assert updates < 3 * STEPS / 2 and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_updates_that_begin_each_epoch_at_its_number_times_the_loaders_length(every, caplog):
+    """As timm's train.py counts them, by the length of now. They fell back at each epoch, and so did the rate."""
+    model, data, epochs = network(), Numbered(N), 4
+    optimizer = SGD(model.parameters(), 0.1)
+    per_epoch = -(-STEPS // every)
+    scheduler = OfUpdates(optimizer, epochs * per_epoch)
+    loader = adaptive(
+        data, model, optimizer, BATCH, scheduler=scheduler, target=doubling(16), epochs=epochs,
+        accumulation_steps=every, **FORCED,
+    )  # fmt: skip
+    for epoch in range(epochs):
+        updates, seen, before = epoch * -(-len(loader) // every), 0, scheduler.at
+        for i, batch in enumerate(loader):
+            seen += len(batch[2])
+            if (i + 1) % every and i + 1 < len(loader):
+                continue
+            optimizer.step()
+            updates += 1
+            scheduler.step_update(num_updates=updates)
+            assert scheduler.at >= before and abs(scheduler.at - epoch * per_epoch - seen / BATCH / every) <= 2 * every
+            before = scheduler.at
+        scheduler.step(epoch + 1)
+    assert loader.batch_size > BATCH and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=5e-4)
     assert not caplog.text
 
 

@@ -6,8 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from adaptbs.decision import sample_efficiency
-from adaptbs.decision.policy import COUNTED, CRITICAL_OF_SGD
+from adaptbs.decision import counted_over_simple, sample_efficiency
 from adaptbs.hyperparameters.learning_rate import linear, sqrt
 from adaptbs.hyperparameters.lookup import _TRAITS
 from adaptbs.run.settings import OVERHEADS
@@ -27,8 +26,13 @@ def _within_rate(cut_size: int, reference: int, noise_scale: Any, counted: float
     """Efficiency such that a step of Adam and its kin counts for at most its learning rate's factor over .7."""
     k = cut_size / reference
     gain = k * sample_efficiency(cut_size, reference, noise_scale, counted)
-    of_adam = counted > COUNTED * CRITICAL_OF_SGD
+    of_adam = counted > counted_over_simple(adaptive=False)
     return min(gain, math.sqrt(gain) / 0.7) / k if of_adam and gain > 2 else gain / k
+
+
+def root_of_k(k: float) -> tuple[float, float]:
+    """The powers of beta1 and beta2 before today's: sqrt(k) and k."""
+    return math.sqrt(k), k
 
 
 def _critical(adaptive: float, sgd: float) -> dict[str, object]:
@@ -44,11 +48,14 @@ def _beside(at_once: int, over_run: int) -> dict[str, object]:
     return {DUTY + "AT_ONCE": at_once, DUTY + "OVER_RUN": over_run}
 
 
+#: beta1^sqrt(k), as it was; and the same of what follows as beta1 does.
+BETA1 = {"adaptbs.hyperparameters.scaler.powers": root_of_k}
 #: The rule of the first last look, but that Adam's batch too stays small in the first tenth of a run.
 OLD_RULE = Adaptive(BEFORE, patches={
-    POLICY + "COUNTED": 1, POLICY + "SHRINK_UNTIL": 0.2, LONGEST: math.inf, LATEST: 16, **_beside(0, 0)
+    POLICY + "COUNTED": 1, POLICY + "SHRINK_UNTIL": 0.2, LONGEST: math.inf, LATEST: 16, **_beside(0, 0), **BETA1
 })  # fmt: skip
-MOMENTUM = {"adaptbs.hyperparameters.lookup._TRAITS": _TRAITS | {"SGD": replace(_TRAITS["SGD"], first=True)}}
+_SGDS = _TRAITS | {"SGD": replace(_TRAITS["SGD"], first=True)}
+MOMENTUM = {"adaptbs.hyperparameters.lookup._TRAITS": _SGDS, **BETA1}
 
 WITHIN_RATE = Adaptive("Adam: counted within its rate", patches={"adaptbs.run.rules.sample_efficiency": _within_rate})
 
@@ -58,7 +65,7 @@ ABLATIONS = (
     Adaptive("critical batch x 4/3", patches=_critical(4, 2)),
     Adaptive("counted as chosen", patches={POLICY + "COUNTED": 1}),
     WITHIN_RATE,
-    Adaptive("counted by a third", patches={POLICY + "COUNTED": 1 / 3}),
+    Adaptive("counted by half", patches={POLICY + "COUNTED": 1 / 2}),
     Adaptive("efficiency .8 to .4", patches=_floors(0.8, 0.4)),
     Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),
     Adaptive("no early limit", patches={POLICY + "EARLY": 0, POLICY + "WARM_UP": 0}),
@@ -68,6 +75,7 @@ ABLATIONS = (
     Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
     Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
     Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
+    Adaptive("Adam: beta1^√k", patches=BETA1),
     Adaptive("SGD: twice the peak", patches={LONGEST: 2}),
     Adaptive("SGD: its rate raised at once", patches={"adaptbs.hyperparameters.scaler.RISE": math.inf}),
     Adaptive("SGD: no limit to its rate", patches={LONGEST: math.inf}),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Adam, Learner
+from fastai.basics import Adam, Callback, Learner, TensorCategory, TensorImage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 
@@ -180,3 +181,57 @@ def test_a_bar_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     with learn.no_bar():
         learn.bs_find(num_it=8, n_batch=4, show_plot=False)
     assert "/8 " not in capsys.readouterr().out
+
+
+class Pictures(Rows):
+    """Items of fastai's own types, of which a Learner's CastToTensor makes plain tensors."""
+
+    def __getitem__(self, i: int) -> Any:
+        return TensorImage(self.x[i]), TensorCategory(int(self.y[i] > 0))
+
+
+def test_items_of_fastais_types_and_a_loss_of_torchs() -> None:
+    """As in the book, whose convolutions are trained with F.cross_entropy."""
+    learn = make_learner(model=partial(nn.Linear, 6, 2), rows=Pictures, loss_func=nn.functional.cross_entropy)
+    assert learn.bs_find(show_plot=False, lr=1e-2).curve
+
+
+def test_a_part_that_was_frozen_after_the_optimizer_was_made() -> None:
+    """As a GAN's critic is, in turn."""
+    learn = make_learner()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    learn.model[0].requires_grad_(False)
+    assert learn.bs_find(show_plot=False, lr=1e-2).curve
+
+
+class Two(nn.Linear):
+    """Returns more than the loss takes."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x
+
+
+class DropOutput(Callback):
+    """As in fastai's tutorial on transformers. Also keeps a number, which is no affair of the finder's."""
+
+    seen = 0
+
+    def after_pred(self) -> None:
+        self.learn.pred, self.seen = self.pred[0], self.seen + 1
+
+
+def test_a_prediction_that_a_callback_makes_is_made_so_here_too() -> None:
+    drop = DropOutput()
+    learn = make_learner(model=partial(Two, 6, 1), cbs=drop)
+    stock = make_learner(model=partial(nn.Linear, 6, 1))
+    found, expected = learn.bs_find(show_plot=False), stock.bs_find(show_plot=False)
+    assert found.curve[-1].trace == expected.curve[-1].trace
+    assert drop.seen == 0 and drop.learn is learn
+
+
+def test_a_loss_that_does_not_take_what_the_model_returns_says_what_it_was_called_on() -> None:
+    learn = make_learner(model=partial(Two, 6, 1))
+    with pytest.raises(AttributeError) as raised:
+        learn.bs_find(show_plot=False)
+    assert "without what the Learner's callbacks change" in "".join(raised.value.__notes__)

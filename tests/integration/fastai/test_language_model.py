@@ -87,7 +87,7 @@ def test_accumulated_steps_are_those_of_batches_added_up_by_hand():
     watch = Callback(before_batch=lambda self: lengths.append(len(self.xb[0])) if self.training else None)
     set_seed(8)
     with ours.no_logging():
-        callback = AdaptiveBatchSize(max_batch_size=4 * BS, overhead=0)
+        callback = AdaptiveBatchSize(target=lambda noise_scale, batch_size, progress: batch_size, overhead=0)
         ours.fit(1, 1e-2, cbs=[GradientAccumulation(4 * BS), callback, watch])
     assert lengths[:3] == [4 * BS] * 3 and lengths[-1] == BS and not any(length % BS for length in lengths)
 

@@ -28,7 +28,7 @@ from fastai.basics import (
 )
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
-from fastai.callback.training import GradientClip
+from fastai.callback.training import GradientAccumulation, GradientClip
 
 from adaptbs.fastai import AdaptiveBatchSize
 from tests.integration.fastai.learners import (
@@ -124,6 +124,7 @@ FITS = {
     "start epoch": lambda learn, cbs: learn.fit(3, 1e-2, cbs=cbs, start_epoch=1),
     "skip to epoch": lambda learn, cbs: learn.fit_one_cycle(3, 1e-2, cbs=[SkipToEpoch(1), *cbs]),
     "clipped": lambda learn, cbs: learn.fit(2, 1e-2, cbs=[GradientClip(0.1), *cbs]),
+    "accumulated": lambda learn, cbs: learn.fit_one_cycle(2, 1e-2, cbs=[GradientAccumulation(50), *cbs]),
     "early stopping": lambda learn, cbs: learn.fit(
         6, 0.0, cbs=[EarlyStoppingCallback("valid_loss", patience=1), *cbs]
     ),

@@ -318,7 +318,8 @@ def test_what_cannot_work_raises_with_the_line_to_write():
 
 
 class Pairs(BatchSampler):
-    pass
+    def __iter__(self):
+        return iter([*super().__iter__()])
 
 
 def test_prepare_refuses_the_plain_adaptive_loader_and_names_the_adapter():
@@ -343,6 +344,27 @@ def test_a_kind_of_training_that_is_not_supported(monkeypatch):
     monkeypatch.setattr(type(accelerator), "distributed_type", accelerate.DistributedType.FSDP)
     with pytest.raises(ValueError, match="training by FSDP is not supported"):
         adaptive(accelerator, stock, model=model, optimizer=optimizer)
+
+
+def test_batches_that_are_drawn_ahead_of_a_step_by_count_hold_the_batch(caplog):
+    """As in accelerate's own example of accumulation for language models, which had ended in StopIteration."""
+    runs = []
+    for way in ("stock", "adaptive"):
+        run = Run(way, parts=2, **(growing(1, 2) if way == "adaptive" else {}))
+        torch.manual_seed(0)
+        for _ in range(EPOCHS):
+            batches, left = iter(run.loader), len(run.loader)
+            while left:
+                drawn = [next(batches) for _ in range(min(2, left))]
+                left -= len(drawn)
+                for batch in drawn:
+                    x, y, _ = batch
+                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+        runs.append(run)
+    assert all(map(torch.equal, runs[0].model.parameters(), runs[1].model.parameters()))
+    assert runs[1].loader.batch_size == BATCH and caplog.text.count("drawn by next()") == 1 == len(caplog.records)
 
 
 def test_nothing_is_warned_of(caplog):

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers", reason="needs transformers: `make trainers` runs it in .venv-trainers")
 
 from torch import nn
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
 from adaptbs.transformers import AdaptiveTrainerMixin
 from tests.integration.trainers.transformers_programs import (
@@ -20,6 +20,7 @@ from tests.integration.trainers.transformers_programs import (
     Run,
     Texts,
     Watched,
+    arguments,
     forget_accelerate,
     growing,
     llama,
@@ -230,3 +231,34 @@ def test_dropout_does_not_hide_that_a_loss_is_divided_by_the_items(tmp_path):
             p.mul_(20)
     inputs = trainer.data_collator([Texts(4)[i] for i in range(4)])
     assert trainer._divides_by_items(inputs, torch.tensor(60)) is True
+
+
+class Counting(Trainer):
+    """Weights its loss by the number of calls, as a warm-up does, and collects and logs parts of it, as TRL's do."""
+
+    calls = 0
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        inputs.pop("index", None)
+        self.calls += 1
+        loss = super().compute_loss(model, inputs, *args, **kwargs) * min(1.0, self.calls / 20)
+        self.parts = getattr(self, "parts", None) or {"train": []}
+        self.parts["train"].append(loss.item())
+        if self.calls % 10 == 0:
+            self.log({"part": sum(self.parts["train"])})
+            self.parts["train"].clear()
+        return loss
+
+
+def test_passes_that_are_no_step_leave_what_compute_loss_counts_and_logs(tmp_path):
+    class Ours(AdaptiveTrainerMixin, Counting):
+        pass
+
+    trainers = []
+    for kind, adaptive in ((Counting, {}), (Ours, {"max_batch_size": BATCH, "overhead": 0.5, "source": "halves"})):
+        trainers.append(kind(model=llama(), args=arguments(str(tmp_path)), train_dataset=Texts(UNEVEN), **adaptive))
+        trainers[-1].train()
+    (stock, ours), logged = trainers, [[x["part"] for x in t.state.log_history if "part" in x] for t in trainers]
+    assert all(map(torch.equal, stock.model.parameters(), ours.model.parameters()))
+    assert ours.calls == stock.calls and ours.parts == stock.parts and logged[0] == logged[1]
+    assert ours.adaptive.noise_scale is not None and ours.adaptive.noise_scale.caveat is None

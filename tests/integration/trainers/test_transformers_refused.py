@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="needs transformers: `make trainers` runs it in .venv-trainers")
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 
 from adaptbs.transformers import AdaptiveTrainer, AdaptiveTrainerMixin
@@ -46,13 +46,35 @@ class Packed(Trainer):
         return DataLoader(self.train_dataset, batch_sampler=[[0, 1], [2, 3, 4]])
 
 
+class Told(BatchSampler):
+    """As sentence-transformers' default one: it is told the epoch, and cuts as torch's does."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class ByBatchSampler(Trainer):
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_sampler=Told(RandomSampler(self.train_dataset), BATCH, False))
+
+
+def test_a_batch_sampler_that_cuts_as_torchs_does_is_taken_over(tmp_path):
+    class Mine(AdaptiveTrainerMixin, ByBatchSampler):
+        pass
+
+    given = {"model": llama(), "args": arguments(str(tmp_path), remove_unused_columns=True, num_train_epochs=1)}
+    trainer = Mine(**given, train_dataset=WithoutIndex(64), **growing())
+    trainer.train()
+    assert trainer.adaptive.batch_size > BATCH and trainer.state.global_step == 64 // BATCH
+
+
 def test_streams(tmp_path):
     with pytest.raises(TypeError, match=r"IterableDataset.*Give a dataset with __len__ and __getitem__"):
         Run(str(tmp_path), growing(), data=Stream(), max_steps=4).train()
 
 
 def test_batches_that_are_cut_elsewhere(tmp_path):
-    with pytest.raises(ValueError, match=r"BatchRebalanceSampler.*take another train_sampling_strategy"):
+    with pytest.raises(ValueError, match=r"BatchRebalanceSampler.*take the default strategy"):
         Run(str(tmp_path), growing(), train_sampling_strategy="batch_rebalance").train()
 
     class Mine(AdaptiveTrainerMixin, Packed):

@@ -91,9 +91,9 @@ def test_where_progress_counts_the_floor_falls():
     assert goodput(replace(NOW, floor=0.5)) == (1024, "noise scale")  # 1,128 samples keep .5
 
 
-def test_a_sample_is_counted_by_half_of_the_critical_batch():
+def test_a_sample_is_counted_by_a_third_of_the_critical_batch():
     for adaptive in (True, False):
-        assert counted_over_simple(adaptive) == critical_over_simple(adaptive) / 2
+        assert counted_over_simple(adaptive) == pytest.approx(critical_over_simple(adaptive) / 3)
 
 
 def test_the_batch_keeps_what_the_end_of_the_run_requires_as_it_is_counted():

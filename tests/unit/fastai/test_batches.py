@@ -50,6 +50,11 @@ def test_other_loaders_are_refused_with_advice(dl, reason):
         check_loader(dl)
 
 
+def test_torchs_loader_is_refused_with_the_line_that_takes_its_place():
+    with pytest.raises(TypeError, match=r"from fastai\.data\.load import DataLoader"):
+        check_loader(TorchLoader(list(range(10))))
+
+
 def test_loaders_split_among_processes_are_refused_with_advice():
     with pytest.raises(TypeError, match=r"would not agree on a batch size\. Train without"):
         check_loader(DistributedDL(list(range(10)), bs=4))

@@ -95,6 +95,7 @@ def test_sgds_rate_rises_with_the_batch_while_noise_rules_and_stays_where_it_doe
     assert rule(1e9, known) == pytest.approx(2)
     assert rule(4, replace(known, trace=1e9, cautious=1e9)) == pytest.approx(4)
     assert rule(4, None) == rule(4, replace(known, measurements=3)) == 4
+    assert rule(4, replace(known, grad_sq=-1.0, cautious=0.0)) == 4, "|G|^2 is lost in noise"
     assert rule(0.25, known) == pytest.approx((1 + 64 / 64) / (1 + 64 / 16))
 
 

@@ -24,6 +24,8 @@ LION = {"first", "second", "decoupled", "adaptive"}
 MUONS = {"first", "decoupled", "adaptive"}
 FREE = ADAMW - {"first", "debiases_first"}
 
+ROOT = 2**0.5  # the fourth root of k = 4, to which beta1 is raised
+
 # (package, class, arguments, traits); the packages without a name of their own are torch's or this test's.
 KNOWN: list[tuple[Any, str, dict[str, Any], set[str]]] = [
     ("lion_pytorch", "Lion", {}, LION),
@@ -135,8 +137,8 @@ def test_groups_that_are_stepped_by_different_rules_are_known_apart(package):
     for p in (one, other):
         p.grad = torch.randn_like(p)
     optimizer.step()
-    assert inside[0]["momentum"] == pytest.approx(found[0]["momentum"] ** 2)
-    assert inside[1]["betas"] == pytest.approx((found[1]["betas"][0] ** 2, found[1]["betas"][1] ** 4))
+    assert inside[0]["momentum"] == pytest.approx(found[0]["momentum"] ** ROOT)
+    assert inside[1]["betas"] == pytest.approx((found[1]["betas"][0] ** ROOT, found[1]["betas"][1] ** 4))
     assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in found]
 
 
@@ -240,12 +242,12 @@ def test_growing_eightfold_the_step_of_a_constant_gradient_does_not_jump(package
 @pytest.mark.parametrize(
     ("package", "name", "becomes"),
     [
-        ("lion_pytorch", "Lion", {"betas": (2, 4), "lr": 2, "weight_decay": 2}),
-        ("pytorch_optimizer", "SOAP", {"betas": (2, 4), "lr": 2, "weight_decay": 2, "eps": 0.5}),
-        ("optimi", "AdamW", {"beta1": 2, "beta2": 4, "lr": 2, "weight_decay": 2, "eps": 0.5}),
+        ("lion_pytorch", "Lion", {"betas": (ROOT, 4), "lr": 2, "weight_decay": 2}),
+        ("pytorch_optimizer", "SOAP", {"betas": (ROOT, 4), "lr": 2, "weight_decay": 2, "eps": 0.5}),
+        ("optimi", "AdamW", {"beta1": ROOT, "beta2": 4, "lr": 2, "weight_decay": 2, "eps": 0.5}),
         ("schedulefree", "AdamWScheduleFree", {"betas": (1, 4), "lr": 2, "weight_decay": 2, "eps": 0.5}),
-        ("muon", "SingleDeviceMuon", {"momentum": 2, "lr": 2, "weight_decay": 2}),
-        ("tests.own_optimizers", "OwnLion", {"betas": (2, 4), "lr": 2, "weight_decay": 2}),
+        ("muon", "SingleDeviceMuon", {"momentum": ROOT, "lr": 2, "weight_decay": 2}),
+        ("tests.own_optimizers", "OwnLion", {"betas": (ROOT, 4), "lr": 2, "weight_decay": 2}),
     ],
 )
 def test_what_becomes_of_each_at_four_times_the_batch(package, name, becomes):

@@ -8,6 +8,8 @@ from adaptbs.hyperparameters.lookup import traits_of
 from adaptbs.hyperparameters.scaler import HyperparameterScaler
 from adaptbs.hyperparameters.transfer import HYPERPARAMETERS
 
+ROOT = 2**0.5  # the fourth root of k = 4, to which beta1 is raised
+
 
 def two_groups() -> torch.optim.Optimizer:
     groups = [
@@ -46,7 +48,7 @@ def test_each_group_has_its_own():
     ours = HyperparameterScaler(optimizer, traits_of(optimizer))
     first, second = changed(ours, optimizer.param_groups, HYPERPARAMETERS, k=4.0, lr_factor=2.0)
     assert first.keys() == {"lr", "betas", "eps"} and second.keys() == {"lr", "betas", "eps", "weight_decay"}
-    assert (first["lr"], first["eps"], first["betas"]) == (2.0, 4.0, pytest.approx((0.5**2, 0.9**4)))
+    assert (first["lr"], first["eps"], first["betas"]) == (2.0, 4.0, pytest.approx((0.5**ROOT, 0.9**4)))
     assert (second["lr"], second["weight_decay"], second["betas"]) == (4.0, 0.4, pytest.approx((0.0, 0.8**4)))
 
 
@@ -69,18 +71,20 @@ def test_steps_are_counted_from_the_first_change_and_for_each_group_apart():
     step(optimizer, 0, 1)
     ours.count_steps()
     # t, the sums of the powers of beta1 and beta2, the powers of the latest step
-    assert ours.state_dict()["accumulated"] == [[1, 2.0, 4.0, 2.0, 4.0, False], [4, 5.0, 7.0, 2.0, 4.0, False]]
+    first, second = ours.state_dict()["accumulated"]
+    assert first == [1, pytest.approx(ROOT), 4.0, pytest.approx(ROOT), 4.0, False]
+    assert second == [4, pytest.approx(3 + ROOT), 7.0, pytest.approx(ROOT), 4.0, False]
 
 
 def test_each_average_is_corrected_by_the_powers_of_its_own_beta():
-    """A step at k = 1, one at 4: beta1 = 1/4 to the powers 1 and 2, beta2 = 1/2 to 1 and 4. Today both are 1/16."""
-    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=1.0, betas=(0.25, 0.5), eps=8.0)
+    """A step at k = 1, one at 16: beta1 = 1/4 to the powers 1 and 2, beta2 = 3/4 to 1 and 16."""
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=1.0, betas=(0.25, 0.75), eps=8.0)
     step(optimizer, 0)
     ours = HyperparameterScaler(optimizer, traits_of(optimizer))
-    (new,) = changed(ours, optimizer.param_groups, ["betas"], k=4.0, lr_factor=1.0)
+    (new,) = changed(ours, optimizer.param_groups, ["betas"], k=16.0, lr_factor=1.0)
     c1 = (1 - 1 / 16**2) / (1 - 1 / 4**3)
-    c2 = (1 - 1 / 16**2) / (1 - 1 / 2**5)
-    assert new["betas"] == (1 / 16, 1 / 16)
+    c2 = (1 - 0.75**32) / (1 - 0.75**17)
+    assert new["betas"] == (1 / 16, 0.75**16)
     assert (new["lr"], new["eps"]) == pytest.approx((c1 / c2**0.5, 8 / c2**0.5))
 
 
@@ -128,5 +132,5 @@ def test_of_an_unknown_optimizer_that_follows_which_the_user_names():
         return changed(ours, novel().param_groups, following, k=4.0, lr_factor=2.0 if "lr" in following else 1.0)[0]
 
     assert at_4("lr") == {"lr": 2.0}
-    assert at_4("betas") == {"betas": (0.25, 0.9**4)}
+    assert at_4("betas") == {"betas": pytest.approx((0.5**ROOT, 0.9**4))}
     assert at_4("lr", "eps") == {"lr": 2.0, "eps": 4.0}

@@ -111,7 +111,7 @@ def test_after_each_step_everything_is_the_very_object_it_was(name):
 def test_steps_that_fail_or_are_skipped_are_not_counted():
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.Adam([weight], lr=0.1)
-    scaled = StepHook(optimizer, lambda: Scale(k=4.0), HYPERPARAMETERS)
+    scaled = StepHook(optimizer, lambda: Scale(k=16.0), HYPERPARAMETERS)
     found = dict(optimizer.param_groups[0])
 
     def fails():
@@ -125,7 +125,7 @@ def test_steps_that_fail_or_are_skipped_are_not_counted():
     assert optimizer.param_groups[0] == found
     optimizer.step()
     scaled.scaler.count_steps()
-    assert scaled.scaler.state_dict()["accumulated"] == [[2, 4.0, 8.0, 2.0, 4.0, False]]
+    assert scaled.scaler.state_dict()["accumulated"] == [[2, 4.0, 32.0, 2.0, 16.0, False]]
 
 
 def test_at_a_constant_batch_adam_is_a_stock_adam_to_the_bit():

@@ -7,12 +7,12 @@ from adaptbs.loader.misuse import PATIENCE, RATE, STEP, MisuseWarnings
 from adaptbs.run import Holds
 
 
-def setup(*, scheduler_given=False, follows=True, batches_per_step=1):
+def setup(*, rate_follows=False, follows=True, batches_per_step=1):
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
     holds = Holds()
     holds.say()  # from here on warnings are logged at once
     watched = MisuseWarnings(
-        optimizer, scheduler_given=scheduler_given, follows=follows, batches_per_step=batches_per_step, holds=holds
+        optimizer, rate_follows=rate_follows, follows=follows, batches_per_step=batches_per_step, holds=holds
     )
     return optimizer, watched
 
@@ -32,7 +32,7 @@ def epochs(optimizer, advice, scheduler, each):
 @pytest.mark.parametrize("make", [lambda o: CosineAnnealingLR(o, 8), lambda o: StepLR(o, 2)])
 @pytest.mark.parametrize(("each", "given", "told"), [("batch", False, 1), ("batch", True, 0), ("epoch", False, 0)])
 def test_of_a_scheduler_by_the_batch_that_was_not_given(caplog, make, each, given, told):
-    optimizer, advice = setup(scheduler_given=given)
+    optimizer, advice = setup(rate_follows=given)
     epochs(optimizer, advice, make(optimizer), each)
     assert caplog.text.count("give it as scheduler=") == told
 

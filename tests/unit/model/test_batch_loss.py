@@ -1,3 +1,4 @@
+from collections import defaultdict
 from functools import partial
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from adaptbs.model.batch_loss import BatchLoss
+from adaptbs.model.batch_loss import BatchLoss, counted
 
 X, Y = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])
 
@@ -76,6 +77,52 @@ def distance_to(teacher, model, batch):
 TEACHER = Teacher(1)
 
 
+def calls_another(model, batch):
+    return calls_the_teacher(model, batch)
+
+
+def calls_the_teacher(model, batch):
+    return TEACHER.distance(model, batch)
+
+
+class Recipe:
+    """A trainer of one's own: its loss is an attribute."""
+
+    def __init__(self) -> None:
+        self.teacher = TEACHER
+
+    def loss(self, model, batch):
+        return self.teacher.distance(model, batch)
+
+    __call__ = loss
+
+
+class Counts:
+    """A trainer that weights its loss by the number of its calls, and collects what it is going to log."""
+
+    def __init__(self) -> None:
+        self.calls, self.logs = 0, defaultdict(lambda: defaultdict(list))
+
+    def loss(self, model, batch):
+        self.calls += 1
+        self.logs["train"]["loss"].append(self.calls)
+        return self.calls * model(batch).mean()
+
+    __call__ = loss
+
+
+@pytest.mark.parametrize("how", [lambda it: it.loss, lambda it: it, lambda it: partial(it.loss)])
+def test_the_object_whose_method_the_loss_is_is_restored_too(double, how):
+    counts = Counts()
+    loss = BatchLoss(batch_loss=how(counts))
+    loss(double, X)
+    for _ in range(2):
+        with loss.preserving(double):
+            loss(double, X)
+            assert counts.calls == 2
+    assert counts.calls == 1 and counts.logs["train"]["loss"] == [1]
+
+
 @pytest.mark.parametrize(
     "batch_loss",
     [
@@ -83,6 +130,9 @@ TEACHER = Teacher(1)
         lambda model, batch: TEACHER.distance(model, batch),
         partial(distance_to, TEACHER),
         partial(partial(Teacher.distance), TEACHER),
+        calls_another,
+        Recipe().loss,
+        Recipe(),
     ],
 )
 def test_the_modules_that_a_loss_uses_are_restored_with_the_model(double, batch_loss):
@@ -91,3 +141,30 @@ def test_the_modules_that_a_loss_uses_are_restored_with_the_model(double, batch_
         loss(double, X)
         assert TEACHER.num_batches_tracked == 1
     assert TEACHER.num_batches_tracked == 0
+
+
+WEIGHTED = {"weight": torch.tensor([1.0, 2.0, 4.0])}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.CrossEntropyLoss, {}), (nn.CrossEntropyLoss, WEIGHTED), (nn.CrossEntropyLoss, {"label_smoothing": 0.1}),
+        (nn.NLLLoss, {}), (nn.NLLLoss, WEIGHTED),
+    ],
+)  # fmt: skip
+def test_the_targets_alone_say_what_a_mean_is_over(kind, options):
+    targets, predictions = torch.tensor([0, 2, -100, 1, 2]), torch.randn(5, 3).log_softmax(1)
+    mean, total = kind(**options), kind(**options, reduction="sum")
+    assert counted(mean, [targets]) == pytest.approx((total(predictions, targets) / mean(predictions, targets)).item())
+    assert counted(mean, [torch.tensor([-100])]) == 0
+    assert counted(total, [targets]) is None
+
+
+def test_of_other_losses_and_of_probabilities_they_do_not():
+    class Own(nn.CrossEntropyLoss):
+        pass
+
+    targets = torch.tensor([0, 1])
+    assert counted(Own(), [targets]) is counted(mse_loss, [targets]) is None
+    assert counted(nn.CrossEntropyLoss(), [torch.ones(2, 2) / 2]) is None

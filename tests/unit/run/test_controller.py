@@ -120,7 +120,8 @@ def test_at_a_large_batch_only_when_it_is_four_times_too_small(phi, decisions):
 
 def test_the_limit_is_an_eighth_of_the_data_or_32_times_the_base_batch():
     assert controller(4000, 8).rules.max_batch_size == 256
-    assert controller(1000, 8).rules.max_batch_size == 125
+    assert controller(1000, 5).rules.max_batch_size == 125
+    assert controller(1000, 8).rules.max_batch_size == 124, "an even batch stays even"
     assert controller(4000, 8, base_batch_size=4).rules.max_batch_size == 128
     assert controller(64, 32).rules.max_batch_size == 32
 
@@ -139,6 +140,38 @@ def test_the_learning_rate_follows_the_size_a_batch_was_cut_at():
     batches = iter(cut)
     seen = [(len(batch), run_.lr_factor) for batch in run_.deliver(batches, cut.issued)]
     assert seen == [(4, 1), (16, 4), (4, 4)]  # the short last one keeps its learning rate
+
+
+def test_a_learning_rate_stays_where_the_latest_measurements_resolve_nothing():
+    run_ = controller(8000, 64, decide_every=0.1, max_batch_size=256)
+    cut = AdaptiveBatchSampler(range(8000), lambda: run_.batch_size, 64, drop_last=False)
+    clear = made(SquaredNorms(1, 1 + 400, 2, 1 + 200))  # |G|^2 = 1
+    lost = made(SquaredNorms(1, 2000.0, 2, 900.0))  # |G|^2 = -200
+    factors, grown = [], False
+    for batch in run_.deliver(iter(cut), cut.issued):
+        grown = grown or len(batch) > 64
+        run_.measured(lost if grown else clear)
+        factors.append((run_.noise_scale, run_.lr_factor))
+    at_first = next(factor for _, factor in factors if factor > 1)
+    unresolved = [factor for estimate, factor in factors if estimate is not None and not estimate.believed]
+    assert unresolved and set(unresolved) == {at_first}
+    assert not run_.noise_scale.believed, "what is shown is the latest"
+    resumed = controller(8000, 64, decide_every=0.1, max_batch_size=256)
+    resumed.load_state_dict(run_.state_dict())
+    assert resumed.scales[run_.batch_size] == run_.scales[run_.batch_size]
+
+
+@pytest.mark.parametrize(("epochs", "most"), [(None, 128), (1, 512)])
+def test_where_the_length_is_not_known_only_a_clear_estimate_lets_it_grow_beyond_the_early_limit(epochs, most):
+    run_ = controller(20_000, 64, epochs=epochs, decide_every=0.1, max_batch_size=512)
+    cut = AdaptiveBatchSampler(range(20_000), lambda: run_.batch_size, 64, drop_last=False)
+    sizes = []
+    for i, batch in enumerate(run_.deliver(iter(cut), cut.issued)):
+        grad_sq = 1 + (9 if i % 2 else -9)  # around 1: no upper limit to B_simple, but a one-sigma lower one
+        run_.measured(made(SquaredNorms(1, grad_sq + 9000, 2, grad_sq + 4500)))
+        sizes.append(len(batch))
+    assert run_.noise_scale.high == math.inf and run_.noise_scale.cautious > 512
+    assert max(sizes) == most
 
 
 def test_measuring_keeps_to_its_share_when_the_batch_grows():

@@ -162,6 +162,13 @@ def test_while_the_batch_may_double_less_of_the_budget_is_counted_on():
     assert moving.measure_next(100, awaited=2)
 
 
+def test_until_a_measurement_has_been_timed_every_second_step_has_none():
+    """Where a decision waits at each step, as in a run whose epochs are short and whose length is not known."""
+    duty = DutyCycle(0.02)
+    chosen = [duty.measure_next(16, awaited=1, steps_at_first=16) for _ in range(64)]
+    assert chosen == [True, False] * 32
+
+
 def test_steps_are_chosen_by_chance_at_twice_the_even_rate_while_the_batch_may_move():
     duty = DutyCycle(0.05)
     duty.calibrate(elapsed=600, spent=20, seconds_left=40_000, step=1, cost=1)  # 1,010 of the 20,000 s ahead
@@ -345,7 +352,7 @@ def chosen_steps(duty: DutyCycle, cost: float, settles: bool, *, each: bool) -> 
             spent = cost * sum(made)
             left = decisions * (1 - done)
             duty.calibrate(elapsed=i, spent=spent, seconds_left=steps - i, step=1, cost=cost, decisions_left=left)
-        if each and duty.quiet:
+        if each and duty._quiet:
             duty.ask()
         awaits = not new and done >= due - 1 / steps
         news_due_at = float("inf") if new or awaits else due - 1 / steps
@@ -374,7 +381,7 @@ def test_nothing_is_asked_before_most_steps() -> None:
     for i in range(3000):
         if i % 120 == 100:
             duty.calibrate(elapsed=i, spent=0.5 * made, seconds_left=3000 - i, step=1, cost=0.5)
-        asked += not duty.quiet
+        asked += not duty._quiet
         made += duty.measure_next(3000, 0, i / 3000, 3000, math.inf)
     assert made > 80 and asked < 4 * made
 
@@ -384,10 +391,10 @@ def test_steps_chosen_ahead_are_chosen_again_where_their_rate_changes() -> None:
     for i in range(200):
         duty.measure_next(3000, 0, i / 3000, 3000, math.inf)
     duty.calibrate(elapsed=200, spent=30, seconds_left=2800, step=1, cost=0.5)
-    while not duty.quiet:
+    while not duty._quiet:
         duty.measure_next(3000, 0, 0.07, 3000, math.inf)
     duty.decided(Decision(64, "noise scale"), 64, None)
-    assert not duty.quiet
+    assert not duty._quiet
 
 
 @pytest.mark.parametrize(("overhead", "least"), [(0.05, 28), (0.02, 28), (0.01, 18), (0.005, 13)])

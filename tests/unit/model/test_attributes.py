@@ -1,0 +1,81 @@
+"""Attributes that a pass changes on modules of the user's own classes are as before after it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+import torch
+from torch import nn
+
+from adaptbs.model.attributes import LARGEST
+from adaptbs.model.preserve import Preserver, preserved
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        self.calls, self._private, self.hidden = 0, 0, None
+        self.seen, self.recent, self.by_name, self.kinds = [], deque([0], maxlen=2), {"first": 1}, {1}
+        self.memory, self.place = torch.zeros(4, 2), torch.zeros(1)
+
+    def forward(self, x):
+        self.calls, self._private, self.hidden, self.place = self.calls + 1, self._private + 1, x, torch.ones(1)
+        self.seen.append(x)
+        self.recent.append(x)
+        self.by_name["x"] = x
+        self.kinds.add(len(x))
+        self.memory[: len(x)] = x.detach()
+        if not hasattr(self, "first"):
+            self.first = x
+        return self.linear(x)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(Counts(), nn.Identity())
+
+
+def state(model: nn.Module) -> list[object]:
+    own = model[0]
+    return [
+        own.calls, own._private, own.hidden is None, len(own.seen), len(own.recent), list(own.by_name), own.kinds,
+        own.memory.sum().item(), own.place.item(), hasattr(own, "first"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_they_are_as_they_were(model, passes):
+    before, objects = state(model), [model[0].seen, model[0].recent, model[0].memory, model[0].place]
+    for _ in range(passes):
+        with preserved(model):
+            model(torch.ones(2, 2))
+    assert state(model) == before
+    after = [model[0].seen, model[0].recent, model[0].memory, model[0].place]
+    assert all(one is other for one, other in zip(objects, after, strict=True))
+
+
+def test_what_the_loop_has_changed_between_two_passes_stays(model):
+    preserving = Preserver()
+    for calls in range(1, 4):
+        with preserving(model):
+            model(torch.full((4, 2), -1.0))
+        model(torch.full((2, 2), float(calls)))
+        assert model[0].calls == len(model[0].seen) == calls
+        assert model[0].memory.tolist() == [[calls, calls], [calls, calls], [0, 0], [0, 0]]
+
+
+def test_large_containers_and_those_of_torch_are_left_alone(model):
+    model[0].words = dict.fromkeys(range(LARGEST + 1), 0)
+    with preserved(model):
+        model[0].words[0] = 1
+        model[1].note = 1
+    assert model[0].words[0] == 1 and model[1].note == 1
+
+
+def test_modes_and_parameters_are_no_attributes_of_theirs(model):
+    with preserved(model):
+        model[0].eval()
+        model[0].linear = other = nn.Linear(2, 1)
+    assert not model[0].training and model[0].linear is other
