@@ -57,6 +57,8 @@ OLD_RULE = Adaptive(BEFORE, patches={
 _SGDS = _TRAITS | {"SGD": replace(_TRAITS["SGD"], first=True)}
 MOMENTUM = {"adaptbs.hyperparameters.lookup._TRAITS": _SGDS, **BETA1}
 
+OF_ROOT = Adaptive("Adam: beta1^√k", patches=BETA1)
+OF_ROOT_BY_HALF = Adaptive("Adam: beta1^√k, counted by half", patches={POLICY + "COUNTED": 1 / 2, **BETA1})
 WITHIN_RATE = Adaptive("Adam: counted within its rate", patches={"adaptbs.run.rules.sample_efficiency": _within_rate})
 
 #: One switch each, against the default.
@@ -75,7 +77,7 @@ ABLATIONS = (
     Adaptive("lower limit", patches={"adaptbs.types.SURE": 1}),
     Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
     Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
-    Adaptive("Adam: beta1^√k", patches=BETA1),
+    OF_ROOT,
     Adaptive("SGD: twice the peak", patches={LONGEST: 2}),
     Adaptive("SGD: its rate raised at once", patches={"adaptbs.hyperparameters.scaler.RISE": math.inf}),
     Adaptive("SGD: no limit to its rate", patches={LONGEST: math.inf}),

@@ -15,7 +15,16 @@ from benchmarks.quality.results import Part, Row
 from benchmarks.quality.rules import Fixed
 from benchmarks.quality.tasks import BASE
 from benchmarks.quality.training import as_it_is, fixed_run, order_of
-from benchmarks.quality.untuned.ablations import ABLATIONS, CONSTANTS, OLD_RULE, WITHIN_RATE, concerns, measured
+from benchmarks.quality.untuned.ablations import (
+    ABLATIONS,
+    CONSTANTS,
+    OF_ROOT,
+    OF_ROOT_BY_HALF,
+    OLD_RULE,
+    WITHIN_RATE,
+    concerns,
+    measured,
+)
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
@@ -114,6 +123,12 @@ def constants(tasks: Tasks) -> Iterator[Work]:
     for usual, changed, names in CONSTANTS:
         # The rule as it is now is run beside it: the other parts may be of a rule before it.
         yield from _all([usual, changed], [task for task in tasks if task.name in names], CHOOSE, SEEDS)
+
+
+def beta1(tasks: Tasks) -> Iterator[Work]:
+    """The power of Adam's beta1 that the rule had before, on the run that now and then lost its footing by it."""
+    long_run = [task for task in tasks if task.name == "longer"]
+    yield from _all([OF_ROOT_BY_HALF, OF_ROOT], long_run, CHOOSE, SIXTEEN)
 
 
 def measurements(tasks: Tasks) -> Iterator[Work]:
@@ -269,7 +284,7 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
-        base_lr, fixed, choosing, ablations, constants, measurements, starts, full_device, lr_quarter, lr_twice,
+        base_lr, fixed, choosing, ablations, constants, beta1, measurements, starts, full_device, lr_quarter, lr_twice,
         persistence, sharpness, prior, last_look, again, larger, second_look, second_again, failed, yardstick,
     )
 }  # fmt: skip

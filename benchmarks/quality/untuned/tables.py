@@ -12,7 +12,7 @@ from benchmarks.quality.margins import UNTUNED
 from benchmarks.quality.results import Key, Part, Row
 from benchmarks.quality.untuned import predictors
 from benchmarks.quality.untuned import yardstick as runs
-from benchmarks.quality.untuned.ablations import CONSTANTS, WITHIN_RATE
+from benchmarks.quality.untuned.ablations import CONSTANTS, OF_ROOT, OF_ROOT_BY_HALF, WITHIN_RATE
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
@@ -116,6 +116,17 @@ def constants() -> str:
                 lines.append([_value(changed), UNTUNED[task].title, *cells])
     header = ["constant", "task", "as it is: error (limit), faster", "changed"]
     return markdown(header, lines) + _where("constants")
+
+
+def beta1() -> str:
+    """The power of Adam's beta1, on the long run."""
+    rows, lines = _rows("fixed", "choosing", "beta1"), []
+    names = {DEFAULT: "as it is", OF_ROOT.name: "β1^√k", OF_ROOT_BY_HALF.name: "β1^√k, progress counted by half"}
+    for rule, name in names.items():
+        if found := pairs("longer", rule, rows):
+            worst = [f"{each:+.0%}" for each in sorted(found.differences)[-3:]]
+            lines.append([name, str(len(found.differences)), _error(found), ", ".join(worst), _faster(found.times)])
+    return markdown(["rule", "seeds", "error (limit)", "the worst three", "faster"], lines) + _where("beta1")
 
 
 def _value(changed: Adaptive) -> str:
@@ -275,6 +286,7 @@ TABLES = {
     "untuned_lr_twice": lambda: judged("lr_twice"),
     "untuned_ablations": ablations,
     "untuned_constants": constants,
+    "untuned_beta1": beta1,
     "untuned_measurements": measurements,
     "untuned_persistence": persistences,
     "untuned_prior": prior,
