@@ -105,6 +105,7 @@ class LoaderEpoch:
 
     def end_epoch(self) -> None:
         self._hook.leave()
+        self._misuse.end_epoch()
         if self._rank_step is not None:
             self._rank_step.end()
         at_its_end, trained = self._passes.cut.is_at_its_end, self._look_ahead.settled

@@ -86,6 +86,7 @@ class LoaderSession:
             optimizer, rate_follows=driver.given or not run.controller.rules.may_change, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
             others=CachedFact(run.model, partial(a_few_others, run.model, optimizer), partial(group_sizes, optimizer)),
+            parameters=run.model.parameters if run.controller.rules.may_change else None,
         )  # fmt: skip
         self._is_sharded = CachedFact(run.model, partial(is_sharded, run.model))
 
@@ -265,8 +266,7 @@ class LoaderSession:
             )
         if self._look_ahead is not None:
             self._look_ahead.works()
-        if self._steps is None:
-            self._steps = LoaderStep(self.run, self._optimizer, self._loss)
+        self._steps = self._steps or LoaderStep(self.run, self._optimizer, self._loss)
         return self._steps(batch, scaler, before_step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,8 +21,8 @@ class SharedSampler(Sampler[Any], OwnDraw):
 
     Each rank draws the whole order and keeps it as a tensor, 8 bytes a sample; nothing if it is sequential. If a random
     sampler of torch has no generator, it gets one that is seeded by rank 0. If it has the user's generator, that must
-    be in the same state on all ranks. Of a DistributedSampler it takes the whole order. Any other sampler must yield the
-    same indices on all ranks. `check_alike` checks that.
+    be in the same state on all ranks. Of a DistributedSampler it takes the whole order. Any other sampler must yield
+    the same indices on all ranks. `check_alike` checks that.
 
     Args:
         sampler: yields indices and has a length.
@@ -125,8 +125,8 @@ def _whole_order_of_these(sampler: DistributedSampler[Any], ranks: Ranks) -> Who
         )
     if its != here:
         raise ValueError(
-            "sampler=DistributedSampler(...) is of rank %d of %d, and the loader of rank %d of %d: " % (*its, *here)
-            + "make it after init_process_group(), or leave it out and give shuffle=True"
+            f"sampler=DistributedSampler(...) is of rank {its[0]} of {its[1]}, this of rank {here[0]} of {here[1]}. "
+            "Make both after init_process_group(), or leave the sampler out and give shuffle=True"
         )
     return WholeOrder(sampler)
 
