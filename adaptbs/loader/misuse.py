@@ -45,7 +45,7 @@ OTHERS = (
     "for each part, or transfer=() if nothing is to follow. (An averaged copy in the model: requires_grad_(False).)"
 )
 OTHER_MODEL = (
-    "another optimizer (%s) is stepped at each batch, on parameters that are not the model's, as of a GAN's other "
+    "another optimizer (%s) is stepped in the loop too, on parameters that are not the model's, as of a GAN's other "
     "network or of a decoder: its hyperparameters would not follow a larger batch, so the batch is held. Give a model "
     "that holds all parts, as nn.ModuleList does, and one optimizer with a group for each; or transfer=() if nothing "
     "is to follow."
