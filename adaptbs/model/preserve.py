@@ -63,11 +63,11 @@ class RandomStates:
     """The random states that a model's forward pass may draw from, as they are now.
 
     Args:
-        model: the model, whose CUDA devices count.
+        model: the model, whose devices count.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._devices = cuda_devices(model)
+        self._devices = drawing_devices(model)
         self._before = self._now()
 
     @property
@@ -76,7 +76,7 @@ class RandomStates:
         return self._now() != self._before
 
     def _now(self) -> tuple[object, ...]:
-        tensors = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
+        tensors = [torch.get_rng_state(), *map(random_state, self._devices)]
         return random.getstate(), repr(np.random.get_state()), *(bytes(t.numpy()) for t in tensors)
 
 
