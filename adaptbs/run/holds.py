@@ -17,9 +17,9 @@ UNMEASURED = "noise scale cannot be measured"  # reason to hold it, where the ta
 FIRST_STEPS = 8  # optimizer steps in which most doubts show: three steps are measured in them
 
 COUPLES = (
-    "the loss couples samples, as a contrastive one does: the losses of a batch's halves make neither a mean nor a sum. A "
-    "larger batch would be another loss, so the batch is held. Train at the batch that the loss was tuned at (overhead=0 "
-    "spares the measuring), or choose another by a function as target=."
+    "the loss couples samples, as a contrastive one does: the losses of a batch's halves make neither a mean nor a "
+    "sum. A larger batch would be another loss, so the batch is held. Train at the batch that the loss was tuned at "
+    "(overhead=0 spares the measuring), or choose another by a function as target=."
 )
 SEVERAL = "%d things about this run are in doubt. Each line says what to give or to write:%s"
 
