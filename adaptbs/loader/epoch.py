@@ -80,10 +80,8 @@ class LoaderEpoch:
             if which.stream.asks:
                 which.stream.delivered()
             # A pass through the model would meet the loop's own, if that is in another thread.
-            if not which.trains_here:
+            if not which.trains_here or self._look_ahead.is_idle:
                 return
-        if self._look_ahead.is_idle:
-            return
         if self._rank_step is not None:
             self._rank_step.begin(batch)
         run.before_batch(batch)

@@ -183,7 +183,9 @@ class MisuseWarnings:
         if self._others:
             self._look_at_others()
         if self._other.is_watched_for:
-            self._look_at_other_models()
+            found = self._other.look()
+            if not self._other.is_watched_for:
+                self._has_looked(found)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _REMEMBERED}
@@ -201,11 +203,8 @@ class MisuseWarnings:
             self._others = ()
             self._holds.doubt(OTHER, OTHERS)
 
-    def _look_at_other_models(self) -> None:
-        """Hold the batch where an optimizer of something else is stepped at several batches."""
-        found = self._other.look()
-        if self._other.is_watched_for:
-            return
+    def _has_looked(self, found: Optimizer | None) -> None:
+        """Hold the batch where an optimizer of something else was stepped at several batches."""
         found = found if self.saw_a_step else None  # else it is in place of the loader's, not beside it
         self.watches = self._rate_is_free or bool(self._others) or not self.saw_a_step
         if found is not None:

@@ -27,6 +27,9 @@ class OtherOptimizer:
     Args:
         optimizer: the loader's.
         parameters: returns the model's parameters.
+
+    Attributes:
+        is_watched_for: True while there is a step to wait for.
     """
 
     def __init__(self, optimizer: Optimizer, parameters: Callable[[], Iterable[Tensor]]) -> None:
@@ -35,11 +38,7 @@ class OtherOptimizer:
         self._batches: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # at which each was stepped
         self._left, self._looks, self._thread = 0, LOOKS, 0
         self._handle: Any = None
-
-    @property
-    def is_watched_for(self) -> bool:
-        """True while there is a step to wait for."""
-        return self._handle is not None
+        self.is_watched_for = False
 
     def begin(self, again: bool) -> None:
         """An iteration begins, in this thread. `again` is True if the one before has shown another optimizer."""
@@ -47,7 +46,7 @@ class OtherOptimizer:
         self._batches.clear()
         self._left, self._thread = LOOKS if again else self._looks, get_ident()
         self._looks = FEWER
-        self._handle = register_optimizer_step_post_hook(self._steps)
+        self._handle, self.is_watched_for = register_optimizer_step_post_hook(self._steps), True
 
     def look(self) -> Optimizer | None:
         """Look at the steps since the latest batch. Return an optimizer that has been stepped at several batches."""
@@ -55,6 +54,8 @@ class OtherOptimizer:
         self._left -= 1
         if not self._left:
             self.stop()
+        if not stepped:
+            return None
         for optimizer in stepped.values():
             self._batches[optimizer] = self._batches.get(optimizer, 0) + 1
             if self._batches[optimizer] == BY_RULE and self._is_another(optimizer):
@@ -66,12 +67,12 @@ class OtherOptimizer:
         """Watch no longer."""
         if self._handle is not None:
             self._handle.remove()
-        self._handle, self._stepped = None, {}
+        self._handle, self.is_watched_for, self._stepped = None, False, {}
 
     def _steps(self, optimizer: Optimizer, *_: Any) -> None:
-        if is_compiling():  # such a step is not seen
+        if optimizer is self._optimizer or is_compiling():  # a compiled step is not seen
             return
-        if optimizer is not self._optimizer and get_ident() == self._thread:
+        if get_ident() == self._thread:
             self._stepped[id(optimizer)] = optimizer
 
     def _is_another(self, optimizer: Optimizer) -> bool:
