@@ -217,6 +217,7 @@ def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for
         meter = NoiseMeter(model, BatchLoss(batch_loss=loss), choice=choice)
         for _ in range(LOOKS + 1):  # the first may show only that the model cannot be measured in its step
             made = step(meter, model, (torch.randn(64, 4), torch.zeros(64)), loss=loss) or made
+            torch.rand(1000)  # what a loop draws in its step
         assert all(m.training for m in model.modules())
         found.append(made.read_caveat() == COUPLED)
     assert found == [coupled] * 10
