@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod, finalize
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -46,7 +46,14 @@ class OtherOptimizer:
         self._batches.clear()
         self._left, self._thread = LOOKS if again else self._looks, get_ident()
         self._looks = FEWER
-        self._handle, self.is_watched_for = register_optimizer_step_post_hook(self._steps), True
+        own, seen = id(self._optimizer), WeakMethod(self._steps)
+
+        def steps(optimizer: Optimizer, *_: Any) -> None:  # torch should not be what keeps a model alive
+            if id(optimizer) != own and (live := seen()) is not None:
+                live(optimizer)
+
+        self._handle, self.is_watched_for = register_optimizer_step_post_hook(steps), True
+        finalize(self, self._handle.remove)
 
     def look(self) -> Optimizer | None:
         """Look at the steps since the latest batch. Return an optimizer that has been stepped at several batches."""
@@ -69,10 +76,8 @@ class OtherOptimizer:
             self._handle.remove()
         self._handle, self.is_watched_for, self._stepped = None, False, {}
 
-    def _steps(self, optimizer: Optimizer, *_: Any) -> None:
-        if optimizer is self._optimizer or is_compiling():  # a compiled step is not seen
-            return
-        if get_ident() == self._thread:
+    def _steps(self, optimizer: Optimizer) -> None:
+        if not is_compiling() and get_ident() == self._thread:  # a compiled step is not seen
             self._stepped[id(optimizer)] = optimizer
 
     def _is_another(self, optimizer: Optimizer) -> bool:
