@@ -37,7 +37,7 @@ class OtherOptimizer:
         self._stepped: dict[int, Optimizer] = {}  # since the latest batch
         self._batches: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # at which each was stepped
         self._left, self._looks, self._thread = 0, LOOKS, 0
-        self._handle: Any = None
+        self._unhook: Callable[[], object] | None = None
         self.is_watched_for = False
 
     def begin(self, again: bool) -> None:
@@ -52,8 +52,7 @@ class OtherOptimizer:
             if id(optimizer) != own and (live := seen()) is not None:
                 live(optimizer)
 
-        self._handle, self.is_watched_for = register_optimizer_step_post_hook(steps), True
-        finalize(self, self._handle.remove)
+        self._unhook, self.is_watched_for = finalize(self, register_optimizer_step_post_hook(steps).remove), True
 
     def look(self) -> Optimizer | None:
         """Look at the steps since the latest batch. Return an optimizer that has been stepped at several batches."""
@@ -72,9 +71,9 @@ class OtherOptimizer:
 
     def stop(self) -> None:
         """Watch no longer."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle, self.is_watched_for, self._stepped = None, False, {}
+        if self._unhook is not None:
+            self._unhook()
+        self._unhook, self.is_watched_for, self._stepped = None, False, {}
 
     def _steps(self, optimizer: Optimizer) -> None:
         if not is_compiling() and get_ident() == self._thread:  # a compiled step is not seen
