@@ -1,6 +1,5 @@
 """The hot path, by what it calls: a count that no other load of the machine can change."""
 
-import gc
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from benchmarks.cost import calls, groups
 @pytest.fixture(scope="module")
 def made() -> dict[str, list[calls.Step]]:
     """The steps of each loop that is given its step time."""
-    gc.collect()  # loaders of other tests that watch for steps of other optimizers, as long as they are alive
     return {name: calls.steps(**options) for name, options in calls.LOOPS.items() if not options["timed"]}
 
 
