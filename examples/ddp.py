@@ -24,7 +24,7 @@ def main() -> None:
     model = DistributedDataParallel(nn.Sequential(nn.Linear(50, 128), nn.ReLU(), nn.Linear(128, 10)))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 
-    loader = AdaptiveDataLoader(  # (no DistributedSampler: the loader gives each process its samples)
+    loader = AdaptiveDataLoader(  # (it gives each process its samples, with a DistributedSampler or without)
         dataset, BATCH_SIZE, shuffle=True, model=model, optimizer=optimizer
     )
     for epoch in loader.epochs(EPOCHS):

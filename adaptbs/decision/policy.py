@@ -224,7 +224,8 @@ def decide(now: Situation, target: str | Target) -> Decision:
     if now.coupled:
         return _capped(now.batch_size, COUPLED, now)
     if (unknown := why_not_known(now.noise_scale)) is not None:
-        return _capped(now.batch_size, unknown, now)
+        is_low = unknown == "unresolved" and now.noise_scale is not None and now.noise_scale.high <= now.batch_size
+        return _capped(now.batch_size, "noise scale" if is_low else unknown, now)
     if not now.new_measurements:
         # The same measurements are not used for two decisions, because the run has moved on since. B_simple falls
         # tenfold when a model leaves a plateau, and a batch that grew further on the old value would spoil the run.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchLoss, LossNotScalarError, batch_length, describe_batch, without_chance
-from ..types import ENOUGH
+from ..model import BatchLoss, LossNotScalarError, RandomStates, batch_length, describe_batch, without_chance
+from ..types import ENOUGH, SquaredNorms
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ FEWEST_EXAMINED = 16  # samples; in smaller batches class weights and ignored ta
 # changes by log 2 / log n.
 OFF = 0.05
 EXACT = 1e-3  # relative; the halves of a sum add up this closely, whatever the weights of the samples
+SURE = 5.84  # Student's t at 99 % for `LOOKS` values, where the loss itself is random
 
 
 class Coupling:
@@ -28,7 +30,9 @@ class Coupling:
 
     The losses of the halves add up to once the whole loss if it is a sum, and to twice the whole loss if it is a mean.
     A contrastive loss does neither, since more samples are harder to tell apart. A sum is exact, and a mean over
-    weighted samples is not, so anything but an exact sum is compared with a mean. The model's state is restored.
+    weighted samples is not, so anything but an exact sum is compared with a mean. A loss that draws random numbers, as
+    those of a VAE and of a diffusion model do, is another one at each call. Then the scatter of the ratios says how far
+    from once and from twice their mean may be. The model's state is restored.
 
     Args:
         model: the model.
@@ -39,6 +43,8 @@ class Coupling:
         self._model, self._batch_loss = model, batch_loss
         self._ratios: list[Tensor | float] = []  # losses of two halves over that of the whole batch
         self._looks = LOOKS
+        self._by_chance = False  # True once the loss has drawn random numbers
+        self._first: int | None = None  # samples of the first step whose norms were taken as those of a mean
         self._called = False  # True once the loss was called on a batch of any length
 
     @property
@@ -58,10 +64,8 @@ class Coupling:
         if len(ratios) < LOOKS or all(abs(ratio - 1) < EXACT for ratio in ratios):
             return False
         deviations = [ratio / 2 - 1 for ratio in ratios]
-        return min(deviations) > OFF or max(deviations) < -OFF
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"ratios": self._read(), "looks": self._looks}
+        is_off = min(deviations) > OFF or max(deviations) < -OFF
+        return is_off and not (self._by_chance and (_could_be(1, ratios) or _could_be(2, ratios)))
 
     @property
     def sums(self) -> bool | None:
@@ -69,10 +73,29 @@ class Coupling:
         if self._looks or not self._ratios:
             return None
         read = self._read()
+        if len(read) == LOOKS and self._by_chance:
+            return _could_be(1, read) and not _could_be(2, read)
         return bool(read) and all(abs(ratio - 1) < EXACT for ratio in read)
+
+    def as_of_mean(self, norms: SquaredNorms) -> SquaredNorms:
+        """The norms of a step's gradients, those of a sum as those of the mean up to a constant factor.
+
+        A sum over n samples has n times the gradient of the mean. Where the loss says that it sums, the norms are
+        divided by n^2. Where that has shown in the first steps, which were measured as they are, they are divided by
+        the square of n over the n of these.
+        """
+        self._first = self._first or norms.large_size
+        if self._batch_loss.reduction == "sum":
+            return norms.divided_by(norms.large_size**2)
+        return norms.divided_by((norms.large_size / self._first) ** 2) if self.sums else norms
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"looks": self._looks, "by_chance": self._by_chance, "first": self._first}
+        return {"ratios": self._read(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._ratios, self._looks = list(state["ratios"]), state["looks"]
+        self._by_chance, self._first = state["by_chance"], state["first"]
 
     def look(self, batch: Any, agreed: Callable[[float], float] | None = None, samples: int | None = None) -> None:
         """Examine a batch. Does nothing once `LOOKS` batches have been examined.
@@ -135,9 +158,17 @@ class Coupling:
             for each in slices:
                 # Each from the same state: a loss that is weighted by its count of calls would else look coupled.
                 with self._batch_loss.preserving(self._model):
+                    before = RandomStates(self._model)
                     losses.append(self._batch_loss(self._model, each).detach().reshape(()))
+                    self._by_chance = self._by_chance or before.moved
         whole, *halves = losses
         return torch.stack(halves).sum() / whole  # nan or inf where the loss is 0
+
+
+def _could_be(value: float, ratios: Sequence[float]) -> bool:
+    """True if the mean of the ratios may be `value`, by their scatter and the weights of samples."""
+    error = statistics.stdev(ratios) / math.sqrt(len(ratios))
+    return abs(statistics.fmean(ratios) - value) <= OFF * value + SURE * error
 
 
 def _long_enough(batch: Any, samples: int | None) -> bool:

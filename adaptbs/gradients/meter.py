@@ -196,8 +196,8 @@ class NoiseMeter:
                 self._change(Unsupported(several + COUNTED_TWICE))
             return None
         self._repeated = 0
-        if self.loss is not None and self.loss.reduction == "sum":
-            norms = norms.divided_by(norms.large_size**2)
+        if self._coupling is not None:
+            norms = self._coupling.as_of_mean(norms)
         # One pass for several batches whose losses were added up sees the rows of all of them as those of one.
         added_up = len(counts) == 1 < batches <= uses
         rows_are_samples = norms.large_size == samples or (all(n in sizes for n in counts) and not added_up)

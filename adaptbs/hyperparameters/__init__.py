@@ -5,7 +5,7 @@ from .lookup import traits_by_group, traits_of
 from .running_statistics import RunningStatistics
 from .scaler import HyperparameterScaler
 from .schedules import one_cycle
-from .step_hook import StepHook
+from .step_hook import StepHook, is_followed
 from .traits import ADAM, LAMB, LR_ONLY, RADAM, RMSPROP, UNKNOWN, OptimizerTraits
 from .transfer import following
 
@@ -23,6 +23,7 @@ __all__ = [
     "RunningStatistics",
     "StepHook",
     "following",
+    "is_followed",
     "lr_rule",
     "one_cycle",
     "traits_by_group",

@@ -16,6 +16,11 @@ from .transfer import LR
 _NAME = "_adaptbs_step_hook"  # beside the optimizer's state, which is what its state_dict holds
 
 
+def is_followed(optimizer: Optimizer) -> bool:
+    """True if the optimizer's hyperparameters follow a batch."""
+    return _NAME in optimizer.__dict__
+
+
 class StepHook:
     """Sets every group's hyperparameters to the batch just before a step and puts them back just after.
 

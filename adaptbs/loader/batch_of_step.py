@@ -35,10 +35,10 @@ NO_DELIVERY = (
     "an iteration for every pass, as in `while True: for batch in loader: ...`."
 )
 NOTHING_TRAINED = (
-    "a pass over the loader has trained nothing, though an earlier one did, and counts as an epoch of the run all the "
-    "same. To look at the data use loader.plain_batches(), or switch gradients off. Another model, or another "
-    "optimizer, needs a loader of its own."
+    "a pass over the loader has trained nothing, though an earlier one did, and %s. To look at the data use "
+    "loader.plain_batches(), or switch gradients off. Another model, or another optimizer, needs a loader of its own."
 )
+NOT_COUNTED, COUNTS = "is no part of the run", "is the whole of an epoch, so it counts as one all the same"
 
 
 class BatchOfStep:
@@ -63,6 +63,7 @@ class BatchOfStep:
             each.
         stream: compares the streams of a batch and its step.
         drawn: notices a loop that counts the batches that it draws.
+        ever_trained: True once an iteration has trained.
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class BatchOfStep:
         self._look_ahead: LookAhead = NoLookAhead()
         self._called = LatestInput()
         self._handle: Any = None
-        self._warned = self._ever_trained = self._said = False
+        self._warned = self.ever_trained = self._said = False
+        self._asked: int | None = None  # number of the epoch that the loop has asked for, by `loader.epochs`
         self._lost_by: str | None = None  # the warning that fits
         self._is_plain = False  # True where the loop has trained in the latest iteration, and not after its end
 
@@ -103,6 +105,23 @@ class BatchOfStep:
         """True once a backward pass or a step has been made in the latest iteration."""
         return self._look_ahead.settled
 
+    def asks_for(self, epoch: int) -> None:
+        """The loop asks for this epoch, by `loader.epochs`."""
+        self._asked = epoch
+
+    def is_a_look(self, epoch: int, at_its_end: bool, trained: bool) -> bool:
+        """True if an iteration that is over is no part of the run, because its batches were only looked at.
+
+        One that has delivered all of its batches may also be an epoch in which another model has its turn. It is a look
+        if the epoch asked for has trained in another iteration, or where none is asked for.
+
+        Args:
+            epoch: number of the epoch that the iteration began with.
+            at_its_end: True if all of its batches have been delivered.
+            trained: True if a backward pass or a step was made in it.
+        """
+        return not trained and (not at_its_end or (self.ever_trained and self._asked != epoch))
+
     def begin_iteration(self) -> None:
         """An iteration begins, in this thread."""
         self._iterations += 1
@@ -118,23 +137,24 @@ class BatchOfStep:
         if not self.trains_here:  # until a step is made here: nothing may be measured before
             self._run.controller.holds.add(WHICH_BATCH)
 
-    def end_iteration(self, at_its_end: bool, trained: bool) -> None:
+    def end_iteration(self, at_its_end: bool, trained: bool, counts: bool) -> None:
         """An iteration is over, or was broken off.
 
         Args:
             at_its_end: True if all of its batches have been delivered.
             trained: True if a backward pass or a step was made in it.
+            counts: True if its batches are part of the run.
         """
         self._iterations -= 1
         self.drawn.ends()
         if at_its_end:
             self._length.trains()
         self._is_plain = trained
-        if at_its_end and not self._iterations and self._ever_trained and not self._is_plain and not self._said:
+        if at_its_end and not self._iterations and self.ever_trained and not self._is_plain and not self._said:
             self._said = True
             if self._run.controller.rules.may_change:
-                self._run.controller.holds.warn(NOTHING_TRAINED)
-        self._ever_trained |= self._is_plain
+                self._run.controller.holds.warn(NOTHING_TRAINED, COUNTS if counts else NOT_COUNTED)
+        self.ever_trained |= self._is_plain
         if at_its_end and not self._iterations and self._look_ahead.ahead == 1:
             self._after = [
                 p.register_post_accumulate_grad_hook(self._worked)  # type: ignore[no-untyped-call]

@@ -80,7 +80,7 @@ class LoaderEpoch:
             if which.stream.asks:
                 which.stream.delivered()
             # A pass through the model would meet the loop's own, if that is in another thread.
-            if not which.trains_here:
+            if not which.trains_here or self._look_ahead.is_idle:
                 return
         if self._rank_step is not None:
             self._rank_step.begin(batch)
@@ -103,19 +103,21 @@ class LoaderEpoch:
 
     def end_epoch(self) -> None:
         self._hook.leave()
+        self._misuse.end_epoch()
         if self._rank_step is not None:
             self._rank_step.end()
         at_its_end, trained = self._passes.cut.is_at_its_end, self._look_ahead.settled
-        if not at_its_end and not trained:
+        is_a_look = self._batch_of_step.is_a_look(self._before["epoch"], at_its_end, trained)
+        if is_a_look:
             self._take_back()
         self._driver.end_iteration()
-        self._batch_of_step.end_iteration(at_its_end, trained)
+        self._batch_of_step.end_iteration(at_its_end, trained, not is_a_look)
         self._source.ends(self._passes, self._run.goes_on)
         self._say_samples()
         self._run.after_epoch()
 
     def _take_back(self) -> None:
-        """Let batches that were only looked at, as by `next(iter(loader))`, be no part of the run."""
+        """Let batches that were only looked at, as by `next(iter(loader))` or `list(loader)`, be no part of the run."""
         progress = self._run.controller.progress_tracker
         progress.load_state_dict(self._before)
         if self._run.tracker.under_way:  # which is about to count another epoch

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ..run import RATE, Holds
+from .other_optimizer import OtherOptimizer
 
 STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer that has a scheduler
 PATIENCE = 16  # optimizer steps' worth of batches; a GradScaler may leave the first steps out
@@ -42,6 +43,12 @@ OTHERS = (
     "parameters of the model that are not the loader's optimizer's are changed at each step, as by a second optimizer, "
     "whose hyperparameters would not follow a larger batch, so the batch is held. Give one optimizer that has a group "
     "for each part, or transfer=() if nothing is to follow. (An averaged copy in the model: requires_grad_(False).)"
+)
+OTHER_MODEL = (
+    "another optimizer (%s) is stepped in the loop too, on parameters that are not the model's, as of a GAN's other "
+    "network or of a decoder: its hyperparameters would not follow a larger batch, so the batch is held. Give a model "
+    "that holds all parts, as nn.ModuleList does, and one optimizer with a group for each; or transfer=() if nothing "
+    "is to follow."
 )
 OVER = (
     "the run is over, so batches are delivered that are neither counted nor measured: loader.plain_batches() says that "
@@ -80,6 +87,7 @@ class MisuseWarnings:
         batches_per_step: batches of an optimizer step.
         holds: reasons to hold the batch.
         others: returns parameters of the model that train and are not the optimizer's, a few of them.
+        parameters: returns the model's parameters. None: optimizers of other models are none of its business.
 
     Attributes:
         saw_a_step: True if the optimizer has taken a step in this iteration, or need not.
@@ -96,7 +104,11 @@ class MisuseWarnings:
         batches_per_step: int,
         holds: Holds,
         others: Callable[[], Sequence[Tensor]] = tuple,
+        parameters: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
+        self._other = OtherOptimizer(optimizer, parameters or tuple)
+        self._looks_at_all = parameters is not None
+        self._has_other = self._other_said = False
         self._optimizer, self._rate_is_free, self._holds = optimizer, not rate_follows, holds
         self._patience = self._calm = PATIENCE * batches_per_step
         self.saw_a_step, self.ever_stepped, self._follows = not follows, False, follows
@@ -111,14 +123,18 @@ class MisuseWarnings:
     def stepped(self) -> None:
         """The optimizer takes a step."""
         self.saw_a_step = self.ever_stepped = True
-        self.watches = self._rate_is_free or bool(self._others)
+        self.watches = self._rate_is_free or self._looks_for_others
         self._holds.remove(STEP)
+
+    @property
+    def _looks_for_others(self) -> bool:
+        return bool(self._others) or self._other.is_watched_for
 
     def progress_was_read(self) -> None:
         """The loop asks for the progress: a rate that it sets is taken to follow that."""
         if not getattr(self._optimizer.step, STEPPED, False):
             self._rate_is_free = False
-            self.watches = not self.saw_a_step or bool(self._others)
+            self.watches = not self.saw_a_step or self._looks_for_others
             self._holds.remove(RATE)
 
     def begin_epoch(self) -> None:
@@ -131,10 +147,17 @@ class MisuseWarnings:
         others = self._find_others()
         if not others:  # now the optimizer has all
             self._moved = 0
-            self._holds.remove(OTHER)
+            if not self._has_other:
+                self._holds.remove(OTHER)
+        if self._looks_at_all:
+            self._other.begin(self._has_other)
         self._others = others if self._moved < BY_RULE else ()
         self._version = sum(p._version for p in self._others)
-        self.watches = self.watches or bool(self._others)
+        self.watches = self.watches or self._looks_for_others
+
+    def end_epoch(self) -> None:
+        """An iteration is over, or was broken off."""
+        self._other.stop()
 
     def look(self, step_is_due: bool) -> None:
         """Look at what the loop has done since the latest batch.
@@ -152,13 +175,17 @@ class MisuseWarnings:
         if step_is_due and not self.saw_a_step and self._patience:
             self._patience -= 1
             if not self._patience:
-                self.watches = self._rate_is_free or bool(self._others)
+                self.watches = self._rate_is_free or self._looks_for_others
                 if not self._said:
                     self._said, why = True, NO_STEP_ANY_MORE if self.ever_stepped else NO_STEP
                     self._holds.warn(why, type(self._optimizer).__name__)
                 self._holds.add(STEP)
         if self._others:
             self._look_at_others()
+        if self._other.is_watched_for:
+            found = self._other.look()
+            if not self._other.is_watched_for:
+                self._has_looked(found)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _REMEMBERED}
@@ -175,6 +202,19 @@ class MisuseWarnings:
         if self._moved >= BY_RULE:
             self._others = ()
             self._holds.doubt(OTHER, OTHERS)
+
+    def _has_looked(self, found: Optimizer | None) -> None:
+        """Hold the batch where an optimizer of something else was stepped at several batches."""
+        found = found if self.saw_a_step else None  # else it is in place of the loader's, not beside it
+        self.watches = self._rate_is_free or bool(self._others) or not self.saw_a_step
+        if found is not None:
+            self._holds.add(OTHER)
+            if not self._other_said:
+                self._holds.warn(OTHER_MODEL, type(found).__name__)
+            self._other_said = True
+        elif self._has_other and self._moved < BY_RULE:
+            self._holds.remove(OTHER)
+        self._has_other = found is not None
 
     def _rate_changed(self) -> None:
         self._changes, self._since_change = self._changes + 1, 0
@@ -197,5 +237,5 @@ class MisuseWarnings:
 
 _REMEMBERED = (
     "saw_a_step", "ever_stepped", "watches", "_patience", "_rate_is_free", "_changes", "_since_change", "_held",
-    "_warned", "_said", "_moved",
+    "_warned", "_said", "_moved", "_has_other", "_other_said",
 )  # fmt: skip

@@ -70,7 +70,7 @@ class LoaderSession:
         self._new_look_ahead, self._ready, self.measures_at_step = look_ahead, ready, ready is None
         self._length, self._optimizer, self._following, self._loss = length, optimizer, following, loss
         run.start(length.epochs)
-        length.warn_by(run.controller.holds.warn)
+        length.warn_by(run.controller.holds.warn if run.controller.rules.may_change else log.debug)
         if length.steps_of_epoch is not None:
             driver.know(length.steps_of_epoch, source.batch_sampler.batches_per_step)
         if meter is not None:
@@ -86,6 +86,7 @@ class LoaderSession:
             optimizer, rate_follows=driver.given or not run.controller.rules.may_change, follows=bool(following),
             batches_per_step=run.controller.batches_per_step, holds=run.controller.holds,
             others=CachedFact(run.model, partial(a_few_others, run.model, optimizer), partial(group_sizes, optimizer)),
+            parameters=run.model.parameters if run.controller.rules.may_change else None,
         )  # fmt: skip
         self._is_sharded = CachedFact(run.model, partial(is_sharded, run.model))
 
@@ -167,8 +168,8 @@ class LoaderSession:
     def _count_epochs(self, n: int) -> Iterator[int]:
         # A run resumed at its very end has its last batch to be done with.
         while (epoch := self.run.controller.progress_tracker.epoch) < n and not self.run.is_over:
-            yield epoch
-            # One epoch, whatever the loop's body did with the loader.
+            self.batch_of_step.asks_for(epoch)
+            yield epoch  # one, whatever the loop's body does with the loader
             self.run.controller.progress_tracker.set_epoch(epoch + 1)
 
     @property
@@ -204,11 +205,11 @@ class LoaderSession:
                 live(unclear, fetched)
 
         stated = self._new_look_ahead or (StillAhead if self.batch_of_step.is_still_ahead else None)
-        forward = self.run.model if self._is_sharded() else None
+        shown_by = a_few_trained(self._optimizer), told, self.run.model if self._is_sharded() else None
         if stated:
             follow_this()
             self._length.trains()
-        self._look_ahead = stated() if stated else DetectLookAhead(a_few_trained(self._optimizer), told, forward)
+        self._look_ahead = stated() if stated else DetectLookAhead(*shown_by, self.batch_of_step.ever_trained)
         self.batch_of_step.follow(self._look_ahead)
         events = LoaderEpoch(
             passes, self.source, self.run, self.driver, self.step_hook, self.misuse, self.meter, self._rows,
@@ -265,8 +266,7 @@ class LoaderSession:
             )
         if self._look_ahead is not None:
             self._look_ahead.works()
-        if self._steps is None:
-            self._steps = LoaderStep(self.run, self._optimizer, self._loss)
+        self._steps = self._steps or LoaderStep(self.run, self._optimizer, self._loss)
         return self._steps(batch, scaler, before_step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .modules import (
 )
 from .optimizers import without_hooks
 from .preserve import (
+    RandomStates,
     Snapshot,
     WeightSnapshot,
     add_note,
@@ -31,6 +32,7 @@ __all__ = [
     "CachedFact",
     "LossNotScalarError",
     "NotCutError",
+    "RandomStates",
     "Snapshot",
     "Split",
     "WeightSnapshot",

@@ -59,6 +59,27 @@ class Snapshot:
             set_random_state(device, state)
 
 
+class RandomStates:
+    """The random states that a model's forward pass may draw from, as they are now.
+
+    Args:
+        model: the model, whose devices count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._devices = drawing_devices(model)
+        self._before = self._now()
+
+    @property
+    def moved(self) -> bool:
+        """True if random numbers have been drawn since."""
+        return self._now() != self._before
+
+    def _now(self) -> tuple[object, ...]:
+        tensors = [torch.get_rng_state(), *map(random_state, self._devices)]
+        return random.getstate(), repr(np.random.get_state()), *(bytes(t.numpy()) for t in tensors)
+
+
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """At the end, also after an exception, restore everything that a `Snapshot` holds.

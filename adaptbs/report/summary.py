@@ -150,7 +150,9 @@ class RunSummary:
     @property
     def _time(self) -> list[str]:
         cost = f"Measuring and deciding took {_seconds(self.spent.seconds)}"
-        if self.spent.share is not None:
+        if self.spent.seconds < 0:  # measured steps were the quicker ones by chance
+            cost = "Measuring and deciding took too little to tell"
+        elif self.spent.share is not None:
             cost += f", {100 * self.spent.share:.1f} % of the time at the first batch size"
         if self.saved is None or self.seconds is None or self.fixed_seconds is None:
             unknown = ["The time saved is not known: too few steps of two batch sizes were timed."]

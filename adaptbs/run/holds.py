@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ..types import Decision
+from ..types import COUPLED, Decision
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +16,11 @@ ROWS = "rows do not follow samples"  # reason to hold it where a larger batch wo
 UNMEASURED = "noise scale cannot be measured"  # reason to hold it, where the target needs that
 FIRST_STEPS = 8  # optimizer steps in which most doubts show: three steps are measured in them
 
+COUPLES = (
+    "the loss couples samples, as a contrastive one does: the losses of a batch's halves make neither a mean nor a "
+    "sum. A larger batch would be another loss, so the batch is held. Train at the batch that the loss was tuned at "
+    "(overhead=0 spares the measuring), or choose another by a function as target=."
+)
 SEVERAL = "%d things about this run are in doubt. Each line says what to give or to write:%s"
 
 
@@ -91,5 +96,7 @@ class Holds:
                 self.add(reason)
 
     def apply(self, decision: Decision, batch_size: int) -> Decision:
-        """The decision, or that to keep `batch_size`, samples."""
+        """The decision, or that to keep `batch_size`, samples. Warns once where the loss couples samples."""
+        if decision.reason == COUPLED and COUPLED not in self._reasons:
+            self.doubt(COUPLED, COUPLES)
         return Decision(batch_size, self.reason) if self.reason is not None else decision

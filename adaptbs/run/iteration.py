@@ -46,10 +46,14 @@ class Iteration:
     def advance(
         self, begin: Callable[[Iteration], None], finish: Callable[[], None], *, begun: int = 0, finished: int = 0
     ) -> None:
-        """Begin and finish batches, in turn, until the loop has begun `begun` and finished `finished` of them."""
+        """Begin and finish batches, in turn, until the loop has begun `begun` and finished `finished` of them.
+
+        Of batches that are only looked at no step is finished: they would be timed as quick ones.
+        """
         while self.begun < max(begun, finished) or self.finished < finished:
             if self.finished < self.begun:
-                finish()
+                if not self.look_ahead.is_idle:
+                    finish()
                 self.finished += 1
             else:
                 begin(self)

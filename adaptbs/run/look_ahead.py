@@ -20,6 +20,11 @@ class LookAhead(Protocol):
     ahead: int | None
     settled: bool
 
+    @property
+    def is_idle(self) -> bool:
+        """True while the loop trains on none of the batches that it takes, although it has trained before."""
+        ...
+
     def fetched(self) -> None:
         """The loop has been given a batch."""
         ...
@@ -46,7 +51,7 @@ class NoLookAhead:
     """The loop trains on each batch before it asks for the next."""
 
     ahead: int | None = 0
-    settled = True
+    settled, is_idle = True, False
 
     def __init__(self) -> None:
         self.begun = 0
@@ -68,7 +73,7 @@ class OneAhead:
     """The loop fetches another batch before it trains on the one before, as it is known to."""
 
     ahead: int | None = 1
-    settled = True
+    settled, is_idle = True, False
 
     def __init__(self) -> None:
         self._fetched = 0
@@ -120,6 +125,7 @@ class DetectLookAhead:
             to, and with the number of batches that had been fetched by the first, once that is certain.
         forward: a module whose forward passes are noticed too, if gradients are on. For parameters in shards, which are
             given no gradient by a backward pass that does not reduce them.
+        has_trained: True if an earlier iteration has trained. Then one that does not is a look at the data.
     """
 
     def __init__(
@@ -127,8 +133,9 @@ class DetectLookAhead:
         parameters: Iterable[Tensor],
         tell: Callable[[bool, int | None], None] | None = None,
         forward: nn.Module | None = None,
+        has_trained: bool = False,
     ) -> None:
-        self._fetched = 0
+        self._fetched, self._has_trained = 0, has_trained
         self._first: int | None = None  # batches that had been fetched by the first pass, where that is not clear
         self._tell = tell
         self.ahead: int | None = None
@@ -149,6 +156,10 @@ class DetectLookAhead:
         self._fetched += 1
         if self._handles and self.settled:
             self.close()
+
+    @property
+    def is_idle(self) -> bool:
+        return self._has_trained and self.ahead == 0 and not self.settled
 
     @property
     def begun(self) -> int:

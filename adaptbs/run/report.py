@@ -147,5 +147,7 @@ def _state(run: Controller, measures: bool) -> Iterator[str]:
     share = run.overhead_spent.share
     if not measures:
         yield "nothing is measured (overhead=0)"
-        return
-    yield "overhead not timed yet" if share is None else f"overhead so far {100 * share:.1f} %"
+    elif share is None:
+        yield "overhead not timed yet"
+    else:
+        yield f"overhead so far {100 * share:.1f} %" if share >= 0 else "overhead too small to tell"

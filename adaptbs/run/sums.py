@@ -18,8 +18,7 @@ class SumCheck:
     """Holds the batch where the loss is a sum over its samples and that would make a larger batch another run.
 
     A sum's gradient is n times the mean's, so a learning rate that follows the batch would count it twice. An optimizer
-    that divides by the gradient's size does not notice. Then nothing is held if what is measured is divided by n, as it
-    is by halves and where the loss function says that it sums.
+    that divides by the gradient's size does not notice, and what is measured is divided by n. Then nothing is held.
 
     Args:
         controller: the run's.
@@ -38,21 +37,15 @@ class SumCheck:
         """Hold the batch if the first measurements have shown that the loss is a sum."""
         if not self._is_done and meter.sums is not None:
             self._is_done = True
-            if meter.sums and (meter.in_step or not self._adaptive):
+            if meter.sums and not self._adaptive:
                 self._hold()
 
     def go_on(self, holds: list[str]) -> None:
         """Go on as a saved run that was held for these reasons."""
         if SUMS in holds:
             self._is_done = True
-            self._keep()
+            self._controller.hold(SUMS)
 
     def _hold(self) -> None:
-        self._keep()
+        self._controller.hold(SUMS)
         self._controller.holds.warn(WARNING, self._controller.rules.base_batch_size)
-
-    def _keep(self) -> None:
-        if self._adaptive:  # whose learning rate is right at the batch that it has come to
-            self._controller.holds.add(SUMS)
-        else:
-            self._controller.hold(SUMS)

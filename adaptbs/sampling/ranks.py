@@ -21,8 +21,8 @@ class SharedSampler(Sampler[Any], OwnDraw):
 
     Each rank draws the whole order and keeps it as a tensor, 8 bytes a sample; nothing if it is sequential. If a random
     sampler of torch has no generator, it gets one that is seeded by rank 0. If it has the user's generator, that must
-    be in the same state on all ranks. Any other sampler must yield the same indices on all ranks. `check_alike` checks
-    that.
+    be in the same state on all ranks. Of a DistributedSampler it takes the whole order. Any other sampler must yield
+    the same indices on all ranks. `check_alike` checks that.
 
     Args:
         sampler: yields indices and has a length.
@@ -36,10 +36,7 @@ class SharedSampler(Sampler[Any], OwnDraw):
 
     def __init__(self, sampler: Any, ranks: Ranks, pad: bool) -> None:
         if isinstance(sampler, DistributedSampler):
-            raise ValueError(
-                "sampler=DistributedSampler(...): its slices would be sliced again. Leave it out and give shuffle=True "
-                "(each rank then gets its slice of every batch), or give a sampler of the whole dataset."
-            )
+            sampler = _whole_order_of_these(sampler, ranks)
         self.generator: Generator | None = getattr(sampler, "generator", None)
         if hasattr(sampler, "generator"):
             if self.generator is None:
@@ -116,6 +113,22 @@ class WholeOrder(Sampler[Any]):
 def whole_order(sampler: Any) -> Any:
     """The sampler itself. For a DistributedSampler, a sampler of the whole order that it takes its share of."""
     return WholeOrder(sampler) if isinstance(sampler, DistributedSampler) else sampler
+
+
+def _whole_order_of_these(sampler: DistributedSampler[Any], ranks: Ranks) -> WholeOrder:
+    """The order that these ranks take their shares of."""
+    its, here = (sampler.rank, sampler.num_replicas), (ranks.rank, ranks.world_size)
+    if type(sampler).__iter__ is not DistributedSampler.__iter__:
+        raise ValueError(
+            f"sampler= of type {type(sampler).__name__}, a DistributedSampler with an order of its own: it yields one "
+            "rank's share, and that would be shared out again. Give a sampler of the whole dataset, alike on all ranks"
+        )
+    if its != here:
+        raise ValueError(
+            f"sampler=DistributedSampler(...) is of rank {its[0]} of {its[1]}, this of rank {here[0]} of {here[1]}. "
+            "Make both after init_process_group(), or leave the sampler out and give shuffle=True"
+        )
+    return WholeOrder(sampler)
 
 
 def _agreed_generator(ranks: Ranks) -> Generator:

@@ -380,7 +380,7 @@ def wrong(rank, world, out):
     ours = torch.Generator().manual_seed(rank)
     said = []
     for arguments in (
-        {"shuffle": False, "sampler": torch.utils.data.DistributedSampler(Numbered())},
+        {"shuffle": False, "sampler": torch.utils.data.DistributedSampler(Numbered(), 3, rank)},
         {"generator": ours}, {"drop_last": rank == 0}, {"num_workers": rank}, {"rank": 0, "world_size": 3}, {"rank": 0},
         {"source": "halves"}, {"metric": "adam"},
     ):  # fmt: skip

@@ -194,7 +194,7 @@ def test_a_compiled_step_is_made_at_the_transferred_hyperparameters(kind):
 @pytest.mark.parametrize("grow", [False, True])
 @pytest.mark.parametrize("transfer", [None, ("lr",)])
 def test_an_optimizer_with_a_closure(grow, transfer, caplog):
-    """LBFGS is not known: it is held, with a warning where it could grow. Told to, its rate follows by the square root."""
+    """LBFGS is not known: it is held, with a warning where it could grow. Told to, its rate follows by the root."""
     results = []
     for ours in (False, True):
         data, model = Numbered(200), nn.Linear(8, 1)

@@ -256,7 +256,7 @@ def test_a_checkpoint_of_two_ranks_is_gone_on_with_by_one_process():
 
 def test_wrong_arguments_are_refused_on_every_rank():
     rules = (
-        "would be sliced again", "state of generator differs", "drop_last differs", "num_workers differs",
+        "is of rank", "state of generator differs", "drop_last differs", "num_workers differs",
         "in the default process group", "without world_size=", "leave them out", "leave them out",
         "order of the samples .* differs", "world_size=2, this one 1",
     )  # fmt: skip

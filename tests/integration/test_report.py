@@ -9,6 +9,8 @@ import torch
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.run.controller import Controller
+from adaptbs.timing import Spent
 from tests.integration.fastai.learners import make_learner
 from tests.integration.training import FORCED, Numbered, adaptive, doubling, network, train
 
@@ -30,7 +32,7 @@ def test_a_loader_says_where_its_run_stands():
     train(model, optimizer, loader, 2)
     shown = re.fullmatch(
         r"AdaptiveDataLoader\(batch size ([\d,]+); noise scale (.*?); .*; 100 % of the run done; "
-        r"overhead so far [\d.]+ %\)", str(loader),
+        r"overhead (?:so far [\d.]+ %|too small to tell)\)", str(loader),
     )  # fmt: skip
     assert shown is not None
     assert shown.groups() == (f"{loader.batch_size:,}", str(loader.noise_scale))
@@ -45,6 +47,14 @@ def test_where_nothing_is_measured_it_says_that():
     loader, model, optimizer = loader_of(target=doubling(), **FORCED)
     train(model, optimizer, loader, 2)
     assert repr(loader).endswith(f"; at the upper limit, max_batch_size; {stands}")
+
+
+def test_an_overhead_that_is_lost_in_the_steps_own_times_is_no_number_below_0(monkeypatch):
+    loader, model, optimizer = loader_of(**QUICK)
+    train(model, optimizer, loader, 1)
+    monkeypatch.setattr(Controller, "overhead_spent", Spent(-0.3, -0.07))
+    assert "overhead too small to tell" in str(loader)
+    assert "Measuring and deciding took too little to tell." in str(loader.summary())
 
 
 def test_the_callback_says_where_its_run_stands():

@@ -221,7 +221,7 @@ def test_a_model_with_a_state_of_so_many_rows_holds_the_batch(caplog):
     with stock.no_bar(), stock.no_logging():
         stock.fit(4, LR)
     adaptive = fit(learn)
-    assert adaptive.batch_size == BATCH and adaptive.history.records[-1]["doubt"] == FIXED_ROWS[0]
+    assert adaptive.batch_size == BATCH and adaptive.history.records[-1]["doubt"] == FIXED_ROWS
     assert same(weights(learn), weights(stock))
     assert len(caplog.records) == 1 and "LMDataLoader" in caplog.text
 

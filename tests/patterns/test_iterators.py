@@ -148,7 +148,7 @@ def test_a_new_model_in_the_loader_of_the_one_before(arguments, said, caplog):
                 optimizer.zero_grad()
                 nn.functional.mse_loss(model(x), y).backward()
                 optimizer.step()
-    assert caplog.text.count("needs a loader") == said + 1, "after it: the run goes on"
+    assert caplog.text.count("needs a loader") == said == len(caplog.records), "a fixed batch suits any model"
 
 
 def test_epochs_that_are_passed_over_and_a_break(caplog):

@@ -153,7 +153,8 @@ def test_passes_without_steps_are_no_other_optimizer(caplog):
         for x, y, _ in loader:
             nn.functional.mse_loss(model(x), y)
     assert loader.batch_size > BATCH and OTHER not in reason(loader)
-    assert caplog.text.count("has trained nothing") == len(caplog.records) == 1
+    assert caplog.text.count("has trained nothing, though an earlier one did, and is no part of the run") == 1
+    assert len(caplog.records) == 1
 
 
 def test_a_group_that_is_added_to_the_optimizer_of_a_deep_model_is_no_other_ones(caplog):
@@ -168,3 +169,80 @@ def test_a_group_that_is_added_to_the_optimizer_of_a_deep_model_is_no_other_ones
         epoch(loader, model, optimizer)
     assert loader.batch_size == 2 * BATCH and reason(loader) != OTHER
     assert "a group for each part" not in caplog.text
+
+
+class Pair(nn.Module):
+    """A generator and a discriminator, or an encoder and a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+def test_an_optimizer_of_another_model_in_the_loop_holds_the_batch(caplog):
+    """It had gone on with its learning rate as it was, while the other's followed the batch."""
+    pair = Pair()
+    optimizer, other = SGD(pair.first.parameters(), 0.01), Adam(pair.second.parameters(), 0.01)
+    loader = loader_of(pair.first, optimizer)
+    for _ in range(3):
+        epoch(loader, pair, optimizer, other)
+        assert loader.batch_size == BATCH and reason(loader) == OTHER
+    assert caplog.text.count("another optimizer (Adam)") == 1 == len(caplog.records)
+    epoch(loader, pair, optimizer)
+    epoch(loader, pair, optimizer)
+    assert loader.training_run.controller.holds.reason is None
+
+
+@pytest.mark.parametrize("beside", ["a loader each", "between epochs", "new ones", "within", "transfer=()"])
+def test_these_are_none_of_another_model(beside, caplog):
+    pair = Pair()
+    optimizer, other = SGD(pair.first.parameters(), 0.01), SGD(pair.second.parameters(), 0.01)
+    arguments = {"transfer": (), "lr_scaling": "auto"} if beside == "transfer=()" else {}
+    loader = loader_of(pair.first, optimizer, **arguments)
+    second = loader_of(pair.second, other) if beside == "a loader each" else None
+    for _ in range(2):
+        for batch in zip(loader, second, strict=False) if second else loader:
+            x, y, _ = batch[0] if second else batch
+            if beside == "new ones":  # as in the inner loop of meta-learning
+                other = SGD(pair.second.parameters(), 0.01)
+            elif beside == "within":
+                other = SGD(pair.first.parameters(), 0.0)
+            optimizer.zero_grad()
+            nn.functional.mse_loss(pair(x), y).backward()
+            optimizer.step()
+            if beside != "between epochs":
+                other.step()
+        for _ in range(8 if beside == "between epochs" else 0):
+            other.step()
+    assert loader.training_run.controller.holds.reason is None and not caplog.text
+
+
+def test_one_that_is_stepped_now_and_then_holds_it_too(caplog):
+    """As a GAN's generator, at every fifth batch."""
+    pair = Pair()
+    optimizer, other = SGD(pair.first.parameters(), 0.01), SGD(pair.second.parameters(), 0.01)
+    loader = loader_of(pair.first, optimizer, target=lambda _, size, progress: BATCH if progress < 0.25 else 4 * BATCH)
+    for _ in range(2):
+        for i, (x, y, _) in enumerate(loader):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(pair(x), y).backward()
+            optimizer.step()
+            if i % 5 == 0:
+                other.step()
+    assert loader.batch_size == BATCH and caplog.text.count("another optimizer (SGD)") == 1
+
+
+def test_hooks_for_it_are_left_nowhere():
+    from torch.optim import optimizer as torchs
+
+    model = network()
+    optimizer = SGD(model.parameters(), 0.01)
+    before = len(torchs._global_optimizer_post_hooks)
+    epoch(loader_of(model, optimizer, shuffle=False), model, optimizer)
+    for _ in loader_of(model, optimizer):
+        break
+    assert len(torchs._global_optimizer_post_hooks) == before

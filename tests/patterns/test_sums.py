@@ -68,12 +68,53 @@ def test_one_that_does_not_say_so_is_found_out(source, caplog):
     assert caplog.text.count("reduction='mean'") == 1
 
 
-def test_adams_step_is_the_same_and_what_is_measured_is_that_of_the_mean(caplog):
-    loader, _ = train(SUM, Adam, loss_func=SUM)
+@pytest.mark.parametrize("source", ["in_step", "halves"])
+@pytest.mark.parametrize("loss", [SUM, SAYS_NOTHING])
+def test_adams_step_is_the_same_and_nothing_is_held(loss, source, caplog):
+    loader, _ = train(loss, Adam, loss_func=loss, source=source)
     assert loader.batch_size > BATCH and not caplog.text
+
+
+def test_what_is_measured_of_a_sum_is_that_of_the_mean():
+    loader, _ = train(SUM, Adam, loss_func=SUM)
     mean, _ = train(mse_loss, Adam, loss_func=mse_loss)
     first, same = loader.history.to_dict(), mean.history.to_dict()
     assert first["trace"][1] == pytest.approx(same["trace"][1], rel=1e-4)
+
+
+class VAE(nn.Module):
+    """Draws its code anew at each call, so two halves never add up exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(8, 4), nn.Linear(2, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, log_variance = self.encode(x).chunk(2, 1)
+        return self.decode(mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
+
+
+def reconstruction(vae: nn.Module, batch) -> torch.Tensor:
+    return mse_loss(vae(batch[0]), batch[0], reduction="sum")
+
+
+@pytest.mark.parametrize("optimizer", [Adam, SGD])
+def test_a_vae_whose_loss_was_given_is_taken_for_a_sum_and_not_for_a_loss_that_couples_samples(optimizer, caplog):
+    torch.manual_seed(0)
+    vae = VAE()
+    steps = optimizer(vae.parameters(), 1e-3)
+    loader = AdaptiveDataLoader(
+        DATA, BATCH, model=vae, optimizer=steps, shuffle=True, batch_loss=reconstruction, **GROWING
+    )
+    for _ in loader.epochs(3):
+        for batch in loader:
+            steps.zero_grad()
+            reconstruction(vae, batch).backward()
+            steps.step()
+    if optimizer is Adam:
+        assert loader.batch_size > BATCH and not caplog.text
+    else:
+        assert loader.history.records[-1]["reason"] == HELD and caplog.text.count("reduction='mean'") == 1
 
 
 def test_the_mean_that_the_warning_asks_for_grows(caplog):

@@ -49,6 +49,49 @@ def test_at_a_constant_size_each_rank_is_delivered_what_distributed_sampler_give
         assert batches == [x.tolist() for x in stock]
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_loader_with_a_distributed_sampler_is_taken_over_as_it_is(world, shuffle, drop_last):
+    """As a script's loop has it: `loader.sampler.set_epoch(epoch)`."""
+    data = TensorDataset(torch.arange(50.0).reshape(-1, 1))
+    for rank in range(world):
+        model = nn.Linear(1, 1)
+
+        def stock(rank=rank):
+            return DataLoader(data, 4, sampler=DistributedSampler(data, world, rank, shuffle=shuffle, seed=3))
+
+        ours, theirs = (
+            AdaptiveDataLoader.from_loader(
+                stock(), model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), rank=rank, world_size=world,
+                overhead=0, step_time=(1, 0), drop_last=drop_last,
+            ),
+            DataLoader(data, 4, sampler=stock().sampler, drop_last=drop_last),
+        )  # fmt: skip
+        for epoch in range(3):
+            for loader in (ours, theirs):
+                loader.sampler.set_epoch(epoch)
+            assert [x.tolist() for (x,) in ours] == [x.tolist() for (x,) in theirs]
+
+
+class Shuffled(DistributedSampler):
+    def __iter__(self):
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "says"),
+    [(DistributedSampler(range(50), 3, 0), "is of rank 0 of 3"), (Shuffled(range(50), 2, 0), "type Shuffled")],
+)
+def test_one_of_other_ranks_or_of_its_own_kind_is_refused(sampler, says):
+    model = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=says):
+        AdaptiveDataLoader(
+            TensorDataset(torch.zeros(50, 1)), 4, sampler=sampler, rank=0, world_size=2, overhead=0, step_time=(1, 0),
+            model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        )  # fmt: skip
+
+
 def test_growth_shows_in_batches_of_every_rank():
     assert [list(map(len, rank)) for rank in epoch(64, 2, 4, 8, drop_last=True)] == [[4, 4, 8, 8, 8]] * 2
 

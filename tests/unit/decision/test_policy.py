@@ -158,6 +158,13 @@ def test_an_estimate_without_a_lower_limit_holds_the_batch():
     )
 
 
+def test_an_upper_limit_below_the_batch_is_no_doubt_even_without_a_lower_one():
+    """As of an autoencoder whose samples all pull the same way: more measurements would change nothing."""
+    barely = NoiseScale(grad_sq=1.2, trace=0.007, low=0.0, high=0.0094, cautious=0.0, measurements=12)
+    assert decide(replace(NOW, noise_scale=barely), "goodput") == Decision(64, "noise scale")
+    assert decide(replace(NOW, noise_scale=replace(barely, high=65.0)), "goodput") == Decision(64, "unresolved")
+
+
 def test_a_batch_that_proves_too_large_is_taken_back_early():
     now = replace(NOW, noise_scale=known(100), batch_size=512)  # 105 samples keep .8
     assert decide(replace(now, progress=0.4), "goodput") == Decision(256, "pace")

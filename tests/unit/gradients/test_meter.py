@@ -183,9 +183,30 @@ def summed(model: nn.Module, batch) -> torch.Tensor:
     return model(batch[0]).square().sum()
 
 
-@pytest.mark.parametrize(
-    ("loss", "coupled"), [(contrastive, True), (weighted, False), (ignoring, False), (summed, False)]
-)
+def random_sum(model: nn.Module, batch) -> torch.Tensor:
+    """The sum of a VAE, whose code is drawn at each call."""
+    code = model(batch[0])
+    return (code + torch.randn_like(code) - batch[0][:, :2]).square().sum()
+
+
+def diffusing(model: nn.Module, batch) -> torch.Tensor:
+    """A mean that changes severalfold with what is drawn."""
+    noise, time = torch.randn(len(batch[0]), 2), torch.rand(len(batch[0]), 1)
+    return ((model(batch[0]) - noise) / (time + 0.1)).square().mean()
+
+
+def noisily_contrastive(model: nn.Module, batch) -> torch.Tensor:
+    a, b = (F.normalize(model(batch[0] + 0.1 * torch.randn_like(batch[0])), dim=1) for _ in range(2))
+    return F.cross_entropy(a @ b.T / 0.5, torch.arange(len(a)))
+
+
+COUPLING = {
+    contrastive: True, noisily_contrastive: True, weighted: False, ignoring: False, summed: False, random_sum: False,
+    diffusing: False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("loss", "coupled"), COUPLING.items())
 @pytest.mark.parametrize("choice", ["halves", "auto"])
 @pytest.mark.parametrize("layer", [nn.Identity, lambda: nn.Dropout(0.5), lambda: nn.BatchNorm1d(16)])
 def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for_it(loss, coupled, layer, choice):
@@ -196,9 +217,25 @@ def test_a_loss_that_couples_samples_is_noticed_and_weights_are_not_mistaken_for
         meter = NoiseMeter(model, BatchLoss(batch_loss=loss), choice=choice)
         for _ in range(LOOKS + 1):  # the first may show only that the model cannot be measured in its step
             made = step(meter, model, (torch.randn(64, 4), torch.zeros(64)), loss=loss) or made
+            torch.rand(1000)  # what a loop draws in its step
         assert all(m.training for m in model.modules())
         found.append(made.read_caveat() == COUPLED)
     assert found == [coupled] * 10
+
+
+@pytest.mark.parametrize(("loss", "sums"), [(summed, True), (random_sum, True), (diffusing, False), (weighted, False)])
+def test_a_sum_is_known_by_its_first_batches_and_measured_as_if_it_were_a_mean(loss, sums):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    meter = NoiseMeter(model, BatchLoss(batch_loss=loss))
+    batch = torch.randn(64, 4), torch.zeros(64)
+    before = [step(meter, model, batch, loss=loss) for _ in range(LOOKS)][-1].norms
+    assert meter.sums is sums
+    twice = tuple(torch.cat([part, part]) for part in batch)
+    after = step(meter, model, twice, loss=loss).norms
+    assert after.large_size == 128
+    if sums:  # twice the samples have four times the squared gradient of their sum
+        assert float(after.large) == pytest.approx(float(before.large), rel=1e-4 if loss is summed else 0.6)
 
 
 def test_rows_that_are_not_the_samples_are_a_caveat():
