@@ -101,8 +101,8 @@ def test_the_table_shown_is_what_is_printed():
 def situations() -> Iterator[Situation]:
     """All that matters to a decision, each way."""
     for cautious, measurements in ((1000.0, 9), (1e6, 9), (1000.0, 3), (0.0, 9), (None, 0)):
-        limits = 3 * (cautious,)
-        noise_scale = None if cautious is None else NoiseScale(1.0, cautious, *limits, measurements)
+        high = cautious or math.inf  # nor is there an upper limit without a lower one
+        noise_scale = None if cautious is None else NoiseScale(1.0, cautious, cautious, high, cautious, measurements)
         for size, most, time, early, coupled, news in product(
             (64, 1024), (128, 4096), (None, StepTime(0.0, 1.0)), (100, math.inf), (False, True), (0, 9)
         ):

@@ -98,7 +98,8 @@ def test_a_learner_whose_callback_has_a_logger_can_be_exported(tmp_path):
         learn.export("learner.pkl")
     assert (tmp_path / "log.txt").read_text()
     loaded = load_learner(tmp_path / "learner.pkl")
-    assert len(loaded.adaptive_batch_size.history) == len(learn.adaptive_batch_size.history)
+    assert len(learn.adaptive_batch_size.history) > 0
+    assert len(loaded.adaptive_batch_size.history) == 0  # a copy keeps the arguments, and no run
 
 
 class Writer:
