@@ -54,6 +54,10 @@ class AttributeCopies:
         for tensor in self._tensors.values():
             tensor.restore()
 
+    def drop(self) -> None:
+        """Let go of the copied attributes, which may hold the graph of a step. Copies of tensors stay for the next."""
+        self._kept, self._contents = [], []
+
 
 class _TensorCopy:
     """A copy of a tensor's values, which stays valid for as long as the tensor is not written to."""

@@ -58,6 +58,10 @@ class Snapshot:
         for device, state in self._drawn:
             set_random_state(device, state)
 
+    def drop(self) -> None:
+        """Let go of the copied attributes, which nothing restores any more. `restore` may be called more than once."""
+        self._attributes.drop()
+
 
 class RandomStates:
     """The random states that a model's forward pass may draw from, as they are now.
@@ -121,6 +125,7 @@ class Preserver:
             finally:
                 self._in_use = False
                 before.restore()
+                before.drop()  # the next measurement may be many steps away
 
     def _take(self, model: nn.Module) -> Snapshot:
         modules = list(model.modules())

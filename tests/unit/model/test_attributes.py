@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from adaptbs.model.attributes import LARGEST
-from adaptbs.model.preserve import Preserver, preserved
+from adaptbs.model.preserve import Preserver, Snapshot, preserved
 
 
 class Counts(nn.Module):
@@ -79,3 +80,35 @@ def test_modes_and_parameters_are_no_attributes_of_theirs(model):
         model[0].eval()
         model[0].linear = other = nn.Linear(2, 1)
     assert not model[0].training and model[0].linear is other
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError])
+def test_nothing_of_a_step_is_held_after_a_pass(error):
+    """A step's graph would be held to the next measurement, which may be many steps away."""
+    model, preserving = Counts(), Preserver()
+
+    def keep_output() -> weakref.ref[torch.Tensor]:
+        output = model(torch.ones(2, 2))
+        model.hidden, model.seen = output, [output]
+        return weakref.ref(output)
+
+    of_step = keep_output()
+    try:
+        with preserving(model):
+            of_pass = keep_output()
+            if error is not None:
+                raise error
+    except torch.OutOfMemoryError:
+        pass
+    assert of_pass() is None and of_step() is model.hidden
+    model.hidden, model.seen = None, []
+    assert of_step() is None
+
+
+def test_a_snapshot_restores_them_as_often_as_it_is_asked(model):
+    """As where memory runs out again with half of the batch."""
+    before, snapshot = state(model), Snapshot(model)
+    for _ in range(2):
+        model(torch.ones(2, 2))
+        snapshot.restore()
+        assert state(model) == before
