@@ -24,14 +24,12 @@ class RunsOut(nn.Module):
 
     def __init__(self, times: int = 0, first: int = 0) -> None:
         super().__init__()
-        self.times, self.first = times, first
+        turns = iter([False] * first + [True] * times)  # not attributes, which are as before after a broken pass
+        self.runs_out_now = lambda: next(turns, False)
 
     def forward(self, x):
-        if self.times and len(x) >= SAMPLES // 2:
-            self.first -= 1
-            if self.first < 0:
-                self.times -= 1
-                raise torch.OutOfMemoryError(*OUT.args)
+        if len(x) >= SAMPLES // 2 and self.runs_out_now():
+            raise torch.OutOfMemoryError(*OUT.args)
         return x
 
 
