@@ -122,6 +122,12 @@ class BatchOfStep:
         """
         return not trained and (not at_its_end or (self.ever_trained and self._asked != epoch))
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"ever_trained": self.ever_trained}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ever_trained = state["ever_trained"]
+
     def begin_iteration(self) -> None:
         """An iteration begins, in this thread."""
         self._iterations += 1

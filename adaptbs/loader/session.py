@@ -277,6 +277,7 @@ class LoaderSession:
             "source": self.source.state_dict(self.run.tracker.under_way),
             "schedule": self.driver.state_dict(),
             "misuse": self.misuse.state_dict(),
+            "loop": self.batch_of_step.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -287,9 +288,8 @@ class LoaderSession:
             batches_per_step=this.batches_per_step, epoch_samples=this.epoch_samples,
         )  # fmt: skip
         self.run.check_state(state)
-        rest = self.source.read(state["source"])
+        self._begun, rest = True, self.source.read(state["source"])
         self._length.load_state_dict(state["length"])
-        self._begun = True
         self.run.start(self._length.epochs)
         self.run.load_state_dict(state)
         if not self._length.holds:
@@ -297,3 +297,4 @@ class LoaderSession:
         self.source.go_on(state["source"], rest)
         self.driver.load_state_dict(state["schedule"])
         self.misuse.load_state_dict(state["misuse"])
+        self.batch_of_step.load_state_dict(state["loop"])

@@ -88,3 +88,12 @@ def test_an_epoch_in_which_another_model_has_its_turn_is_one(caplog):
             trained.append(sum(loop.steps[before:]))
     assert trained[0] == N and trained[1] <= 2 * N
     assert loop.loader.progress == 1 and "is the whole of an epoch" in caplog.text
+
+
+def test_a_look_after_a_resumed_epoch_is_no_part_of_the_run():
+    saved, resumed = Loop(), Loop()
+    saved.train()
+    resumed.loader.load_state_dict(saved.loader.state_dict())
+    for loop in (saved, resumed):
+        list(loop.loader)
+        assert loop.loader.progress == 1 / EPOCHS
