@@ -21,7 +21,7 @@ class AttributeCopies:
     A loss that keeps the embeddings of earlier batches counts its place in them by an attribute, for instance, and a
     trainer collects what it is going to log. An attribute that a pass has set is set back. One that it has added is
     removed, unless its name is private. What it has changed in place is undone for tensors, and for containers of up to
-    `LARGEST` entries.
+    `LARGEST` entries, but not for the tensors in these.
 
     Args:
         owners: the objects. Those whose class is torch's are left alone.
@@ -55,8 +55,8 @@ class AttributeCopies:
             tensor.restore()
 
     def drop(self) -> None:
-        """Let go of the copied attributes, which may hold the graph of a step. Copies of tensors stay for the next."""
-        self._kept, self._contents = [], []
+        """Let go of the copied attributes, which may hold the graph of a step, or its activations."""
+        self._kept, self._contents, self._tensors = [], [], {}
 
 
 class _TensorCopy:

@@ -67,6 +67,17 @@ def test_what_the_loop_has_changed_between_two_passes_stays(model):
         assert model[0].memory.tolist() == [[calls, calls], [calls, calls], [0, 0], [0, 0]]
 
 
+def test_the_copy_does_not_keep_activations_alive_between_two_passes(model):
+    preserving = Preserver()
+    model(torch.ones(2, 2))
+    with preserving(model):
+        model(torch.ones(2, 2))
+    kept = [weakref.ref(model[0].place), weakref.ref(model[0].memory)]
+    model(torch.ones(2, 2))
+    model[0].memory = torch.zeros(4, 2)
+    assert [each() for each in kept] == [None, None]
+
+
 def test_large_containers_and_those_of_torch_are_left_alone(model):
     model[0].words = dict.fromkeys(range(LARGEST + 1), 0)
     with preserved(model):
