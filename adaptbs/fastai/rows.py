@@ -32,7 +32,9 @@ MAKES_A_BATCH = ("do_batch", "before_batch", "create_batch")
 
 
 def doubt_rows(learn: Any, dl: Any, holds: Holds) -> None:
-    """Hold the batch if a larger one would not have the rows that its samples are."""
+    """Hold the batch if a larger one would not have the rows that its samples are; else no longer for that reason."""
+    for reason in (FIXED_ROWS, ROWS):  # a resumed run may have another loader
+        holds.remove(reason)
     if has_fixed_rows(learn, dl):
         holds.doubt(FIXED_ROWS, STATE)
     if _loses_samples(dl, learn.model):
@@ -53,7 +55,7 @@ def has_fixed_rows(learn: Any, dl: Any) -> bool:
 def _loses_samples(dl: Any, model: nn.Module) -> bool:
     """True if a larger batch of this loader would lose samples, because they are not what it makes its rows of.
 
-    A class of the user's is tried on one item twice. What it draws and changes by that is put back.
+    A class of the user's is tried on one item twice. The random states are restored after that.
     """
     if all(_is_fastais(dl, method) for method in MAKES_A_BATCH):
         return False

@@ -49,6 +49,18 @@ def fit(learn: Learner, *callbacks: Callback, epochs: int = 4, **arguments) -> A
     return adaptive
 
 
+class StatesOfEpochs(Callback):
+    """Keeps the run's state of each epoch."""
+
+    order = AdaptiveBatchSize.order + 1
+
+    def __init__(self, states: list[dict]) -> None:
+        self.states = states
+
+    def after_epoch(self) -> None:
+        self.states.append(self.learn.adaptive_batch_size.state_dict())
+
+
 class ByNumber(Callback):
     """Linear to zero over the batches that a stock fit has."""
 
@@ -224,6 +236,16 @@ def test_a_model_with_a_state_of_so_many_rows_holds_the_batch(caplog):
     assert adaptive.batch_size == BATCH and adaptive.history.records[-1]["doubt"] == FIXED_ROWS
     assert same(weights(learn), weights(stock))
     assert len(caplog.records) == 1 and "LMDataLoader" in caplog.text
+
+
+def test_a_resumed_run_without_that_state_is_held_no_longer():
+    states, learn = [], text(type("SentenceEncoder", (Resets,), {}))  # fastai's, by its name
+    fit(text(Remembers), StatesOfEpochs(states))
+    resumed = AdaptiveBatchSize(target=doubling(8), lr_scaling="linear", **FORCED)
+    resumed.load_state_dict(states[0])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(4, LR, cbs=resumed, start_epoch=1)
+    assert resumed.batch_size > BATCH
 
 
 def test_a_model_that_resets_itself_within_a_batch_grows(caplog):
