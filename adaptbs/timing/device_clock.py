@@ -46,7 +46,7 @@ class Stopwatch:
         self.mark: Callable[[], Moment] = partial(self._first_mark, device) if callable(device) else self._begin(device)
 
     def _begin(self, device: Device) -> Callable[[], Moment]:
-        """Bind the watch to a device; how a moment is marked there."""
+        """Bind the watch to a device. Return the function that marks a moment there."""
         self._cuda = with_index(device) if device.type == "cuda" else None
         return time.perf_counter if self._cuda is None else self._record
 
@@ -98,7 +98,7 @@ class DeviceClock:
         self._marked = self._delayed = 0  # steps since the last read, and those at whose end the device was not behind
         self._last: Moment | None = None
         self._inside: tuple[tuple[Moment, Moment], ...] = ()
-        self.measures = False  # whether the step under way is itself measured
+        self.measures = False  # True if the step under way is itself measured
         self._steps: list[tuple[int, Moment, Moment, tuple[tuple[Moment, Moment], ...], bool]] = []
         self._decisions: list[tuple[Moment, Moment]] = []
 
@@ -167,7 +167,9 @@ class DeviceClock:
                     timings.measurements.extend(AFTERMATH * each for each in measured)
                 seconds -= sum(measured)
             (timings.measured_steps if measures else timings.steps).append((batch_size, seconds))
-        decided = [span for span in self._decisions if reached(span[1])]
-        self._decisions = [span for span in self._decisions if not reached(span[1])]
+        # Each is asked once: it may be reached between two answers.
+        decisions = [(span, reached(span[1])) for span in self._decisions]
+        decided = [span for span, is_reached in decisions if is_reached]
+        self._decisions = [span for span, is_reached in decisions if not is_reached]
         deciding = timings.deciding + beside + sum(self._watch.all_seconds(decided))
         self._timings = replace(timings, deciding=deciding)

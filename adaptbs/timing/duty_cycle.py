@@ -117,9 +117,10 @@ class DutyCycle:
             steps: how many are alike.
             chance: of each to be measured.
         """
-        gap = math.log(1 - self._rng.random()) / math.log(1 - chance) if chance else math.inf
-        self._chosen = gap < steps
-        self._quiet = int(max(min(gap, steps, FAR), 0))
+        gap, steps = math.inf, max(min(steps, FAR), 0)
+        if chance:
+            gap = math.log1p(-self._rng.random()) / math.log1p(-chance)
+        self._chosen, self._quiet = gap < steps, int(min(gap, steps))
 
     def measure_next(
         self,

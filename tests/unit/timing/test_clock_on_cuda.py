@@ -111,3 +111,15 @@ def test_a_stopwatch_is_bound_to_the_device_of_its_first_mark():
         assert not watch.reached(end) and cuda.now < 1
         watch.wait()
         assert watch.seconds(begin, end) == pytest.approx(2 + LAUNCH)
+
+
+def test_a_decision_that_the_device_reaches_while_it_is_asked_is_not_lost(monkeypatch):
+    with FakeCuda() as cuda:
+        clock = DeviceClock(CUDA)
+        clock.start()
+        with clock.deciding():
+            cuda.queue(1.0)
+        answers = iter([False])
+        monkeypatch.setattr(clock._watch, "reached", lambda _: next(answers, True))
+        clock._take_in()
+        assert clock.read().deciding == pytest.approx(1.0, abs=0.01)

@@ -9,6 +9,7 @@ from adaptbs.timing.duty_cycle import (
     AT_ONCE,
     DENSEST,
     EAGER,
+    FAR,
     FIRST,
     IDLE,
     KEEP_UP,
@@ -374,6 +375,14 @@ def test_steps_that_are_alike_are_chosen_as_often_as_if_each_were_asked_for(cost
     error = math.sqrt((statistics.variance(asked) + statistics.variance(ahead)) / 20)
     assert statistics.fmean(ahead) == pytest.approx(statistics.fmean(asked), abs=3 * error + 1e-9)
     assert min(ahead) >= 20
+
+
+def test_a_step_beyond_those_chosen_among_at_once_is_not_chosen() -> None:
+    duty = DutyCycle(0.02)
+    duty._choose_ahead(1e12, 1e-9)  # one in a billion
+    assert (duty._quiet, duty._chosen) == (FAR, False)
+    duty._choose_ahead(1e12, 1e-17)  # 1 - 1e-17 is 1
+    assert (duty._quiet, duty._chosen) == (FAR, False)
 
 
 def test_nothing_is_asked_before_most_steps() -> None:
