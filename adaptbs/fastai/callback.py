@@ -11,7 +11,7 @@ from fastai.learner import Learner, Recorder
 
 from ..checks import check_model
 from ..decision import ROUNDING
-from ..model import BatchLoss
+from ..model import OF_A_LEARNER, BatchLoss
 from ..run import RunReport, Settings, TrainingRun, TrialStep, check_version, shows_shared_arguments
 from ..timing import PER_STEP_OF_A_LEARNER
 from .batches import AdaptiveBatches
@@ -155,7 +155,7 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._training = run = TrainingRun(
             self._settings, model, getattr(self.opt, "opt", self.opt),
             batch_size=start, epoch_samples=samples, adaptive=is_adaptive(self.opt),
-            loss=BatchLoss(batch_loss=batch_loss(learn), called="learn.loss_func", split=split, split_given=given),
+            loss=BatchLoss(batch_loss=batch_loss(learn), called=OF_A_LEARNER, split=split, split_given=given),
             trial=TrialStep(model, standalone),
             micro_batch_size=dl.bs if in_pieces else None,
             per_step=PER_STEP_OF_A_LEARNER,

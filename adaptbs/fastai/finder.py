@@ -14,7 +14,7 @@ from fastprogress.fastprogress import progress_bar
 from torch.utils.data import DataLoader as TorchLoader
 
 from ..finder import BatchSizeSuggestion, copy_of, find_batch_size, samples_of
-from ..model import BatchLoss, preserved_loader
+from ..model import OF_A_LEARNER, BatchLoss, preserved_loader
 from .hyperparameters import is_adaptive
 from .learner import as_trained, batch_loss
 
@@ -48,7 +48,7 @@ def bs_find(
     Returns:
         The noise scale with its interval, and batch sizes by noise, time and memory.
     """
-    loss = BatchLoss(batch_loss=batch_loss(self), called="learn.loss_func")
+    loss = BatchLoss(batch_loss=batch_loss(self), called=OF_A_LEARNER)
     self.model.to(getattr(self.dls, "device", default_device()))
     with _preserved_loader(self.dls.train):
         found = find_batch_size(

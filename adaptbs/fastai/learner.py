@@ -12,7 +12,7 @@ from fastai.torch_core import cast, to_float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 
-from ..model import BatchLoss, Split, certain_split, slice_batch
+from ..model import OF_A_LEARNER, BatchLoss, Split, certain_split, slice_batch
 
 # Names of callbacks, because importing their classes takes long.
 ACCUMULATION = "GradientAccumulation"
@@ -287,5 +287,5 @@ def standalone_loss(learn: Any, split: Split, split_given: bool) -> BatchLoss:
         return mixed.autocast if mixed is not None else nullcontext()
 
     return BatchLoss(
-        batch_loss=batch_loss(learn), autocast=autocast, called="learn.loss_func", split=split, split_given=split_given
+        batch_loss=batch_loss(learn), autocast=autocast, called=OF_A_LEARNER, split=split, split_given=split_given
     )
