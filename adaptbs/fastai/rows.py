@@ -1,4 +1,4 @@
-"""Notices loaders and models of which a larger batch would not have the rows that its samples are."""
+"""Notices loaders and models where the rows of a larger batch would not be its samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAKES_A_BATCH = ("do_batch", "before_batch", "create_batch")
 
 
 def doubt_rows(learn: Any, dl: Any, holds: Holds) -> None:
-    """Hold the batch if a larger one would not have the rows that its samples are; else no longer for that reason."""
+    """Hold the batch if the rows of a larger one would not be its samples. Else remove a hold for that reason."""
     for reason in (FIXED_ROWS, ROWS):  # a resumed run may have another loader
         holds.remove(reason)
     if has_fixed_rows(learn, dl):

@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from ..memory import SafeStep
-from ..model import BatchLoss, batch_length, counted, preserved, summing
+from ..model import BatchLoss, batch_length, preserved, summing, weight_of_targets
 from ..run import InPieces, TrainingRun
 from .learner import batch_of, carrying, prediction
 
@@ -106,7 +106,7 @@ class FastaiStep:
         if sums is None:
             return [batch_length(xb) if n is None else n for (xb, _, _), n in zip(pieces, samples, strict=True)]
         # Of the targets alone where that will do: another callback may make the prediction of the model's output.
-        weights = [weight for _, yb, _ in pieces if (weight := counted(loss_func, yb)) is not None]
+        weights = [weight for _, yb, _ in pieces if (weight := weight_of_targets(loss_func, yb)) is not None]
         if len(weights) == len(pieces):
             return weights
         weights = []

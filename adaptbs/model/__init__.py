@@ -1,6 +1,6 @@
 """The user's model and batch: slice batches, compute the loss, and restore all state afterwards."""
 
-from .batch_loss import OF_A_LEARNER, BatchLoss, LossNotScalarError, counted, summing
+from .batch_loss import OF_A_LEARNER, BatchLoss, LossNotScalarError, summing, weight_of_targets
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import draws, random_state, set_random_state, with_index
 from .modules import (
@@ -45,7 +45,6 @@ __all__ = [
     "check_certain",
     "collates_all",
     "concat_batches",
-    "counted",
     "describe_batch",
     "draws",
     "has_a_row_a_sample",
@@ -63,6 +62,7 @@ __all__ = [
     "summing",
     "takes_one_apart",
     "trainable",
+    "weight_of_targets",
     "why_not_cut",
     "with_index",
     "without_chance",

@@ -125,7 +125,7 @@ class BatchLoss:
         sums = summing(self._loss_func)
         if sums is None:
             return float(batch_length(batch) if samples is None else samples)
-        by_targets = counted(self._loss_func, batch[-1:])
+        by_targets = weight_of_targets(self._loss_func, batch[-1:])
         if by_targets is not None:
             return by_targets
         with torch.no_grad(), self.preserving(model):
@@ -170,8 +170,8 @@ class BatchLoss:
         return self._loss_func(model(*inputs), target)
 
 
-def counted(loss_func: Any, targets: Sequence[Any]) -> float | None:
-    """Denominator of a mean by torch's CrossEntropyLoss or NLLLoss: the total weight of the targets that count.
+def weight_of_targets(loss_func: Any, targets: Sequence[Any]) -> float | None:
+    """Total weight of the targets that are not ignored: the denominator of torch's CrossEntropyLoss and NLLLoss.
 
     None if it is another loss, a sum, or has no class targets. fastai's flattened losses keep torch's loss in `.func`.
     """

@@ -13,7 +13,7 @@ DEEPEST = 3  # functions that call each other
 
 
 def modules_used_by(function: Any) -> list[nn.Module]:
-    """The modules among all that a function refers to, without reading its code.
+    """The modules that a function refers to, and those of the functions that it calls, without calling any.
 
     Args:
         function: a function, a method, a `partial`, or an object that can be called.

@@ -23,7 +23,8 @@ class NoiseScaleTracker:
 
     Attributes:
         caveat: that of the latest measurement.
-        resolved: the latest estimate that was gone by and says anything, if there was one.
+        resolved: the estimate that learning rates are set by: the latest one that resolves the noise scale. The first
+            one where none has; None before it.
     """
 
     def __init__(self, run_samples: int, views: Sequence[str] = (), prior: NoiseScale | None = None) -> None:
@@ -68,7 +69,7 @@ class NoiseScaleTracker:
         return read
 
     def go_by(self, estimate: NoiseScale | None) -> None:
-        """Take note of an estimate that the run goes by from here on; None: nothing is known any more."""
+        """Set `resolved` from the estimate of a decision, if that resolves the noise scale. None: nothing is known."""
         if estimate is None or estimate.believed or self.resolved is None:
             self.resolved = estimate
 

@@ -105,7 +105,7 @@ class Controller:
         planned = self.progress_tracker.planned
         self._timer.plan(self._settings.decide_every * planned)
         self._noise_scales.plan(planned)
-        self._budget.duty.ask()
+        self._budget.duty.choose_anew()
 
     def end_by_progress(self) -> None:
         """End the run when its progress is complete, if that is its budget and progress is measured."""
@@ -207,7 +207,7 @@ class Controller:
         self._record("out of memory", "memory")
 
     def _look(self, cut_size: int) -> bool:
-        """Look at the new measurements, if there are enough of them; whether they are reason for a decision."""
+        """Look at the new measurements, if there are enough of them. Return True if they call for a decision."""
         if not self._budget.knows_cost:
             with self._budget.clock.deciding():
                 self._take_in()
@@ -232,7 +232,7 @@ class Controller:
         self.sample_efficiencies.clear()  # a measurement may have found the loss to couple samples
 
     def _know(self, noise_scale: NoiseScale | None, views: dict[str, NoiseScale]) -> None:
-        """Go by this estimate from here on: learning rates too, if it says anything."""
+        """Decide by this estimate from here on, and set learning rates by it if it resolves the noise scale."""
         self.noise_scale, self.views = noise_scale, views
         self._noise_scales.go_by(noise_scale)
         self.scales.clear()

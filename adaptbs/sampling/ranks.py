@@ -31,7 +31,8 @@ class SharedSampler(Sampler[Any], OwnDraw):
             last samples that the ranks cannot share equally have to be left out when the order is cut.
 
     Raises:
-        ValueError: on every rank, if the sampler is already sliced, or if the ranks cannot agree on its order.
+        ValueError: on every rank, if the sampler yields one rank's share of an order that cannot be had whole, or if
+            the ranks cannot agree on its order.
     """
 
     def __init__(self, sampler: Any, ranks: Ranks, pad: bool) -> None:

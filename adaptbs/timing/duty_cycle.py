@@ -106,7 +106,7 @@ class DutyCycle:
         self._quiet -= 1
         return True
 
-    def ask(self) -> None:
+    def choose_anew(self) -> None:
         """Forget the quiet steps: what they were chosen by has changed."""
         self._quiet, self._chosen = 0, False
 
@@ -186,7 +186,7 @@ class DutyCycle:
 
     def decided(self, decision: Decision, batch_size: int, estimate: NoiseScale | None) -> None:
         """Record a decision that was made from this estimate at this batch size."""
-        self.ask()
+        self.choose_anew()
         self._kept = self._kept + 1 if decision.batch_size == batch_size else 0
         self._settled = has_settled(decision, estimate, self._kept)
         self._full = self._settled and decision.reason in AT_A_LIMIT
@@ -216,7 +216,7 @@ class DutyCycle:
             decisions_left: decisions that will be due in the time left.
         """
         if step > 0 and cost > 0:
-            self.ask()
+            self.choose_anew()
             overhead = self._overhead - min(per_step / step, STANDING * self._overhead)
             self._even = overhead * speed * step / cost
             self._rate = measuring_rate(

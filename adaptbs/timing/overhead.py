@@ -145,7 +145,7 @@ class OverheadBudget:
             samples_left: samples that the run still has to see.
             decisions_left: decisions that will be due meanwhile.
         """
-        self.duty.ask()
+        self.duty.choose_anew()
         fitted = self.step_time
         step = fitted(batch_size) if fitted else self.step_times.median(delivered)
         if step is None or not self._costs:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from adaptbs.model.batch_loss import BatchLoss, counted
+from adaptbs.model.batch_loss import BatchLoss, weight_of_targets
 
 X, Y = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])
 
@@ -156,9 +156,11 @@ WEIGHTED = {"weight": torch.tensor([1.0, 2.0, 4.0])}
 def test_the_targets_alone_say_what_a_mean_is_over(kind, options):
     targets, predictions = torch.tensor([0, 2, -100, 1, 2]), torch.randn(5, 3).log_softmax(1)
     mean, total = kind(**options), kind(**options, reduction="sum")
-    assert counted(mean, [targets]) == pytest.approx((total(predictions, targets) / mean(predictions, targets)).item())
-    assert counted(mean, [torch.tensor([-100])]) == 0
-    assert counted(total, [targets]) is None
+    assert weight_of_targets(mean, [targets]) == pytest.approx(
+        (total(predictions, targets) / mean(predictions, targets)).item()
+    )
+    assert weight_of_targets(mean, [torch.tensor([-100])]) == 0
+    assert weight_of_targets(total, [targets]) is None
 
 
 def test_of_other_losses_and_of_probabilities_they_do_not():
@@ -166,5 +168,5 @@ def test_of_other_losses_and_of_probabilities_they_do_not():
         pass
 
     targets = torch.tensor([0, 1])
-    assert counted(Own(), [targets]) is counted(mse_loss, [targets]) is None
-    assert counted(nn.CrossEntropyLoss(), [torch.ones(2, 2) / 2]) is None
+    assert weight_of_targets(Own(), [targets]) is weight_of_targets(mse_loss, [targets]) is None
+    assert weight_of_targets(nn.CrossEntropyLoss(), [torch.ones(2, 2) / 2]) is None

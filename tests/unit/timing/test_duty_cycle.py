@@ -354,7 +354,7 @@ def chosen_steps(duty: DutyCycle, cost: float, settles: bool, *, each: bool) -> 
             left = decisions * (1 - done)
             duty.calibrate(elapsed=i, spent=spent, seconds_left=steps - i, step=1, cost=cost, decisions_left=left)
         if each and duty._quiet:
-            duty.ask()
+            duty.choose_anew()
         awaits = not new and done >= due - 1 / steps
         news_due_at = float("inf") if new or awaits else due - 1 / steps
         made.append(duty.measure_next(steps, 0 if new else silent + awaits, done, steps, news_due_at))
