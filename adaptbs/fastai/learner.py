@@ -12,7 +12,7 @@ from fastai.torch_core import cast, to_float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 
-from ..model import OF_A_LEARNER, BatchLoss, Split, certain_split, slice_batch
+from ..model import OF_A_LEARNER, AttributeCopies, BatchLoss, Split, certain_split, slice_batch
 
 # Names of callbacks, because importing their classes takes long.
 ACCUMULATION = "GradientAccumulation"
@@ -196,15 +196,22 @@ def prediction(learn: Any, output: Any) -> Any:
 def made_prediction(learn: Any, xb: Any, yb: Any, pred: Any) -> Any:
     """The prediction that the user's callbacks make of the model's (`after_pred`), as DropOutput does.
 
-    Copies of them are called, and what they set in the Learner is kept from it.
+    Copies of them are called. What they set in the Learner is kept from it, and what they change in their own lists,
+    which a copy shares, is undone.
     """
     stand_in = StandIn(learn, xb, yb, pred)
-    for cb in learn.cbs.sorted("order"):
-        of_its_own = "after_pred" in cb.__dict__ or hasattr(type(cb), "after_pred")
-        if of_its_own and not type(cb).__module__.startswith("fastai."):
-            twin = copy.copy(cb)
+    with_one = [
+        cb for cb in learn.cbs.sorted("order") if "after_pred" in cb.__dict__ or hasattr(type(cb), "after_pred")
+    ]
+    callbacks = [cb for cb in with_one if not type(cb).__module__.startswith("fastai.")]
+    own = AttributeCopies(callbacks)
+    own.take()
+    try:
+        for twin in map(copy.copy, callbacks):
             twin.__dict__["learn"] = stand_in
             twin.after_pred()
+    finally:
+        own.restore()
     return stand_in.__dict__["pred"]
 
 

@@ -1,5 +1,6 @@
 """The user's model and batch: slice batches, compute the loss, and restore all state afterwards."""
 
+from .attributes import AttributeCopies
 from .batch_loss import OF_A_LEARNER, BatchLoss, LossNotScalarError, summing, weight_of_targets
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import draws, random_state, set_random_state, with_index
@@ -29,6 +30,7 @@ from .split import ADVICE, NotCutError, Split, certain_repeat, certain_split, ch
 __all__ = [
     "ADVICE",
     "OF_A_LEARNER",
+    "AttributeCopies",
     "BatchLoss",
     "CachedFact",
     "LossNotScalarError",

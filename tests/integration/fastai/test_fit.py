@@ -408,25 +408,48 @@ def test_a_learner_whose_loss_cannot_be_computed_apart_is_measured_in_its_step(c
     assert callback.noise_scale.measurements >= 5
 
 
-def test_halves_follow_a_callback_that_makes_the_prediction(caplog) -> None:
-    class TwoOutputs(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+class OnlyByHalves(nn.Module):
+    """Has two outputs, of which the loss takes the first."""
 
-        def forward(self, x):
-            return self.layers(x), x
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
-    class TakeFirst(Callback):
-        def after_pred(self):
-            self.learn.pred = self.pred[0]
+    def forward(self, x):
+        return self.layers(x), x
 
-    learn = make_learner(n=403, model=TwoOutputs)
-    callback = AdaptiveBatchSize(overhead=0.5)
-    learn.fit(1, 1e-2, cbs=[TakeFirst(), callback])
-    assert "cannot be measured" not in caplog.text
+
+class TakeKept(Callback):
+    """Makes the prediction of an output whose place it keeps from the beginning of a batch."""
+
+    def __init__(self) -> None:
+        self.kept = []
+
+    def before_batch(self):
+        self.kept.append(0)
+
+    def after_pred(self):
+        self.learn.pred = self.pred[self.kept.pop()]
+
+
+def test_halves_follow_a_callback_that_makes_the_prediction_and_leave_it_what_it_keeps(caplog) -> None:
+    learn = make_learner(n=403, model=OnlyByHalves)
+    callback, take = AdaptiveBatchSize(overhead=0.5), TakeKept()
+    learn.fit(1, 1e-2, cbs=[take, callback])
+    assert "cannot be measured" not in caplog.text and take.kept == []
     assert callback.noise_scale is not None
     assert set(callback.history.to_dict()["source"]) - {None} == {"halves"}
+
+
+def test_where_it_cannot_the_learner_trains_on_with_its_batch_held(caplog) -> None:
+    class KeepsLater(TakeKept):
+        order = AdaptiveBatchSize.order + 1
+
+    learn = make_learner(n=403, model=OnlyByHalves)
+    callback = AdaptiveBatchSize(overhead=0.5)
+    learn.fit(1, 1e-2, cbs=[KeepsLater(), callback])
+    assert caplog.text.count("cannot be measured") == 1
+    assert callback.batch_size == 20 and callback.noise_scale is None
 
 
 def test_a_resumed_fit_counts_the_epochs_before() -> None:
