@@ -82,12 +82,13 @@ class Coupling:
 
         A sum over n samples has n times the gradient of the mean. Where the loss says that it sums, the norms are
         divided by n^2. Where that has shown in the first steps, which were measured as they are, they are divided by
-        the square of n over the n of these.
+        the square of n over the n of these. That waits for the device once, and not where the loss says that it is a
+        mean.
         """
-        self._first = self._first or norms.large_size
-        if self._batch_loss.reduction == "sum":
+        self._first, said = self._first or norms.large_size, self._batch_loss.reduction
+        if said == "sum":
             return norms.divided_by(norms.large_size**2)
-        return norms.divided_by((norms.large_size / self._first) ** 2) if self.sums else norms
+        return norms.divided_by((norms.large_size / self._first) ** 2) if said is None and self.sums else norms
 
     def state_dict(self) -> dict[str, Any]:
         state = {"looks": self._looks, "by_chance": self._by_chance, "first": self._first}
@@ -133,8 +134,10 @@ class Coupling:
         self._ratios.append(ratio if agreed is None else agreed(float(ratio)))
 
     def _read(self) -> list[float]:
-        """Read the ratios. Drops those that are not finite."""
-        read = [float(ratio) for ratio in self._ratios]
+        """Read the ratios, those on the device together, as each reading waits. Drops those that are not finite."""
+        away = [ratio for ratio in self._ratios if isinstance(ratio, Tensor)]
+        values = iter(torch.stack([ratio.to(away[0].device) for ratio in away]).tolist() if away else ())
+        read = [next(values) if isinstance(ratio, Tensor) else ratio for ratio in self._ratios]
         finite = [ratio for ratio in read if math.isfinite(ratio)]
         self._ratios = list(finite)
         return finite

@@ -11,6 +11,7 @@ from adaptbs.gradients.meter import NoiseMeter
 from adaptbs.gradients.terms import Unsupported
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.types import COUPLED
+from tests.helpers.cuda import FakeCuda
 
 BATCH = (torch.randn(8, 4), torch.randn(8, 1))
 
@@ -106,6 +107,15 @@ def test_what_is_asked_for_and_cannot_be_is_an_error_that_says_what_to_do():
     model = with_batch_norm()
     with pytest.raises(Unsupported, match=r"source='in_step' .* BatchNorm1d .* Use source='auto'"):
         step(meter_of(model, choice="in_step"), model)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_short_batch_is_not_measured_as_batch_norm_refuses_a_half_of_one_sample(rows):
+    model = with_batch_norm()
+    meter = meter_of(model, choice="halves")
+    assert step(meter, model).norms.large_size == 8
+    assert step(meter, model, (BATCH[0][:rows], BATCH[1][:rows])) is None
+    assert step(meter, model).norms.large_size == 8
 
 
 def test_batch_norm_in_evaluation_mode_does_not_stand_in_the_way_until_it_trains():
@@ -236,6 +246,18 @@ def test_a_sum_is_known_by_its_first_batches_and_measured_as_if_it_were_a_mean(l
     assert after.large_size == 128
     if sums:  # twice the samples have four times the squared gradient of their sum
         assert float(after.large) == pytest.approx(float(before.large), rel=1e-4 if loss is summed else 0.6)
+
+
+@pytest.mark.parametrize(("loss", "waits"), [({"loss_func": nn.MSELoss()}, 0), ({"loss_func": mse_loss}, 1)])
+def test_the_kind_of_loss_is_read_once_and_only_where_the_loss_does_not_say_it(loss, waits):
+    with FakeCuda() as cuda:
+        model = cuda.place(nn.Linear(4, 1))
+        batch = cuda.tensor(torch.randn(32, 4)), cuda.tensor(torch.randn(32, 1))
+        meter = NoiseMeter(model, BatchLoss(**loss))
+        for _ in range(LOOKS + 2):
+            step(meter, model, batch)
+        assert meter.in_step and not meter.looks
+        assert len([line for _, line in cuda.waits.found if "coupling.py" in line]) == waits
 
 
 def test_rows_that_are_not_the_samples_are_a_caveat():
