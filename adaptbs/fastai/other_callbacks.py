@@ -35,7 +35,7 @@ PATIENCE = 16
 
 
 class OtherCallbacks:
-    """What a run has to know of the other callbacks of its Learner.
+    """Watches the other callbacks of a Learner for changes that a larger batch would not bear.
 
     Args:
         learn: the Learner.
