@@ -12,6 +12,7 @@ from torch import Tensor, nn
 OF_TORCH = frozenset(vars(nn.Module()))  # parameters, buffers, hooks and the like, which others take care of
 CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict, Counter)
 LARGEST = 4096  # entries of a container that is copied: a vocabulary may have more, and does not change in a pass
+LARGEST_TENSOR = 1 << 20  # the same of a tensor of an object that is no module: a trainer may hold a whole data set
 DEEPEST = 3  # containers in containers, as for values by mode and by name
 
 
@@ -20,8 +21,8 @@ class AttributeCopies:
 
     A loss that keeps the embeddings of earlier batches counts its place in them by an attribute, for instance, and a
     trainer collects what it is going to log. An attribute that a pass has set is set back. One that it has added is
-    removed, unless its name is private. What it has changed in place is undone for tensors, and for containers of up to
-    `LARGEST` entries, but not for the tensors in these.
+    removed, unless its name is private. What it has changed in place is undone for tensors, those of an object that is no
+    module up to `LARGEST_TENSOR` entries, and for containers of up to `LARGEST` entries, but not for the tensors in these.
 
     Args:
         owners: the objects. Those whose class is torch's are left alone.
@@ -38,7 +39,12 @@ class AttributeCopies:
         self._kept = [(vars(m), {k: v for k, v in vars(m).items() if k not in OF_TORCH}) for m in self._owners]
         values = [value for _, kept in self._kept for value in kept.values()]
         self._contents = [(found, found.copy()) for found in _containers(values)]
-        tensors = {id(v): v for v in values if isinstance(v, Tensor) and not v.requires_grad and not v.is_inference()}
+        tensors = {
+            id(value): value
+            for owner, (_, kept) in zip(self._owners, self._kept, strict=True)
+            for value in kept.values()
+            if _is_to_be_copied(value, of_module=isinstance(owner, nn.Module))
+        }
         before = self._tensors
         self._tensors = {key: _copy_of(tensor, before.get(key)) for key, tensor in tensors.items()}
 
@@ -75,6 +81,12 @@ class _TensorCopy:
             with torch.no_grad():
                 self.tensor.data.copy_(self._values)
             self.version = self.tensor._version
+
+
+def _is_to_be_copied(value: Any, *, of_module: bool) -> bool:
+    if not isinstance(value, Tensor) or value.requires_grad or value.is_inference():
+        return False
+    return of_module or value.numel() <= LARGEST_TENSOR
 
 
 def _is_the_users(owner: Any) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.model.attributes import LARGEST
+from adaptbs.model.attributes import LARGEST, LARGEST_TENSOR, AttributeCopies
 from adaptbs.model.preserve import Preserver, Snapshot, preserved
 
 
@@ -123,3 +123,30 @@ def test_a_snapshot_restores_them_as_often_as_it_is_asked(model):
         model(torch.ones(2, 2))
         snapshot.restore()
         assert state(model) == before
+
+
+@pytest.mark.parametrize(("entries", "undone"), [(LARGEST_TENSOR, True), (LARGEST_TENSOR + 1, False)])
+def test_of_an_object_that_is_no_module_large_tensors_are_not_copied(entries, undone):
+    """A trainer may hold a whole data set, and a copy of that at each measurement could take all memory."""
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.data = torch.zeros(entries)
+
+    trainer = Trainer()
+    copies = AttributeCopies([trainer])
+    copies.take()
+    trainer.data[0] = 1
+    copies.restore()
+    assert bool(trainer.data[0] == 0) == undone
+
+
+def test_of_a_module_large_tensors_are_copied_too():
+    """A memory of earlier batches may be as large, and training goes on with what it holds."""
+    module = Counts()
+    module.memory = torch.zeros(LARGEST_TENSOR + 1)
+    copies = AttributeCopies([module])
+    copies.take()
+    module.memory[0] = 1
+    copies.restore()
+    assert module.memory[0] == 0
