@@ -21,8 +21,9 @@ class AttributeCopies:
 
     A loss that keeps the embeddings of earlier batches counts its place in them by an attribute, for instance, and a
     trainer collects what it is going to log. An attribute that a pass has set is set back. One that it has added is
-    removed, unless its name is private. What it has changed in place is undone for tensors, those of an object that is no
-    module up to `LARGEST_TENSOR` entries, and for containers of up to `LARGEST` entries, but not for the tensors in these.
+    removed, unless its name is private. What it has changed in place is undone for tensors, and for containers of up to
+    `LARGEST` entries, but not for the tensors in these. Of an object that is no module only tensors of up to
+    `LARGEST_TENSOR` entries are copied.
 
     Args:
         owners: the objects. Those whose class is torch's are left alone.
