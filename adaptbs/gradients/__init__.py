@@ -4,10 +4,11 @@ from .accumulated import AccumulatedGradients
 from .coupling import FEWEST_EXAMINED, Coupling
 from .fsdp import ShardedGradients, is_sharded, why_shards_are_unseen
 from .halves import GradientPool
-from .layers import owned, why_no_terms
+from .layers import owned, why_loss_is_needed, why_no_terms
 from .mean_gradient import MeanGradient, shows_a_sum, squared_norm
-from .meter import FEW_FOR_BATCH_NORM, HALVES, IN_STEP, NoiseMeter, is_far, why_loss_is_needed
+from .meter import FEW_FOR_BATCH_NORM, HALVES, IN_STEP, NoiseMeter
 from .ranks import RankGradients, waits_for_nobody
+from .rows_seen import is_far
 from .terms import Unsupported
 from .views import views_of
 

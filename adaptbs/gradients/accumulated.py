@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_module, check_size
 from ..model import trainable
 from ..types import SquaredNorms
 from .mean_gradient import square, together
@@ -34,9 +35,13 @@ class AccumulatedGradients:
 
     Args:
         model: the model that the loop trains.
+
+    Raises:
+        TypeError: if `model` is no module.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        check_module(model)
         self._reset()
         self._handles = []
         for i, parameter in enumerate(trainable(model)):
@@ -51,7 +56,11 @@ class AccumulatedGradients:
 
         Args:
             size: b, samples of each micro-batch. All must have the same size.
+
+        Raises:
+            TypeError, ValueError: if `size` is not an integer of at least 1.
         """
+        check_size("size", size)
         passes = max((len(squares) for squares in self._squares.values()), default=0)
         squares, totals, clean = self._squares, self._totals, self._clean
         self._reset()
@@ -81,6 +90,7 @@ class AccumulatedGradients:
         assert parameter.grad is not None
         total = square(parameter.grad)
         if i not in self._totals:
-            self._clean.append(torch.isclose(total, self._pending[i]) | ~total.isfinite())
+            # Relative, since a gradient's square may be as small as any tolerance.
+            self._clean.append(torch.isclose(total, self._pending[i], atol=0.0) | ~total.isfinite())
         self._squares.setdefault(i, []).append(self._pending.pop(i))
         self._totals[i] = total

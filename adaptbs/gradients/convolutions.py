@@ -66,18 +66,25 @@ class Convolved:
     def _by_patches(self, *tensors: Tensor) -> Tensor:
         """`squared_outer` of the patches of x and g, or of g and x if the convolution is transposed."""
         layer, pairs = self._layer, list(zip(tensors[::2], tensors[1::2], strict=True))
-        cut = [self._patches(x, y.shape[2:]) for x, y in pairs]
+        # Copies are quickest in long runs: along the channels of neighbouring pixels, or along the positions of a row.
+        run = layer.weight.shape[1] * (layer.kernel_size[-1] if layer.dilation[-1] == 1 else 1)
+        by_channels = max(layer.kernel_size) > 1 and run > pairs[0][1].shape[-1]
+        cut = [self._patches(x, y.shape[2:], by_channels) for x, y in pairs]
         outs = [y.reshape(len(y) * layer.groups, -1, prod(y.shape[2:])).mT for _, y in pairs]
         return squared_outer(_beside(cut), _beside(outs))
 
-    def _patches(self, x: Tensor, positions: Sequence[int]) -> Tensor:
-        """The patch at each position, shape (n groups, positions, in / groups * kernel). Entries in any order."""
+    def _patches(self, x: Tensor, positions: Sequence[int], by_channels: bool) -> Tensor:
+        """The patch at each position, shape (n groups, positions, in / groups * kernel).
+
+        Args:
+            x: the input.
+            positions: positions along each dimension.
+            by_channels: True if a patch has the channels of a pixel side by side. All uses need the same order.
+        """
         layer = self._layer
         x, padding = self._padded(x)
         n, channels, *size = x.shape
-        # Copies are quickest in long runs: along the channels of neighbouring pixels, or along the positions of a row.
-        run = channels // layer.groups * (layer.kernel_size[-1] if layer.dilation[-1] == 1 else 1)
-        if max(layer.kernel_size) > 1 and run > positions[-1]:
+        if by_channels:
             grouped = x.reshape(n * layer.groups, -1, *size)
             padded = x.new_zeros(n * layer.groups, *_longer(size, padding), channels // layer.groups)
             inside = [slice(p, p + s) for p, s in zip(padding, size, strict=True)]

@@ -156,12 +156,12 @@ class Coupling:
     def _ratio(self, batch: Any, samples: int | None) -> Tensor:
         n = (batch_length(batch) if samples is None else samples) // 2 * 2
         slices = [self._batch_loss.split(batch, *span) for span in ((0, n), (0, n // 2), (n // 2, n))]
-        losses = []
+        losses, generators = [], self._batch_loss.generators(self._model)
         with torch.enable_grad(), without_chance(self._model):
             for each in slices:
                 # Each from the same state: a loss that is weighted by its count of calls would else look coupled.
                 with self._batch_loss.preserving(self._model):
-                    before = RandomStates(self._model)
+                    before = RandomStates(self._model, generators)
                     losses.append(self._batch_loss(self._model, each).detach().reshape(()))
                     self._by_chance = self._by_chance or before.moved
         whole, *halves = losses

@@ -42,14 +42,16 @@ class ShardedGradients:
 
     With a mesh of two dimensions (HSDP), the mean is the one within a group that shards, averaged over groups.
 
-    `FSDPModule.set_custom_reduce_scatter` replaces the reduce-scatter while a step is watched. The replaced one
-    and the divisor of gradients, are read from private attributes: `_get_fsdp_state()`, `_fsdp_param_groups`,
+    `FSDPModule.set_custom_reduce_scatter` replaces the reduce-scatter while a step is watched. The replaced one and the
+    divisor of gradients are read from private attributes: `_get_fsdp_state()`, `_fsdp_param_groups`,
     `_reduce_scatter_comm`, `gradient_divide_factor`, `fsdp_params`, `_module_info` and `mesh_info` (torch 2.13).
 
     Args:
         model: a model for which `why_shards_are_unseen` is None.
         ranks: the ranks, connected.
     """
+
+    bytes_beside_step = 0  # norms are read from the buffers that are reduced anyway
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self._model, self._ranks = model, ranks
@@ -93,9 +95,6 @@ class ShardedGradients:
         small, shard = self._ranks.mean(both).unbind()
         b = size // reductions
         return SquaredNorms(b, small, b * self._spread, shard * self._spread)
-
-    #: Norms are read from the buffers that are reduced anyway.
-    bytes_beside_step = 0
 
     def watching(self, size: int) -> AbstractContextManager[None]:
         """A context for a trial of `size` samples. It watches nothing, because the other ranks would wait."""
@@ -164,9 +163,7 @@ class _Watched:
         allocated: Tensor = self.inner.allocate(size, dtype=dtype, device=device)
         return allocated
 
-    def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
-    ) -> Any:
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
         """Reduce `input_tensor`, and report the squared norms."""
         small = square(input_tensor)
         work = self.inner(

@@ -88,8 +88,13 @@ class HalfBatches:
         views = bytes_of_views(self._views.values(), sum(4 * p.numel() for p in parameters))
         return 2 * whole + views + TEMPORARY * largest - sum(p.numel() * p.element_size() for p in parameters)
 
+    @property
+    def fewest(self) -> int:
+        """Samples of the shortest batch that can be halved. BatchNorm takes no half of one sample."""
+        return 4 if has_batch_norm(self._model) else 2
+
     def measure(self, batch: Any, samples: int | None = None) -> SquaredNorms | None:
-        """Squared norms, on the device; None if the batch is too short to halve.
+        """Squared norms, on the device; None if the batch is shorter than `fewest`.
 
         An odd last sample is left out, so that both halves have the same size.
 
@@ -101,7 +106,7 @@ class HalfBatches:
             NotCutError: if it is not certain which entries belong to which sample.
         """
         half = (batch_length(batch) if samples is None else samples) // 2
-        if half < (2 if has_batch_norm(self._model) else 1):
+        if 2 * half < self.fewest:
             return None
         with self._batch_loss.preserving(self._model):
             parts = [self._batch_loss.split(batch, start, start + half) for start in (0, half)]

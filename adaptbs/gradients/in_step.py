@@ -101,6 +101,7 @@ class InStep:
             raise Unsupported(watched.why_not)
         self._sizes, self._failure, self._step, self._pass = sizes, None, Step(watched.parameters), None
         self._announced.clear()
+        self._thread = threading.get_ident()
         self._in_half = False  # True if a gradient arrived in half precision
         self._checking = watched.key not in self._checked
         called = LayerHook(self._guarded(self._called))
@@ -189,6 +190,8 @@ class InStep:
 
     def _called(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         assert self._watched is not None
+        if threading.get_ident() != self._thread and torch._C._current_graph_task_id() == -1:
+            return  # of a thread that predicts beside the loop
         inputs = in_order(layer, args, kwargs) if kwargs else args
         if isinstance(layer, nn.MultiheadAttention):
             if output[0].requires_grad:

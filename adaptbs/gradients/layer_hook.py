@@ -69,14 +69,28 @@ def on_gradient(output: Tensor, function: Callable[[Tensor], None]) -> None:
 
     `Tensor.register_hook` does the same and takes as long as the norms of a small layer.
     """
-    node, place = output.grad_fn, output.output_nr
-    if node is None:  # a layer that returns its parameter
+    if output.grad_fn is None:  # a layer that returns its parameter
         output.register_hook(function)  # type: ignore[no-untyped-call]
         return
+    source = _source_of(output)
+    node, place, shape = source.grad_fn, source.output_nr, output.shape
+    assert node is not None
 
     def arrives(gradients: tuple[Tensor | None, ...]) -> None:
         g = gradients[place]
         if g is not None:
-            function(g)
+            function(g.reshape(shape))
 
     node.register_prehook(arrives)
+
+
+def _source_of(output: Tensor) -> Tensor:
+    """The tensor whose node is sure to have the gradient of a layer's output: the output, or what it is a view of.
+
+    A Linear of sequences and an InstanceNorm return a view. Where it is changed in place after the call, as by
+    `ReLU(inplace=True)` or `+=`, torch replaces the node of the view, and only that of its base stays in the graph.
+    """
+    base = output._base
+    if base is None or base.grad_fn is None or base.numel() != output.numel():
+        return output
+    return base if base.is_contiguous() and output.is_contiguous() else output

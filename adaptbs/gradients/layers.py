@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import jit, nn
@@ -18,6 +18,14 @@ NOT_CALLED = (
 )
 NOT_ZEROED = (
     "gradients are there when a step's first backward pass begins, as where zero_grad() is missing or .grad is assigned"
+)
+ONE_ROW = (
+    "its layers see one row of the batch's {} samples, as where these are packed into one sequence, or where what is "
+    "trained is looked up once for all of them, as in prompt tuning"
+)
+PACKED = (
+    "the batch has one row of its {} samples, which shows no noise, as where collate_fn packs them into one sequence. "
+    "Let the dataset pack them into rows, of which a batch has several, or let collate_fn pad them"
 )
 COUNTED_TWICE = (
     ", so examples are counted several times. Where these are several losses of a batch, add them up, and call "
@@ -144,6 +152,17 @@ def why_not_in_step(model: nn.Module, parameters: Iterable[nn.Parameter] | None 
         if why is not None:
             return f"{name}: {why}"
     return None
+
+
+def why_loss_is_needed(model: nn.Module, parameters: Sequence[nn.Parameter], *, choice: str, views: bool) -> str | None:
+    """The reason why measuring a model needs its loss; None if it is measured in the step that trains."""
+    if views:
+        return "metric= and by_group= are measured by halves of a batch"
+    if choice == "halves":
+        return "source='halves' measures in a pass of its own"
+    wanted = {id(p) for p in parameters}
+    watched = [p for p in model.parameters() if p.requires_grad and id(p) in wanted]
+    return why_not_in_step(model, watched or None)
 
 
 def why_no_terms(layer: nn.Module) -> str | None:

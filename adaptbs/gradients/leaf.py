@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from ..model import AttributeCopies
 from .mean_gradient import dense
 from .terms import AT_ONCE, Stored, Term, Unsupported, squared
 
@@ -30,22 +34,55 @@ def by_differentiating(layer: nn.Module, inputs: Sequence[Any], g: Tensor) -> Ma
     """The terms of a layer's parameters, by a forward and backward pass through this layer alone.
 
     It serves layers that libraries write themselves, such as an RMSNorm, a scale for each channel or a linear layer in
-    another layout. A layer that draws random numbers or changes buffers raises an error here.
+    another layout. A layer that draws torch's random numbers or changes a buffer in place raises an error here.
+    Counters and the like that it keeps are set back afterwards, and the user's hooks on it are not called.
 
     Args:
         layer: a layer without child layers.
         inputs: inputs of its call. Tensors of len(g) entries are taken to have one entry for each example.
         g: gradient of its output, with the examples along its first dimension.
     """
-    parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
-    others = {name: p.detach() for name, p in layer.named_parameters() if not p.requires_grad}
+    with _set_back(layer):
+        return _terms(layer, inputs, g)
+
+
+@contextmanager
+def _set_back(layer: nn.Module) -> Iterator[None]:
+    """A context that sets a layer's attributes back at its end, and the random states that torch does not watch."""
+    attributes, drawn = AttributeCopies([layer]), (random.getstate(), np.random.get_state())
+    attributes.take()
+    try:
+        yield
+    finally:
+        attributes.restore()
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
+
+
+class _Unhooked(nn.Module):
+    """A layer without the hooks on it. What changes its inputs has done so already, and what reads them has read."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.layer.forward(*inputs)
+
+
+def _terms(layer: nn.Module, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
+    unhooked = _Unhooked(layer)
+    parameters = {name: p for name, p in unhooked.named_parameters() if p.requires_grad}
+    # Buffers too, so that one which the layer assigns anew is the old one again.
+    others = {name: p.detach() for name, p in unhooked.named_parameters() if not p.requires_grad}
+    others |= dict(unhooked.named_buffers())
     n, numbers = len(g), sum(p.numel() for p in parameters.values())
     batched = [0 if isinstance(x, Tensor) and x.dim() and len(x) == n else None for x in inputs]
     values = {name: dense(p.detach()) for name, p in parameters.items()}
 
     def inner_product(values: dict[str, Tensor], g: Tensor, *inputs: Any) -> Tensor:
         again = [x[None] if axis == 0 else x for x, axis in zip(inputs, batched, strict=True)]
-        product: Tensor = (functional_call(layer, {**others, **values}, tuple(again)) * g[None]).sum()
+        product: Tensor = (functional_call(unhooked, {**others, **values}, tuple(again)) * g[None]).sum()
         return product
 
     inputs = [dense(x.detach()) if isinstance(x, Tensor) else x for x in inputs]

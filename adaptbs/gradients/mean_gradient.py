@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch import device as Device
 
-from ..model import BatchLoss, NotCutError, batch_length, has_batch_norm, trainable, without_chance
+from ..model import NO_GRADIENT, BatchLoss, NotCutError, batch_length, has_batch_norm, trainable, without_chance
 from .backward import Graph
 from .loss_scale import LossScale
 
@@ -47,6 +47,8 @@ class MeanGradient:
         parameters = trainable(model)
         with torch.enable_grad():
             loss = self._batch_loss(model, batch).reshape(())
+        if not loss.requires_grad:
+            return [None] * len(parameters)  # as where only a part of the model takes these samples
         graph = Graph(loss)
         self.scale = self._loss_scale.on(loss.device) if graph.in_half else None
         gradient = list(graph.gradient(parameters, self.scale))
@@ -88,9 +90,13 @@ def shows_a_sum(model: nn.Module, batch_loss: BatchLoss, batch: Any, samples: in
         slices = (batch, batch_loss.split(batch, 0, n // 2), batch_loss.split(batch, n // 2, n))
     except NotCutError:
         return None
-    # Gradients are enabled because a checkpoint warns without them.
-    with torch.enable_grad(), without_chance(model), batch_loss.preserving(model):
-        whole, *halves = (batch_loss(model, each).item() for each in slices)
+    losses = []
+    for each in slices:
+        # Each from the same state, such as a codebook's that every pass moves. Gradients are enabled because a
+        # checkpoint warns without them.
+        with torch.enable_grad(), without_chance(model), batch_loss.preserving(model):
+            losses.append(batch_loss(model, each).item())
+    whole, *halves = losses
     ratio = sum(halves) / whole if whole else float("nan")
     return abs(ratio - 1) < abs(ratio - 2) if math.isfinite(ratio) else None
 
@@ -124,7 +130,7 @@ def squared_norm(gradient: Gradient) -> Tensor:
     """
     present = [g.to_dense() if g.is_sparse else g for g in gradient if g is not None]
     if not present:
-        raise ValueError("the loss depends on no trainable parameter: check requires_grad and the loss function")
+        raise ValueError(NO_GRADIENT)
     kinds: dict[tuple[Device, torch.dtype], list[Tensor]] = {}
     for g in present:
         kinds.setdefault((g.device, g.dtype), []).append(g)

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from ..model import BatchLoss, batch_length, has_batch_norm, trainable
+from ..model import BatchLoss, NotCutError, batch_length, has_batch_norm, trainable
 from ..types import COUPLED, Measurement, SquaredNorms
 from .coupling import Coupling
 from .halves import HalfBatches
 from .in_step import BegunBeforeError, InStep
-from .layers import COUNTED_TWICE, NOT_CALLED, NOT_ZEROED, why_not_in_step
+from .layers import COUNTED_TWICE, NOT_CALLED, NOT_ZEROED, ONE_ROW, PACKED
+from .rows_seen import RowsSeen
 from .terms import NotNow, Unsupported
 from .views import View
 
@@ -22,10 +23,10 @@ log = logging.getLogger(__name__)
 
 SHORT = 4  # samples; a shorter batch is skipped if longer ones have been seen
 FEW_FOR_BATCH_NORM = 32  # samples; BatchNorm over fewer changes the noise scale (docs/believing.md)
-NEAR = 0.1  # share of samples that a loop may leave out; the noise scale moves less than its interval is wide
 PATIENCE = 3  # number of steps in a row that fail for one reason, after which the reason is taken as lasting
 
 IN_STEP, HALVES = "in step", "halves"
+ASKED_FOR, FOR_VIEWS = "asked for", "views of the gradient are measured that way"  # reasons that arguments give
 
 
 class NoiseMeter:
@@ -51,25 +52,26 @@ class NoiseMeter:
         views: Mapping[str, View] | None = None,
         parameters: Callable[[], Sequence[nn.Parameter]] | None = None,
     ) -> None:
-        self._model, self.loss, self._choice = model, loss, choice
-        self._parameters = parameters
+        self._model, self.loss, self._choice, self._parameters = model, loss, choice, parameters
+        self._finds_out = choice == "auto" and not views  # which source will do; else it is given
         self._in_step = InStep(model, parameters)
         self._halves = HalfBatches(model, loss, views) if loss is not None else None
         self._coupling = Coupling(model, loss) if loss is not None else None
-        self._longest = 0  # rows
-        self._missed = 0  # steps in a row that told nothing
-        self._not_now = 0  # steps in a row that could not be measured, though others may be
+        self._longest, self._rows_seen = 0, RowsSeen()  # rows of the longest batch, and of the latest ones
+        self._missed = self._not_now = 0  # steps in a row that told nothing; that tell nothing now, though others may
         self._repeated = 0  # steps in a row that went through examples several times
-        self._source, self._why = IN_STEP, "what the layers see in the step"
-        if choice == "halves":
-            self._source, self._why = HALVES, "asked for"
-        elif views:
-            self._source, self._why = HALVES, "views of the gradient are measured that way"
+        given = ASKED_FOR if choice == "halves" else FOR_VIEWS if views else None
+        self._source, self._why = (HALVES, given) if given else (IN_STEP, "what the layers see in the step")
 
     @property
     def in_step(self) -> bool:
         """True while the loop's own step is measured."""
         return self._source == IN_STEP
+
+    @property
+    def fewest(self) -> int:
+        """Samples of the shortest batch that shows noise."""
+        return 2 if self.in_step or self._halves is None else self._halves.fewest
 
     @property
     def sums(self) -> bool | None:
@@ -163,53 +165,61 @@ class NoiseMeter:
         Raises:
             Unsupported: if the model cannot be measured in its step and its loss is not known.
         """
-        found = self._in_step
-        try:
-            norms = found.norms()
-        except BegunBeforeError:
-            self.watch(sizes)  # the next step is watched from its beginning
-            self._miss(NOT_ZEROED)
-            return None
-        except NotNow as why:
-            found.disarm()
-            self._not_now += 1
-            log.log(logging.WARNING if self._not_now == PATIENCE else logging.INFO, "a step was not measured: %s", why)
-            return None
-        except Unsupported as error:
-            found.disarm()
-            self._change(error)
-            return None
+        norms = self._norms_of_the_step(sizes)
         if norms is None:
-            self._miss(NOT_CALLED)
+            return None
+        rows_of_passes, uses = self._in_step.examples, self._in_step.uses
+        self._in_step.disarm()
+        if norms.large_size < 2:  # one example shows no noise
+            if samples > 1:
+                self._miss(ONE_ROW.format(samples))
             return None
         self._missed = self._not_now = 0
-        counts, uses = found.examples, found.uses
-        found.disarm()
-        if norms.large_size < 2:
-            return None  # one example shows no noise
-        if len(counts) > batches and norms.large_size > samples:
-            # An example's term would be the sum of those of its passes, which are not kept that long.
-            several = f"{len(counts)} backward passes are made for {batches} of its batches"
-            self._repeated += 1
-            log.info("a step was not measured: %s", several)
-            if self._repeated >= PATIENCE:
-                self._change(Unsupported(several + COUNTED_TWICE))
+        if (passes := len(rows_of_passes)) > batches and norms.large_size > samples:
+            self._repeat(passes, batches)
             return None
         self._repeated = 0
         if self._coupling is not None:
             norms = self._coupling.as_of_mean(norms)
         # One pass for several batches whose losses were added up sees the rows of all of them as those of one.
-        added_up = len(counts) == 1 < batches <= uses
-        rows_are_samples = norms.large_size == samples or (all(n in sizes for n in counts) and not added_up)
+        added_up = passes == 1 < batches <= uses
+        rows_are_samples = norms.large_size == samples or (all(n in sizes for n in rows_of_passes) and not added_up)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
-        wrong = not rows_are_samples and is_far(norms.large_size, samples)
+        wrong = self._rows_seen.are_wrong(samples if rows_are_samples else norms.large_size, samples)
         return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or caveat, wrong)
+
+    def _norms_of_the_step(self, sizes: Sequence[int]) -> SquaredNorms | None:
+        """The norms of the step that was watched. None if it has none to tell, of which note is taken."""
+        try:
+            norms = self._in_step.norms()
+        except BegunBeforeError:
+            self.watch(sizes)  # the next step is watched from its beginning
+            self._miss(NOT_ZEROED)
+        except NotNow as why:
+            self._in_step.disarm()
+            self._not_now += 1
+            log.log(logging.WARNING if self._not_now == PATIENCE else logging.INFO, "a step was not measured: %s", why)
+        except Unsupported as error:
+            self._change(error)
+        else:
+            if norms is None:
+                self._miss(NOT_CALLED)
+            return norms
+        return None
+
+    def _repeat(self, passes: int, batches: int) -> None:
+        """Take note of a step that goes through its batches several times."""
+        # An example's term would be the sum of those of its passes, which are not kept that long.
+        several = f"{passes} backward passes are made for {batches} of its batches"
+        self._repeated += 1
+        log.info("a step was not measured: %s", several)
+        if self._repeated >= PATIENCE:
+            self._change(Unsupported(several + COUNTED_TWICE))
 
     def _miss(self, why: str) -> None:
         """Take note of a step that tells nothing for this reason, which is there to stay after a few in a row."""
         self._missed += 1
         if self._missed >= PATIENCE:
-            self._in_step.disarm()
             self._change(Unsupported(why))
 
     def _by_halves(self, batch: Any, samples: int, *, looked: bool) -> Measurement | None:
@@ -221,14 +231,17 @@ class NoiseMeter:
             return None  # the last few samples of an epoch; a model that never trains on one sample may fail on it
         if not looked:
             self.look(batch, samples)
-        norms = self._halves.measure(batch, said)
-        if norms is None:
+        if (norms := self._halves.measure(batch, said)) is None:
+            if rows == 1 < samples:
+                raise NotCutError(PACKED.format(samples))
             return None
         caveat = self._caveat(norms, rows, samples)
-        return Measurement(norms, HALVES, self._why, lambda: self._coupled() or caveat, is_far(rows, samples))
+        wrong = self._rows_seen.are_wrong(rows, samples)
+        return Measurement(norms, HALVES, self._why, lambda: self._coupled() or caveat, wrong)
 
     def _change(self, why: Unsupported) -> None:
         """Measure by halves from here on, because the step cannot be measured."""
+        self._in_step.disarm()
         if self._halves is None:
             raise Unsupported(f"this model cannot be measured in the step that trains: {why}") from None
         if self._choice == "in_step":
@@ -258,15 +271,18 @@ class NoiseMeter:
         """The chosen source and facts about model and loss."""
         return {
             "source": self._source, "why": self._why, "longest": self._longest,
+            "rows_seen": self._rows_seen.state_dict(),
             "coupling": self._coupling.state_dict() if self._coupling is not None else None,
             "gradients": self._halves.mean_gradient.state_dict() if self._halves is not None else None,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state. A `choice` other than "auto" takes precedence over the saved source."""
-        if self._choice == "auto" and (state["source"] == IN_STEP or self._halves is not None):
+        """Continue from a saved state, by the source that was found out. One that is asked for is its run's own."""
+        was_found_out = state["why"] not in (ASKED_FOR, FOR_VIEWS)
+        if self._finds_out and was_found_out and (state["source"] == IN_STEP or self._halves is not None):
             self._source, self._why = state["source"], state["why"]
         self._longest = state["longest"]
+        self._rows_seen.load_state_dict(state.get("rows_seen", []))  # which older states lack
         if self._coupling is not None and state["coupling"] is not None:
             self._coupling.load_state_dict(state["coupling"])
         if self._halves is not None and state["gradients"] is not None:
@@ -281,19 +297,3 @@ class NoiseMeter:
         if norms.small_size < FEW_FOR_BATCH_NORM and has_batch_norm(self._model):
             return f"BatchNorm over {norms.small_size}"
         return None
-
-
-def is_far(rows: int, samples: int) -> bool:
-    """True if the noise scale of rows is another number than that of samples, not only off by a few rows."""
-    return abs(rows - samples) > NEAR * samples
-
-
-def why_loss_is_needed(model: nn.Module, parameters: Sequence[nn.Parameter], *, choice: str, views: bool) -> str | None:
-    """The reason why measuring a model needs its loss; None if it is measured in the step that trains."""
-    if views:
-        return "metric= and by_group= are measured by halves of a batch"
-    if choice == "halves":
-        return "source='halves' measures in a pass of its own"
-    wanted = {id(p) for p in parameters}
-    watched = [p for p in model.parameters() if p.requires_grad and id(p) in wanted]
-    return why_not_in_step(model, watched or None)

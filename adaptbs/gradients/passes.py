@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from .terms import NotNow, Term, Unsupported
 
 FLOOR = 0.1  # part of the rounding error that is relative to the whole gradient: some parameters' is nothing but that
 NOT_THE_SUM = (
-    "the gradient of {} is not the sum of what its layers' calls add to it, as with a penalty on weights or on "
-    "gradients in the loss (one on weights may be the optimizer's weight_decay= instead)"
+    "the gradient of {} is not the sum of what its layers' calls add to it, as with a hook that changes it, or with a "
+    "penalty on weights or on gradients in the loss (one on weights may be the optimizer's weight_decay= instead)"
 )
 
 
@@ -30,7 +30,7 @@ class Pass:
 
     def __init__(self, parameters: Sequence[nn.Parameter], task: int, *, checking: bool) -> None:
         self.task, self._tasks = task, set[int]()
-        self._checking = checking
+        self.checking = checking
         # By the parameter's id: a tensor's own hash is a call, which adds up.
         self._held: dict[int, tuple[Tensor, Term]] = {}
         self.squares: list[Tensor] = []  # sum over examples of |c_i|^2, by parameter
@@ -38,6 +38,7 @@ class Pass:
         self._uses: dict[int, int] = {}
         self.totals: dict[int, Tensor] = {}
         self.before = [p.grad for p in parameters if p.grad is not None]
+        self.identity = identity(self.before)
 
     def enter_task(self, task: int) -> bool:
         """Enter a backward pass: this one, or one inside it, of a reentrant checkpoint. True at its first call."""
@@ -81,7 +82,7 @@ class Pass:
             )
         self.examples[key] = term.examples
         self.squares.append(term.squared())
-        if self._checking:
+        if self.checking:
             self.totals[key] = term.total().reshape(parameter.shape)
 
 
@@ -108,7 +109,7 @@ class Step:
         self._examples: dict[int, list[int]] = {}  # by the parameter's id
         self._large: Tensor | None = None
         self._left: Tensor | None = None  # squared norm of what `.grad` held before the first pass
-        self._after: list[tuple[int, int]] = []  # the gradients after the latest pass, see `_identity`
+        self._after: list[tuple[int, int]] = []  # the gradients after the latest pass, see `identity`
         self._same: Tensor | None = None  # True if no pass found the gradients changed since the one before
         self._errors: dict[Tensor, tuple[Tensor, Tensor]] = {}  # squared norms of difference and gradient
 
@@ -118,17 +119,18 @@ class Step:
         Raises:
             NotNow: if the gradients were changed after the pass before, as by clipping or an unscaling.
         """
-        if self.passes and not self._go_on(new.before):
+        if self.passes and not self._go_on(new):
             self._start()
-        elif not self.passes and new.before:
-            self._left = squared_norm(new.before)
+        elif not self.passes:
+            self._left = squared_norm(new.before) if new.before else None
 
-    def _go_on(self, before: Sequence[Tensor]) -> bool:
+    def _go_on(self, new: Pass) -> bool:
         """True if the gradients still hold the sum of the step's earlier passes."""
+        before = new.before
         if not before:
             return False
         size = squared_norm(before)
-        if _identity(before) != self._after:
+        if new.identity != self._after:
             # It waits for the device, which happens only where gradients are changed in place and passes follow.
             if size.item() == 0:
                 return False
@@ -142,7 +144,9 @@ class Step:
         """End a pass. It does not count if it has added to no `.grad`, such as a `torch.autograd.grad`."""
         ended.release()
         gradients = {id(p): p.grad for p in self.parameters if p.grad is not None}
-        if not gradients:
+        present = list(gradients.values())
+        after = identity(present)
+        if not gradients or after == ended.identity:
             return
         if not ended.before and not gradients.keys() <= ended.examples.keys():
             raise Unsupported("a weight is used outside its own layer's forward")
@@ -152,14 +156,23 @@ class Step:
         self._squares += ended.squares
         for key, n in ended.examples.items():
             self._examples.setdefault(key, []).append(n)
-        present = list(gradients.values())
+        if not self._examples:
+            raise Unsupported("a weight is used outside its own layer's forward")
         self._large = squared_norm(present)
-        self._after = _identity(present)
-        if ended.totals and self.passes == 1:
-            for parameter in self.parameters:
-                if (total := ended.totals.get(id(parameter))) is not None:
-                    gradient = gradients[id(parameter)]
-                    self._errors[parameter] = square(dense(total) - dense(gradient)), square(gradient)
+        self._after = after
+        if ended.checking:
+            self._compare(ended, gradients)
+
+    def _compare(self, ended: Pass, gradients: Mapping[int, Tensor]) -> None:
+        """Take note of how far the gradients are from the sums of the terms."""
+        for parameter in self.parameters:
+            if (gradient := gradients.get(id(parameter))) is None:
+                continue
+            total = ended.totals.get(id(parameter))
+            if total is not None and self.passes == 1:
+                self._errors[parameter] = square(dense(total) - dense(gradient)), square(gradient)
+            elif id(parameter) not in self._examples:  # then it was zero before, and has to be zero still
+                self._errors[parameter] = square(gradient), square(gradient)
 
     def examples_by_pass(self) -> tuple[int, ...]:
         """Number of examples of each pass. Raises Unsupported if layers see different numbers."""
@@ -205,6 +218,6 @@ class Step:
         return None
 
 
-def _identity(gradients: Sequence[Tensor]) -> list[tuple[int, int]]:
+def identity(gradients: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Each tensor's identity, and the number of times that it was changed in place."""
     return [(id(g), g._version) for g in gradients]

@@ -96,15 +96,15 @@ class MemoryLimit:
             batch_size: the present size, samples of a step.
             longest: the longest batch so far, samples of all ranks together.
         """
-        parts, size = self._batches_per_step, decision.batch_size
+        per_step, size = self._batches_per_step, decision.batch_size
         if not self._in_pieces:  # else the steps report what ran
             self.ran(longest // self._ranks.world_size)
         if size > batch_size:
-            fits = parts * self._ranks.least(self.find_largest(-(-size // parts)))
+            fits = per_step * self._ranks.least(self.find_largest(-(-size // per_step)))
             if not self.may_be_exceeded:
                 decision = within_memory(decision, max(fits, batch_size))
-        whole = parts * int(self.piece) if self._accumulates else parts  # pieces of the same length
-        return replace(decision, batch_size=max(decision.batch_size // whole, 1) * whole)
+        unit = per_step * int(self.piece) if self._accumulates else per_step  # so that all passes are equally long
+        return replace(decision, batch_size=max(decision.batch_size // unit, 1) * unit)
 
     def find_largest(self, wanted: int) -> float:
         """Find the largest size up to `wanted` that memory holds. May run trials. inf: no limit is known."""
@@ -154,16 +154,20 @@ class MemoryLimit:
         """Find the largest size up to `aim` that fits, by as few trials as possible."""
         assert self.memory is not None
         limit, careful, before = self.memory.limit(), self.memory.careful, set(self._trials)
-        known = [replace(trial, limit=limit) for trial in self._trials.values()]
-        if not any(trial.fits for trial in known):
+
+        def known() -> list[Trial]:
+            """One trial of each size, the latest, within the limit of now."""
+            return [replace(trial, limit=limit) for trial in self._trials.values()]
+
+        if not any(trial.fits for trial in known()):
             first = aim if not careful and affordable(self._by_statistics()) >= aim else self.largest_run
-            known.append(self._try(first))
-            if not known[-1].fits and first == aim:
-                known.append(self._try(self.largest_run))
-        if any(trial.fits for trial in known):
+            if not self._try(first).fits and first == aim:
+                self._try(self.largest_run)
+        found = known()
+        if any(trial.fits for trial in found):
             left = self._bracket.failures_left
-            known = search(self._try, aim, aim, known=known, careful=careful, most_failures=left)
-        self._bracket.fits(largest_fitting(known) or 0)
+            found = search(self._try, aim, aim, known=found, careful=careful, most_failures=left)
+        self._bracket.fits(largest_fitting(found) or 0)
         tried = sorted(self._trials.keys() - before)
         log.info("batches of %s were tried: %d fits", tried, self._bracket.largest_tried)
 

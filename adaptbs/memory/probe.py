@@ -12,7 +12,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checks import check_batches, check_model, check_optimizer, check_size, check_trains
+from ..checks import (
+    check_batches,
+    check_model,
+    check_needs_no_closure,
+    check_optimizer,
+    check_size,
+    check_trains,
+)
 from ..model import (
     BatchLoss,
     batch_bytes,
@@ -92,6 +99,7 @@ def probe_memory(
     if optimizer is not None:
         check_optimizer(optimizer, ", or None for no step")
         check_trains(optimizer, model)
+        check_needs_no_closure(optimizer, "leave optimizer= out, which tries forward and backward passes alone")
     devices = {p.device for p in model.parameters()}
     memory = memory_of(devices)
     if memory is None:

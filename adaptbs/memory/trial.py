@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -91,8 +90,8 @@ def _peak(
     """
     peaks = []
     for time in range(1, TIMES + 1):
-        with memory.watched() as seen, torch.enable_grad(), watching():
-            torch.autograd.backward(loss(model, batch))
+        with memory.watched() as seen, watching():
+            loss.backward(model, batch)
         # In the first pass the allocator may have to free cached blocks of a smaller size, as it will once in training.
         if seen.thrashed and time == TIMES:
             return None

@@ -1,7 +1,15 @@
 """The user's model and batch: slice batches, compute the loss, and restore all state afterwards."""
 
 from .attributes import AttributeCopies
-from .batch_loss import OF_A_LEARNER, BatchLoss, LossNotScalarError, summing, weight_of_targets
+from .batch_loss import (
+    NO_GRADIENT,
+    OF_A_LEARNER,
+    OF_A_TRAINER,
+    BatchLoss,
+    LossNotScalarError,
+    summing,
+    weight_of_targets,
+)
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import draws, random_state, set_random_state, with_index
 from .modules import (
@@ -26,10 +34,13 @@ from .preserve import (
 )
 from .samples import collates_all, has_a_row_a_sample, takes_one_apart
 from .split import ADVICE, NotCutError, Split, certain_repeat, certain_split, check_certain, why_not_cut
+from .watched_parameters import a_few_of, a_few_others, a_few_trained, group_sizes
 
 __all__ = [
     "ADVICE",
+    "NO_GRADIENT",
     "OF_A_LEARNER",
+    "OF_A_TRAINER",
     "AttributeCopies",
     "BatchLoss",
     "CachedFact",
@@ -39,6 +50,9 @@ __all__ = [
     "Snapshot",
     "Split",
     "WeightSnapshot",
+    "a_few_of",
+    "a_few_others",
+    "a_few_trained",
     "add_note",
     "batch_bytes",
     "batch_length",
@@ -49,6 +63,7 @@ __all__ = [
     "concat_batches",
     "describe_batch",
     "draws",
+    "group_sizes",
     "has_a_row_a_sample",
     "has_batch_norm",
     "has_compiled",

@@ -16,8 +16,14 @@ from .batches import batch_length, describe_batch, to_device
 from .preserve import Preserver, add_note
 from .split import Split, certain_split
 from .used_modules import modules_used_by, owners_of
+from .variables import VariableCopies, functions_in
 
 OF_A_LEARNER = "learn.loss_func"  # as fastai's loss is called in messages
+OF_A_TRAINER = "compute_loss()"  # and that of Hugging Face's Trainer
+NO_GRADIENT = (
+    "the loss depends on no trainable parameter: compute it from what the model returns, without detach(), argmax(), a "
+    "comparison or no_grad(), and check requires_grad"
+)
 
 
 class LossNotScalarError(ValueError):
@@ -44,7 +50,7 @@ class BatchLoss:
 
     Raises:
         ValueError: if both or neither of `loss_func` and `batch_loss` are given.
-        TypeError: if the given one is not a function.
+        TypeError: if the given one is not a function, or is a class, or if `autocast` is not a function.
     """
 
     def __init__(
@@ -64,11 +70,22 @@ class BatchLoss:
         for name, function in (("loss_func", loss_func), ("batch_loss", batch_loss)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}={function!r}: it must be a function")
+            if isinstance(function, type):
+                raise TypeError(
+                    f"{name}={function.__name__} is a class, which would be made anew of each batch: give an object of "
+                    f"it, {function.__name__}()"
+                )
+        if autocast is not None and (not callable(autocast) or hasattr(type(autocast), "__enter__")):
+            raise TypeError(
+                f"autocast={type(autocast).__name__}(...): it must be a function that makes the context anew for each "
+                "pass, such as lambda: torch.autocast('cuda')"
+            )
         self._loss_func, self._batch_loss = loss_func, batch_loss
         self._autocast = autocast or nullcontext
         self.split: Split = split or certain_split
         self.split_given = split is not None if split_given is None else split_given
         self._preserver = Preserver()
+        self._own: tuple[AttributeCopies, VariableCopies] | None = None
         self._joined: nn.ModuleList | None = None
         self.called = called or ("batch_loss=" if batch_loss else "loss_func=")
 
@@ -88,27 +105,33 @@ class BatchLoss:
         """
         return modules_used_by(self._loss_func or self._batch_loss)
 
-    def preserving(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context that at its end restores the state of the model, and of the modules and object that the loss uses.
-
-        The object is the one whose method the loss is, such as a trainer that counts its calls.
-        """
-        inside = self._preserver(self._with_own_modules(model) if self.modules else model)
-        return self._preserving_owner(inside) if self._owners else inside
-
-    @cached_property
-    def _owners(self) -> list[Any]:
-        return owners_of(self._loss_func or self._batch_loss)
-
     @contextmanager
-    def _preserving_owner(self, inside: AbstractContextManager[None]) -> Iterator[None]:
-        attributes = AttributeCopies(self._owners)
-        attributes.take()
+    def preserving(self, model: nn.Module) -> Iterator[None]:
+        """A context that at its end restores the state of the model, and of all that the loss uses.
+
+        The loss uses modules, the object whose method it is, such as a trainer that counts its calls, and variables
+        that it closes over or names, such as a global counter or a generator of its own.
+        """
+        own, self._own = self._own or self._copies_of_own(), None  # None: inside another such context, which needs it
+        for each in own:
+            each.take()
         try:
-            with inside:
+            with self._preserver(self._with_own_modules(model) if self.modules else model):
                 yield
         finally:
-            attributes.restore()
+            for each in own:
+                each.restore()
+                each.drop()
+            self._own = own
+
+    def generators(self, model: nn.Module) -> list[Any]:
+        """The generators of random numbers that the loss or the model seems to draw from, beside torch's own."""
+        of_model = AttributeCopies((*model.modules(), *self.modules)), VariableCopies(functions_in(model))
+        return [each for found in (*of_model, *self._copies_of_own()) for each in found.generators]
+
+    def _copies_of_own(self) -> tuple[AttributeCopies, VariableCopies]:
+        function = self._loss_func or self._batch_loss
+        return AttributeCopies(owners_of(function)), VariableCopies([function])
 
     def _with_own_modules(self, model: nn.Module) -> nn.Module:
         """The model and the modules of the loss function as one module, which is made once for a model."""
@@ -149,6 +172,8 @@ class BatchLoss:
             call = "batch_loss(model, batch)" if self._batch_loss else "loss_func(model(*inputs), target)"
             if self.called == OF_A_LEARNER:
                 call = "learn.loss_func(model(*xb), *yb), without what the Learner's callbacks change in it,"
+            elif self.called == OF_A_TRAINER:
+                call = "compute_loss(model, inputs)"
             add_note(error, f"adaptbs called {call} on a batch of {describe_batch(batch)}.")
             raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -158,6 +183,18 @@ class BatchLoss:
                 "return the mean over its samples"
             )
         return loss
+
+    def backward(self, model: nn.Module, batch: Any) -> None:
+        """Run a forward and a backward pass, which adds to the parameters' `.grad`.
+
+        Raises:
+            ValueError: if the loss depends on no trainable parameter; as `__call__` does.
+        """
+        with torch.enable_grad():
+            loss = self(model, batch)
+            if not loss.requires_grad:
+                raise ValueError(NO_GRADIENT)
+            torch.autograd.backward(loss)
 
     def _of_inputs_and_target(self, model: nn.Module, batch: Any) -> Tensor:
         if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) < 2:

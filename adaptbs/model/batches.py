@@ -92,6 +92,11 @@ def _tensors(batch: Any) -> list[Tensor]:
         )
     if isinstance(batch, Tensor):
         return [batch]
+    if type(batch) is tuple or type(batch) is list:  # as most are, at every step
+        found = []
+        for item in batch:
+            found += [item] if isinstance(item, Tensor) else _tensors(item)
+        return found
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     elif _is_record(batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,43 +15,54 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .attributes import AttributeCopies
-from .buffers import BufferCopies
 from .devices import random_state, set_random_state
 from .modules import drawing_devices
+from .tensors import TensorCopies
+from .values import state_of
+from .variables import CalledFunctions, VariableCopies
 
 
 class Snapshot:
     """A copy of the state that a forward pass changes.
 
-    That is the model's buffers (such as BatchNorm's), the random states of torch, NumPy and Python, and the attributes
-    of modules of the user's own classes, such as the hidden state of a language model.
+    That is the model's buffers (such as BatchNorm's) and frozen parameters (such as an averaged copy's), the random
+    states of torch, NumPy and Python, the attributes of modules of the user's own classes, such as the hidden state of
+    a language model, and the variables that hooks on modules and the `forward` of these classes change.
 
     Args:
-        model: the model whose buffers are copied, and the random states of whose devices.
+        model: the model whose tensors are copied, and the random states of whose devices.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._buffers = BufferCopies(model)
+        self._functions = CalledFunctions(model)
+        self._tensors = TensorCopies(model)
         self._devices = drawing_devices(model)
         self._attributes = AttributeCopies(model.modules())
+        self._variables = VariableCopies(())
         self.take()
 
-    def take(self, all_random: bool = True) -> None:
+    def take(self, *, all_random: bool = True, trained: bool = True) -> None:
         """Copy the state as it is now.
 
         Args:
             all_random: copy NumPy's and Python's random states too, which takes longer than everything else.
+            trained: take note of the memory of trained parameters too, which is held until `drop` or the next `take`.
         """
-        self._buffers.take()
+        self._tensors.take(trained=trained)
         self._attributes.take()
+        functions = self._functions.now()
+        if functions != self._variables.functions:
+            self._variables = VariableCopies(functions)
+        self._variables.take()
         self._torch = torch.get_rng_state()
         self._others = (random.getstate(), np.random.get_state()) if all_random else None
-        self._drawn = [(device, random_state(device)) for device in self._devices]
+        self._drawn = [(device, random_state(device)) for device in self._devices] if self._devices else []
 
     def restore(self) -> None:
-        """Restore the copied state. Parameters keep their current values."""
-        self._buffers.restore()
+        """Restore the copied state. Parameters that are trained keep their current values."""
+        self._tensors.restore()
         self._attributes.restore()
+        self._variables.restore()
         torch.set_rng_state(self._torch)
         if self._others is not None:
             random.setstate(self._others[0])
@@ -59,8 +71,10 @@ class Snapshot:
             set_random_state(device, state)
 
     def drop(self) -> None:
-        """Let go of the copied attributes, which nothing restores any more. `restore` may be called more than once."""
+        """Let go of what was copied, which nothing restores any more. `restore` may be called more than once."""
         self._attributes.drop()
+        self._variables.drop()
+        self._tensors.drop()
 
 
 class RandomStates:
@@ -68,10 +82,11 @@ class RandomStates:
 
     Args:
         model: the model, whose devices count.
+        generators: generators of the user's own that it may draw from as well.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._devices = drawing_devices(model)
+    def __init__(self, model: nn.Module, generators: Iterable[Any] = ()) -> None:
+        self._devices, self._generators = drawing_devices(model), list(generators)
         self._before = self._now()
 
     @property
@@ -81,7 +96,8 @@ class RandomStates:
 
     def _now(self) -> tuple[object, ...]:
         tensors = [torch.get_rng_state(), *map(random_state, self._devices)]
-        return random.getstate(), repr(np.random.get_state()), *(bytes(t.numpy()) for t in tensors)
+        own = [pickle.dumps(state_of(each)) for each in self._generators]
+        return random.getstate(), pickle.dumps(np.random.get_state()), *(bytes(t.numpy()) for t in tensors), *own
 
 
 @contextmanager

@@ -55,23 +55,32 @@ def traces_and_squares(norms: Sequence[SquaredNorms]) -> np.ndarray:
 
 def pool(values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float) -> NoiseScale:
     """The same as `estimate`, from the `traces_and_squares` of the measurements."""
+    values, exponent = near_one(values)
     (trace, grad_sq), covariance, degrees = means(values, weights)
     if covariance is None:
         low, high, cautious = 0.0, math.inf, 0.0
     else:
         low, high = fieller(trace, grad_sq, covariance, student_t(confidence, degrees))
         cautious, _ = fieller(trace, grad_sq, covariance, student_t(ONE_SIGMA, degrees))
+    grad_sq, trace = math.ldexp(grad_sq, exponent), math.ldexp(trace, exponent)
     return NoiseScale(grad_sq, trace, low, high, cautious, len(values))
 
 
-def limits(
-    values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float
-) -> tuple[float, float]:
+def limits(values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float) -> tuple[float, float]:
     """Only the interval of `estimate`, from the `traces_and_squares` of the measurements."""
-    (trace, grad_sq), covariance, degrees = means(values, weights)
+    (trace, grad_sq), covariance, degrees = means(near_one(values)[0], weights)
     if covariance is None:
         return 0.0, math.inf
     return fieller(trace, grad_sq, covariance, student_t(confidence, degrees))
+
+
+def near_one(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """The values over 2^exponent, of which the largest is near 1, and the exponent. Ratios stay what they are.
+
+    An interval takes fourth powers. Those of a float64 model that diverges would be beyond the numbers of a float.
+    """
+    exponent = int(np.frexp(np.abs(values).max())[1])
+    return np.ldexp(values, -exponent), exponent
 
 
 def means(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
-from ..types import COUPLED, ENOUGH, NOT_FINITE, Measurement, NoiseScale, SquaredNorms
+from ..types import COUPLED, ENOUGH, NOT_FINITE, NOTHING, Measurement, NoiseScale, SquaredNorms
 from .window import MeasurementWindow
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class NoiseScaleTracker:
             return self.caveat
         if estimate is not None:
             return estimate.doubt
-        return NOT_FINITE if self._plain.skipped else "no measurements"
+        return NOT_FINITE if self._plain.skipped else NOTHING
 
     def say(self, estimate: NoiseScale | None, progress: float) -> None:
         """Log when a doubt appears or goes. `progress` is the share of the run done, 0..1."""

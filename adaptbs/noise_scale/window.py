@@ -133,7 +133,6 @@ class MeasurementWindow:
             traces = traces_and_squares([norms for _, norms in finite]).tolist()
             for (seen, norms), (trace, grad_sq) in zip(finite, traces, strict=True):
                 self._entries.append(Entry(seen, norms.large_size, trace, grad_sq))
-            self._entries = thinned(self._entries)
         self._unread = []
         return finite
 
@@ -147,6 +146,8 @@ class MeasurementWindow:
     def _estimate(self, confidence: float) -> NoiseScale | None:
         if not self._entries:
             return None
+        # Not where they are read: a state is saved at any time, and that must not change the estimate.
+        self._entries = thinned(self._entries)
         newest = self._entries[-1].samples
         recent = [entry for entry in self._entries[:-FULL] if newest - entry.samples <= FORGET * self._fade]
         self._entries = recent + self._entries[-FULL:]

@@ -105,12 +105,13 @@ def test_one_pass_shows_no_noise():
     assert watch.norms(SIZE) is None
 
 
-def test_gradients_left_over_from_before_are_noticed():
+@pytest.mark.parametrize("factor", [1.0, 1e-6], ids=["usual", "small"])
+def test_gradients_left_over_from_before_are_noticed(factor):
     model = digits_mlp()
-    cross_entropy(model(MICRO[0][0]), MICRO[0][1]).backward()
+    (factor * cross_entropy(model(MICRO[0][0]), MICRO[0][1])).backward()
     watch = AccumulatedGradients(model)
     for x, y in MICRO:
-        cross_entropy(model(x), y).backward()
+        (factor * cross_entropy(model(x), y)).backward()
     assert math.isnan(float(watch.norms(SIZE).small))
 
 
@@ -123,3 +124,13 @@ def test_no_trace_after_close():
     cross_entropy(model(MICRO[0][0]), MICRO[0][1]).backward()
     cross_entropy(model(MICRO[0][0]), MICRO[0][1]).backward()
     assert watch.norms(SIZE) is None
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(TypeError, match=r"model=.*it must be a torch.nn.Module"):
+        AccumulatedGradients(digits_mlp().parameters())
+    watch = AccumulatedGradients(digits_mlp())
+    with pytest.raises(ValueError, match="size=0"):
+        watch.norms(0)
+    with pytest.raises(TypeError, match=r"size=8\.0"):
+        watch.norms(8.0)

@@ -13,6 +13,7 @@ from adaptbs.gradients.loss_scale import BACK_OFF, GROW_AFTER, START, LossScale
 from adaptbs.gradients.mean_gradient import MeanGradient, squared_norm
 from adaptbs.model.batch_loss import BatchLoss
 from benchmarks.common.per_example import PerExample
+from tests.helpers.seen import Seen
 from tests.oracle import brute
 
 SOURCES = [(HalfBatches, brute.halves), (PerExample, brute.per_example)]
@@ -109,7 +110,7 @@ def test_autocast_inside_the_loss_is_noticed_too(autocast):
 def test_where_there_is_no_float16_nothing_is_scaled(autocast):
     # A hook that clips gradients on their way, as some recurrent models have, would clip scaled ones otherwise.
     model, batch = problem()
-    seen = []
+    seen = Seen()
 
     def clip(layer, inputs, output):
         if output.requires_grad:

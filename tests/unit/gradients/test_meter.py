@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.functional import mse_loss
 
 from adaptbs.gradients.coupling import LOOKS
-from adaptbs.gradients.meter import NoiseMeter
+from adaptbs.gradients.meter import HALVES, IN_STEP, NoiseMeter
 from adaptbs.gradients.terms import Unsupported
 from adaptbs.model.batch_loss import BatchLoss
 from adaptbs.types import COUPLED
@@ -199,6 +199,14 @@ def random_sum(model: nn.Module, batch) -> torch.Tensor:
     return (code + torch.randn_like(code) - batch[0][:, :2]).square().sum()
 
 
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def random_sum_of_its_own(model: nn.Module, batch) -> torch.Tensor:
+    code = model(batch[0])
+    return (code + torch.randn(code.shape, generator=GENERATOR) - batch[0][:, :2]).square().sum()
+
+
 def diffusing(model: nn.Module, batch) -> torch.Tensor:
     """A mean that changes severalfold with what is drawn."""
     noise, time = torch.randn(len(batch[0]), 2), torch.rand(len(batch[0]), 1)
@@ -212,7 +220,7 @@ def noisily_contrastive(model: nn.Module, batch) -> torch.Tensor:
 
 COUPLING = {
     contrastive: True, noisily_contrastive: True, weighted: False, ignoring: False, summed: False, random_sum: False,
-    diffusing: False,
+    random_sum_of_its_own: False, diffusing: False,
 }  # fmt: skip
 
 
@@ -287,3 +295,31 @@ def test_coupled_samples_are_said_even_where_rows_are_not_the_samples():
     for _ in range(LOOKS):
         made = step(meter, model, (torch.randn(64, 4), torch.zeros(64)), samples=32)
     assert made.read_caveat() == COUPLED
+
+
+BY_GROUP = {"group 0": lambda parameters: list}
+GIVEN = [({"choice": "halves"}, HALVES), ({"views": BY_GROUP}, HALVES), ({"choice": "in_step"}, IN_STEP)]
+
+
+@pytest.mark.parametrize(("arguments", "source"), GIVEN)
+def test_a_resumed_run_measures_as_its_own_arguments_say(arguments, source):
+    model = nn.Linear(4, 1)
+    saved, resumed = meter_of(model), meter_of(model, **arguments)
+    resumed.load_state_dict(saved.state_dict())
+    assert step(resumed, model).source == source
+
+
+@pytest.mark.parametrize(("arguments", "source"), GIVEN)
+def test_and_not_as_those_of_the_saved_run_said(arguments, source):
+    model = nn.Linear(4, 1)
+    saved, resumed = meter_of(model, **arguments), meter_of(model)
+    resumed.load_state_dict(saved.state_dict())
+    assert step(resumed, model).source == IN_STEP
+
+
+def test_what_the_saved_run_had_found_out_is_known():
+    model = with_batch_norm()
+    saved, resumed = meter_of(model), meter_of(model)
+    step(saved, model)
+    resumed.load_state_dict(saved.state_dict())
+    assert not resumed.in_step

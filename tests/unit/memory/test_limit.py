@@ -153,3 +153,16 @@ def test_the_least_of_all_ranks_counts():
     limit.ran(64)
     limit.fails(128)
     assert limit.clip(Decision(2 * WANTED, "wish"), 16, 128).batch_size == 80
+
+
+def test_a_size_that_is_tried_again_counts_as_it_is_now():
+    memory = SimulatedMemory(1000)  # of which 900 may be in use
+    peaks = {64: iter([901, 800]), 128: iter([1700, 1701])}  # 64 fits at the second trial, as by fragments
+
+    def attempt(size: int) -> Trial:
+        return Trial(size, next(peaks[size]) if size in peaks else 800 + 3 * (size - 64), memory.limit())
+
+    limit = MemoryLimit(memory, attempt=attempt)
+    limit.ran(64)
+    assert limit.find_largest(128) == 64  # which has run, though no trial fits
+    assert 95 <= limit.find_largest(128) <= 97  # at which 899 are in use

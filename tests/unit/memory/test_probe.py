@@ -17,6 +17,7 @@ from adaptbs.gradients.meter import NoiseMeter
 from adaptbs.memory import probe
 from adaptbs.memory.trial import MemoryTrial, try_size
 from adaptbs.model.batch_loss import BatchLoss
+from tests.helpers.seen import Seen
 from tests.simulated_device import OnDevice, SimulatedMemory
 
 MSE = BatchLoss(nn.MSELoss())
@@ -148,7 +149,7 @@ def test_another_error_is_the_users(memory):
 def test_the_largest_samples_seen_are_tried(memory):
     texts = [(torch.zeros(8, length, 4), torch.zeros(8, length, 1)) for length in (3, 9, 5)]
     model = nn.Linear(4, 1)
-    shapes = []
+    shapes = Seen()
     model.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
     probe_memory(model, nn.MSELoss(), texts, max_batch_size=16)
     assert {shape[1] for shape in shapes} == {9}
@@ -209,7 +210,7 @@ def test_what_measuring_holds_is_counted(memory):
 
 
 def test_a_run_that_is_measured_in_its_steps_tries_a_step_as_it_is_when_measured(memory, monkeypatch):
-    hooked = []
+    hooked = Seen()
 
     def loss(model, batch):
         hooked.append(sum(len(m._forward_hooks) for m in model.modules()))
@@ -275,3 +276,22 @@ def test_a_frozen_layer_with_a_gradient_left_over_stays_as_it_is(memory):
     before = everything(model, optimizer)
     probe_memory(model, nn.MSELoss(), loader(), optimizer=optimizer, max_batch_size=128)
     assert same(everything(model, optimizer), before)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"loader": loader().dataset}, TypeError, "loader= is a dataset"),
+        ({"loss_func": nn.MSELoss}, TypeError, "MSELoss is a class"),
+        ({"loss_func": lambda p, y: nn.functional.mse_loss(p.detach(), y)}, ValueError, "depends on no trainable"),
+    ],
+)
+def test_what_gives_no_batch_or_no_gradient_is_refused(changed, error, words, memory):
+    with pytest.raises(error, match=words):
+        probe_memory(network(), **{"loss_func": nn.MSELoss(), "loader": loader(), **changed})
+
+
+def test_an_optimizer_that_calls_the_loss_itself_is_refused(memory):
+    model = network()
+    with pytest.raises(TypeError, match=r"LBFGS.*closure.*leave optimizer= out"):
+        probe_memory(model, nn.MSELoss(), loader(), optimizer=torch.optim.LBFGS(model.parameters()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections import deque
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from adaptbs.model.attributes import LARGEST, LARGEST_TENSOR, AttributeCopies
+from adaptbs.model.attributes import OF_TORCH, AttributeCopies
 from adaptbs.model.preserve import Preserver, Snapshot, preserved
+from adaptbs.model.values import LARGEST, LARGEST_TENSOR
 
 
 class Counts(nn.Module):
@@ -150,3 +152,70 @@ def test_of_a_module_large_tensors_are_copied_too():
     module.memory[0] = 1
     copies.restore()
     assert module.memory[0] == 0
+
+
+def _renamed(own: Counts) -> None:
+    own.other = own.calls
+    del own.calls
+    own.calls = own.other
+
+
+def _of_the_same_number(own: Counts) -> None:
+    vars(own).pop("hidden", None)
+    own.shown = None
+
+
+def _in_a_new_dictionary(own: Counts) -> None:
+    own.__dict__ = {**vars(own), "calls": 7}
+
+
+BETWEEN = {
+    "nothing": lambda own: None,
+    "a number": lambda own: setattr(own, "calls", own.calls + 1),
+    "an equal number of another type": lambda own: setattr(own, "calls", float(own.calls)),
+    "what is in a container": lambda own: own.seen.append([1]),
+    "what is in a container of a container": lambda own: own.by_name.setdefault("inner", []).append(1),
+    "a container": lambda own: setattr(own, "seen", [2]),
+    "a number by a container": lambda own: setattr(own, "calls", [0]),
+    "values of a tensor": lambda own: own.memory.add_(1),
+    "a tensor": lambda own: setattr(own, "memory", torch.ones(4, 2)),
+    "one more": lambda own: setattr(own, "more", {"a": 1}),
+    "one less": lambda own: vars(own).pop("kinds", None),
+    "order of names": _renamed,
+    "a name by another": _of_the_same_number,
+    "a dictionary of attributes": _in_a_new_dictionary,
+}
+
+
+@pytest.mark.parametrize("change", BETWEEN)
+def test_what_has_been_changed_between_two_copies_is_what_is_restored(change, model):
+    """Attributes are looked at again only where they are others, so all that makes them others has to be seen."""
+
+    def own() -> dict[str, object]:
+        of_it = {k: v for k, v in vars(model[0]).items() if k not in OF_TORCH}
+        return {k: v.tolist() if isinstance(v, torch.Tensor) else copy.deepcopy(v) for k, v in of_it.items()}
+
+    copies = AttributeCopies(model.modules())
+    for _ in range(4):
+        copies.take()
+    for _ in range(2):
+        BETWEEN[change](model[0])
+        copies.take()
+        before, identities = own(), {k: id(v) for k, v in vars(model[0]).items()}
+        for name, value in list(vars(model[0]).items()):
+            if name in OF_TORCH:
+                continue
+            if isinstance(value, torch.Tensor):
+                value += 3
+            elif isinstance(value, (list, deque)):
+                value.append(5)
+            elif isinstance(value, dict):
+                value["x"] = [value.pop(next(iter(value)))]
+            elif isinstance(value, set):
+                value.clear()
+            else:
+                setattr(model[0], name, "changed")
+        model[0].added = 1
+        copies.restore()
+        assert own() == before and {k: id(v) for k, v in vars(model[0]).items()} == identities
+        assert {k: type(v) for k, v in own().items()} == {k: type(v) for k, v in before.items()}

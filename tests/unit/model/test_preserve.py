@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from adaptbs.model.modules import drawing_devices
-from adaptbs.model.preserve import Preserver, Snapshot, preserved, preserved_loader, preserved_weights
+from adaptbs.model.preserve import Preserver, RandomStates, Snapshot, preserved, preserved_loader, preserved_weights
 
 
 @pytest.fixture
@@ -139,6 +139,16 @@ def test_the_slow_random_states_can_be_left_out():
     assert first[0] == again[0] and first[1] != again[1] and first[2] != again[2]
 
 
+@pytest.mark.parametrize(
+    "draw", [random.random, np.random.rand, lambda: torch.rand(1)], ids=["random", "numpy", "torch"]
+)
+def test_a_draw_is_noticed_from_each_generator(model, draw):
+    states = RandomStates(model)
+    assert not states.moved
+    draw()
+    assert states.moved
+
+
 def test_a_preserver_restores_at_every_pass_and_one_inside_another(model):
     keep = Preserver()
     for _ in range(3):
@@ -199,3 +209,26 @@ def test_the_generators_of_a_loader_are_restored_wherever_they_are(where):
     with preserved_loader(loader):
         list(loader)
     assert torch.equal(generator.get_state(), before)
+
+
+def test_hooks_that_come_and_go_between_two_copies_are_noticed():
+    """The functions that a pass calls are looked at again only where they are others."""
+    model, seen = nn.Sequential(nn.Linear(1, 1), nn.ReLU()), list[int]()
+    snapshot = Snapshot(model)
+    for _ in range(3):
+        snapshot.take()
+
+    def counts(module, args, output):
+        seen.append(1)
+
+    for expected in (0, 1):
+        handle = model[1].register_forward_hook(counts)
+        snapshot.take()
+        model(torch.ones(1, 1))
+        snapshot.restore()
+        assert len(seen) == expected, "the hook's list is as it was at the copy"
+        handle.remove()
+        snapshot.take()
+        seen.append(2)
+        snapshot.restore()
+        assert len(seen) == expected + 1, "nobody calls it any more"

@@ -119,3 +119,17 @@ def test_norms_on_a_device_without_float64_are_read():
     small, large = (torch.tensor(value).as_subclass(OnMps) for value in (3.5, 0.1))
     (read,) = to_floats([SquaredNorms(1, small, 16, large)])
     assert (read.small, read.large) == (3.5, torch.tensor(0.1).item())
+
+
+@pytest.mark.parametrize("exponent", [-600, -300, 250, 500, 1000])
+def test_gradients_of_any_length_have_the_same_noise_scale(exponent):
+    values = [(10, 1), (11, 3), (9, 2), (12, 2)]
+    usual = estimate([norms(*value) for value in values])
+    found = estimate([norms(*(math.ldexp(v, exponent) for v in value)) for value in values])
+    assert (found.simple, found.low, found.high, found.cautious) == (
+        usual.simple,
+        usual.low,
+        usual.high,
+        usual.cautious,
+    )
+    assert (found.trace, found.grad_sq) == (math.ldexp(usual.trace, exponent), math.ldexp(usual.grad_sq, exponent))

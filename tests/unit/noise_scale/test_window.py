@@ -161,3 +161,16 @@ def test_merging_keeps_the_weights_of_batches_of_different_sizes():
         grad_sq = 1.0 if size == 2 else 5.0
         window.add(samples, SquaredNorms(size // 2, grad_sq, size, grad_sq))
     assert window.estimate(0.9).grad_sq == pytest.approx((2 * 1 + 6 * 5) / 8)
+
+
+def test_a_state_saved_at_any_time_changes_no_later_estimate():
+    rng = np.random.default_rng(0)
+    values = list(zip(rng.normal(100, 30, 2 * MOST), rng.normal(1, 3, 2 * MOST), strict=True))
+    plain, saved = MeasurementWindow(10**6), MeasurementWindow(10**6)
+    for i, (trace, grad_sq) in enumerate(values):
+        for window in (plain, saved):
+            window.add(i, norms(trace, grad_sq))
+            if i % 10 == 9:
+                window.estimate(0.9)
+        saved.state_dict()
+    assert saved.estimate(0.9) == plain.estimate(0.9)
