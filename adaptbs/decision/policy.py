@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from ..timing import StepTime, Time
 from ..types import COUPLED, ENOUGH, Decision, NoiseScale, Target
@@ -219,7 +220,7 @@ def decide(now: Situation, target: str | Target) -> Decision:
         ValueError: a target function returned no finite number of at least 1.
     """
     if callable(target):
-        wanted = target(now.noise_scale, now.batch_size, now.progress)
+        wanted = target(now.noise_scale, now.batch_size, min(now.progress, 1.0))  # above 1 where no length is known
         return _capped(_checked(wanted), "target", now)
     if now.coupled:
         return _capped(now.batch_size, COUPLED, now)
@@ -250,10 +251,11 @@ def _capped(size: int, reason: str, now: Situation) -> Decision:
     return Decision(size, reason)
 
 
-def _checked(wanted: object) -> int:
-    if not isinstance(wanted, Real) or not math.isfinite(wanted) or wanted < 1:  # NumPy's numbers are Real too
+def _checked(wanted: Any) -> int:
+    is_real = isinstance(wanted, Real)  # NumPy's numbers are too
+    if not is_real or not 1 <= wanted < math.inf:
         raise ValueError(
             f"target= returned {wanted!r}: it must return the wanted batch size, a finite number of at least 1. "
             "Return the batch_size that it was given to keep the size."
         )
-    return int(float(wanted))
+    return int(wanted)

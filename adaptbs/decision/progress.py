@@ -141,9 +141,9 @@ class Progress:
         """Let the next epoch be this one."""
         self.epoch = epoch
 
-    def skip(self, epochs: int) -> None:
-        """Begin after the first `epochs` epochs."""
-        self.epoch, self.samples = epochs, epochs * self.epoch_samples
+    def skip(self, epochs: int, samples: int = 0) -> None:
+        """Begin after the first `epochs` epochs, and `samples` samples of the next."""
+        self.epoch, self.samples = epochs, epochs * self.epoch_samples + samples
         self.effective_samples = float(self.samples)
 
     def state_dict(self) -> dict[str, Any]:

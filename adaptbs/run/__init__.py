@@ -3,7 +3,8 @@
 from .controller import Controller
 from .holds import RATE, ROWS, Holds
 from .in_pieces import InPieces
-from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAhead, StillAhead
+from .look_ahead import DetectLookAhead, LookAhead, NoLookAhead, OneAheadOrLook, StillAhead, on_backward
+from .passed_over import PassedOver
 from .report import RunReport
 from .settings import Settings, SharedArguments, shows_shared_arguments
 from .training_run import TrainingRun
@@ -19,7 +20,8 @@ __all__ = [
     "InPieces",
     "LookAhead",
     "NoLookAhead",
-    "OneAhead",
+    "OneAheadOrLook",
+    "PassedOver",
     "RunReport",
     "Settings",
     "SharedArguments",
@@ -27,5 +29,6 @@ __all__ = [
     "TrainingRun",
     "TrialStep",
     "check_version",
+    "on_backward",
     "shows_shared_arguments",
 ]

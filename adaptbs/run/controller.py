@@ -35,7 +35,7 @@ class Controller:
         settings: the user's arguments.
         batch_size: samples of the first batches.
         epoch_samples: samples of an epoch.
-        adaptive: whether the optimizer divides by the gradient's size (`OptimizerTraits.adaptive`).
+        adaptive: True if the optimizer divides by the gradient's size (`OptimizerTraits.adaptive`).
         views: names of other noise scales that are measured and only reported.
         batches_per_step: batches that make up an optimizer step, of all ranks together.
         ranks: the ranks that decide alike.
@@ -118,10 +118,10 @@ class Controller:
         self.rules.hold()
         self.scales.clear()
 
-    def skip_epochs(self, epochs: int) -> None:
-        """Begin after so many epochs, where a run is resumed; nothing once the run has begun."""
+    def skip_epochs(self, epochs: int, samples: int = 0) -> None:
+        """Begin after so many epochs and samples, where a run is resumed; nothing once the run has begun."""
         if not self.progress_tracker.samples:
-            self.progress_tracker.skip(epochs)
+            self.progress_tracker.skip(epochs, samples)
             self._timer.decided(self.progress_tracker.effective_samples)
 
     @property
@@ -167,7 +167,7 @@ class Controller:
         if done < timer.due_at and not timer.new_measurements:
             return
         news = timer.unread_measurements >= NEWS or (timer.new_measurements >= TRY and not self._budget.knows_cost)
-        if done >= timer.due_at or timer.waits or (news and self._look(cut_size)):
+        if done >= timer.due_at or (timer.waits and self.rules.needs_noise_scale) or (news and self._look(cut_size)):
             with self._budget.clock.deciding() if timer.new_measurements else nullcontext():  # next to no work
                 self._decide(cut_size, longest)
 
@@ -200,11 +200,11 @@ class Controller:
         self._noise_scales.forget()
         self._know(None, {})
 
-    def ran_out_of_memory(self, fits: int) -> None:
-        """Take note that the current batch ran in pieces of so many samples, which is the batch size from here on."""
-        if not self.memory.may_be_exceeded:
-            self.batch_size = min(self.batch_size, fits * self.batches_per_step)
-        self._record("out of memory", "memory")
+    def no_more_than(self, samples: int | None, event: str, reason: str) -> None:
+        """Let a batch have at most so many samples from here on, if any number is given, and record that."""
+        if samples is not None:
+            self.batch_size = min(self.batch_size, samples * self.batches_per_step)
+        self._record(event, reason)
 
     def _look(self, cut_size: int) -> bool:
         """Look at the new measurements, if there are enough of them. Return True if they call for a decision."""

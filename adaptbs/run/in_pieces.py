@@ -44,6 +44,7 @@ class InPieces:
     def search_model(self) -> None:
         """Find the buffers that a pass changes. That takes as long as a step of a small model."""
         self._before = Snapshot(self._run.model)
+        self._before.drop()  # each step takes it anew
 
     def samples(self, batch: Any) -> int:
         """Samples of a batch: by its layout, or as delivered if the user cuts it."""
@@ -65,23 +66,25 @@ class InPieces:
         why_not = partial(self._cuts.why_not, batch, samples)
         if new and memory.may_be_exceeded:
             why_not()  # before the batch grows past what can be run
-        self._before.take(all_random=new)
+        self._before.take(all_random=new, trained=False)
         attempt = partial(self._attempt, backward, batch, samples)
         result, fits = run_in_pieces(
             attempt, samples, memory, undo=self._undo, least=self._fewest_samples, why_not=why_not
         )
         if fits is not None:
-            controller.ran_out_of_memory(fits)
+            controller.no_more_than(None if memory.may_be_exceeded else fits, "out of memory", "memory")
         return result
 
     def _attempt(self, backward: Callable[[list[tuple[Any, float]]], T], batch: Any, samples: int, number: int) -> T:
+        if number == 1:
+            return backward([(batch, 1.0)])
         pieces = self._cuts.in_pieces(batch, samples, number)
         return backward(list(zip(pieces, self._shares(batch, samples, pieces), strict=True)))
 
     def _shares(self, batch: Any, samples: int, pieces: Sequence[Any]) -> list[float]:
         """The share of each piece's loss in the batch's."""
         number = len(pieces)
-        if number == 1 or self._adds_up(batch, samples, number):
+        if self._adds_up(batch, samples, number):
             return [1.0] * number
         return shares(self._weights(pieces, lengths(samples, number) if self._loss.split_given else [None] * number))
 

@@ -1,4 +1,4 @@
-"""How a loop takes its batches: one at a time, or one ahead."""
+"""The ways in which a loop takes its batches: one at a time, or one ahead."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 
 class LookAhead(Protocol):
-    """How many batches a loop fetches before it works on them, as far as it shows.
+    """The number of batches that a loop fetches before it works on them, as far as it shows.
 
     Attributes:
         ahead: that number; None while it is not known.
         settled: True once that cannot change any more. If it is 0 then, nothing else is asked.
+        asks: True if the loop has asked for another batch since it was given the latest, as far as that is noted: while
+            nothing has been trained.
     """
 
     ahead: int | None
     settled: bool
+    asks: bool
 
     @property
     def is_idle(self) -> bool:
@@ -51,7 +54,7 @@ class NoLookAhead:
     """The loop trains on each batch before it asks for the next."""
 
     ahead: int | None = 0
-    settled, is_idle = True, False
+    settled, asks, is_idle = True, False, False
 
     def __init__(self) -> None:
         self.begun = 0
@@ -73,7 +76,7 @@ class OneAhead:
     """The loop fetches another batch before it trains on the one before, as it is known to."""
 
     ahead: int | None = 1
-    settled, is_idle = True, False
+    settled, asks, is_idle = True, False, False
 
     def __init__(self) -> None:
         self._fetched = 0
@@ -94,6 +97,37 @@ class OneAhead:
 
     def close(self) -> None:
         return None
+
+
+class OneAheadOrLook(OneAhead):
+    """OneAhead, unless the iteration is only a look at batches: `settled` once a backward pass or a step is made in it.
+
+    Args:
+        parameters: the parameters being trained.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.settled = False
+        self._handles = on_backward(parameters, self.works)
+
+    def works(self, *_: Any) -> None:
+        self.settled = True
+
+    def fetched(self) -> None:
+        super().fetched()
+        self.asks = False
+        if self.settled:
+            self.close()
+
+    def wants_next(self) -> int:
+        self.asks = True
+        return super().wants_next()
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 class StillAhead(OneAhead):
@@ -139,12 +173,8 @@ class DetectLookAhead:
         self._first: int | None = None  # batches that had been fetched by the first pass, where that is not clear
         self._tell = tell
         self.ahead: int | None = None
-        self.settled = False
-        self._handles: list[Any] = [
-            p.register_post_accumulate_grad_hook(self.works)  # type: ignore[no-untyped-call]
-            for p in parameters
-            if p.requires_grad and p.is_leaf
-        ]
+        self.settled = self.asks = False
+        self._handles = on_backward(parameters, self.works)
         if forward is not None:
             self._handles.append(forward.register_forward_pre_hook(self._runs))
 
@@ -153,7 +183,7 @@ class DetectLookAhead:
             self.works()
 
     def fetched(self) -> None:
-        self._fetched += 1
+        self._fetched, self.asks = self._fetched + 1, False
         if self._handles and self.settled:
             self.close()
 
@@ -168,6 +198,7 @@ class DetectLookAhead:
         return max(self._fetched - ahead, min(self._fetched, 1))
 
     def wants_next(self) -> int:
+        self.asks = True
         if self.ahead is None and self._fetched > 1:
             self.ahead = 0
         if self.settled and self.ahead == 0:
@@ -197,3 +228,12 @@ class DetectLookAhead:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def on_backward(parameters: Iterable[Tensor], function: Callable[..., None]) -> list[Any]:
+    """Call a function where a backward pass reaches any of these parameters. Return the hooks' handles."""
+    return [
+        p.register_post_accumulate_grad_hook(function)  # type: ignore[no-untyped-call]
+        for p in parameters
+        if p.requires_grad and p.is_leaf
+    ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..types import COUPLED, Measurement
 from .controller import Controller
-from .holds import ACCUMULATES, NOT_SAMPLES
+from .holds import ACCUMULATES, NOT_SAMPLES, UNMEASURED
 
 LATEST, ALIKE = 6, 3  # of the latest 6 measured steps, 3 of equally many batches are no accident
 UNSAID = (
@@ -20,10 +20,22 @@ ONE = (
     "a step of one sample shows no noise, so nothing is measured, and the batch stays as it is. Start with batch_size= "
     "of 4 or more."
 )
+TOO_FEW = (
+    "halves of a batch of %d are too short for BatchNorm, so nothing is measured, and the batch stays as it is. Start "
+    "with batch_size= of %d or more."
+)
+NO_STEP = (
+    "no step of the optimizer was seen in %d batches, so the noise scale is not measured, and the batch is held. A "
+    "Learner's own step has to fire its events, self._with_events(self._step, 'step', CancelStepException). Where a "
+    "step is made of so many batches, give accumulation_steps= (to a Learner fastai's callback GradientAccumulation). "
+    "overhead=0 measures nothing and holds the batch."
+)
 WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "
     "dimension of what collate_fn= returns and the model is called on, or give batch_size= in rows: let an item of the "
-    "dataset be a row. Where several batches' losses are added up, call backward() on each instead."
+    "dataset be a row, and take out of it what collate_fn= leaves out. A model that itself makes several rows of a "
+    "sample, as for multiple choice, is measured right by source='halves', for which the loss has to be known. Where "
+    "several batches' losses are added up, call backward() on each instead."
 )
 
 
@@ -53,11 +65,28 @@ class MeasurementChecks:
     def __init__(self, controller: Controller, world_size: int) -> None:
         self._holds, self._batches_said = controller.holds, controller.batches_per_step // world_size
         self._controller, self._world_size = controller, world_size
-        self._ones = 0  # steps of a single sample that told nothing
+        self._short = 0  # steps that told nothing because they have too few samples
         self._made_of: deque[int] = deque(maxlen=LATEST)  # batches of each measured step; 0: not all of its samples
         self._accumulates = False  # True once steps are known to be made of more batches than was said
         self._right = 0  # measurements in a row that were of samples
-        self._warned = False
+        self._warned = self._waits = False
+
+    def look_at_no_step(self, batches: int) -> None:
+        """Hold the batch where a step that was to be measured never came, if nothing else tells why.
+
+        Args:
+            batches: number of batches for which it was waited.
+        """
+        rules = self._controller.rules
+        if rules.needs_noise_scale and rules.may_change and self._holds.reason is None:
+            self._waits = True
+            self._holds.doubt(UNMEASURED, NO_STEP, batches)
+
+    def saw_a_step(self) -> None:
+        """Hold the batch no longer for want of a step."""
+        if self._waits:
+            self._waits = False
+            self._holds.remove(UNMEASURED)
 
     def look_at_the_step(self, made: Measurement, delivered: Sequence[int], is_whole: bool) -> StepMade:
         """Hold the batch where steps are made of more batches than the loader was told.
@@ -77,16 +106,17 @@ class MeasurementChecks:
             self._holds.doubt(ACCUMULATES, UNSAID, batches, said, batches)
         return StepMade(watch_next=of_all and batches > said and not self._accumulates)
 
-    def look_at_nothing(self, num_samples: int) -> None:
-        """Warn where steps tell nothing because each is made of one sample.
+    def look_at_nothing(self, num_samples: int, fewest: int) -> None:
+        """Warn where steps tell nothing because each is made of too few samples.
 
         Args:
             num_samples: samples of this rank in the step.
+            fewest: samples of the shortest batch that shows noise.
         """
-        if num_samples * self._world_size == 1 == self._controller.start_batch_size:
-            self._ones += 1  # one that is a batch by itself is measured
-            if self._ones == ALIKE and self._controller.rules.needs_noise_scale:
-                self._holds.warn(ONE)
+        if num_samples < fewest and num_samples * self._world_size == self._controller.start_batch_size:
+            self._short += 1  # one that is a batch by itself is measured
+            if self._short == ALIKE and self._controller.rules.needs_noise_scale:
+                self._holds.warn(ONE) if num_samples == 1 else self._holds.warn(TOO_FEW, num_samples, fewest)
 
     def look(self, made: Measurement) -> None:
         """Hold the batch for as long as measurements are not of samples."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ..gradients import NoiseMeter, Unsupported
-from ..model import OF_A_LEARNER, NotCutError, describe_batch
+from ..model import OF_A_LEARNER, OF_A_TRAINER, NotCutError, describe_batch
 
 ANY_LAYOUT = "batch_loss=(model, batch) -> loss takes batches of any layout; "
 BY_LOSS = "loss_func=, or batch_loss=(model, batch) -> loss, lets it be measured by halves in a pass of its own; "
 WITHOUT_CALLBACKS = (
     "Apart from the step the loss is learn.loss_func(model(*xb), *yb), without the callbacks that change what it gets: "
     "let the model itself return what the loss takes; "
+)
+OF_A_PART = (
+    "Apart from the step the loss is compute_loss(model, inputs, num_items_in_batch=...) of a part of the batch, as in "
+    "evaluation; "
 )
 FAILED = (
     "the noise scale cannot be measured, so the batch size is held: %s. %soverhead=0 measures nothing and holds the "
@@ -39,7 +43,10 @@ def advice_for(failure: Exception, meter: NoiseMeter | None) -> str:
     """The remedy, to follow the cause."""
     if isinstance(failure, NotCutError):
         return ""  # it says so itself
-    if meter is not None and meter.loss is not None and meter.loss.called == OF_A_LEARNER:
+    called = meter.loss.called if meter is not None and meter.loss is not None else None
+    if called == OF_A_LEARNER:
         return WITHOUT_CALLBACKS
+    if called == OF_A_TRAINER:
+        return OF_A_PART
     knows_loss = meter is not None and (meter.looks or not meter.in_step)
     return ANY_LAYOUT if knows_loss else BY_LOSS

@@ -54,6 +54,8 @@ class StepMeasuring:
         self._latest = self._before = 0  # this rank's samples of the latest batch, and of the one before
         self._delivered: list[int] = []  # this rank's samples of each batch delivered while a step is watched
         self._is_whole = False  # True if the step that is watched is known to be so from its first batch
+        self._waited = 0  # batches for which a step was waited for, also in epochs before
+        self._in_vain = self._to_skip = 0  # steps waited for that never came, and measurements to leave out after them
 
     def begin(self, batch: Any) -> None:
         """Begin to watch the step that comes, or measure its batch in a pass of its own.
@@ -64,6 +66,9 @@ class StepMeasuring:
         meter = self.meter
         if meter is None:
             return
+        if self._to_skip:
+            self._to_skip -= 1
+            return
         self._delivered, self._is_whole = [], not self._latest  # as the run's first step is
         if meter.in_step:
             self._begin_to_watch(meter, batch)
@@ -73,6 +78,7 @@ class StepMeasuring:
 
     def _begin_to_watch(self, meter: NoiseMeter, batch: Any) -> None:
         controller, num_samples = self._controller, self._tracker.latest_fetched.num_samples
+        self._waited += 1
         self._deliver(self._tracker.current.num_samples)
         controller.measuring_step()
         if meter.looks:  # only at the first few, so it is no part of what a measurement costs
@@ -98,9 +104,14 @@ class StepMeasuring:
     def go_on(self) -> None:
         """Another batch is delivered while a step is watched: the step goes on, or is given up."""
         self._deliver(self._tracker.current.num_samples)
-        if self.meter is None or len(self._delivered) > PATIENCE * self._controller.batches_per_step:
+        if self.meter is None or self._waited >= PATIENCE * self._controller.batches_per_step:
             self.stop()  # no step is made, or by another optimizer
+            self._in_vain += 1
+            self._to_skip = PATIENCE << self._in_vain  # ever more: to watch is not for nothing
+            self._checks.look_at_no_step(self._waited)
+            self._waited = 0
         else:
+            self._waited += 1
             self._controller.measuring_step()
             self.meter.expect(*self._sizes)
 
@@ -125,13 +136,16 @@ class StepMeasuring:
                 if step.watch_next:
                     self.meter.watch(self._sizes)
             self.watches = self.meter is not None and self.meter.is_armed
+            self._in_vain = self._waited = 0
+            self._checks.saw_a_step()
             self._delivered, self._is_whole = [], True  # if it watches on, it watches the next step
 
     def _take_in(self, made: Measurement | None) -> None:
         """Hand a measurement to the controller and to the checks."""
         self._controller.measured(made)
         if made is None:
-            self._checks.look_at_nothing(sum(self._delivered))
+            if self.meter is not None:
+                self._checks.look_at_nothing(sum(self._delivered), self.meter.fewest)
             return
         if self.meter is not None:
             self._sums.look(self.meter)

@@ -59,7 +59,7 @@ class RunRules:
         settings: the user's arguments.
         batch_size: the size that the run starts with.
         epoch_samples: samples of an epoch.
-        adaptive: whether the optimizer divides by the gradient's size (`OptimizerTraits.adaptive`).
+        adaptive: True if the optimizer divides by the gradient's size (`OptimizerTraits.adaptive`).
         batches_per_step: batches that make up a step, of all ranks together.
 
     Attributes:
@@ -67,7 +67,7 @@ class RunRules:
         reference: R, the batch size whose quality the run must keep.
         critical: the critical batch size over B_simple.
         counted: the critical batch size by which progress is counted, over B_simple.
-        max_batch_size: never exceeded.
+        max_batch_size: never exceeded; at most a pass.
         holds: True if hyperparameters stay as they are.
         sizes: the sizes that a step may have, samples, in rising order. Empty: it may have any.
     """
@@ -82,8 +82,11 @@ class RunRules:
         self.counted = counted_over_simple(adaptive)
         largest = min(epoch_samples // 8, largest_batch_size(self.base_batch_size))
         # An even batch stays even, as timm's Mixup, which mixes halves of a batch, wants it.
-        largest = max(batch_size, largest - largest % (2 * batches_per_step) if self._is_even(batch_size) else largest)
-        self.max_batch_size = settings.max_batch_size * batches_per_step if settings.max_batch_size else largest
+        largest = largest - largest % (2 * batches_per_step) if self._is_even(batch_size) else largest
+        if settings.max_batch_size:
+            # A batch holds no more than a pass does, whatever size it is cut at, and its hyperparameters go by the cut.
+            largest = min(settings.max_batch_size, epoch_samples // batches_per_step) * batches_per_step
+        self.max_batch_size = max(batch_size, largest)
         self.holds = False
         self.sizes: tuple[int, ...] = ()
         lr_scaling = settings.lr_scaling
@@ -111,7 +114,7 @@ class RunRules:
     def may_change(self) -> bool:
         """True if the batch can come to another size than the first."""
         settings = self._settings
-        is_fixed = settings.max_batch_size is not None and self.max_batch_size == self._start
+        is_fixed = settings.max_batch_size is not None and settings.max_batch_size * self._unit == self._start
         by_noise = not is_fixed and (self.max_batch_size > self._start or self._start > self.reference)
         return callable(settings.target) or (settings.measures and by_noise)
 
@@ -163,7 +166,7 @@ class RunRules:
         return to_few(decision, batch_size, self.sizes)
 
     def scale(self, cut_size: int, noise_scale: NoiseScale | None) -> Scale:
-        """How the hyperparameters change for a batch that was cut at this size."""
+        """The change of the hyperparameters for a batch that was cut at this size."""
         if self.holds:
             return Scale()
         k, at_start = cut_size / self.base_batch_size, self._start / self.base_batch_size

@@ -20,6 +20,7 @@ from ..types import LogFunction, LRRule, NoiseScale, Prior, Target
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+SIZES = ("max_batch_size", "base_batch_size")
 SOURCES = ("auto", "in_step", "halves")
 METRICS = ("plain", "adam")
 BUDGETS = ("progress", "epochs")
@@ -59,9 +60,9 @@ class Settings:
     """The shared arguments, checked.
 
     Args:
-        max_batch_size: never exceeded, samples of a batch as it is delivered. That of the start keeps the batch. None:
-            a step has at most an eighth of the dataset, and at most 32 times the base batch, of which 64 count, or 8
-            times it where that is more.
+        max_batch_size: never exceeded, samples of a batch as it is delivered. That of the start keeps the batch. A
+            step has never more than the dataset. None: a step has at most an eighth of the dataset, and at most 32
+            times the base batch, of which 64 count, or 8 times it where that is more.
         base_batch_size: the batch size that the hyperparameters are stated for, samples of an optimizer step. None: the
             size that the run starts with.
         target: "goodput" (most progress per second), "noise_scale", or a function
@@ -124,7 +125,7 @@ class Settings:
     prior: Prior | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "base_batch_size"):
+        for name in SIZES:
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
         check_choice("target", self.target, tuple(TARGETS), or_function=True)
@@ -148,12 +149,20 @@ class Settings:
         check_share("confidence", self.confidence)
         if self.overhead is not None:
             check_share("overhead", self.overhead, or_zero=True)
+        self._make_plain()
         if self.log is not None and not callable(self.log):
             raise TypeError(f"log={self.log!r}: it must be a function, called as log(values, step)")
         if self.step_time is not None:
             object.__setattr__(self, "step_time", _checked_step_time(self.step_time))
         if self.prior is not None:
             object.__setattr__(self, "prior", _checked_prior(self.prior))
+
+    def _make_plain(self) -> None:
+        """Turn numbers of other libraries into Python's. torch.load refuses a state with theirs."""
+        for kind, names in ((int, SIZES), (float, ("max_extra", "decide_every", "confidence", "overhead"))):
+            for name in names:
+                if (value := getattr(self, name)) is not None:
+                    object.__setattr__(self, name, kind(value))
 
     def __reduce__(self) -> Any:
         # A logger belongs to its process, and most cannot be pickled. So an exported Learner's callback has none.
@@ -168,6 +177,11 @@ class Settings:
     def measures(self) -> bool:
         """False if measuring is switched off."""
         return self.overhead != 0
+
+    @property
+    def may_grow(self) -> bool:
+        """False if nothing would tell the batch to grow."""
+        return self.measures or callable(self.target)
 
     @property
     def known_before(self) -> NoiseScale | None:
@@ -194,17 +208,17 @@ class Settings:
         if not samples:
             raise ValueError(
                 f"batch_size={batch_size}: an epoch has no batch, as where drop_last=True leaves out its only one: "
-                "lower batch_size, or use a stock DataLoader"
+                "lower batch_size (in fastai bs), or train without adaptbs"
             )
         if samples < batch_size:
             raise ValueError(
                 f"batch_size={batch_size} is more than the {samples} samples of the dataset: "
-                f"start with at most {samples}, or use a stock DataLoader"
+                f"start with at most {samples} (in fastai bs), or train without adaptbs"
             )
         if self.max_batch_size is not None and self.max_batch_size < batch_size:
             raise ValueError(
                 f"max_batch_size={self.max_batch_size} is below batch_size={batch_size}, which the run starts with: "
-                "raise max_batch_size or lower batch_size"
+                "raise max_batch_size or lower batch_size (in fastai bs)"
             )
 
 
@@ -212,18 +226,25 @@ def _settings_of(arguments: dict[str, Any]) -> Settings:
     return Settings(**arguments)
 
 
-def shows_shared_arguments(cls: T) -> T:
+def shows_shared_arguments(cls: T, **defaults: Any) -> T:
     """Class decorator: put the shared arguments into the signature and the docstring of a class.
 
     Its `__init__` takes them by `**kwargs`; what it hands on to a base class it calls `**stock`. In the docstring they
     take the place of the line that says `shared arguments`.
+
+    Args:
+        cls: the class.
+        defaults: of this class, where they are others. A caller that gives every default, as LightningCLI does, gives
+            these.
     """
     init: Callable[..., None] = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     stock = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD and p.name == "stock"]
     shared = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(f.name, f.default), annotation=f.type
+        )
         for f in fields(Settings)
     ]
     init.__signature__ = signature.replace(parameters=[*own, *shared, *stock])  # type: ignore[attr-defined]

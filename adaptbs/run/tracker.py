@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..decision import Progress
 from ..sampling import BatchInfo
@@ -30,9 +30,24 @@ class EpochEvents(Protocol):
         """The epoch has its share of the progress, and is about to end by that."""
         ...
 
-    def end_epoch(self) -> None:
-        """The iteration is over, or was broken off."""
+    def end_epoch(self) -> bool:
+        """The iteration is over, or was broken off. Return True if it was only a look, which counts for nothing."""
         ...
+
+
+class Place(NamedTuple):
+    """The place of a run within an epoch, to which it goes back after a look at batches; see `BatchTracker`."""
+
+    current: BatchInfo
+    schedule_span: tuple[float, float]
+    step_samples: int
+    is_done: bool
+    told_size: int | None
+    iteration: Iteration | None
+    resume_at: int | None
+    ever_changed: bool
+    longest: int
+    cut_sizes: dict[int, int]
 
 
 class BatchTracker:
@@ -53,7 +68,7 @@ class BatchTracker:
         current: the batch that the loop works on.
         latest_fetched: the latest that it was given; another one where it looks ahead.
         schedule_span: the schedule's position before and after the current batch, samples.
-        ever_changed: whether any batch so far was cut at another size than the first.
+        ever_changed: True once a batch was cut at another size than the first.
         longest: samples of the longest batch so far.
         cut_sizes: for each number of samples that a batch has had, the size that the first such was cut at.
         epoch_samples: samples that the latest epoch to end has taken.
@@ -153,7 +168,7 @@ class BatchTracker:
     ) -> Iterator[Iteration]:
         """An iteration over an epoch, or over the rest of one. It may begin inside of another one."""
         progress, resume_at = self._progress, self._resume_at
-        outer = (self._iteration, progress.epoch_end, self.ends_here)
+        outer, place = (self._iteration, progress.epoch_end, self.ends_here), self._place
         if resume_at is None:
             progress.begin_epoch()
         # Another iteration may be under way, so each keeps its own place.
@@ -164,9 +179,10 @@ class BatchTracker:
             yield iteration
         finally:
             look_ahead.close()
-            if events is not None:
-                events.end_epoch()
-            self._end_epoch()
+            is_a_look = events is not None and events.end_epoch()
+            self._end_epoch(counts=not is_a_look)
+            if is_a_look:
+                self._go_back_to(place)
             if outer[0] is not None and resume_at is None:
                 progress.go_on_to(outer[1])
                 self.ends_here = outer[2]
@@ -239,9 +255,24 @@ class BatchTracker:
         if self._on_cut_size is not None:
             self._on_cut_size(cut_size)
 
-    def _end_epoch(self) -> None:
+    @property
+    def _place(self) -> Place:
+        return Place(
+            self.current, self.schedule_span, self._step_samples, self._is_done, self._told_size,
+            self._iteration, self._resume_at, self.ever_changed, self.longest, dict(self.cut_sizes),
+        )  # fmt: skip
+
+    def _go_back_to(self, place: Place) -> None:
+        self.current, self.schedule_span, self._step_samples = place.current, place.schedule_span, place.step_samples
+        self._iteration, self._resume_at = place.iteration, place.resume_at
+        self._is_done = place.is_done or place.resume_at is not None  # the look has finished the saved run's batch
+        self.ever_changed, self.longest, self.cut_sizes = place.ever_changed, place.longest, place.cut_sizes
+        if place.told_size is not None:
+            self._tell_size(place.told_size)
+
+    def _end_epoch(self, *, counts: bool) -> None:
         self._tell_size(None)
-        if self.under_way:  # also where it was broken off
+        if counts and self.under_way:  # also where it was broken off
             self.epoch_samples = self.epoch_position
             self._progress.set_epoch(self._progress.epoch + 1)
         self._iteration, self._is_done = None, False

@@ -200,8 +200,10 @@ class TrainingRun:
         return batches_left(self.controller, in_pass, per_step, ends_step=self.tracker.current.ends_step)
 
     def scale(self) -> Scale:
-        """Factors of the hyperparameters for the current batch, by the size it was cut at: a short last one keeps its
-        step."""
+        """Factors of the hyperparameters for the current batch, by the size that it was cut at.
+
+        So a pass's short last batch keeps its step.
+        """
         return self.controller.scales[self.tracker.current.cut_size]
 
     def deliver(
@@ -281,7 +283,7 @@ class TrainingRun:
             self.controller.holds.remove(UNKNOWN)
         self._sums.go_on(state["controller"]["holds"])
         self.tracker.load_state_dict(state["tracker"])
-        self._at, self._step_ended = -1, self.tracker.current.ends_step or not self.tracker.under_way
+        self._at, self._step_ended = -1, self.tracker.current.ends_step
         if self._meter is not None and state["meter"] is not None:
             self._meter.load_state_dict(state["meter"])
         if self._scaler is not None and state["hyperparameters"] is not None:

@@ -12,9 +12,16 @@ from torch.utils.data import Sampler
 from ..ranks import ALONE, Ranks
 from .batch_info import BatchInfo
 from .draw import Rest
-from .pass_cut import PassCut
+from .pass_cut import MANY, PassCut
 
 log = logging.getLogger(__name__)
+
+AT_LEAST = 1 << 12  # indices that a sampler yields before it is said to have no end
+NO_END = (
+    "sampler= has yielded %d indices in one pass and goes on, though its len() is %d. All of them are delivered, but a "
+    "pass without an end is an epoch without one: the run goes on past its length, and len(loader) is not known. Let "
+    "it end after len() indices, and the loop begin anew at StopIteration; or end the loop when loader.progress is 1."
+)
 
 
 def never() -> bool:
@@ -65,6 +72,11 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.issued: deque[BatchInfo] = deque()
 
     @property
+    def batch_size(self) -> int:
+        """The size of the batches that are cut now, samples of a rank; a stock batch sampler has it too."""
+        return self.size() // (self.batches_per_step * self.ranks.world_size)
+
+    @property
     def pass_samples(self) -> int:
         """The number of samples that a pass delivers, by the sampler's length."""
         n = len(self.sampler)  # type: ignore[arg-type]
@@ -110,7 +122,11 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.size, self._halves_the_rest = size, halves_the_rest
 
     def fitting(self, size: int, left: int) -> int:
-        """The size of the next step, given the wanted size and the samples that are left of the pass."""
+        """The size of the next step, given the wanted size and the samples that are left of the pass.
+
+        No more than a whole pass has, as of a dataset that has become smaller: hyperparameters go by it.
+        """
+        size = min(size, max(self.pass_samples, self.first * self.batches_per_step))
         if size > left and self._halves_the_rest():
             while size > left and size % 2 == 0 and size // 2 >= self.first * self.batches_per_step:
                 size //= 2
@@ -133,9 +149,12 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
             samples, length, ", and ends after its epochs, not by its progress" if samples > length else "",
         )  # fmt: skip
 
+    def warn_of_no_end(self, samples: int, length: int | None) -> None:
+        """Warn, once, if a pass goes on for so long that it seems to have no end. The arguments are as above."""
+        length = len(self.sampler) if length is None else length  # type: ignore[arg-type]
+        if not self._warned and samples >= max(MANY * length, AT_LEAST):
+            self._warned = True
+            log.warning(NO_END, samples, length)
+
     def __len__(self) -> int:
-        left, size, steps = self.pass_samples, self.size(), 0
-        while left >= size and self._halves_the_rest():
-            steps, left = steps + left // size, left % size
-            size = self.fitting(size, left)
-        return steps * self.batches_per_step - (-left * self.batches_per_step // size)
+        return self.new_pass().left[0]

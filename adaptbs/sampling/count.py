@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .batch_info import BatchInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Sizes(Protocol):
@@ -24,8 +27,6 @@ class Sizes(Protocol):
     def shortest_tail(self) -> int: ...
 
     def fitting(self, size: int, left: int) -> int: ...
-
-    def __len__(self) -> int: ...
 
 
 class CountsBatches:
@@ -57,8 +58,7 @@ class CountsBatches:
     @property
     def left(self) -> tuple[int, int]:
         """Batches of this pass that the loop has not begun, at the present size, and their samples."""
-        batches = len(self.issued) + self._to_cut if self._is_drawn else len(self._sampler)
-        return batches, self.samples_left
+        return len(self.issued) + self._to_cut, self.samples_left
 
     @property
     def samples_left(self) -> int:
@@ -70,7 +70,7 @@ class CountsBatches:
     @property
     def _to_cut(self) -> int:
         """Number of batches left to be cut. A copy of this cuts the last few. All others have the same size."""
-        twin, sampler, found = copy.copy(self), self._sampler, 0
+        twin, sampler, found = self._copied(), self._sampler, 0
         size, shortest_tail = sampler.size(), sampler.shortest_tail
         while twin._left:
             if not twin._batch:
@@ -81,6 +81,12 @@ class CountsBatches:
             twin._advance(length)
             found += 1
         return found
+
+    def _copied(self) -> Self:
+        """A copy to cut instead of this. It has all samples where none are drawn yet."""
+        twin = copy.copy(self)
+        twin._left = self._left if self._is_drawn else self._sampler.pass_samples
+        return twin
 
     def _skip(self, size: int) -> int:
         """Skip the whole steps of this size that are far from the end, and begin one. Return the number skipped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,14 +18,18 @@ class EpochPasses:
         cut: the pass that the epoch begins with.
         fetched: a DataLoader's iteration over the pass.
         is_known: True if the next batch of `fetched` was matched with its request before.
+        is_rest: True if the pass was begun before the epoch.
 
     Attributes:
         cut: the current pass.
         fetched: the iteration over it.
+        passes_begun: passes that were begun in the epoch.
     """
 
-    def __init__(self, cut: PassCut, fetched: Iterator[Any], is_known: bool = False) -> None:
-        self.cut, self.fetched = cut, fetched
+    def __init__(self, cut: PassCut, fetched: Iterator[Any], is_known: bool = False, *, is_rest: bool = False) -> None:
+        self.cut, self.fetched, self.passes_begun = cut, fetched, int(not is_rest)
+        self._rest = cut if is_rest else None  # the pass that was begun before
+        self._begun_of_rest = 0  # batches of it that the loop has begun in this epoch, once it is over
         self._before = -cut.begun  # batches begun in earlier passes of the epoch, minus those begun in earlier epochs
         self._is_known = is_known
 
@@ -44,12 +48,24 @@ class EpochPasses:
         """Batches of the epoch if it ends with the current pass and the size stays the same."""
         return self.begun + self.cut.left[0]
 
+    @property
+    def is_rest(self) -> bool:
+        """True while the current pass is one that was begun before the epoch."""
+        return self._rest is self.cut
+
+    @property
+    def began_with_a_rest(self) -> bool:
+        """True if the epoch began with the rest of a pass."""
+        return self._rest is not None
+
     def for_the_next_epoch(self) -> EpochPasses:
         """An epoch that begins with the rest of this one's current pass, and with the same iteration."""
-        return EpochPasses(self.cut, self.fetched, self._is_known)
+        return EpochPasses(self.cut, self.fetched, self._is_known, is_rest=True)
 
     def end_pass(self) -> PassCut:
         """End the current pass within the epoch. Return it."""
+        if self.is_rest:
+            self._begun_of_rest = self.begun
         self._before += self.cut.begun
         self.close()
         return self.cut
@@ -57,6 +73,23 @@ class EpochPasses:
     def go_on_with(self, cut: PassCut, fetched: Iterator[Any]) -> None:
         """Continue with another pass, made after the one that `end_pass` has returned."""
         self.cut, self.fetched = cut, fetched
+        self.passes_begun += 1
+
+    def take_back(self, looked_at: Sequence[BatchInfo]) -> bool:
+        """Let the loop have begun nothing in this epoch. Return True if it began with the rest of a pass.
+
+        Args:
+            looked_at: the batches of that rest that were fetched, oldest first.
+        """
+        rest = self._rest
+        if rest is None:
+            return False
+        begun = self.begun if self.is_rest else self._begun_of_rest
+        if not self.is_rest:
+            rest.queue.clear()  # of batches of the passes that came after it
+        rest.queue.extendleft(reversed(looked_at[:begun]))
+        self.cut, self._before = rest, -rest.begun
+        return True
 
     def is_new(self, batch: Any) -> bool:
         """Match a fetched batch with its request. True if it is to be delivered; see PassCut."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -12,12 +12,13 @@ from torch import Generator
 from torch.utils.data import IterableDataset
 
 from ..ranks import ALONE, Ranks
+from .batch_info import BatchInfo
 from .batch_sampler import never
 from .draw import Rest, redraw
 from .epoch_passes import EpochPasses
 from .order import indices, number_pass
 from .own import OwnBatchSampler, OwnStreamSampler
-from .pass_cut import PassCut
+from .pass_cut import NoBatches, PassCut
 from .ranks import SharedSampler
 
 APART = 0x5EED  # xor that turns one seed into another
@@ -69,6 +70,8 @@ class EpochSource:
             self.batch_sampler.read_here(dataset)
         self._generators = _distinct_generators(generator, getattr(self.order, "generator", None))
         self._numbered = (self.order, getattr(self.order, "sampler", None), dataset if self.streams else None)
+        self._keeps_workers = persistent_workers and num_workers > 0
+        self._starts_workers = False  # True where a saved run goes on whose workers had begun, before its next pass
         self._one_iteration = self.streams and persistent_workers  # at a time, and always from the beginning
         self.passes = 0
         self._under_way: list[EpochPasses] = []  # unfinished epochs; the one that delivered last is at the end
@@ -113,7 +116,7 @@ class EpochSource:
         # every epoch of a stock loader, so they see changes of the dataset.
         cut = self.batch_sampler.new_pass(rest) if left is None else left.cut
         with _PreservedGenerators(_distinct_generators(*self._generators, torch.default_generator)):
-            return EpochPasses(*self._fetched(fetch, cut))
+            return EpochPasses(*self._fetched(fetch, cut), is_rest=True)
 
     def next_pass(self, epoch: EpochPasses, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Begin another pass within an epoch. Return a DataLoader's iteration over it."""
@@ -124,10 +127,18 @@ class EpochSource:
     def _begin_pass(
         self, fetch: Callable[[], Iterator[Any]], by_shares: bool, after: PassCut | None = None
     ) -> tuple[PassCut, Iterator[Any]]:
+        if self._starts_workers:
+            self._start_workers(fetch)
         if by_shares:
             number_pass(self.passes, *self._numbered)
         self.passes += 1
         return self._fetched(fetch, self.batch_sampler.new_pass(after=after))
+
+    def _start_workers(self, fetch: Callable[[], Iterator[Any]]) -> None:
+        """Start workers that persist. Those of the saved run had drawn their seed by then, so nothing is drawn here."""
+        self._starts_workers = False
+        with _PreservedGenerators(_distinct_generators(*self._generators, torch.default_generator)):
+            self._fetched(fetch, NoBatches(self.batch_sampler))
 
     def _fetched(self, fetch: Callable[[], Iterator[Any]], cut: PassCut) -> tuple[PassCut, Iterator[Any]]:
         with self.batch_sampler.over(cut):
@@ -182,11 +193,28 @@ class EpochSource:
         self.delivering = self._under_way[-1] if self._under_way else None
         self.latest = self.delivering or self.latest
         if self._left is epoch:  # its pass had ended: a state was saved at the last batch
-            self._left = None
+            self._left = self._loaded = None
         if goes_on and epoch.left_over():
             self._left = epoch
         if self._left is not epoch or not self.streams:
             epoch.close()
+
+    def take_back(self, epoch: EpochPasses, looked_at: Sequence[BatchInfo]) -> None:
+        """Record the end of an epoch that only looked at batches. The next one begins where it did.
+
+        Args:
+            epoch: the epoch that ends.
+            looked_at: the batches that it has fetched of the rest of a pass, if it began with one, oldest first.
+        """
+        self.passes -= epoch.passes_begun
+        self.ends(epoch)
+        if not epoch.take_back(looked_at):
+            return
+        if self.streams:  # what was fetched is gone, so the stream is read again up to its place before
+            self._loaded = epoch.cut.state_dict()
+            self._rest = Rest(self._loaded)
+        else:
+            self._left = epoch
 
     def state_dict(self, under_way: bool) -> dict[str, Any]:
         """The rest of the current pass, if there is one, the generators' states, and the number of passes.
@@ -227,6 +255,7 @@ class EpochSource:
         """Resume from a saved state. The next epoch continues the pass that `read` has returned."""
         self._rest, self._loaded, self._left, self._under_way, self.delivering = rest, state["rest"], None, [], None
         self.passes = state["passes"]
+        self._starts_workers = self._keeps_workers and rest is None and self.passes > 0
         for generator, saved in zip(self._generators, state["generators"], strict=False):
             generator.set_state(saved)
 

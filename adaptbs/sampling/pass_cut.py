@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from ..ranks import Ranks
 from .batch_info import BatchInfo
 from .count import CountsBatches, Sizes
-from .draw import Draw, Rest, draw, draw_kept, read_all
+from .draw import Draw, Rest, draw, draw_kept, in_chunks, read_all
 from .order import next_length
 
 
@@ -31,6 +33,16 @@ class CutsBy(Sizes, Protocol):
     def is_alone(self) -> bool: ...
 
     def compare_length(self, samples: int, length: int | None) -> None: ...
+
+    def warn_of_no_end(self, samples: int, length: int | None) -> None: ...
+
+
+MANY = 4  # times its len(): a sampler that yields so many indices and goes on seems to have no end
+MOST = 1 << 17  # fewest indices that are read before such a sampler is not read further
+ENDLESS = (
+    "the order of sampler= cannot be saved: the %s yields more than %d indices in one pass, though its len() is "
+    "%d. Let it end after len() indices, and the loop begin anew at StopIteration; then state_dict() saves the rest"
+)
 
 
 class PassCut(CountsBatches):
@@ -167,6 +179,7 @@ class PassCut(CountsBatches):
                 return
             self._cut += len(batch)
             self.is_beyond = self._cut > sampler.pass_samples
+            sampler.warn_of_no_end(self._cut, self._said)
             yield self._issue(BatchInfo(self._cut_size, len(batch), not self._batch, batch))
 
     def _issue(self, info: BatchInfo) -> list[int]:
@@ -221,15 +234,34 @@ class PassCut(CountsBatches):
 
         If the sampler cannot draw them again, it is read to its end here. Then all indices that have not been delivered
         are saved, as a tensor, or as a list if they are not all integers.
+
+        Raises:
+            RuntimeError: if it has to be read and has no end. It goes on as before.
         """
         position = self._cut - sum(issued.num_samples for issued in self.issued)
         if not self._draw.can_be_saved:
             pending = [*chain.from_iterable(issued.indices for issued in self.issued), *self._ahead]
-            order = read_all(chain(pending, self._indices))
-            self._draw = draw_kept(order, position, position + len(pending))
+            self._draw = draw_kept(self._read_rest(pending), position, position + len(pending))
             self._indices = self._draw.indices
         return {
             "order": self._draw.state_dict(position), "issued": [issued.cut for issued in self.issued],
             "left": self._left, "cut": self._cut, "cut_size": self._cut_size,
             "batch": self._batch, "step_left": self._step_left,
         }  # fmt: skip
+
+    def _read_rest(self, pending: list[Any]) -> list[Any] | Tensor:
+        """The indices that are pending, and those that the sampler is read for."""
+        said = len(self._sampler.sampler) if self._said is None else self._said
+        most = max(MANY * said, MOST)
+        order = read_all(chain(pending, islice(self._indices, most)))
+        if rest := list(islice(self._indices, 1)):
+            self._indices = chain(in_chunks(order, len(pending)), rest, self._indices)
+            raise RuntimeError(ENDLESS % (type(self._sampler.sampler).__name__, most, said))
+        return order
+
+
+class NoBatches(PassCut):
+    """A pass that delivers nothing."""
+
+    def batches(self) -> Iterator[list[int]]:
+        return iter(())

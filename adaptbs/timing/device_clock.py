@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Seconds of adaptbs's own work on the host at every step, measured or not (docs/measuring.md): in a loop of one's own
 # around the loader, and in a Learner, which tells its callbacks of ten events a step.
 PER_STEP = 3.5e-5
-PER_STEP_OF_A_LEARNER = 1.5e-4
+PER_STEP_OF_A_LEARNER = 1e-4
 # A measurement empties the processor's caches, which slows down the steps after it. So it is charged: so many times its
 # seconds where it is a pass of its own, and so many seconds where it is a step that trains.
 AFTERMATH = 1.1
@@ -94,7 +94,8 @@ class DeviceClock:
     def __init__(self, device: Device, per_step: float = PER_STEP) -> None:
         self._watch = Stopwatch(device)
         self.per_step, self.aftermath, self._on_host = per_step, AFTERMATH_IN_STEP, per_step
-        self._timings = Timings()  # read from the watch, but not yet by the caller
+        # Read from the watch, but not yet by the caller; what `Timings.deciding` is to be is added up apart.
+        self._timings, self._deciding = Timings(), 0.0
         self._marked = self._delayed = 0  # steps since the last read, and those at whose end the device was not behind
         self._last: Moment | None = None
         self._inside: tuple[tuple[Moment, Moment], ...] = ()
@@ -108,12 +109,15 @@ class DeviceClock:
     def step(self, batch_size: int) -> None:
         # This runs at every step, with the processor's caches full of the model's. The less it touches, the better.
         last, self._last = self._last, self._watch.mark()
-        if last is not None:
-            if type(last) is not float:  # a host's moment has passed
-                self._marked, self._delayed = self._marked + 1, self._delayed + self._watch.reached(last)
-            steps = self._steps
-            steps.append((batch_size, last, self._last, self._inside, self.measures))
-            if len(steps) >= READ_EVERY:
+        if type(last) is float:  # a host's moment has passed, so its seconds are known
+            if self._inside or self.measures:
+                self._add(batch_size, self._last - last, self._inside, self.measures)
+            else:
+                self._timings.steps.append((batch_size, self._last - last))
+        elif last is not None:
+            self._marked, self._delayed = self._marked + 1, self._delayed + self._watch.reached(last)
+            self._steps.append((batch_size, last, self._last, self._inside, self.measures))
+            if len(self._steps) >= READ_EVERY:
                 self._take_in()
         if self._inside or self.measures:
             self._inside, self.measures = (), False
@@ -148,28 +152,33 @@ class DeviceClock:
             share = self._delayed / self._marked
             self.per_step, self.aftermath = self._on_host * share, AFTERMATH_IN_STEP * share
             self._marked = self._delayed = 0
-        timings, self._timings = self._timings, Timings()
+        timings, self._timings = replace(self._timings, deciding=self._deciding), Timings()
+        self._deciding = 0.0
         return timings
 
     def _take_in(self) -> None:
         """Read the times of all steps that the device has finished. Does not wait for the others."""
-        reached, timings = self._watch.reached, self._timings
-        late = (i for i, (_, _, end, *_) in enumerate(self._steps) if type(end) is not float and not reached(end))
-        done = next(late, len(self._steps))  # a host's moment has passed
+        reached = self._watch.reached
+        late = (i for i, (_, _, end, *_) in enumerate(self._steps) if not reached(end))
+        done = next(late, len(self._steps))
         steps, self._steps = self._steps[:done], self._steps[done:]
-        whole, beside = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in steps]), 0.0
+        whole = self._watch.all_seconds([(begin, end) for _, begin, end, *_ in steps])
         for (batch_size, _, _, inside, measures), seconds in zip(steps, whole, strict=True):
-            if inside:
-                measured = self._watch.all_seconds(inside)
-                if measures:
-                    beside += sum(measured)
-                else:
-                    timings.measurements.extend(AFTERMATH * each for each in measured)
-                seconds -= sum(measured)
-            (timings.measured_steps if measures else timings.steps).append((batch_size, seconds))
+            self._add(batch_size, seconds, inside, measures)
         # Each is asked once: it may be reached between two answers.
         decisions = [(span, reached(span[1])) for span in self._decisions]
         decided = [span for span, is_reached in decisions if is_reached]
         self._decisions = [span for span, is_reached in decisions if not is_reached]
-        deciding = timings.deciding + beside + sum(self._watch.all_seconds(decided))
-        self._timings = replace(timings, deciding=deciding)
+        self._deciding += sum(self._watch.all_seconds(decided))
+
+    def _add(self, batch_size: int, seconds: float, inside: Sequence[tuple[Moment, Moment]], measures: bool) -> None:
+        """Add a step that took so long, together with the passes of our own beside it."""
+        timings = self._timings
+        if inside:
+            passes = self._watch.all_seconds(inside)
+            seconds -= sum(passes)
+            if measures:
+                self._deciding += sum(passes)
+            else:
+                timings.measurements.extend(AFTERMATH * each for each in passes)
+        (timings.measured_steps if measures else timings.steps).append((batch_size, seconds))

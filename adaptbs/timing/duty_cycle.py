@@ -81,6 +81,16 @@ def has_settled(decision: Decision, estimate: NoiseScale | None, kept: int) -> b
 class DutyCycle:
     """Chooses by chance whether to measure each step, so that the choice never locks on to a period in the data.
 
+    A step is asked about for the first of these reasons that applies:
+
+    1. Some measurements are made whatever they cost: `AT_ONCE` at the start, `OVER_RUN` over the run.
+    2. A run begins with `FIRST` of them, on every 2nd step, as far as its budget pays.
+    3. A decision waits for one. It gets it if the budget pays for those to come too.
+    4. Else the step is measured by chance, at a rate that the budget bears.
+
+    Example: overhead=0.05, a measurement takes as long as a step, and the run is long. Of the first 48 steps every 2nd
+    is measured. Then it is about one in 10 while the batch may still change, and one in 80 once it has settled.
+
     The first step is always measured, so that a model that cannot be measured fails there and not later. The random
     generator is its own, so that the random numbers of training stay the same.
     """
@@ -88,13 +98,16 @@ class DutyCycle:
     def __init__(self, overhead: float) -> None:
         self._overhead = overhead
         self._rng = random.Random(0)
+        # Of the budget:
         self._rate = overhead / EAGER  # assumes that a measurement costs one step, until one has been timed
         self._even = overhead  # the rate that would spend the overhead evenly over the whole run
         self._left = math.inf  # measurements that the budget still pays for; unknown until some have been timed
         self._sure = math.inf  # those that it would still pay for if the run took half of the time that seems left
         self._due = 0.0  # decisions still to come, for each of which one of them is kept
+        # Of the latest decisions:
         self._kept, self._settled = 0, False  # consecutive decisions that kept the batch size
         self._full = False  # True if a settled batch is at a limit, which measuring more hardly changes
+        # Of the steps:
         self._asked = self._measured = 0
         self._quiet = 0  # steps to come that are known not to be measured
         self._chosen = False  # True if the step after them has been chosen
@@ -140,49 +153,57 @@ class DutyCycle:
             steps_at_first: length of the run at its first batch size, steps. 0: nothing is measured beyond the budget.
             news_due_at: share of the run from which on another decision waits for a measurement.
         """
-        if self._overhead == 0:
-            return False
-        if self.pass_quiet_step():
+        if self._overhead == 0 or (self._quiet and self.pass_quiet_step()):
             return False
         first, self._asked = self._asked == 0, self._asked + 1
-        chosen_before, self._chosen = self._chosen, False
-        alike_until = chance = 0.0
-        over_run = OVER_RUN * min(1.0, self._overhead / IN_FULL) * (AT_LIMIT if self._full else 1)
+        chosen_ahead, self._chosen = self._chosen, False
+        every_second = self._asked % 2 == 1
         may_be_beyond = self._measured * LEAST_APART < steps_at_first
-        least_due_at = (self._measured - AT_ONCE) / over_run if may_be_beyond and over_run else math.inf
-        # Until a measurement has been timed, it may cost two steps.
-        affordable = FIRST if self._left < math.inf else min(FIRST, self._overhead * steps_in_run / 2)
-        if not first and may_be_beyond and self._measured < AT_ONCE + over_run * progress:
+        over_run = OVER_RUN * min(1.0, self._overhead / IN_FULL) * (AT_LIMIT if self._full else 1)
+        if may_be_beyond and not first and self._measured < AT_ONCE + over_run * progress:
             # These are spread by chance too, but for those at the start.
-            chosen = self._asked % 2 == 1 if self._measured < AT_ONCE else self._rng.random() < DENSEST
-        # The start may use up a part of the budget at most, as the budget shrinks while the batch grows.
-        elif first or (self._measured < affordable and self._left >= (AT_FIRST - 1) * self._measured):
-            chosen = self._asked % 2 == 1
-        elif awaited:
-            # Where the budget pays for fewer measurements than decisions are due, these are told apart evenly.
-            # A batch that doubles leaves less to spend, so only a mean of both counts while it may.
-            likely = self._left if self._settled else (self._left + self._sure) / 2
-            # Its cost is the difference to a step without one, so until that is known every 2nd step has none.
-            if self._left < math.inf or self._asked % 2 == 1:
-                chosen = self._left >= 1 and awaited * likely >= self._due
-                alike_until = min(least_due_at, news_due_at)
-            else:
-                chosen = False
+            chosen = every_second if self._measured < AT_ONCE else self._rng.random() < DENSEST
+        elif first or self._is_at_start(steps_in_run):
+            chosen = every_second
+        elif awaited and self._left == math.inf and not every_second:
+            chosen = False  # the cost is the difference to a step without one, so until it is known some have none
         else:
-            # While the batch may still change, measurements affect decisions, so they come at twice the even rate. Once
-            # the batch has settled, they are as rare as the estimate can bear without falling behind.
-            if not self._settled:
-                rate = min(DENSEST, EAGER * self._rate)
-            else:
-                rate = min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
-            chance = rate if self._left - self._due >= 1 else 0.0
-            chosen = chosen_before or self._rng.random() < chance
+            chance = 0.0 if awaited else self._chance(steps_in_run)
+            chosen = self._pays_for(awaited) if awaited else chosen_ahead or self._rng.random() < chance
+            least_due_at = (self._measured - AT_ONCE) / over_run if may_be_beyond and over_run else math.inf
             alike_until = min(least_due_at, news_due_at)
+            if not chosen and alike_until > progress:
+                self._choose_ahead((alike_until - progress) * steps_in_run - 1, chance)
         if chosen:
             self._measured, self._left = self._measured + 1, self._left - 1
-        elif alike_until > progress:
-            self._choose_ahead((alike_until - progress) * steps_in_run - 1, chance)
         return chosen
+
+    def _is_at_start(self, steps_in_run: float) -> bool:
+        """True while measurements at the start are to be made, on every 2nd step, and the budget pays for them."""
+        # Until a measurement has been timed, it may cost two steps.
+        affordable = FIRST if self._left < math.inf else min(FIRST, self._overhead * steps_in_run / 2)
+        # The start may use up a part of the budget at most, as the budget shrinks while the batch grows.
+        return self._measured < affordable and self._left >= (AT_FIRST - 1) * self._measured
+
+    def _pays_for(self, awaited: int) -> bool:
+        """True if the budget pays for the decision that waits, the `awaited`-th in a row.
+
+        Where it pays for fewer measurements than decisions are due, these are told apart evenly: with 4 left for 8
+        decisions the 2nd that waits gets one, and then the 2nd again.
+        """
+        # A batch that doubles leaves less to spend, so only a mean of both counts while it may.
+        likely = self._left if self._settled else (self._left + self._sure) / 2
+        return self._left >= 1 and awaited * likely >= self._due
+
+    def _chance(self, steps_in_run: float) -> float:
+        """The chance of a step to be measured where no decision waits, 0..1."""
+        if self._left - self._due < 1:
+            return 0.0
+        # While the batch may still change, measurements affect decisions, so they come at twice the even rate. Once the
+        # batch has settled, they are as rare as the estimate can bear without falling behind.
+        if not self._settled:
+            return min(DENSEST, EAGER * self._rate)
+        return min(self._rate, max(IDLE * self._even, KEEP_UP / max(steps_in_run, 1)))
 
     def decided(self, decision: Decision, batch_size: int, estimate: NoiseScale | None) -> None:
         """Record a decision that was made from this estimate at this batch size."""
@@ -220,26 +241,29 @@ class DutyCycle:
             overhead = self._overhead - min(per_step / step, STANDING * self._overhead)
             self._even = overhead * speed * step / cost
             self._rate = measuring_rate(
-                overhead, elapsed=elapsed, spent=spent, seconds_left=seconds_left, step=step, cost=cost, speed=speed,
+                overhead,
+                elapsed=elapsed,
+                spent=spent,
+                seconds_left=seconds_left,
+                step=step,
+                cost=cost,
+                speed=speed,
                 reserved=decisions_left * cost,
-            )  # fmt: skip
+            )
             self._left = max(0.0, overhead * (elapsed + speed * seconds_left) - spent) / cost
             self._sure = max(0.0, overhead * (elapsed + speed * seconds_left / 2) - spent) / cost
             self._due = decisions_left
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = self._rng.getstate()
-        return {
-            "rng": [version, list(words), gauss], "rate": self._rate, "even": self._even, "left": self._left,
-            "sure": self._sure, "due": self._due, "kept": self._kept, "settled": self._settled, "full": self._full,
-            "asked": self._asked, "measured": self._measured, "quiet": self._quiet, "chosen": self._chosen,
-        }  # fmt: skip
+        return {"rng": [version, list(words), gauss], **{name: getattr(self, f"_{name}") for name in _REMEMBERED}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         version, words, gauss = state["rng"]
         self._rng.setstate((version, tuple(words), gauss))
-        self._rate, self._even, self._left = state["rate"], state["even"], state["left"]
-        self._sure, self._due = state["sure"], state["due"]
-        self._kept, self._settled, self._full = state["kept"], state["settled"], state["full"]
-        self._asked, self._measured = state["asked"], state["measured"]
-        self._quiet, self._chosen = state["quiet"], state["chosen"]
+        for name in _REMEMBERED:
+            setattr(self, f"_{name}", state[name])
+
+
+_OF_BUDGET, _OF_DECISIONS = ("rate", "even", "left", "sure", "due"), ("kept", "settled", "full")
+_REMEMBERED = (*_OF_BUDGET, *_OF_DECISIONS, "asked", "measured", "quiet", "chosen")

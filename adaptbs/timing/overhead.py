@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from operator import itemgetter, mul
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ranks import ALONE, Ranks
@@ -23,7 +22,6 @@ CHEAPEST = 0.02  # of a step: a measurement is taken to cost at least that much,
 # since it is a hiccup of the machine. One alone could use up the budget of a short run.
 HICCUP, HICCUP_STEPS = 4, 2
 TICKS = 1e12  # in a second: times are added up as integers, so that the sum does not depend on when they are read
-SECONDS = itemgetter(1)  # of a step that was timed
 CREDIT = 3  # a run that measuring has made faster may spend up to this many times `overhead` of its time on measuring
 
 
@@ -105,8 +103,7 @@ class OverheadBudget:
             return
         timings = self.clock.read()
         self.step_times.add(*timings.steps)
-        speeds = self._speeds(timings.steps)
-        self._elapsed += _ticks(map(mul, map(SECONDS, timings.steps), speeds))
+        self._elapsed += _ticks(self._at_first(timings.steps))
         costs = timings.measurements + self._extra_of(timings.measured_steps)
         if costs and self._warming_up:
             self._warming_up, costs = False, costs[1:]
@@ -124,7 +121,7 @@ class OverheadBudget:
                 self._pending.append((size, seconds))
             else:
                 costs.append(min(seconds - usual, self._most(usual)) + self.clock.aftermath)
-                self._elapsed += _ticks([usual * self._speeds([(size, usual)])[0]])
+                self._elapsed += _ticks(self._at_first([(size, usual)]))
         return costs
 
     def _most(self, usual: float) -> float:
@@ -148,7 +145,7 @@ class OverheadBudget:
         self.duty.choose_anew()
         fitted = self.step_time
         step = fitted(batch_size) if fitted else self.step_times.median(delivered)
-        if step is None or not self._costs:
+        if not step or not self._costs:
             return
         self.duty.calibrate(
             elapsed=self._elapsed / TICKS,
@@ -157,17 +154,17 @@ class OverheadBudget:
             step=step,
             cost=max(self._usual_cost, CHEAPEST * step),
             per_step=self.clock.per_step,
-            speed=self._speeds([(batch_size, step)])[0],
+            speed=self._at_first([(batch_size, step)])[0] / step,
             decisions_left=decisions_left,
         )
 
-    def _speeds(self, steps: Sequence[tuple[int, float]]) -> list[float]:
-        """How many times faster each step processes a sample than one at the first batch size, from 1 to `CREDIT`."""
+    def _at_first(self, steps: Sequence[tuple[int, float]]) -> list[float]:
+        """Seconds that the samples of each step would take at the first batch size, up to `CREDIT` times its own."""
         first = self._given_first or self.step_times.median(self._start)
         if first is None:
-            return [1.0] * len(steps)
+            return [seconds for _, seconds in steps]
         sample = first / self._start
-        return [min(max(sample * size / seconds, 1.0), CREDIT) if seconds > 0 else 1.0 for size, seconds in steps]
+        return [min(max(sample * size, seconds), CREDIT * seconds) for size, seconds in steps]
 
     def state_dict(self) -> dict[str, Any]:
         """The state to save. Call `read` first, so that no timing is lost."""

@@ -57,13 +57,14 @@ class StepTimes:
         """Record steps: batch size and seconds of each.
 
         The first `WARM_UP` steps of a run are left out. So is the first step of each size, in which kernels are chosen
-        (`torch.backends.cudnn.benchmark`), compiled or loaded for it.
+        (`torch.backends.cudnn.benchmark`), compiled or loaded for it. A step that took no time is left out as well: it
+        shows only that the clock stood still, or was set back.
         """
         for batch_size, seconds in steps:
             left_out = self._skip > 0 or batch_size not in self._seconds
             self._skip = max(self._skip - 1, 0)
             kept = self._seconds[batch_size]
-            if not left_out:
+            if not left_out and seconds > 0:
                 kept.append(seconds)
         for kept in self._seconds.values():
             del kept[:-KEEP]

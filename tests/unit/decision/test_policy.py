@@ -210,6 +210,12 @@ def test_a_function_is_asked_with_all_that_is_known_and_may_leap():
     assert decide(NOW, target) == Decision(1000, "target")
 
 
+def test_a_function_is_told_a_progress_of_at_most_1():
+    asked = []
+    decide(replace(NOW, progress=1.5), lambda *now: asked.append(now[2]) or 64)  # the second epoch of an unknown number
+    assert asked == [1.0]
+
+
 def test_a_function_is_asked_even_when_nothing_is_measured():
     assert decide(replace(NOW, noise_scale=None), lambda noise_scale, *_: 32) == Decision(32, "target")
 
@@ -219,6 +225,10 @@ def test_a_function_may_return_a_numpy_number(wanted):
     decision = decide(NOW, lambda *_: wanted)
     assert decision == Decision(128, "target")
     assert type(decision.batch_size) is int
+
+
+def test_a_function_may_ask_for_more_than_a_float_can_say():
+    assert decide(replace(NOW, max_batch_size=512), lambda *now: 10**400) == Decision(512, "max_batch_size")
 
 
 def test_the_batch_stays_small_in_the_first_tenth_of_a_run():

@@ -1,17 +1,20 @@
+import ast
 import inspect
 import pickle
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 from torch import nn
 from torch.optim import SGD
 
+import adaptbs
 from adaptbs import AdaptiveDataLoader
 from adaptbs.checks import check_share, check_size
 from adaptbs.fastai import AdaptiveBatchSize
-from adaptbs.run.settings import Settings, SharedArguments, shows_shared_arguments
+from adaptbs.run.settings import SHARED_LINE, Settings, SharedArguments, shows_shared_arguments
 from adaptbs.timing.step_time import StepTime
 
 
@@ -175,3 +178,22 @@ def test_a_pickle_has_the_same_settings(given):
     settings = Settings(**given)
     copied = pickle.loads(pickle.dumps(settings))
     assert copied == settings and copied.following == settings.following
+
+
+PACKAGE = Path(adaptbs.__file__).parent
+FACES = [
+    pytest.param(node, id=f"{path.parent.name}/{path.stem}")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    for node in ast.parse(path.read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ClassDef) and any("shows_shared_arguments" in ast.dump(d) for d in node.decorator_list)
+]
+
+
+def test_there_is_a_face_for_each_library():
+    assert len(FACES) == 4
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_has_the_line_that_the_shared_arguments_take_the_place_of(face):
+    """By the source, as no environment has all of the libraries."""
+    assert SHARED_LINE in ast.get_docstring(face, clean=False).splitlines()

@@ -27,3 +27,14 @@ def test_it_is_what_comes_of_it(n, size, per_step, drop_last):
     assert said >= delivered
     assert said == delivered + sum(1 for _ in batches)
     assert cut.length == said
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("per_step", [1, 2, 3])
+@pytest.mark.parametrize("n", [23, 64, 257])
+@pytest.mark.parametrize("size", [3, 7, 14, 28, 56, 300])
+def test_a_pass_that_has_not_begun_has_the_batches_that_come_of_it(n, size, per_step, drop_last, halves):
+    sampler = AdaptiveBatchSampler(range(n), lambda: size * per_step, 7, drop_last, per_step, ALONE)
+    sampler.follow(sampler.size, lambda: halves)
+    assert len(sampler) == sum(1 for _ in sampler)

@@ -90,3 +90,12 @@ def test_step_times_go_on_from_their_state():
     times.add((10, 3.0))
     assert copy.state_dict() == times.state_dict()
     assert copy.fit() == times.fit()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+def test_a_clock_that_stands_still_or_goes_back_times_nothing(seconds):
+    times = timed((8, 1.0), (16, 2.0), each=20)
+    usual = times.fit()
+    times.add(*[(8, seconds), (16, seconds), (32, seconds)] * 50)
+    assert times.fit() == usual
+    assert times.median(32) is None
