@@ -18,6 +18,7 @@ from torch import Tensor
 
 MOST_READ = 64  # numbers of a device that are remembered
 NEGLIGIBLE = 1e-6  # a correction that is closer to 1 than this is skipped
+ROUNDING = 1e-9  # relative; sums of many powers come this near to their product
 
 
 @dataclass(slots=True)
@@ -92,6 +93,23 @@ def corrections(
     root = math.sqrt(c2)
     lr, eps = c1 / root, 1 / root
     return (lr if abs(lr - 1) >= NEGLIGIBLE else 1.0), (eps if abs(eps - 1) >= NEGLIGIBLE else 1.0)
+
+
+def settled_betas(power: float, steps: int, exponent: float) -> float:
+    """The betas below which no correction of an average is left, now and in all steps to come at the same power.
+
+    An average has its whole mass once β^S is negligible. If it has only seen steps at this power, its mass is what Adam
+    takes it to have, whatever β is.
+
+    Args:
+        power: p, to which the beta is raised.
+        steps: t, steps made.
+        exponent: S, the sum of the powers over these steps.
+    """
+    made = power * steps
+    if abs(made - exponent) <= ROUNDING * exponent:
+        return 1.0
+    return (NEGLIGIBLE / 2) ** (1 / min(made, exponent)) if min(made, exponent) > 0 else 0.0
 
 
 class StepCount:

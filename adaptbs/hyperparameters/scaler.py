@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import astuple, replace
-from operator import itemgetter
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from .bias_correction import Accumulated, Numbers, StepCount, corrections, read_all
+from .bias_correction import Numbers, corrections
 from .change import Change, changed, is_constant
-from .learning_rate import LONGEST, RISE
+from .gradual_rise import GradualRise
+from .group_plans import GroupPlan, plans_of
 from .repeated import Repeated
+from .steps_seen import StepsSeen
 from .traits import OptimizerTraits
-from .transfer import DECAYS, FIRST, SECOND, betas_of, powers
+from .transfer import betas_of, powers
 
 NOT_KNOWN = (
     "optimizer %s is not known, so batch and hyperparameters are held: another batch may need another setting of it. "
@@ -23,19 +23,18 @@ NOT_KNOWN = (
 _NAME = "_adaptbs_hyperparameters"  # beside the optimizer's state, which is what its state_dict holds
 _NO_POWERS = (1.0, 1.0)
 KEPT = 8  # changes beyond the number of groups: a schedule of betas makes new ones at every step
-# All that decides what becomes of a group, but for its learning rate and betas, which may follow a schedule.
-_NAMES = ("eps", *DECAYS, "decoupled_weight_decay")
-_BETAS = ("betas", *FIRST, *SECOND)  # where the optimizer averages by them
-# A group's learning rate, and what a scheduler of torch's says of its peak.
-PEAKS = ("lr", "max_lr", "initial_lr")
 
 
 class HyperparameterScaler:
-    """Computes what the hyperparameters become, sets them, and counts what the optimizer's averages have accumulated.
+    """Computes what the hyperparameters become, sets them for a step, and restores them.
 
-    Nothing is counted until the betas change for the first time: all steps before were made at k = 1. Groups whose
-    averages have seen the same steps are counted as one, by the first of them. Whether they still have is looked up by
-    `count_steps`, once an epoch.
+    Example: at k = 4 the square-root rule gives the factor 2. A group of Adam with lr=1e-3, betas=(0.9, 0.999) and
+    eps=1e-8 makes its step with lr=2e-3, betas=(0.9^√2, 0.999^4) and eps=5e-9, once its bias has worn off, and has its
+    own values again after it.
+
+    What an optimizer's averages have accumulated is not counted until the betas change for the first time: all steps
+    before were made at k = 1. Whether groups still have seen the same steps is looked up by `count_steps`, once an
+    epoch.
 
     Args:
         optimizer: torch's or fastai's; not an OptimWrapper, but what it wraps.
@@ -52,26 +51,17 @@ class HyperparameterScaler:
         self._traits = [traits] if isinstance(traits, OptimizerTraits) else list(traits)
         self.known = all(t.known for t in self._traits)
         self._debiases = any(t.debiases for t in self._traits)
-        self._largest_lr = 0.0  # of the base batch, so far or as its scheduler says; 0 where no step was limited by it
-        self._reached: float | None = None  # the learning rate's factor in the latest step that was limited
-        self._accumulated: list[Accumulated] = []  # one a group; groups that have seen the same steps share it
-        self._leaders: list[tuple[int, Accumulated]] = []  # each of them, with its first group
-        self._counts: list[StepCount] = []
-        self._numbers = Numbers()
-        # Each that any of the groups has: what is counted is None where no bias is to be corrected.
-        self._kinds: list[tuple[OptimizerTraits, Accumulated | None]] = []
-        # Of each group its kind, what it has of _NAMES and _BETAS, and of _NAMES alone, and whether the latter are
-        # numbers, which nobody changes in place.
-        self._plan: list[tuple[int, Callable[[Mapping[str, Any]], Any], Callable[[Mapping[str, Any]], Any], bool]] = []
+        self._rise, self._seen, self._numbers = GradualRise(), StepsSeen(), Numbers()
         self._warned = self._held = False
-        self._by: tuple[Any, ...] = ()  # what the latest step was scaled by, but for the learning rate's factor
-        self._repeated: Repeated | None = None  # the latest step, if the next may be like it
-        self._made: Mapping[Any, Any] = {}  # by what it was computed from, of the latest step that was computed
-        self._powers = powers(1.0)
-        # By a group's kind and what it has of _NAMES; None where that has come once.
-        self._changes: dict[Any, Change | None] = {}
-        self._unscaled: list[tuple[Any, dict[str, Any]]] = []  # groups that are changed, and what they had
         self.is_scaled, self.idle = False, True
+        self._unscaled: list[tuple[Any, dict[str, Any]]] = []  # groups that are changed, and what they had
+        # What is known from one step to the next, so that little is computed at each.
+        self._by: tuple[Any, ...] = ()  # what the latest step was scaled by, but for the learning rate's factor
+        self._raised = _NO_POWERS  # the powers of the betas that belong to it
+        self._plans: list[GroupPlan] = []
+        self._changes: dict[Any, Change | None] = {}  # by what `read_fixed` reads; None where that has come once
+        self._alike: set[Any] = set()  # what `read_fixed` reads, of the latest step that was computed
+        self._repeated: Repeated | None = None  # the latest step, if the next may be like it
 
     @classmethod
     def beside(
@@ -89,8 +79,9 @@ class HyperparameterScaler:
 
     def release(self) -> None:
         """Let the hyperparameters follow the batch, whatever an earlier run did and however large its rates were."""
-        self._held, self._largest_lr = False, 0.0
-        self._reach(None)
+        self._held = False
+        self._rise.begin_anew()
+        self.idle = not self._seen.of_groups
 
     def hold(self, warn: Callable[..., None]) -> None:
         """Let nothing follow the batch, because it is not known what the optimizer does.
@@ -114,7 +105,7 @@ class HyperparameterScaler:
     ) -> None:
         """Set the groups for the step that is now to be made, until `restore`.
 
-        Groups that are alike but for their learning rates are computed once. This runs at every step, so it is short.
+        Groups that are alike but for their learning rates are computed once.
 
         Args:
             groups: the hyperparameters of the base batch, in torch's names or fastai's.
@@ -123,10 +114,12 @@ class HyperparameterScaler:
             lr_factor: the learning rate's factor; 1 where it does not follow.
             longest: the learning rate rises gradually, to at most this many times its schedule's largest. inf: at once.
         """
+        # This runs at every step, so the loop over groups is written out, and what stays from step to step is kept.
         if self._held:
             return
         if longest < math.inf:
-            lr_factor = self._limited(groups, lr_factor, longest)
+            lr_factor = self._rise.limited(groups, lr_factor, longest)
+            self.idle = lr_factor == 1 and not self._seen.of_groups
         repeated, by = self._repeated, (k, following)
         self.is_scaled = True
         if repeated is not None:
@@ -134,27 +127,30 @@ class HyperparameterScaler:
                 return
             self._repeated = None
         self._unscaled = unscaled = []
-        changes = self._changes
+        changes, seen = self._changes, self._seen
         if by != self._by or len(changes) > KEPT + len(groups):
-            self._by, self._powers = by, powers(k)
+            self._by, self._raised = by, powers(k) if "betas" in following else _NO_POWERS
             changes.clear()
-        raised = self._powers if "betas" in following else _NO_POWERS
-        corrects = self._debiases and (raised != _NO_POWERS or bool(self._accumulated))
-        if corrects:
-            if len(self._counts) != len(groups):
-                self._count_all(self._optimizer.param_groups, wait=False)
-                for _, leader in self._leaders:
-                    leader.seen(leader.steps, coming=raised)
-            else:
-                state = self._optimizer.state
-                for i, leader in self._leaders:
-                    leader.seen(self._counts[i].read(state, groups[i], wait=False), coming=raised)
-        if len(self._plan) != len(groups):
-            self._look_at(groups)
-        made: dict[Any, tuple[float, dict[str, Any]]] = {}  # of this step
+
+        # Take in the steps made so far, where a bias is to be corrected.
+        raised = self._raised
+        corrects = self._debiases and (raised != _NO_POWERS or bool(seen.of_groups))
+        if corrects and seen.counted == len(groups):
+            for i, steps, averages in seen.leaders:
+                averages.seen(steps.read(self._optimizer.state, groups[i], wait=False), coming=raised)
+        elif corrects:
+            self._count(wait=False)
+            for _, _, averages in seen.leaders:
+                averages.seen(averages.steps, coming=raised)
+        if len(self._plans) != len(groups):
+            self._plans = plans_of(groups, self._traits, seen.of_groups)
+            changes.clear()
+
+        made: dict[Any, tuple[float, dict[str, Any]]] = {}  # of this step, by what `read` reads
+        alike_before, self._alike = self._alike, set()
         repeats = True  # whether all that is set stays, but for the learning rate
-        for group, (kind, getter, fixed, lasts) in zip(groups, self._plan, strict=False):
-            has = getter(group)
+        for group, (kind, traits, accumulated, read, read_fixed, lasts) in zip(groups, self._plans, strict=False):
+            has = read(group)
             key = kind, has
             try:
                 result = made.get(key)
@@ -162,18 +158,16 @@ class HyperparameterScaler:
                 key, repeats = (kind, repr(has)), False
                 result = made.get(key)
             if result is None:
-                traits, accumulated = self._kinds[kind]
                 corrected = _NO_POWERS
                 if corrects and accumulated is not None:
                     beta1, beta2 = group["betas"] if "betas" in group else betas_of(group)
                     if type(beta1) is not float or type(beta2) is not float:
                         beta1, beta2 = self._numbers(beta1, beta2)
-                    corrected = corrections(
-                        (beta1, beta2), raised, accumulated.steps + 1,
-                        (accumulated.first + raised[0], accumulated.second + raised[1]),
-                        (traits.debiases_first, traits.debiases_second),
-                    )  # fmt: skip
-                alike = kind, fixed(group)
+                    exponents = accumulated.first + raised[0], accumulated.second + raised[1]
+                    debiased = traits.debiases_first, traits.debiases_second
+                    corrected = corrections((beta1, beta2), raised, accumulated.steps + 1, exponents, debiased)
+                alike = kind, read_fixed(group)
+                self._alike.add(alike)
                 change = changes.get(alike)
                 if change is None and lasts and alike in changes:
                     change = changes[alike] = Change(traits, following, group, k=k, raised=raised)
@@ -193,39 +187,12 @@ class HyperparameterScaler:
                 found["lr"] = group["lr"]
                 group["lr"] = found["lr"] * by_lr
             unscaled.append((group, found))
-        before, self._made = self._made, made
-        if repeats and before.keys() == made.keys() and is_constant([key for _, key in before]):
-            counted = [(i, self._counts[i], leader) for i, leader in self._leaders] if corrects else []
-            follows = any(change.follows_rate for change in changes.values() if change is not None)
+
+        if repeats and alike_before == self._alike and is_constant([has for _, has in made]):
+            leaders = seen.leaders if corrects else []
             self._repeated = Repeated(
-                unscaled, [getter for _, getter, _, _ in self._plan], counted, self._optimizer.state,
-                lr_factor=lr_factor, follows_rate=follows,
-            )  # fmt: skip
-
-    def _limited(self, groups: Sequence[Any], lr_factor: float, longest: float) -> float:
-        """The factor that this step may have: it rises gradually, to `longest` times the schedule's largest rate.
-
-        A learning rate that is a tensor is not limited, because reading it would wait for the device.
-        """
-        now = 0.0
-        for group in groups:
-            for name in PEAKS:
-                rate = group.get(name, 0.0)
-                if isinstance(rate, (float, int)):
-                    if rate > self._largest_lr:
-                        self._largest_lr = rate
-                    if name == "lr" and rate > now:
-                        now = rate
-        if lr_factor > 1:
-            if now > 0:
-                lr_factor = max(1.0, min(lr_factor, longest * self._largest_lr / now))
-            before = longest / LONGEST if self._reached is None else self._reached  # the start's is there at once
-            lr_factor = min(lr_factor, RISE * max(1.0, before))
-        self._reach(lr_factor)
-        return lr_factor
-
-    def _reach(self, lr_factor: float | None) -> None:
-        self._reached, self.idle = lr_factor, not self._accumulated and lr_factor in (None, 1.0)
+                unscaled, self._plans, changes, leaders, self._optimizer.state, lr_factor=lr_factor, raised=raised
+            )
 
     def restore(self, *_: Any) -> None:
         """Give the groups back what `scale` found; also after a step that raised."""
@@ -240,61 +207,22 @@ class HyperparameterScaler:
         Args:
             wait: wait for a device that holds the count; else the steps prepared are taken to have been made.
         """
-        if self._accumulated:
-            self._count_all(self._optimizer.param_groups, wait=wait)
+        if self._seen.of_groups:
+            self._count(wait=wait)
 
-    def _look_at(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Take note of what each group is, which stays until the steps made on all of them are counted again."""
-        kinds: dict[tuple[int, int], int] = {}
-        self._kinds, self._plan = [], []
-        self._changes.clear()
-        for i, group in enumerate(groups):
-            traits = self._traits[min(i, len(self._traits) - 1)]
-            accumulated = self._accumulated[i] if self._accumulated and traits.debiases else None
-            kind = kinds.setdefault((id(traits), id(accumulated)), len(kinds))
-            if kind == len(self._kinds):
-                self._kinds.append((traits, accumulated))
-            names = [name for name in _NAMES if name in group]
-            betas = [name for name in _BETAS if name in group and (traits.first or traits.second)]
-            lasts = is_constant(tuple(group[name] for name in names))
-            self._plan.append((kind, _getter([*betas, *names]), _getter(names), lasts))
-
-    def _count_all(self, groups: Sequence[Mapping[str, Any]], *, wait: bool) -> None:
-        """Take in the steps made on each group, and let those share what they have seen that have seen the same."""
-        state: Mapping[Any, Any] = self._optimizer.state
-        alike: dict[Any, tuple[int, Accumulated]] = {}
-        self._counts = [StepCount(group["params"]) for group in groups]
-        known = len(self._accumulated)
-        made = read_all(self._counts, state, groups, [wait or i >= known for i in range(len(groups))])
-        for i, steps in enumerate(made):
-            if i >= known:
-                self._accumulated.append(Accumulated())
-                self.idle = False
-            accumulated = self._accumulated[i]
-            key = *astuple(accumulated), steps
-            if key not in alike:
-                alike[key] = i, replace(accumulated)
-                alike[key][1].seen(steps)
-            self._accumulated[i] = alike[key][1]
-        self._leaders, self._plan, self._repeated = list(alike.values()), [], None
+    def _count(self, *, wait: bool) -> None:
+        self._seen.count(self._optimizer.state, self._optimizer.param_groups, wait=wait)
+        self._plans, self._repeated = [], None
+        self.idle = False
 
     def state_dict(self) -> dict[str, Any]:
         """The accumulated sums of each group, the largest learning rate, and the factor reached; numbers only."""
-        return {
-            "accumulated": [list(astuple(each)) for each in self._accumulated],
-            "largest_lr": self._largest_lr, "reached": self._reached,
-        }  # fmt: skip
+        rise = self._rise
+        return {"accumulated": self._seen.state_dict(), "largest_lr": rise.largest_lr, "reached": rise.reached}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, with an optimizer whose own state is loaded too, before or after."""
-        self._largest_lr = state["largest_lr"]
-        self._accumulated = [
-            Accumulated(int(t), first, second, power_first, power_second, bool(prepared))
-            for t, first, second, power_first, power_second, prepared in state["accumulated"]
-        ]
-        self._reach(state["reached"])
-        self._counts, self._repeated = [], None  # so that the next step looks for the groups that share them
-
-
-def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
-    return itemgetter(*names) if names else len
+        self._seen.load_state_dict(state["accumulated"])
+        self._rise.begin_anew(state["largest_lr"], state["reached"])
+        self.idle = not self._seen.of_groups and state["reached"] in (None, 1.0)
+        self._repeated = None

@@ -35,7 +35,10 @@ class StepHook:
 
     Attributes:
         scaler: computes them, with what a checkpoint has to hold.
+        is_followed: True while the optimizer follows this one.
     """
+
+    is_followed = False
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class StepHook:
         if found is not None:
             found._unhook()
             self._before_it = weakref.ref(found)
-        optimizer.__dict__[_NAME] = self
+        optimizer.__dict__[_NAME], self.is_followed = self, True
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self.scaler.restore),
@@ -109,6 +112,7 @@ class StepHook:
 
     def _unhook(self) -> None:
         self.restore()
+        self.is_followed = False
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from ..types import LRRule
@@ -21,7 +22,7 @@ LR = frozenset({"lr"})
 DECAYS = ("weight_decay", "wd")
 FIRST = ("mom", "beta1", "momentum")
 SECOND = ("sqr_mom", "beta2", "alpha")
-NUMBER = (float, int, Tensor)  # numbers.Real would be asked by calls in Python, at every step
+NUMBER = (float, int, np.number, Tensor)  # numbers.Real would be asked by calls in Python, at every step
 
 
 def following(transfer: Collection[str] | None, lr_scaling: str | LRRule) -> frozenset[str]:

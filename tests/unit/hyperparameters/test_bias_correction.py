@@ -1,9 +1,10 @@
 import math
+import random
 
 import pytest
 import torch
 
-from adaptbs.hyperparameters.bias_correction import Accumulated, corrections, steps_made
+from adaptbs.hyperparameters.bias_correction import Accumulated, corrections, settled_betas, steps_made
 
 OFF = 0.0  # a beta whose average has all its mass at once, so that nothing is to be corrected
 
@@ -121,3 +122,21 @@ def test_steps_are_those_of_a_parameter_that_has_made_any():
 def test_a_count_on_a_device_is_not_waited_for():
     state = {(weight := torch.zeros(1)): {"step": torch.tensor(3.0, device="meta")}}
     assert steps_made([weight], state, wait=False) is None
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_below_the_betas_that_are_settled_nothing_is_corrected_any_more(seed):
+    choose = random.Random(seed)
+    power = choose.choice((1.0, 1.19, 4.0, 16.0))
+    steps, before = choose.randint(1, 2000), choose.choice((0, 0, choose.randint(1, 2000)))
+    exponent = steps * power + before * (choose.random() - 0.5)
+    if exponent <= 0:
+        return
+    most = settled_betas(power, steps, exponent)
+    assert 0 <= most <= 1
+    for further in (0, 1, 7, 500):
+        made, summed = steps + further, exponent + further * power
+        for beta in (most * (1 - 1e-9), most * choose.random()):
+            assert corrections((beta, beta), (power, power), made, (summed, summed)) == (1, 1)
+            for debiased in ((True, False), (False, True)):
+                assert corrections((beta, beta), (power, power), made, (summed, summed), debiased) == (1, 1)

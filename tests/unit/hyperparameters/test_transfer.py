@@ -1,6 +1,7 @@
 import inspect
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -130,6 +131,11 @@ def test_fastais_names_mean_the_same():
     by = factors(ADAM, HYPERPARAMETERS, k=16, lr_factor=4, decoupled=True)
     new = changed_group({"lr": 1.0, "mom": 0.9, "sqr_mom": 0.99, "eps": 2.0, "wd": 0.1, "beta": 0.3}, by)
     assert new == pytest.approx({"lr": 4.0, "mom": 0.9**2, "sqr_mom": 0.99**16, "eps": 0.5, "wd": 0.4})
+
+
+def test_a_number_of_numpys_is_one():
+    new = changed_group({"eps": np.float32(2)}, factors(ADAM, HYPERPARAMETERS, k=16, lr_factor=4, decoupled=False))
+    assert new["eps"] == pytest.approx(0.5)
 
 
 def test_tensors_become_new_tensors():
