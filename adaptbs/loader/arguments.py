@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, IterableDataset
 
-from ..checks import check_model, check_optimizer, check_size, check_trains
+from ..checks import check_dataset, check_model, check_optimizer, check_size, check_trains
 from ..gradients import IN_STEP, is_sharded, why_loss_is_needed, why_shards_are_unseen
 from ..model import has_static_shapes
 from ..ranks import Ranks
 from ..run import Settings, SharedArguments
+from .scheduler_steps import total_of
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,13 @@ class Given:
     settings: Settings
     stock: dict[str, Any]
 
+    def with_plain_numbers(self) -> Given:
+        """The same, with Python's numbers for those of other libraries, which torch.load refuses in a state."""
+        epochs = None if self.epochs is None else int(self.epochs)
+        return replace(
+            self, batch_size=int(self.batch_size), accumulation_steps=int(self.accumulation_steps), epochs=epochs
+        )  # fmt: skip
+
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """The parameters that an optimizer steps."""
@@ -80,6 +88,7 @@ def check(given: Given) -> None:
         raise ValueError("batch_sampler= fixes the batches, so they cannot grow: give sampler= or shuffle=")
     if not given.stock.get("in_order", True):
         raise ValueError("in_order=False is not supported: batch sizes are matched by order. Leave it True.")
+    check_dataset(given.dataset)
     check_size("batch_size", given.batch_size)
     check_size("accumulation_steps", given.accumulation_steps)
     if given.epochs is not None:
@@ -163,7 +172,7 @@ def check_shards(model: nn.Module, ranks: Ranks) -> None:
 
 def check_ranks(given: Given, ranks: Ranks) -> None:
     """Raise ValueError or TypeError for what several ranks cannot do; collective."""
-    dataset, settings, stock = given.dataset, given.settings, given.stock
+    dataset, settings = given.dataset, given.settings
     check_shards(given.model, ranks)
     if ranks.world_size == 1:
         return
@@ -183,13 +192,38 @@ def check_ranks(given: Given, ranks: Ranks) -> None:
             "source=, metric= and by_group=: several ranks measure by their own gradients, "
             "and the plain noise scale only: leave them out"
         )
-    ranks.check_alike(
-        {
-            "batch_size": given.batch_size, "accumulation_steps": given.accumulation_steps,
-            "drop_last": given.drop_last, "the length of the dataset": len(cast(Sized, dataset)),
-            "overhead": settings.overhead_for(IN_STEP),
-            # A new size arrives as many batches later as workers have fetched ahead.
-            "num_workers": stock.get("num_workers", 0), "prefetch_factor": stock.get("prefetch_factor") or 0,
-        },
-        "give every rank the same arguments",
-    )  # fmt: skip
+    ranks.check_alike(_compared(given), "give every rank the same arguments")
+
+
+def _compared(given: Given) -> dict[str, object]:
+    """The arguments that ranks compare. One with others would wait where the rest do not, or step at another rate.
+
+    `log=` is left out, as a script may give it to rank 0 alone.
+    """
+    settings, stock = given.settings, given.stock
+    generators = (given.generator, getattr(given.sampler, "generator", None))
+    shared = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "log"}
+    compared = {
+        "batch_size": given.batch_size, "accumulation_steps": given.accumulation_steps, "epochs": given.epochs,
+        "drop_last": given.drop_last, "the length of the dataset": len(cast(Sized, given.dataset)),
+        "shuffle": bool(given.shuffle),
+        "sampler": None if given.sampler is None else type(given.sampler).__name__,  # which may be a list
+        "scheduler": given.scheduler, "the length of the scheduler": total_of(given.scheduler),
+        "optimizer": given.optimizer,
+        "loss_func": given.loss_func, "batch_loss": given.batch_loss, "autocast": given.autocast,
+        # A new size arrives as many batches later as workers have fetched ahead.
+        "num_workers": stock.get("num_workers", 0), "prefetch_factor": stock.get("prefetch_factor") or 0,
+        **shared, "overhead": settings.overhead_for(IN_STEP), "transfer": tuple(sorted(settings.following)),
+    }  # fmt: skip
+    return {
+        **{name: _by_type(value) for name, value in compared.items()},
+        "whether a generator is given": any(generator is not None for generator in generators),
+    }
+
+
+def _by_type(value: object) -> object:
+    """A value that can be compared in another process: for a function or a scheduler the name of its type."""
+    if isinstance(value, tuple):
+        return tuple(map(_by_type, value))
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return value if plain else type(value).__name__

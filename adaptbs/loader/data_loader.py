@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from .arguments import Given
-from .driven_scheduler import drive
 from .loop_facts import UNKNOWN, LoopFacts
 from .make_session import make_session
 from .misuse import is_trainer, refused_to_trainer
@@ -101,7 +99,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
             autocast=autocast, scheduler=scheduler, epochs=epochs, accumulation_steps=accumulation_steps,
             rank=rank, world_size=world_size, settings=Settings.taken_from(others), stock=others,
         )  # fmt: skip
-        self._session, length = make_session(given, self._facts)
+        self._session = make_session(given, self._facts)
         source = self._session.source
         others.pop("batch_sampler", None)
         if source.streams:  # DataLoader takes no batch sampler then, but asks its own one in the same way.
@@ -114,8 +112,6 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         self.__dict__["batch_sampler"] = source.batch_sampler
         # Last, so that an argument refused above has changed nothing of the user's.
         self._session.follow()
-        if scheduler is not None:
-            self._session.step_hook.on_taken(partial(drive, scheduler, self._session.driver, length.say_longer))
 
     @classmethod
     def from_loader(cls, loader: DataLoader[Any], **arguments: Any) -> AdaptiveDataLoader:
@@ -212,7 +208,7 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         return self._session.run.scale().lr_factor
 
     def close(self) -> None:
-        """Leave the optimizer as it was found: its hyperparameters no longer follow, and this loader is at its end."""
+        """Leave optimizer and scheduler as they were found: they no longer follow, and this loader is at its end."""
         self._session.close()
 
     def state_dict(self) -> dict[str, Any]:

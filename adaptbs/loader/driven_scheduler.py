@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 PAST_ITS_END = (
     "the scheduler has come to its end, where it stays, and its step() is called on: the loop has made %d calls of it, "
     "which stand for more steps than it has. It goes by samples, and this loop takes more of them than the scheduler's "
-    "steps stand for, as one does that ends after a number of batches: let it end after a number of samples, or give "
+    "steps stand for, as one does that ends after a number of batches: let it end when loader.progress is 1, or give "
     "the scheduler as many steps as the whole epochs have at the first batch size."
 )
 
@@ -58,6 +58,32 @@ def drive(scheduler: Any, driver: Driver, warn: Callable[..., None] = log.warnin
     # another, where the stock class derives from ABC, as timm's do.
     methods = {name: value for kind in reversed(driven.__mro__) for name, value in vars(kind).items() if name in OURS}
     scheduler.__class__ = type(stock)(stock.__name__, (stock,), methods | members)
+
+
+def release(scheduler: Any, driver: Driver) -> None:
+    """Give a scheduler its own `step()` back, at the place that it has come to. Nothing if another driver has it."""
+    driving = getattr(type(scheduler), "_driving", None)
+    if driving is not None and driving.driver is driver:
+        scheduler.__class__ = type(scheduler)._stock
+
+
+class DrivenSchedule:
+    """A scheduler that goes by a driver from `take` to `leave`; see `drive`.
+
+    Args:
+        scheduler, driver, warn: as for `drive`.
+    """
+
+    def __init__(self, scheduler: Any, driver: Driver, warn: Callable[..., None]) -> None:
+        self._scheduler, self._driver, self._warn = scheduler, driver, warn
+
+    def take(self) -> None:
+        """Let the scheduler go by the driver, whichever it went by before."""
+        drive(self._scheduler, self._driver, self._warn)
+
+    def leave(self) -> None:
+        """Let it go by nothing but its calls, if it goes by the driver."""
+        release(self._scheduler, self._driver)
 
 
 class Driving:

@@ -6,13 +6,10 @@ import logging
 from typing import Any
 
 from ..hyperparameters import StepHook
-from ..run import LookAhead, TrainingRun
-from ..sampling import EpochPasses, EpochSource
-from .batch_of_step import BatchOfStep
-from .misuse import MisuseWarnings
-from .ranks import RankMeter, RankStep
-from .row_check import RowCheck
-from .scheduler import SchedulerDriver
+from ..run import LookAhead
+from ..sampling import BatchInfo, EpochPasses
+from .ranks import RankStep
+from .session_parts import SessionParts
 
 log = logging.getLogger(__name__)
 
@@ -21,42 +18,27 @@ class LoaderEpoch:
     """The events of an iteration, for `BatchTracker.deliver`.
 
     Args:
+        parts: the parts of the loader's session.
         passes: the epoch's passes.
-        source: the source that they belong to.
-        run: the training run.
-        driver: drives the scheduler.
         step_hook: sets the hyperparameters inside the optimizer's step.
-        misuse: warns of what should follow the batch and does not.
-        meter: measures the steps of several ranks; None on one process.
-        rows: checks that rows follow samples.
-        batch_of_step: notices a loop of which it is not known which batch its steps belong to.
         look_ahead: knows whether anything has been trained.
         owner: kept while the iteration lasts, also where the loop keeps nothing but the iteration.
     """
 
     def __init__(
-        self,
-        passes: EpochPasses,
-        source: EpochSource,
-        run: TrainingRun,
-        driver: SchedulerDriver,
-        step_hook: StepHook,
-        misuse: MisuseWarnings,
-        meter: RankMeter | None,
-        rows: RowCheck,
-        batch_of_step: BatchOfStep,
-        look_ahead: LookAhead,
-        owner: object,
+        self, parts: SessionParts, passes: EpochPasses, step_hook: StepHook, look_ahead: LookAhead, *, owner: object
     ) -> None:
-        self._passes, self._source, self._run, self._driver = passes, source, run, driver
-        self._hook, self._scaler, self._misuse, self._meter = step_hook, step_hook.scaler, misuse, meter
+        self._passes, self._source, self._run, self._driver = passes, parts.source, parts.run, parts.driver
+        self._hook, self._scaler, self._misuse = step_hook, step_hook.scaler, parts.misuse
+        self._meter = parts.meter
         self._rank_step: RankStep | None = None
-        self._rows, self._batch_of_step, self._look_ahead = rows, batch_of_step, look_ahead
+        self._rows, self._batch_of_step, self._look_ahead = parts.rows, parts.batch_of_step, look_ahead
+        self._looked_at: list[BatchInfo] = []  # batches of the rest of a pass, until one is trained on
         self._owner = owner
 
     def begin_epoch(self) -> None:
         self._scaler.count_steps(wait=True)
-        self._before = self._run.controller.progress_tracker.state_dict()
+        self._before, self._tracker = self._run.controller.progress_tracker.state_dict(), self._run.tracker
         self._misuse.begin_epoch()
         self._driver.begin_iteration()
         self._batch_of_step.begin_iteration()
@@ -70,13 +52,19 @@ class LoaderEpoch:
             self._source.delivers(passes)
         if self._rows.is_due:
             self._rows.look(batch, run.tracker.latest_fetched, self._source.ranks.world_size)
+        if not self._hook.is_followed and self._look_ahead.settled:  # but another loader, that takes turns with this
+            self._hook.take()
         if self._scaler.is_scaled:  # by a step that raised
             self._scaler.restore()
+        if run.tracker.ever_changed and which.passed_over.is_due:
+            which.look_at_another_size()
         if self._misuse.watches:
             self._misuse.look(not which.is_clear and self._step_is_due)
         if run.tracker.ends_here or passes.cut.is_beyond:
             self.before_end()
         if not which.is_clear:
+            if passes.is_rest and not self._look_ahead.settled:
+                self._looked_at.append(run.tracker.latest_fetched)
             if which.stream.asks:
                 which.stream.delivered()
             # A pass through the model would meet the loop's own, if that is in another thread.
@@ -101,28 +89,37 @@ class LoaderEpoch:
         if cut.is_beyond or (progress.epoch_complete and cut.look_beyond()):
             progress.end_by_epochs()
 
-    def end_epoch(self) -> None:
+    def end_epoch(self) -> bool:
         self._hook.leave()
         self._misuse.end_epoch()
         if self._rank_step is not None:
             self._rank_step.end()
-        at_its_end, trained = self._passes.cut.is_at_its_end, self._look_ahead.settled
-        is_a_look = self._batch_of_step.is_a_look(self._before["epoch"], at_its_end, trained)
+        passes, progress = self._passes, self._run.controller.progress_tracker
+        at_its_end, trained = passes.cut.is_at_its_end, self._look_ahead.settled
+        is_whole = at_its_end and (progress.epoch_complete or not progress.by_shares)
+        is_current = self._run.tracker is self._tracker  # else the run was begun anew meanwhile, as by a loaded state
+        looks = self._batch_of_step.looks
+        may_look = is_current and passes.begun > 0 and not self._may_train_yet
+        is_a_look = may_look and looks.is_a_look(self._before["epoch"], is_whole, trained)
         if is_a_look:
-            self._take_back()
+            progress.load_state_dict(self._before)
+            self._driver.take_back()
         self._driver.end_iteration()
         self._batch_of_step.end_iteration(at_its_end, trained, not is_a_look)
-        self._source.ends(self._passes, self._run.goes_on)
-        self._say_samples()
+        if is_a_look:
+            self._source.take_back(passes, self._looked_at)
+        else:
+            self._source.ends(passes, is_current and self._run.goes_on)
+            if is_current:
+                self._say_samples()
         self._run.after_epoch()
+        return is_a_look
 
-    def _take_back(self) -> None:
-        """Let batches that were only looked at, as by `next(iter(loader))` or `list(loader)`, be no part of the run."""
-        progress = self._run.controller.progress_tracker
-        progress.load_state_dict(self._before)
-        if self._run.tracker.under_way:  # which is about to count another epoch
-            progress.set_epoch(progress.epoch - 1)
-        self._driver.take_back()
+    @property
+    def _may_train_yet(self) -> bool:
+        """True if the iteration has ended with few batches, all of which may have been fetched ahead of any work."""
+        passes = self._passes
+        return self._look_ahead.asks and (passes.began_with_a_rest or passes.begun == 1)
 
     def _say_samples(self) -> None:
         """Log how many samples the epoch took, where it was given its share of the run's progress."""

@@ -18,6 +18,10 @@ class ExplicitEpochs:
     counts epochs, is left alone. One that begins each epoch at `epoch * len(loader)`, as in timm's train.py, falls back
     where the loader has become shorter. It goes on from where it was.
 
+    Example: after its first batches a loop says 0.0, 0.1, 0.2 and 0.3. The unit is 0.1, as there are ten batches to an
+    epoch of the fixed run. If the third batch is twice as large, it stands for two: 0.2 becomes 0.3, and 0.3 becomes
+    0.4.
+
     Attributes:
         unit: what one batch adds to the number; None while it is not known.
     """

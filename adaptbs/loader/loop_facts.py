@@ -14,19 +14,19 @@ class LoopFacts:
 
     Attributes:
         look_ahead: makes one for each iteration: NoLookAhead where the loop trains on each batch before it asks for
-            one of the next step, OneAhead where it fetches one ahead. None: found out from the
-            backward passes.
+            one of the next step, OneAheadOrLook where it fetches one ahead. None: found out from the backward passes.
         schedule_steps: steps of the schedule that the library makes for each optimizer step, such as 1. The scheduler
             then goes to its exact place in the plan of the fixed run, in which what an epoch's end leaves of an
             accumulated step makes an optimizer step too. None: found out from the calls.
         planned_epochs: length of the run, epochs, where it is no whole number of them; in place of `epochs=`.
         says_when_ready: True if the adapter calls `AdaptedLoader.gradients_are_ready()` before each optimizer step. It
             has to where the optimizer is stepped with a closure: hooks on it run before the backward pass.
-        micro_batch_size: the most samples that the loop lets through the model at once, in micro-batches whose
-            gradients it accumulates; None: batches go through whole.
         moves_schedules: True if the adapter itself moves each schedule to its place, and gives no scheduler: a rate
             that changes from batch to batch then follows the samples.
+        loss_name: name of the loss in messages, where it is the library's own and no argument of the user's.
         in_runs: True if a rank's share of a batch is a run of its samples; see `Ranks`.
+        micro_batch_size: the most samples that the loop lets through the model at once, in micro-batches whose
+            gradients it accumulates; None: batches go through whole.
     """
 
     look_ahead: Callable[[], LookAhead] | None = None
@@ -34,6 +34,7 @@ class LoopFacts:
     planned_epochs: float | None = None
     says_when_ready: bool = False
     moves_schedules: bool = False
+    loss_name: str | None = None
     in_runs: bool = False
     micro_batch_size: int | None = None
 

@@ -9,21 +9,27 @@ from typing import Any
 
 from ..gradients import waits_for_nobody
 from ..hyperparameters import traits_of
-from ..model import BatchLoss
+from ..model import BatchLoss, CachedFact, a_few_others, a_few_trained, group_sizes
 from ..ranks import Ranks
 from ..run import TrainingRun, TrialStep
 from ..sampling import EpochSource
 from .arguments import Given, advise_whole_batches, check, check_measurable, check_ranks, parameters_of
+from .batch_of_step import BatchOfStep
+from .call_interval import StatedInterval
+from .learnt_driver import LearntDriver
 from .loop_facts import GradientsReady, LoopFacts
+from .misuse import MisuseWarnings
 from .ranks import RankMeter
 from .row_check import RowCheck
 from .run_length import RunLength
 from .scheduler import SchedulerDriver
 from .session import LoaderSession
+from .session_parts import SessionParts
+from .stated_driver import StatedDriver
 
 
-def make_session(given: Given, facts: LoopFacts) -> tuple[LoaderSession, RunLength]:
-    """The session of a loader, and the length of its run. Nothing of the user's is changed.
+def make_session(given: Given, facts: LoopFacts) -> LoaderSession:
+    """The session of a loader. Nothing of the user's is changed.
 
     Args:
         given: the loader's arguments.
@@ -33,14 +39,15 @@ def make_session(given: Given, facts: LoopFacts) -> tuple[LoaderSession, RunLeng
         ValueError, TypeError: for arguments that cannot be.
     """
     check(given)
+    given = given.with_plain_numbers()
     ranks = replace(Ranks.from_arguments(given.rank, given.world_size), in_runs=facts.in_runs)
     check_ranks(given, ranks)
     source = _source(given, ranks)
     pass_samples = source.batch_sampler.pass_samples
-    given.settings.check_start(int(given.batch_size), pass_samples // ranks.world_size)
-    fixed = FixedRun(int(given.batch_size) * ranks.world_size, pass_samples)
+    given.settings.check_start(given.batch_size, pass_samples // ranks.world_size)
+    fixed = FixedRun(given.batch_size * ranks.world_size, pass_samples)
     length, driver = _length(given, facts, fixed), _driver(given, facts, fixed)
-    loss = _loss(given)
+    loss = _loss(given, facts)
     if loss is None and not ranks.connected:
         check_measurable(given.model, parameters_of(given.optimizer), given.settings)
     run = _run(given, facts, fixed, ranks, loss, driver)
@@ -49,13 +56,23 @@ def make_session(given: Given, facts: LoopFacts) -> tuple[LoaderSession, RunLeng
     if source.batch_sampler.shortest_tail != fixed.start:
         advise_whole_batches(given.model)
     ready = GradientsReady() if facts.says_when_ready else None
-    meter = _rank_meter(given, facts, ranks, loss, ready)
-    rows = RowCheck(given.stock.get("collate_fn"), given.dataset, run)
-    following = given.settings.following
-    session = LoaderSession(
-        source, run, length, given.optimizer, following, meter, driver, loss, rows, facts.look_ahead, ready
+    parts = SessionParts(
+        source=source,
+        run=run,
+        length=length,
+        optimizer=given.optimizer,
+        following=given.settings.following,
+        driver=driver,
+        scheduler=given.scheduler,
+        misuse=_misuse(given, run, driver),
+        batch_of_step=BatchOfStep(run, length, ranks.world_size, partial(a_few_trained, given.optimizer)),
+        rows=RowCheck(given.stock.get("collate_fn"), given.dataset, run),
+        meter=_rank_meter(given, facts, ranks, loss, ready),
+        loss=loss,
+        look_ahead=facts.look_ahead,
+        ready=ready,
     )
-    return session, length
+    return LoaderSession(parts)
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ class FixedRun:
 def _source(given: Given, ranks: Ranks) -> EpochSource:
     stock = given.stock
     return EpochSource(
-        given.dataset, int(given.batch_size), given.shuffle, given.sampler, given.drop_last, given.generator,
+        given.dataset, given.batch_size, given.shuffle, given.sampler, given.drop_last, given.generator,
         given.accumulation_steps, ranks,
         num_workers=stock.get("num_workers", 0), persistent_workers=stock.get("persistent_workers", False),
     )  # fmt: skip
@@ -102,16 +119,19 @@ def _samples_of(dataset: Any) -> int | None:
 
 def _driver(given: Given, facts: LoopFacts, fixed: FixedRun) -> SchedulerDriver:
     has_schedule = given.scheduler is not None or facts.moves_schedules
-    driver = SchedulerDriver(fixed.start, fixed.epoch_samples, fixed.epoch_steps, given=has_schedule)
-    if facts.schedule_steps is not None:
-        driver.state(facts.schedule_steps, given.accumulation_steps)
-    return driver
+    plan = fixed.start, fixed.epoch_samples, fixed.epoch_steps
+    if facts.schedule_steps is None:
+        return LearntDriver(*plan, given=has_schedule)
+    interval = StatedInterval(facts.schedule_steps, given.accumulation_steps, fixed.epoch_steps)
+    return StatedDriver(*plan, interval, given=has_schedule)
 
 
-def _loss(given: Given) -> BatchLoss | None:
+def _loss(given: Given, facts: LoopFacts) -> BatchLoss | None:
     if not given.loss_func and not given.batch_loss:
         return None
-    return BatchLoss(given.loss_func, given.batch_loss, given.autocast, split=given.settings.split)
+    return BatchLoss(
+        given.loss_func, given.batch_loss, given.autocast, called=facts.loss_name, split=given.settings.split
+    )
 
 
 def _run(
@@ -121,7 +141,7 @@ def _run(
     tried = waits_for_nobody(model) if ranks.connected else model
     run = TrainingRun(
         given.settings, model, optimizer,
-        batch_size=int(given.batch_size), epoch_samples=fixed.epoch_samples, adaptive=traits_of(optimizer).adaptive,
+        batch_size=given.batch_size, epoch_samples=fixed.epoch_samples, adaptive=traits_of(optimizer).adaptive,
         loss=loss, parameters=partial(parameters_of, optimizer),
         trial=TrialStep(tried, loss) if tried is not None and loss is not None else None,
         batches_per_step=given.accumulation_steps * ranks.world_size, ranks=ranks,
@@ -140,3 +160,16 @@ def _rank_meter(
         return None
     passes = given.accumulation_steps * (1 if facts.micro_batch_size is None else 2)  # two stand for more
     return RankMeter(given.model, given.optimizer, loss, ranks, passes, ready)
+
+
+def _misuse(given: Given, run: TrainingRun, driver: SchedulerDriver) -> MisuseWarnings:
+    model, optimizer, may_change = given.model, given.optimizer, run.controller.rules.may_change
+    return MisuseWarnings(
+        optimizer,
+        rate_follows=driver.given or not may_change,
+        follows=may_change and bool(given.settings.following),
+        batches_per_step=run.controller.batches_per_step,
+        holds=run.controller.holds,
+        others=CachedFact(model, partial(a_few_others, model, optimizer), partial(group_sizes, optimizer)),
+        parameters=model.parameters if may_change else None,
+    )

@@ -8,26 +8,16 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..run import RATE, Holds
+from ..run import Holds
 from .other_optimizer import OtherOptimizer
+from .other_parameters import OtherParameters
+from .rate_by_hand import RateByHand
 
-STEPPED = "_wrapped_by_lr_sched"  # torch's mark on the `step` of an optimizer that has a scheduler
 PATIENCE = 16  # optimizer steps' worth of batches; a GradScaler may leave the first steps out
-BY_RULE = 3  # changes of the learning rate by hand that are no accident, each within PATIENCE of the one before
 
 STEP = "optimizer is not stepped"  # reasons to hold the batch
 OTHER = "another optimizer trains the model"
 
-SCHEDULER = (
-    "a scheduler is stepped from batch to batch that the loader was not given: as batches grow there are fewer of "
-    "them, so it would not come to its end, and the batch is held. Make it first, from the length of a stock "
-    "DataLoader, and give it as scheduler= (AdaptiveDataLoader.from_loader takes the DataLoader over)."
-)
-BY_HAND = (
-    "the learning rate is set from batch to batch, and loader.progress is not asked for. A rate that is computed from "
-    "the number of the batch would not come to its end, because larger batches are fewer, so the batch is held while "
-    "it is set so. Compute it from loader.progress, which is 0..1 over the run, or give a scheduler as scheduler=."
-)
 NO_STEP = (
     "step() of the %s that the loader was given is never called, so no hyperparameter would follow a larger batch, and "
     "the batch is held: give optimizer= the one whose step() is called (SAM's base_optimizer, say), or transfer=() if "
@@ -78,16 +68,20 @@ def refused_to_trainer() -> Iterator[Any]:
 
 
 class MisuseWarnings:
-    """Warns of learning rates, parameters and optimizers that should follow the batch and do not.
+    """Holds the batch where learning rates, parameters or optimizers should follow it and do not, and says so once.
+
+    It watches for four things: a learning rate that is set by the number of the batch (`RateByHand`), an optimizer that
+    the loader was given and that is never stepped, parameters of the model that are trained by another
+    (`OtherParameters`), and an optimizer of another model in the same loop (`OtherOptimizer`).
 
     Args:
         optimizer: the loop's optimizer.
         rate_follows: True if the loader drives a scheduler, or the batch cannot change.
-        follows: True if any hyperparameter is to follow the batch.
+        follows: True if any hyperparameter is to follow the batch. If none is, only the rate is watched.
         batches_per_step: batches of an optimizer step.
         holds: reasons to hold the batch.
         others: returns parameters of the model that train and are not the optimizer's, a few of them.
-        parameters: returns the model's parameters. None: optimizers of other models are none of its business.
+        parameters: returns the model's parameters. None: the batch cannot change, so no step has to follow it.
 
     Attributes:
         saw_a_step: True if the optimizer has taken a step in this iteration, or need not.
@@ -106,53 +100,42 @@ class MisuseWarnings:
         others: Callable[[], Sequence[Tensor]] = tuple,
         parameters: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
+        self._optimizer, self._follows, self._holds = optimizer, follows, holds
+        self._patience = self._full_patience = PATIENCE * batches_per_step  # batches to wait for a step
+        self._rate = RateByHand(optimizer, not rate_follows, self._full_patience, holds)
+        self._may_change = parameters is not None
+        self._others = OtherParameters(others if self._may_change else tuple)
         self._other = OtherOptimizer(optimizer, parameters or tuple)
-        self._looks_at_all = parameters is not None
-        self._has_other = self._other_said = False
-        self._optimizer, self._rate_is_free, self._holds = optimizer, not rate_follows, holds
-        self._patience = self._calm = PATIENCE * batches_per_step
-        self.saw_a_step, self.ever_stepped, self._follows = not follows, False, follows
-        self._find_others, self._version = others, 0
-        self._others: Sequence[Tensor] = ()
-        self._moved = 0  # batches at which the others had been changed
+        self._has_other = self._other_said = False  # an optimizer of another model
+        self.saw_a_step, self.ever_stepped, self._no_step_said = not follows, False, False
         self.watches = not rate_follows or follows
-        self._lr: object = None
-        self._changes, self._since_change = 0, 0  # of the learning rate, and batches since the latest
-        self._warned = self._held = self._said = False
 
     def stepped(self) -> None:
         """The optimizer takes a step."""
         self.saw_a_step = self.ever_stepped = True
-        self.watches = self._rate_is_free or self._looks_for_others
+        self.watches = self._rate.is_free or self._looks_for_others
         self._holds.remove(STEP)
 
     @property
     def _looks_for_others(self) -> bool:
-        return bool(self._others) or self._other.is_watched_for
+        return bool(self._others.watched) or self._other.is_watched_for
 
     def progress_was_read(self) -> None:
         """The loop asks for the progress: a rate that it sets is taken to follow that."""
-        if not getattr(self._optimizer.step, STEPPED, False):
-            self._rate_is_free = False
+        if self._rate.progress_was_read():
             self.watches = not self.saw_a_step or self._looks_for_others
-            self._holds.remove(RATE)
 
     def begin_epoch(self) -> None:
-        """An iteration begins. What a loop does between two of them is its own affair."""
-        self._lr = self._optimizer.param_groups[0]["lr"]
+        """An iteration begins."""
+        self._rate.begin_epoch()
         if not self._follows:
             return
         if self.saw_a_step:  # another optimizer may have taken its place meanwhile
-            self.saw_a_step, self.watches, self._patience = False, True, self._calm
-        others = self._find_others()
-        if not others:  # now the optimizer has all
-            self._moved = 0
-            if not self._has_other:
-                self._holds.remove(OTHER)
-        if self._looks_at_all:
+            self.saw_a_step, self.watches, self._patience = False, True, self._full_patience
+        if not self._others.begin_epoch() and not self._has_other:
+            self._holds.remove(OTHER)
+        if self._may_change:
             self._other.begin(self._has_other)
-        self._others = others if self._moved < BY_RULE else ()
-        self._version = sum(p._version for p in self._others)
         self.watches = self.watches or self._looks_for_others
 
     def end_epoch(self) -> None:
@@ -165,77 +148,61 @@ class MisuseWarnings:
         Args:
             step_is_due: True if the loop has trained, or a batch of another size than the first has been delivered.
         """
-        lr = self._optimizer.param_groups[0]["lr"]
-        # A scheduler sets a new number at each step, even an equal one; where it fills a tensor that is not seen.
-        if self._rate_is_free and lr is not self._lr:
-            self._rate_changed()
-        elif self._changes:
-            self._rate_stayed()
-        self._lr = lr
+        # This runs at every step of a loop without a scheduler, so a rate that has stayed is seen without a call.
+        rate = self._rate
+        if rate.changes or (rate.is_free and self._optimizer.param_groups[0]["lr"] is not rate.latest):
+            rate.look()
         if step_is_due and not self.saw_a_step and self._patience:
-            self._patience -= 1
-            if not self._patience:
-                self.watches = self._rate_is_free or self._looks_for_others
-                if not self._said:
-                    self._said, why = True, NO_STEP_ANY_MORE if self.ever_stepped else NO_STEP
-                    self._holds.warn(why, type(self._optimizer).__name__)
-                self._holds.add(STEP)
-        if self._others:
-            self._look_at_others()
+            self._wait_for_a_step()
+        if self._others.watched and self._others.look():
+            self._holds.doubt(OTHER, OTHERS)
         if self._other.is_watched_for:
             found = self._other.look()
             if not self._other.is_watched_for:
                 self._has_looked(found)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _REMEMBERED}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in _REMEMBERED:
-            setattr(self, name, state[name])
-
-    def _look_at_others(self) -> None:
-        """Hold the batch where parameters that are not the optimizer's go on changing."""
-        version = sum(p._version for p in self._others)
-        self._moved += version != self._version
-        self._version = version
-        if self._moved >= BY_RULE:
-            self._others = ()
-            self._holds.doubt(OTHER, OTHERS)
+    def _wait_for_a_step(self) -> None:
+        """Hold the batch where the optimizer is not stepped, once patience is at its end."""
+        self._patience -= 1
+        if self._patience:
+            return
+        self.watches = self._rate.is_free or self._looks_for_others
+        if not self._may_change:
+            return
+        if not self._no_step_said:
+            self._no_step_said, why = True, NO_STEP_ANY_MORE if self.ever_stepped else NO_STEP
+            self._holds.warn(why, type(self._optimizer).__name__)
+        self._holds.add(STEP)
 
     def _has_looked(self, found: Optimizer | None) -> None:
         """Hold the batch where an optimizer of something else was stepped at several batches."""
         found = found if self.saw_a_step else None  # else it is in place of the loader's, not beside it
-        self.watches = self._rate_is_free or bool(self._others) or not self.saw_a_step
+        self.watches = self._rate.is_free or bool(self._others.watched) or not self.saw_a_step
         if found is not None:
             self._holds.add(OTHER)
             if not self._other_said:
                 self._holds.warn(OTHER_MODEL, type(found).__name__)
             self._other_said = True
-        elif self._has_other and self._moved < BY_RULE:
+        elif self._has_other and not self._others.are_trained:
             self._holds.remove(OTHER)
         self._has_other = found is not None
 
-    def _rate_changed(self) -> None:
-        self._changes, self._since_change = self._changes + 1, 0
-        by_scheduler = getattr(self._optimizer.step, STEPPED, False)
-        if self._held or (self._changes < BY_RULE and not by_scheduler):
-            return
-        self._held = True
-        self._holds.add(RATE)
-        if not self._warned:
-            self._warned = True
-            self._holds.warn(SCHEDULER if by_scheduler else BY_HAND)
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **self._rate.state_dict(),
+            "_moved": self._others.moved,
+            "saw_a_step": self.saw_a_step,
+            "ever_stepped": self.ever_stepped,
+            "watches": self.watches,
+            "_patience": self._patience,
+            "_said": self._no_step_said,
+            "_has_other": self._has_other,
+            "_other_said": self._other_said,
+        }
 
-    def _rate_stayed(self) -> None:
-        """A warm-up by hand ends, and then the batch is free."""
-        self._since_change += 1
-        if self._since_change >= self._calm:
-            self._changes, self._held = 0, False
-            self._holds.remove(RATE)
-
-
-_REMEMBERED = (
-    "saw_a_step", "ever_stepped", "watches", "_patience", "_rate_is_free", "_changes", "_since_change", "_held",
-    "_warned", "_said", "_moved", "_has_other", "_other_said",
-)  # fmt: skip
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rate.load_state_dict(state)
+        self._others.load(state["_moved"])
+        self.saw_a_step, self.ever_stepped, self.watches = state["saw_a_step"], state["ever_stepped"], state["watches"]
+        self._patience, self._no_step_said = state["_patience"], state["_said"]
+        self._has_other, self._other_said = state["_has_other"], state["_other_said"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any
-from weakref import WeakKeyDictionary, WeakMethod, finalize
+from weakref import WeakKeyDictionary, WeakMethod, WeakSet, finalize
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -34,7 +34,7 @@ class OtherOptimizer:
 
     def __init__(self, optimizer: Optimizer, parameters: Callable[[], Iterable[Tensor]]) -> None:
         self._optimizer, self._parameters = optimizer, parameters
-        self._stepped: dict[int, Optimizer] = {}  # since the latest batch
+        self._stepped: WeakSet[Optimizer] = WeakSet()  # since the latest batch, which may be the last that is asked for
         self._batches: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # at which each was stepped
         self._left, self._looks, self._thread = 0, LOOKS, 0
         self._unhook: Callable[[], object] | None = None
@@ -56,13 +56,13 @@ class OtherOptimizer:
 
     def look(self) -> Optimizer | None:
         """Look at the steps since the latest batch. Return an optimizer that has been stepped at several batches."""
-        stepped, self._stepped = self._stepped, {}
+        stepped, self._stepped = list(self._stepped), WeakSet()
         self._left -= 1
         if not self._left:
             self.stop()
         if not stepped:
             return None
-        for optimizer in stepped.values():
+        for optimizer in stepped:
             self._batches[optimizer] = self._batches.get(optimizer, 0) + 1
             if self._batches[optimizer] == BY_RULE and self._is_another(optimizer):
                 self.stop()
@@ -73,11 +73,11 @@ class OtherOptimizer:
         """Watch no longer."""
         if self._unhook is not None:
             self._unhook()
-        self._unhook, self.is_watched_for, self._stepped = None, False, {}
+        self._unhook, self.is_watched_for, self._stepped = None, False, WeakSet()
 
     def _steps(self, optimizer: Optimizer) -> None:
         if not is_compiling() and get_ident() == self._thread:  # a compiled step is not seen
-            self._stepped[id(optimizer)] = optimizer
+            self._stepped.add(optimizer)
 
     def _is_another(self, optimizer: Optimizer) -> bool:
         known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}

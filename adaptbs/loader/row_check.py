@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from typing import Any
+from weakref import finalize
 
 from torch.utils.data import IterableDataset, default_collate
 
@@ -14,6 +15,8 @@ from ..sampling import BatchInfo
 from .latest_input import LatestInput
 
 log = logging.getLogger(__name__)
+
+TRIES = 3  # samples of the first batch that are tried at most
 
 HELD = (
     "the rows of a batch do not follow its samples: collate_fn= makes no more of two samples than of one, as where an "
@@ -41,7 +44,7 @@ class RowCheck:
     Of a batch of one sample, the next batch tells what the model has been called on.
 
     torch's own collation makes a row of each sample. So does any other if the batch has as many rows as samples, and
-    more than one. Else a sample is fetched once more, with all random states put back.
+    more than one. Else a sample is fetched once more, with all random states put back; another if it is refused.
 
     Args:
         collate: as given to the loader; None: torch's own.
@@ -80,7 +83,8 @@ class RowCheck:
             self._look_at_the_rows(batch, info, ranks)
         if info.num_samples == ranks and self._first is None and not self._held:
             self._first, self.is_due = batch, True
-            self._handle = self._run.model.register_forward_pre_hook(self._called, with_kwargs=True)
+            handle = self._run.model.register_forward_pre_hook(self._called, with_kwargs=True)
+            self._handle = finalize(self, handle.remove)
 
     def _look_at_the_call(self) -> None:
         """Look at what the model has been called on since the first batch, which is of one sample."""
@@ -92,7 +96,7 @@ class RowCheck:
     def close(self) -> None:
         """Watch the model no longer."""
         if self._handle is not None:
-            self._handle.remove()
+            self._handle()
         self._handle = None
 
     def _look_at_the_rows(self, batch: Any, info: BatchInfo, ranks: int) -> None:
@@ -117,10 +121,12 @@ class RowCheck:
         """True if `collate_fn` makes more of two samples than of one. None where that cannot be tried."""
         if isinstance(self._dataset, IterableDataset) or not info.indices or self._collate is None:
             return None
-        try:
-            with preserved(self._run.model):
-                found = collates_all(self._collate, self._dataset[info.indices[0]])
-        except Exception as error:  # the user's own code, which may refuse a sample that comes twice
-            log.info("collate_fn= does not take a sample twice, so whether rows follow samples is not known: %s", error)
-            return None
-        return found is not False  # a layout of which nothing is known is taken to be right
+        for index in info.indices[:TRIES]:  # the first may be one that collate_fn leaves out, so that nothing is left
+            try:
+                with preserved(self._run.model):
+                    found = collates_all(self._collate, self._dataset[index])
+            except Exception as error:  # the user's own code, which may refuse a sample that comes twice
+                log.info("collate_fn= does not take sample %s twice: %s", index, error)
+            else:
+                return found is not False  # a layout of which nothing is known is taken to be right
+        return None

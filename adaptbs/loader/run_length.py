@@ -166,7 +166,7 @@ class RunLength:
                 self._say_if_trained(GOES_ON_AS_SAID, self.epochs)
             return False
         if self.is_open:
-            if self.is_open and self.holds and samples >= self._epoch_samples:
+            if self.holds and samples >= self._epoch_samples:
                 self._say(NEVER_STEPPED, self._total)
         elif samples >= round(self.epochs * self._epoch_samples):
             if not self._warned:
@@ -203,10 +203,20 @@ class RunLength:
             self._warn(text, *values)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "is_open": self.is_open, "may_be_cycles": self.may_be_cycles}
+        return {
+            "epochs": self.epochs,
+            "is_open": self.is_open,
+            "may_be_cycles": self.may_be_cycles,
+            "by_scheduler": self._total is not None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what a saved run had come to know."""
-        if self._total is not None or self.epochs is None:
-            self.epochs, self.is_open = state["epochs"], state["is_open"] and self._total is not None
-            self.may_be_cycles = state["may_be_cycles"] and self._total is not None
+        """Go on with what a saved run had come to know, unless the user has said another length."""
+        if self._total is None and self.epochs is not None:
+            return
+        self.epochs = state["epochs"]
+        if not state.get("by_scheduler", True):  # the saved run had been told its length, or had gone on beyond it
+            self._total = None
+        by_scheduler = self._total is not None
+        self.is_open = state["is_open"] and by_scheduler
+        self.may_be_cycles = state["may_be_cycles"] and by_scheduler

@@ -86,4 +86,6 @@ def steps_left(scheduler: Any) -> float:
         return begins - here + (float(last.total_steps) if isinstance(last, OneCycleLR) else steps_left(last))
     if isinstance(scheduler, ChainedScheduler):
         return min(map(steps_left, scheduler._schedulers))
+    if isinstance(scheduler, LambdaLR) and (total := total_of(scheduler)) is not None:
+        return float(max(total.steps - scheduler.last_epoch, 0))  # beyond it a cosine would rise again
     return float("inf")

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from ..checks import hint_of_fastai
+
 PREPARED = (
     "loader= has been prepared by accelerate, which deals its batches out itself. Write loader = "
     "adaptbs.accelerate.adaptive(accelerator, loader, model=model, optimizer=optimizer, scheduler=scheduler, "
@@ -50,10 +52,16 @@ def made_with(loader: DataLoader[Any]) -> dict[str, Any]:
         TypeError, ValueError: where its batches cannot be cut anew.
     """
     if not isinstance(loader, DataLoader):
-        raise TypeError(f"loader={loader!r}: it must be a torch.utils.data.DataLoader")
+        raise TypeError(f"loader={loader!r}: it must be a torch.utils.data.DataLoader{hint_of_fastai(loader)}")
     if hasattr(loader, "base_dataloader"):
         raise TypeError(PREPARED)
     batches: Any = loader.batch_sampler
+    if batches is None and isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            "the loader does not batch, as its dataset yields whole batches, so there are no batches to grow: let the "
+            "dataset yield single samples (WebDataset without .batched()), give it a __len__ in samples, and build "
+            "AdaptiveDataLoader from it, with batch_size="
+        )
     if loader.batch_size is None and not cuts_as_torch(batches):
         what = "does not batch" if loader.batch_sampler is None else "has a batch_sampler= of its own"
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from functools import partial
 from itertools import islice
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from adaptbs.loader import AdaptedLoader, LoopFacts
 from adaptbs.loader.call_interval import StatedInterval
 from adaptbs.ranks import Ranks
-from adaptbs.run import NoLookAhead, OneAhead
+from adaptbs.run import NoLookAhead
+from adaptbs.run.look_ahead import OneAhead
 from adaptbs.sampling import whole_order
 from tests.integration.training import FORCED, Numbered, doubling, loss_of, network
 
@@ -95,6 +97,25 @@ def test_a_stated_schedule_that_is_stepped_once_an_epoch_makes_one_step():
         scheduler.step()
     assert scheduler.last_epoch == 3
     assert loader.batch_size > 8
+
+
+@pytest.mark.parametrize("ends", ["close", "drop"])
+@pytest.mark.parametrize("facts", [LoopFacts(schedule_steps=1), LoopFacts()], ids=["stated", "learnt"])
+def test_a_scheduler_is_the_users_again_where_the_loader_is_at_its_end(facts, ends):
+    """Its calls had made no steps any more, once the batch had grown."""
+    model, optimizer, scheduler, loader = made(facts)
+    for batch in loader:
+        step(model, optimizer, batch)
+        scheduler.step()
+    kind, before = type(scheduler).__mro__[1], scheduler.last_epoch
+    assert loader.batch_size > 8 and before
+    if ends == "close":
+        loader.close()
+    del loader
+    gc.collect()
+    for _ in range(3):
+        scheduler.step()
+    assert type(scheduler) is kind and scheduler.last_epoch == before + 3
 
 
 def test_batches_left_counts_down_to_the_last_batch_and_is_the_next_epochs_between():

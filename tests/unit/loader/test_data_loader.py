@@ -1,6 +1,7 @@
 import io
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -191,11 +192,23 @@ def test_what_is_left_is_not_guessed_where_an_iteration_has_ended_inside_of_anot
     loader, model, _ = setup()
     batches = iter(loader)
     mse_loss(model(next(batches)[0]), torch.zeros(4, 1)).backward()
-    next(iter(loader))
+    next(trained(loader, model))
     with pytest.raises(RuntimeError, match="save after the next batch"):
         loader.state_dict()
     next(batches)
     assert loader.state_dict()["source"]["rest"]["order"]["position"] == 8
+
+
+def test_a_look_inside_of_an_iteration_leaves_the_place_as_it_was():
+    loader, model, _ = setup()
+    batches = iter(loader)
+    mse_loss(model(next(batches)[0]), torch.zeros(4, 1)).backward()
+    before, scale = loader.state_dict(), loader.training_run.scale()
+    for _ in zip(range(6), loader, strict=False):  # to batches of the next size
+        pass
+    assert loader.state_dict()["tracker"] == before["tracker"]
+    assert loader.state_dict()["source"]["rest"] == before["source"]["rest"]
+    assert loader.training_run.scale() == scale
 
 
 def test_a_picture_of_the_run():
@@ -267,3 +280,32 @@ def test_a_length_told_by_epochs_starts_a_run_that_the_optimizer_follows():
             optimizer.step()
     assert used[0] == 0.01
     assert used[-1] == 0.02
+
+
+def test_step_is_refused_on_several_ranks_also_without_a_process_group():
+    """It had divided the loss by the batches of all ranks, for a gradient of this one's."""
+    loader = setup(rank=0, world_size=2, loss_func=mse_loss)[0]
+    with pytest.raises(NotImplementedError, match=r"step\(\) .* several ranks"):
+        loader.step(next(iter(loader)))
+
+
+NUMPYS = [
+    {"accumulation_steps": np.int64(2)}, {"epochs": np.int64(2)}, {"batch_size": np.int64(4)},
+    {"max_batch_size": np.int64(16)}, {"base_batch_size": np.int64(4)}, {"decide_every": np.float64(0.25)},
+    {"max_extra": np.float32(0.5)}, {"confidence": np.float32(0.9)}, {"overhead": np.float32(0.02)},
+    {"step_time": (np.float64(1), np.float32(0))},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", NUMPYS, ids=lambda arguments: next(iter(arguments)))
+def test_a_state_has_pythons_numbers_alone_whatever_was_given(arguments):
+    loader, model, optimizer = setup(**{"epochs": None, **arguments})
+    for epoch in loader.epochs(np.int64(2)):
+        for _ in trained(loader, model):
+            optimizer.step()
+        if epoch == 0:
+            break
+    file = io.BytesIO()
+    torch.save(loader.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["length"]["epochs"] == 2

@@ -3,8 +3,8 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
-from adaptbs.loader.misuse import PATIENCE, RATE, STEP, MisuseWarnings
-from adaptbs.run import Holds
+from adaptbs.loader.misuse import PATIENCE, STEP, MisuseWarnings
+from adaptbs.run import RATE, Holds
 
 
 def setup(*, rate_follows=False, follows=True, batches_per_step=1):
@@ -12,8 +12,9 @@ def setup(*, rate_follows=False, follows=True, batches_per_step=1):
     holds = Holds()
     holds.say()  # from here on warnings are logged at once
     watched = MisuseWarnings(
-        optimizer, rate_follows=rate_follows, follows=follows, batches_per_step=batches_per_step, holds=holds
-    )
+        optimizer, rate_follows=rate_follows, follows=follows, batches_per_step=batches_per_step, holds=holds,
+        parameters=tuple,
+    )  # fmt: skip
     return optimizer, watched
 
 

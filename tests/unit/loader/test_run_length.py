@@ -101,3 +101,35 @@ def test_the_batch_is_held_while_the_run_may_be_longer():
         for total in (5, 10, 25, 30)
     }
     assert holds == {5: False, 10: True, 25: True, 30: True}
+
+
+def three_epochs() -> RunLength:
+    """A run of three epochs of 10 batches, or of 30 whose scheduler is stepped once in each."""
+    return RunLength(None, one_cycle(optimizer(), 30), start=4, epoch_samples=40, epoch_steps=10)
+
+
+def resumed(state) -> RunLength:
+    length = three_epochs()
+    length.load_state_dict(state)
+    return length
+
+
+def test_a_length_that_the_user_has_said_is_not_settled_after_a_resume_either():
+    saved = three_epochs()
+    assert saved.say(3)
+    again = resumed(saved.state_dict())
+    assert again.say(3) and not again.say(4)
+    assert not again.settle(None) and again.epochs == 3
+
+
+def test_a_run_that_has_gone_on_beyond_its_length_is_not_given_it_again_by_a_resume():
+    saved = three_epochs()
+    saved.settle(1)
+    assert saved.begin_epoch(120) and saved.epochs is None
+    again = resumed(saved.state_dict())
+    assert not again.settle(1) and again.epochs is None
+
+
+def test_what_the_calls_have_yet_to_show_they_show_after_a_resume():
+    again = resumed(three_epochs().state_dict())
+    assert again.is_open and again.settle(None) and again.epochs == 30

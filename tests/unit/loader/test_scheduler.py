@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from adaptbs.loader.driven_scheduler import drive
+from adaptbs.loader.driven_scheduler import drive, release
+from adaptbs.loader.learnt_driver import LearntDriver
 from adaptbs.loader.scheduler import SchedulerDriver
 from adaptbs.loader.scheduler_steps import run_epochs, steps_left
 
@@ -48,30 +49,32 @@ def due(place: SchedulerDriver, *batches: int, every: int = 1) -> list[int]:
 
 
 def test_at_the_start_size_every_call_is_one_step():
-    assert due(SchedulerDriver(4, epoch_samples=10, epoch_steps=3), 4, 4, 2) == [1, 1, 1]
+    assert due(LearntDriver(4, epoch_samples=10, epoch_steps=3), 4, 4, 2) == [1, 1, 1]
 
 
 def test_a_batch_of_twice_the_size_is_two_steps():
-    assert due(SchedulerDriver(4, epoch_samples=32, epoch_steps=8), 4, 4, 8, 16) == [1, 1, 2, 4]
+    assert due(LearntDriver(4, epoch_samples=32, epoch_steps=8), 4, 4, 8, 16) == [1, 1, 2, 4]
 
 
 def test_all_steps_are_made_by_the_end_of_the_epoch():
     # 13 samples in fours are 4 steps: floor(9/4) = 2 after 9 samples, and the 3rd and 4th at the end
-    assert due(SchedulerDriver(4, epoch_samples=13, epoch_steps=4), 4, 5, 4) == [1, 1, 2]
+    assert due(LearntDriver(4, epoch_samples=13, epoch_steps=4), 4, 5, 4) == [1, 1, 2]
 
 
 def test_a_smaller_batch_waits():
-    assert due(SchedulerDriver(4, epoch_samples=8, epoch_steps=2), 4, 2, 2) == [1, 0, 1]
+    assert due(LearntDriver(4, epoch_samples=8, epoch_steps=2), 4, 2, 2) == [1, 0, 1]
 
 
 def test_a_call_every_second_batch_stands_for_two():
-    assert due(SchedulerDriver(4, epoch_samples=32, epoch_steps=8), 4, 4, 4, 4, 8, 8, every=2) == [1, 1, 2]
-    assert due(SchedulerDriver(4, epoch_samples=40, epoch_steps=10), 4, 8, 4, 8, 8, 8, every=2) == [1, 2, 2]
+    assert due(LearntDriver(4, epoch_samples=32, epoch_steps=8), 4, 4, 4, 4, 8, 8, every=2) == [1, 1, 2]
+    assert due(LearntDriver(4, epoch_samples=40, epoch_steps=10), 4, 8, 4, 8, 8, 8, every=2) == [1, 2, 2]
+    # 12 samples are three batches of the fixed run, so half a step is owed to the next call
+    assert due(LearntDriver(4, epoch_samples=80, epoch_steps=20), 4, 4, 4, 4, 8, 4, 8, 4, every=2) == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("called", [(4, 8, 10), (2, 3, 4, 5), (5, 6, 7, 8, 9, 10)], ids=["every 4th", "late", "later"])
 def test_while_the_batch_stays_every_call_is_one_step_wherever_it_is_made(called):
-    place = SchedulerDriver(4, epoch_samples=40, epoch_steps=10)
+    place = LearntDriver(4, epoch_samples=40, epoch_steps=10)
     for _ in range(3):
         with iteration(place):
             for i in range(1, 11):
@@ -81,26 +84,26 @@ def test_while_the_batch_stays_every_call_is_one_step_wherever_it_is_made(called
 
 
 def test_a_call_once_an_epoch_is_one_step_also_where_the_batch_grew_or_the_epoch_was_broken_off():
-    place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
+    place = LearntDriver(4, epoch_samples=16, epoch_steps=4)
     for batches in ((4, 4, 4, 4), (4, 4, 8), (8, 8), (16,), (8,)):
         due(place, *batches, every=99)
         assert place.take_steps() == 1
 
 
 def test_calls_before_the_first_batch_are_one_step_each():
-    place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
+    place = LearntDriver(4, epoch_samples=16, epoch_steps=4)
     assert [place.take_steps() for _ in range(3)] == [1, 1, 1]
     assert due(place, 4, 4, 8) == [1, 1, 2]
 
 
 def test_an_epoch_broken_off_does_not_lend_its_samples_to_the_next():
-    place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
+    place = LearntDriver(4, epoch_samples=16, epoch_steps=4)
     due(place, 4, 4)
     assert due(place, 4, 4, 8) == [1, 1, 2]
 
 
 def test_a_look_into_the_loader_does_not_disturb_the_loop_around_it():
-    place = SchedulerDriver(4, epoch_samples=16, epoch_steps=4)
+    place = LearntDriver(4, epoch_samples=16, epoch_steps=4)
     with iteration(place):
         place.moved(0, 4)
         assert place.take_steps() == 1
@@ -112,7 +115,7 @@ def test_a_look_into_the_loader_does_not_disturb_the_loop_around_it():
 
 
 def test_a_place_goes_on_from_its_state():
-    place, other = (SchedulerDriver(4, epoch_samples=16, epoch_steps=4) for _ in range(2))
+    place, other = (LearntDriver(4, epoch_samples=16, epoch_steps=4) for _ in range(2))
     due(place, 4, 8, every=2)  # a step and a half: one made, half owed
     other.load_state_dict(place.state_dict())
     assert due(other, 4, 8, every=2) == due(place, 4, 8, every=2) == [2]
@@ -206,6 +209,19 @@ def test_driving_again_replaces_the_first():
     drive(scheduler, Told(1))
     scheduler.step()
     assert scheduler.last_epoch == 1
+
+
+def test_one_that_is_released_is_a_stock_scheduler_where_it_stands():
+    scheduler, mine, anothers = StepLR(optimizer(), step_size=1, gamma=0.5), Told(3), Told(1)
+    scheduler.optimizer.step()
+    drive(scheduler, mine)
+    scheduler.step()
+    release(scheduler, anothers)
+    assert type(scheduler) is not StepLR, "it goes by another driver"
+    release(scheduler, mine)
+    scheduler.step()
+    assert type(scheduler) is StepLR and scheduler.last_epoch == 4
+    release(scheduler, mine)
 
 
 def test_another_scheduler_of_the_same_class_is_not_driven():
