@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from fastai.callback.core import CancelFitException
 from fastai.learner import Learner, Recorder
 
-from ..checks import check_model
-from ..decision import ROUNDING
-from ..model import OF_A_LEARNER, BatchLoss
-from ..run import RunReport, Settings, TrainingRun, TrialStep, check_version, shows_shared_arguments
-from ..timing import PER_STEP_OF_A_LEARNER
+from ..model import a_few_of
+from ..run import PassedOver, RunReport, Settings, TrainingRun, check_version, shows_shared_arguments
 from .batches import AdaptiveBatches
 from .columns import Columns, QuickCallback, begins_fit
 from .finder import bs_find
-from .hyperparameters import FastaiStepHook, is_adaptive
-from .learner import (
-    accumulation,
-    batch_loss,
-    batch_of,
-    check_alone,
-    check_loader,
-    epoch_samples,
-    hand_back_accumulation,
-    is_language_model,
-    reset_states,
-    splitting,
-    standalone_loss,
-    validation_batch_size,
-)
-from .other_callbacks import OTHER_LENGTH, OtherCallbacks, has_schedule
+from .fit_run import check_fit, run_of_fit
+from .hyperparameters import FastaiStepHook
+from .learner import accumulating, batch_of, check_loader, epoch_samples, reset_states
+from .other_callbacks import OTHER_BS, OTHER_LENGTH, OtherCallbacks
 from .pictures import plot_bs_find, plot_sched_by_samples
 from .rows import doubt_rows
 from .step import FastaiStep
@@ -60,9 +47,12 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
     """
 
     # After ParamScheduler and ProgressCallback (60): their learning rate is the one to scale, their bar to correct.
-    order, run_valid = 61, False
+    order, run_valid, _learner = 61, False, None
     # A run belongs to its process, so a callback that is pickled or exported keeps its arguments alone.
-    _stateattrs = ("_training", "_hook", "_steps", "_batches", "_dl", "_followed", "_others", "_new_steps")
+    _stateattrs = (
+        "_training", "_hook", "_steps", "_batches", "_dl", "_followed", "_others", "_new_steps", "_passed_over",
+        "_switched_off",
+    )  # fmt: skip
 
     def __init__(self, **arguments: Unpack[SharedArguments]) -> None:
         given: dict[str, Any] = dict(arguments)
@@ -80,20 +70,20 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         self._hook: FastaiStepHook | None = None
         self._steps: FastaiStep | None = None
         self._batches: AdaptiveBatches | None = None  # of the latest epoch
+        self._switched_off: list[Any] = []  # the GradientAccumulation callbacks, in the training part of an epoch
 
-    @property
-    def learn(self) -> Any:
-        """The Learner that has this callback; None if there is none."""
-        return self.__dict__.get("_learner")
-
-    @learn.setter
-    def learn(self, learner: Any) -> None:  # by which fastai adds and removes a callback
-        before, self.__dict__["_learner"] = self.learn, learner
+    def _come_to(self, learner: Any) -> None:  # by which fastai adds and removes a callback
+        before = self.learn
+        if before is not None:
+            self._leave()  # of a fit that an error has ended before its first batch
+        self.__dict__["_learner"] = learner
         if learner is not None:
             learner.add_cb(self._columns)
         elif before is not None:
             before.remove_cb(self._columns)
-            hand_back_accumulation(before)
+
+    # Read several times at each step, so it is read without a line of Python.
+    learn = property(attrgetter("_learner"), _come_to, doc="The Learner that has this callback; None if there is none.")
 
     @property
     def training_run(self) -> TrainingRun | None:
@@ -119,9 +109,9 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
     def state_dict(self) -> dict[str, Any]:
         """State of the latest fit, for `load_state_dict`: numbers, strings and containers of them.
 
-        Empty before the first fit, unless a state was loaded.
+        Once a state was loaded it is that one, until the next fit. Empty before the first.
         """
-        return self._training.state_dict() if self._training else self._resumed or {}
+        return self._resumed or (self._training.state_dict() if self._training else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next fit continue from `state_dict()`.
@@ -135,47 +125,32 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     def before_fit(self) -> None:
         """Let the first epoch begin a run, unless this is a mock fit (`lr_find`) or a validation."""
-        self.run = self._awaits_epoch = begins_fit(self.learn)
+        if not self.learn.lock.locked():  # which a validation holds
+            self._leave()  # as above
+        if begins_fit(self.learn):
+            self._awaits_epoch = True
+        else:  # also a validation within a fit, before its first epoch
+            self.sit_out()
 
     def _begin(self) -> None:
         self._awaits_epoch = False
-        learn, dl, model = self.learn, self.dls.train, self.learn.model
-        check_loader(dl)
-        check_model(model)
-        check_alone(learn, AdaptiveBatchSize)
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ValueError("the model has no trainable parameter: unfreeze it, or train without AdaptiveBatchSize")
-        may_grow = self._settings.measures or callable(self._settings.target)
-        start = accumulation(learn, dl.bs) if may_grow else dl.bs
-        samples, certain = epoch_samples(dl), is_language_model(dl)
-        given, split = self._settings.split is not None or certain, splitting(self._settings.split, certain=certain)
-        standalone = standalone_loss(learn, split, given)
-        in_pieces = start != dl.bs or certain
-        self._validated_by = None if in_pieces else validation_batch_size(learn)
-        self._training = run = TrainingRun(
-            self._settings, model, getattr(self.opt, "opt", self.opt),
-            batch_size=start, epoch_samples=samples, adaptive=is_adaptive(self.opt),
-            loss=BatchLoss(batch_loss=batch_loss(learn), called=OF_A_LEARNER, split=split, split_given=given),
-            trial=TrialStep(model, standalone),
-            micro_batch_size=dl.bs if in_pieces else None,
-            per_step=PER_STEP_OF_A_LEARNER,
-        )  # fmt: skip
-        if not has_schedule(learn):
-            run.controller.rules.expect_no_decay()
+        learn, dl = self.learn, self.dls.train
+        check_fit(learn, dl, AdaptiveBatchSize)
+        run, self._plan, standalone, self._validated_by = run_of_fit(learn, dl, self._settings)
+        self._training = run
         self._follow_the_optimizer(run)
         run.start(self.n_epoch)
         if self._resumed is not None:
             run.load_state_dict(self._resumed)
             run.tracker.begin_anew()  # a fit begins with an epoch
             self._resumed = None
-        self._dl, self._epoch_samples = dl, samples
-        self._epoch_steps = len(dl) if start == dl.bs else -(-samples // start)
         run.controller.end_by_progress()
-        self._planned, self._batches = self.n_epoch, None
+        self._dl, self._batches, self._bs = dl, None, dl.bs
         self._new_steps = partial(FastaiStep, learn, run, standalone)
         self._steps = self._new_steps()
         may_change = run.controller.rules.may_change
         self._others = OtherCallbacks(learn, run.controller.holds, self.order, may_change=may_change)
+        self._passed_over = PassedOver(run, lambda: a_few_of(list(learn.model.parameters())), is_due=may_change)
         if may_change:
             doubt_rows(learn, dl, run.controller.holds)
 
@@ -186,6 +161,9 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         if self._run.controller.progress_tracker.complete:  # it was resumed from the state of a finished run
             raise CancelFitException
         run, progress = self._run, self._run.controller.progress_tracker
+        if getattr(self.dl, "bs", None) != self._bs and run.controller.rules.changes_nothing:
+            self.sit_out()  # the batch is the user's
+            return
         self._look_at_the_learner()
         run.controller.skip_epochs(self.epoch)  # epochs before `start_epoch`
         progress.set_epoch(self.epoch)
@@ -193,12 +171,16 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
         assert self._hook is not None and self._steps is not None
         self._hook.begin_epoch()
         self._others.begin_epoch(self._hook.rate)
-        if progress.by_shares:
-            self._place_schedule(progress.effective_samples)
+        if progress.by_shares and (run.tracker.ever_changed or progress.effective_samples != progress.samples):
+            self.learn.pct_train = self._plan.share_after(progress.effective_samples, 0)
         self.learn.dl = self._batches = AdaptiveBatches(
             self.dl, run, self._leave, partial(reset_states, self.learn), self._batches
         )  # fmt: skip
         self._steps.start()
+        if self._settings.may_grow:
+            self._switched_off = accumulating(self.learn)  # in each epoch: a validation within the fit switches them on
+            for cb in self._switched_off:
+                cb.run = False
 
     def _look_at_the_learner(self) -> None:
         """Follow an optimizer or a training loader that has replaced the first one since."""
@@ -206,18 +188,21 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             self._restore()
             self._follow_the_optimizer(self._run)
             self._steps = self._new_steps()
-        dl, start = self.dl, self._run.controller.start_batch_size
+        dl, plan = self.dl, self._plan
         if dl is self._dl:
+            if dl.bs != self._bs:
+                log.warning(OTHER_BS, dl.bs, self.batch_size)
+                self._bs = dl.bs
             return
         check_loader(dl)
         if self._run.controller.rules.may_change:
             doubt_rows(self.learn, dl, self._run.controller.holds)
         samples = epoch_samples(dl)
-        if samples != self._epoch_samples:
-            log.warning(OTHER_LENGTH, samples, self._epoch_samples)
-            self._epoch_samples, self._epoch_steps = samples, -(-samples // start)
+        if samples != plan.epoch_samples:
+            log.warning(OTHER_LENGTH, samples, plan.epoch_samples)
+            self._plan = replace(plan, epoch_samples=samples, epoch_steps=-(-samples // plan.start))
             self._run.controller.progress_tracker.end_by_epochs()
-        self._dl = dl
+        self._dl, self._bs = dl, dl.bs
 
     def _follow_the_optimizer(self, run: TrainingRun) -> None:
         self._followed = self.opt
@@ -226,44 +211,44 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
 
     def before_batch(self) -> None:
         """Set the hyperparameters to the batch; correct the totals; measure if it is this batch's turn."""
-        run, learn = self._run, self.learn  # looking up what a callback has of its Learner's takes long
-        assert self._hook is not None
-        self._others.look(self._hook.rate, by_halves=run.measuring.by_halves)
-        self._hook.scale(run.scale())
-        progress = run.controller.progress_tracker
-        if self._batches is not None and (run.tracker.ever_changed or progress.effective_samples != progress.samples):
+        # This runs at every step, with the processor's caches full of the model's. The less it touches, the better. To
+        # look up what a callback has of its Learner's takes long.
+        run, learn, hook = self._training or self._run, self.learn, self._hook
+        assert hook is not None
+        controller, tracker = run.controller, run.tracker
+        self._others.look(hook, run)
+        hook.scale(controller.scales[tracker.current.cut_size])
+        progress = controller.progress_tracker
+        if self._batches is not None and (tracker.ever_changed or progress.effective_samples != progress.samples):
             learn.n_iter = learn.iter + 1 + self._batches.batches_left
-            if hasattr(learn, "progress") and hasattr(learn.progress, "pbar"):
+            # The ProgressCallback. Where there is none, hasattr would look for it in the model, at every step.
+            if "progress" in learn.__dict__ and hasattr(learn.progress, "pbar"):
                 learn.progress.pbar.total = learn.n_iter
         run.before_batch(batch_of(learn))
 
     def before_step(self) -> None:
         """The gradients are ready: take in the measurement, if this step is measured."""
-        measuring = self._run.measuring
+        run, others = self._training or self._run, self._others
+        measuring = run.measuring
+        if run.tracker.ever_changed and self._passed_over.is_due:
+            self._passed_over.trains()
         if measuring.watches:
             measuring.before_step()
-        if measuring.by_halves:
-            self._others.check()
+        if others.changes.waits and measuring.by_halves:
+            others.changes.check()
 
     def after_batch(self) -> None:
         """Restore the hyperparameters, after the Recorder (50) has seen those used, and place the schedule."""
-        if self._hook is not None and self._hook.scaler.is_scaled:
-            self._hook.restore()
-        run = self._run
+        hook, run = self._hook, self._training or self._run
+        if hook is not None and hook.scaler.is_scaled:
+            hook.restore()
         progress = run.controller.progress_tracker
+        # While nothing has changed, fastai's own running sum is left alone. It is the same up to rounding.
         if run.tracker.ever_changed or progress.effective_samples != progress.samples:
-            self._place_schedule(run.tracker.schedule_span[1])
-
-    def _place_schedule(self, samples: float) -> None:
-        """Put the schedule where the fixed run's is after `samples` samples, of this epoch or of the whole plan."""
-        run, controller = self._run, self._run.controller
-        progress = controller.progress_tracker
-        if run.tracker.ever_changed or progress.effective_samples != progress.samples:
-            # While nothing has changed, fastai's own running sum is left alone. It is the same up to rounding.
-            epochs, within = divmod(samples + ROUNDING, self._epoch_samples)
-            before = 0 if progress.by_shares else self.epoch
-            share = min(within / (controller.start_batch_size * self._epoch_steps), 1.0)
-            self.learn.pct_train = min((before + epochs + share) / self._planned, 1.0)
+            before = 0 if progress.by_shares else self.epoch  # by shares the samples are those of all epochs
+            self.learn.pct_train = self._plan.share_after(run.tracker.schedule_span[1], before)
+        if run.tracker.ever_changed and self._passed_over.is_due:  # here, as a batch that is cancelled comes here alone
+            self._passed_over.look(True)
 
     def after_train(self) -> None:
         """Leave the Learner if another callback ended the epoch or the fit before our turn."""
@@ -282,11 +267,17 @@ class AdaptiveBatchSize(RunReport, QuickCallback):
             self._hook.restore()
 
     def _leave(self) -> None:
-        """Restore the hyperparameters and give the training step back."""
+        """Restore the hyperparameters, and give the loader and the training step back."""
         self._restore()
+        if self._batches is not None and self.learn.__dict__.get("dl") is self._batches:  # also after Ctrl-C
+            self.learn.dl = self._dl
         if self._steps is not None and self._training is not None:
             self._steps.stop()
+            self._passed_over.close()
             self._training.after_epoch()
+        for cb in self._switched_off:
+            cb.run = True
+        self._switched_off = []
 
     @property
     def _run(self) -> TrainingRun:

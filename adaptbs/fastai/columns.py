@@ -20,6 +20,7 @@ class QuickCallback(Callback):
     """
 
     _methods: Mapping[str, Callable[[Any], Any]] = {}  # of the events that have one
+    _sits_out = False  # True if it was `sit_out` that has set `run`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -27,12 +28,20 @@ class QuickCallback(Callback):
 
     def __call__(self, event_name: str) -> Any:
         """Handle an event, or do nothing if there is no method for it."""
-        if event_name not in self._methods:
+        if event_name == "before_fit" and self._sits_out:  # Ctrl-C has ended the fit before, which had no after_fit
+            self.run, self._sits_out = True, False
+        if event_name == "after_fit":  # where fastai sets `run` again
+            self._sits_out = False
+        elif event_name not in self._methods:
             return None
         if event_name not in OF_A_BATCH:
             return super().__call__(event_name)
         runs = self.run_train if self.learn.training else self.run_valid
         return self._methods[event_name](self) if self.run and runs else None
+
+    def sit_out(self) -> None:
+        """Handle no event until this fit, mock fit or validation is over."""
+        self.run, self._sits_out = False, True
 
 
 class Columns(QuickCallback):

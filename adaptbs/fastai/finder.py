@@ -6,14 +6,15 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
 from fastprogress.fastprogress import progress_bar
 from torch.utils.data import DataLoader as TorchLoader
 
-from ..finder import BatchSizeSuggestion, copy_of, find_batch_size, samples_of
+from ..checks import check_functions, check_lr
+from ..finder import BatchSizeSuggestion, copy_of, find_batch_size, length_of, samples_of
 from ..model import OF_A_LEARNER, BatchLoss, preserved_loader
 from .hyperparameters import is_adaptive
 from .learner import as_trained, batch_loss
@@ -21,9 +22,9 @@ from .learner import as_trained, batch_loss
 
 def bs_find(
     self: Any,
-    lr: float | None = None,
+    lr: float | slice | None = None,
     num_it: int | None = None,
-    n_batch: int = 20,
+    n_batch: int | None = None,
     beta: float = 0.99,
     show_plot: bool = True,
     suggest_funcs: Callable[[BatchSizeSuggestion], float] | Iterable[Callable[[BatchSizeSuggestion], float]] = (),
@@ -37,9 +38,10 @@ def bs_find(
 
     Args:
         self: the Learner.
-        lr: learning rate to train with between measurements, by a copy of the Learner's optimizer. None: no training.
+        lr: learning rate to train with between measurements, by a copy of the Learner's optimizer; a slice gives each
+            group its own, as in a fit. None: no training.
         num_it: number of batches. None: one epoch.
-        n_batch: batches pooled in one measurement.
+        n_batch: batches pooled in one measurement. None: 20, or fewer where there would be less than four measurements.
         beta: smoothing of tr(Sigma) and |G|^2 from measurement to measurement, from 0 (none) to 1 (plain mean).
         show_plot: True draws the noise, the scale and their ratio with its confidence band.
         suggest_funcs: one or more functions of the result, each of which suggests one more batch size. Its suggestion
@@ -47,7 +49,15 @@ def bs_find(
 
     Returns:
         The noise scale with its interval, and batch sizes by noise, time and memory.
+
+    Raises:
+        ValueError, TypeError: as by `adaptbs.bs_find`.
     """
+    for rate in (lr.start, lr.stop) if isinstance(lr, slice) else (lr,):
+        if rate is not None:
+            check_lr(rate)
+    functions = [suggest_funcs] if callable(suggest_funcs) else list(suggest_funcs)
+    check_functions("suggest_funcs", functions)
     loss = BatchLoss(batch_loss=batch_loss(self), called=OF_A_LEARNER)
     self.model.to(getattr(self.dls, "device", default_device()))
     with _preserved_loader(self.dls.train):
@@ -56,15 +66,16 @@ def bs_find(
             loss,
             _batches(self, num_it),
             lambda lr: _optimizer_copy(self, lr),
-            lr=lr,
+            lr=cast(Any, lr),  # only the optimizer reads it
             num_it=num_it,
             n_batch=n_batch,
             beta=beta,
             confidence=0.9,
             adaptive=is_adaptive(_optimizer_copy(self, 0.0)),
             samples_of_batch=samples_of(self.dls.train, "bs"),
+            batches=length_of(self.dls.train),
         )
-    found = found.suggested_by(*([suggest_funcs] if callable(suggest_funcs) else suggest_funcs))
+    found = found.suggested_by(*functions)
     if hasattr(self, "recorder"):
         self.recorder.bs_found = found
     if show_plot:
@@ -82,17 +93,17 @@ def _batches(learn: Any, num_it: int | None) -> Iterator[tuple[Any, Any]]:
         yield as_trained(learn, batch[:n_inp]), as_trained(learn, batch[n_inp:])
 
 
-def _optimizer_copy(learn: Any, lr: float) -> Any:
+def _optimizer_copy(learn: Any, lr: float | slice) -> Any:
     made = learn.opt if learn.opt is not None else learn.opt_func
     if isinstance(made, OptimWrapper):
-        return copy_of(made.opt, lr)
-    if learn.opt is None:
-        return learn.opt_func(learn.splitter(learn.model), lr=lr)
-    # Its own groups, because the splitter may leave out what is frozen just now.
-    twin = learn.opt_func([list(group) for group in learn.opt.param_lists], lr=lr)
-    twin.load_state_dict(copy.deepcopy(learn.opt.state_dict()))
+        twin = OptimWrapper(opt=copy_of(made.opt, 0.0))
+    elif learn.opt is None:
+        twin = learn.opt_func(learn.splitter(learn.model), lr=0.0)
+    else:  # its own groups, because the splitter may leave out what is frozen just now
+        twin = learn.opt_func([list(group) for group in learn.opt.param_lists], lr=0.0)
+        twin.load_state_dict(copy.deepcopy(learn.opt.state_dict()))
     twin.set_hyper("lr", lr)
-    return twin
+    return twin.opt if isinstance(twin, OptimWrapper) else twin
 
 
 @contextmanager

@@ -33,7 +33,8 @@ _TRAITS = {
 
 def traits_of(opt: Any) -> OptimizerTraits:
     """The traits of one of fastai's own optimizers."""
-    names = [getattr(cb, "func", cb).__name__ for cb in opt.cbs]  # a partial has its function in `func`
+    # A partial has its function in `func`. An optimizer of another library may have something else in its place.
+    names = [getattr(getattr(cb, "func", cb), "__name__", "") for cb in opt.cbs]
     known = next((_TRAITS[name] for name in names if name in _TRAITS), UNKNOWN)
     # The other way to decay weights is l2_reg; sqr_mom is fastai's name for the decay of Adam's squared gradient.
     adaptive = "sqr_mom" in opt.hypers[-1] or not known.known  # sqrt(k) is the smaller step and so the safer mistake
@@ -80,7 +81,8 @@ class FastaiStepHook:
     def scale(self, by: Scale) -> None:
         """Scale the hyperparameters for the batch that is trained on next. Does nothing at k = 1."""
         k, lr_factor, longest = by
-        self.restore()  # if the last batch raised an error
+        if self.scaler.is_scaled:  # if the last batch raised an error
+            self.restore()
         if k != 1 or lr_factor != 1 or not self.scaler.idle:
             self._groups = groups = list(self._now)
             self.scaler.scale(groups, self._following, k=k, lr_factor=lr_factor, longest=longest)
@@ -88,8 +90,9 @@ class FastaiStepHook:
 
     @property
     def _now(self) -> Any:
-        # fastai's set_hyper, and its view of a torch optimizer's groups, would take longer than all the rest.
-        return self._opt.opt.param_groups if self._wrapped else self._opt.hypers
+        # fastai's set_hyper, its view of a torch optimizer's groups and the iterator of its list would take longer than
+        # all the rest.
+        return self._opt.opt.param_groups if self._wrapped else getattr(self._opt.hypers, "items", self._opt.hypers)
 
     def restore(self) -> None:
         """Restore the hyperparameters that `scale` found, but for those that another callback has set since.

@@ -114,26 +114,21 @@ def epoch_indices(dl: Any) -> int:
 
 
 def accumulation(learn: Any, bs: int) -> int:
-    """Take over from GradientAccumulation for this fit. Return the size of the logical batch, samples.
-
-    GradientAccumulation is switched off, because its count to `n_acc` would be wrong once the batch has grown.
+    """Size of the logical batch of a Learner with GradientAccumulation, samples; `bs` where it has none.
 
     Args:
         learn: the Learner.
         bs: size of the loader's batches, samples.
     """
-    start = bs
-    for cb in learn.cbs:
-        if type(cb).__name__ == ACCUMULATION:
-            start, cb.run = max(start, -(-cb.n_acc // bs) * bs), False
-    return start
+    return max([bs, *(-(-cb.n_acc // bs) * bs for cb in accumulating(learn))])
 
 
-def hand_back_accumulation(learn: Any) -> None:
-    """Switch GradientAccumulation on again, also after an interrupted fit."""
-    for cb in learn.cbs:
-        if type(cb).__name__ == ACCUMULATION:
-            cb.run = True
+def accumulating(learn: Any) -> list[Any]:
+    """The GradientAccumulation callbacks that are switched on.
+
+    While the batch may grow they are to be off, because their count to `n_acc` would be wrong once it has grown.
+    """
+    return [cb for cb in learn.cbs if type(cb).__name__ == ACCUMULATION and "n_acc" in vars(cb) and cb.run]
 
 
 def reset_states(learn: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..run import RATE, Holds
+from ..run import RATE, Holds, TrainingRun
+from .hyperparameters import FastaiStepHook
 
 CHANGED = "another callback changes the batch"  # reason to hold the batch
 
@@ -19,6 +20,10 @@ OTHER_LENGTH = (
     "dls.train has been replaced in the middle of a fit by one of %d samples, where %d were planned for an epoch: "
     "from here on an epoch is a pass over it, and the fit has the epochs that were asked for. To plan by the new "
     "length, fit once for each loader."
+)
+OTHER_BS = (
+    "dls.train.bs has been set to %d in the middle of a fit, but there the batch is AdaptiveBatchSize's, which goes on "
+    "at %d. Leave one of the two out: overhead=0 leaves the batch to you."
 )
 BY_HAND = (
     "a callback sets the learning rate from batch to batch. A rate that is computed from the number of the batch would "
@@ -42,12 +47,15 @@ class OtherCallbacks:
         holds: reasons to hold the batch of its run.
         order: order of the callback that measures.
         may_change: True if the batch may come to another size.
+
+    Attributes:
+        changes: compares the batch that is measured with the one that the step is made from.
     """
 
     def __init__(self, learn: Any, holds: Holds, order: int, *, may_change: bool) -> None:
         for reason in (CHANGED, IN_TURN, RATE):  # a resumed run may have other callbacks
             holds.remove(reason)
-        self._changes = LaterChanges(learn, holds, order)
+        self.changes = LaterChanges(learn, holds, order)
         self._parts = PartsInTurn(learn.model, holds) if may_change else None
         self._rates = RatesByHand(holds) if may_change and not has_schedule(learn) else None
 
@@ -56,18 +64,20 @@ class OtherCallbacks:
         if self._rates is not None:
             self._rates.begin_epoch(rate)
 
-    def look(self, rate: float, *, by_halves: bool) -> None:
-        """Look at the batch that comes, its learning rate, and the model. `by_halves`: it may be measured now."""
-        if self._rates is not None:
-            self._rates.look(rate)
-        if self._parts is not None:
-            self._parts.look()
-        if by_halves:
-            self._changes.measured()
+    def look(self, hook: FastaiStepHook, run: TrainingRun) -> None:
+        """Look at the batch that comes, its learning rate, and the model.
 
-    def check(self) -> None:
-        """Look at the batch that a step is made from, if it may have been measured."""
-        self._changes.check()
+        Args:
+            hook: reads the learning rate before it is scaled.
+            run: knows whether the batch may be measured now.
+        """
+        if self._rates is not None:
+            self._rates.look(hook.rate)
+        parts = self._parts
+        if parts is not None and (parts.first.requires_grad, parts.last.requires_grad) != parts.now:
+            parts.changed()
+        if run.measuring.by_halves:
+            self.changes.measured()
 
 
 def has_schedule(learn: Any) -> bool:
@@ -84,7 +94,12 @@ class LaterChanges:
         learn: the Learner.
         holds: reasons to hold the batch of its run.
         order: order of the callback that measures.
+
+    Attributes:
+        waits: True if a batch may have been measured and its step is still to come: call `check` before it.
     """
+
+    waits = False
 
     def __init__(self, learn: Any, holds: Holds, order: int) -> None:
         self._learn, self._holds, self._order = learn, holds, order
@@ -93,11 +108,11 @@ class LaterChanges:
 
     def measured(self) -> None:
         """Keep the batch as it is now, when it is measured."""
-        self._measured = self._learn.xb, self._learn.yb
+        self._measured, self.waits = (self._learn.xb, self._learn.yb), True
 
     def check(self) -> None:
         """Hold the batch if the step that comes is made from other data."""
-        before, self._measured = self._measured, None
+        before, self._measured, self.waits = self._measured, None, False
         if before is None:
             return
         if self._same(before[0], self._learn.xb) and self._same(before[1], self._learn.yb):
@@ -121,24 +136,26 @@ class PartsInTurn:
     Args:
         model: the model.
         holds: reasons to hold the batch of the run.
+
+    Attributes:
+        first, last: those parameters.
+        now: whether each of them was trained at the latest look. Call `changed` where it is another.
     """
 
     def __init__(self, model: nn.Module, holds: Holds) -> None:
         parameters = list(model.parameters())
-        self._first, self._last, self._holds = parameters[0], parameters[-1], holds
-        self._now = self._first.requires_grad, self._last.requires_grad
+        self.first, self.last, self._holds = parameters[0], parameters[-1], holds
+        self.now = self.first.requires_grad, self.last.requires_grad
         self._before: set[tuple[bool, bool]] = set()
         self._said = False
 
-    def look(self) -> None:
-        """Look at what the batch that comes is to train."""
-        now = self._first.requires_grad, self._last.requires_grad
-        if now != self._now:
-            self._before.add(self._now)
-            self._now = now
-            if now in self._before and not self._said:
-                self._said = True
-                self._holds.doubt(IN_TURN, TURNS)
+    def changed(self) -> None:
+        """Take note that the batch that comes is to train other parts than the one before."""
+        self._before.add(self.now)
+        self.now = self.first.requires_grad, self.last.requires_grad
+        if self.now in self._before and not self._said:
+            self._said = True
+            self._holds.doubt(IN_TURN, TURNS)
 
 
 class RatesByHand:

@@ -20,19 +20,19 @@ def plot_bs_find(self: Any) -> Figure:
     return figure
 
 
-def plot_sched_by_samples(self: Any, keys: Iterable[str] | None = None) -> Figure:
+def plot_sched_by_samples(self: Any, keys: str | Iterable[str] | None = None) -> Figure:
     """Plot the hyperparameters used, as `learn.recorder.plot_sched()` does, but against samples instead of steps.
 
     Args:
         self: the Recorder of a Learner that was fitted with a schedule and with AdaptiveBatchSize.
-        keys: names of the hyperparameters to plot. None: all that were scheduled.
+        keys: the name of a hyperparameter to plot, or several. None: all that were scheduled.
 
     Raises:
         RuntimeError: no fit has recorded a schedule and samples.
         ValueError: a name in `keys` was not scheduled.
     """
     samples, used = getattr(self, "samples", []), getattr(self, "hps", {})
-    names = list(used if keys is None else keys)
+    names = [keys] if isinstance(keys, str) else list(used if keys is None else keys)
     if not samples or not names:
         raise RuntimeError(
             "plot_sched_by_samples() has nothing to plot: first fit with a schedule (fit_one_cycle) and "
@@ -56,15 +56,17 @@ class ShowBatchSizeCallback(QuickCallback):
     order, run_valid = 65, False
 
     def before_fit(self) -> None:
-        self.run, self._shown = begins_fit(self.learn), None
-        if self.run and not hasattr(self.learn, "adaptive_batch_size"):
+        if not begins_fit(self.learn):
+            self.sit_out()
+            return
+        self._shown = None
+        if not hasattr(self.learn, "adaptive_batch_size"):
             raise ValueError("ShowBatchSizeCallback has nothing to show: give cbs=[AdaptiveBatchSize(), ...] with it")
-        if self.run:
-            try:
-                self._display: Any = import_module("IPython.display").display
-            except ImportError as error:
-                message = "ShowBatchSizeCallback needs a notebook, but there is no IPython: leave it out"
-                raise ImportError(message) from error
+        try:
+            self._display: Any = import_module("IPython.display").display
+        except ImportError as error:
+            message = "ShowBatchSizeCallback needs a notebook, but there is no IPython: leave it out"
+            raise ImportError(message) from error
 
     def after_epoch(self) -> None:
         from matplotlib import pyplot as plt

@@ -8,7 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from fastai.callback.core import CancelBackwardException, CancelStepException
+from fastai.callback.core import (
+    CancelBackwardException,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelStepException,
+    CancelTrainException,
+)
 from fastai.learner import Learner
 from torch import Tensor
 
@@ -18,6 +25,8 @@ from ..run import InPieces, TrainingRun
 from .learner import batch_of, carrying, prediction
 
 NAME = "_do_one_batch"  # the method that is replaced, on this Learner only
+CANCELS = CancelBatchException, CancelTrainException, CancelEpochException, CancelFitException
+CALLED = (NAME, "_do_grad_opt")  # methods whose work is done here
 
 
 class FastaiStep:
@@ -41,7 +50,10 @@ class FastaiStep:
 
     def start(self) -> None:
         """Take the Learner's steps from here on, unless the Learner has a step method of its own."""
-        ours = getattr(type(self._learn), NAME) is getattr(Learner, NAME) and NAME not in self._learn.__dict__
+        ours = all(
+            getattr(type(self._learn), name, None) is getattr(Learner, name, None) and name not in self._learn.__dict__
+            for name in CALLED
+        )
         self._controller.memory.expect_pieces(ours)
         if ours:
             # Once an epoch, because that takes long.
@@ -69,6 +81,16 @@ class FastaiStep:
 
     def _backward(self, found: tuple[Any, Any], pieces: list[tuple[Any, float]]) -> None:
         """Run the micro-batches forward and backward. Leave the batch as `found`, its loss and its predictions."""
+        learn = self._learn
+        try:
+            self._run_through(found, pieces)
+        except CANCELS:  # by a callback: of a batch that is not trained on nothing is to be left
+            if len(pieces) > 1:
+                learn.xb, learn.yb = found
+                learn.opt.zero_grad()
+            raise
+
+    def _run_through(self, found: tuple[Any, Any], pieces: list[tuple[Any, float]]) -> None:
         learn, several = self._learn, len(pieces) > 1
         losses, preds = [], []
         for (xb, yb, beside), share in pieces:

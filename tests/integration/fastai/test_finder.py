@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader as TorchLoader
 
 import adaptbs.fastai  # noqa: F401 (it adds Learner.bs_find)
 from adaptbs import BatchSizeSuggestion
+from adaptbs.fastai.finder import _optimizer_copy
 from tests.integration.fastai.learners import (
     TORCH_ADAMW,
     Augmented,
@@ -163,6 +164,42 @@ def test_wrong_arguments_are_named_and_change_nothing(arguments: dict[str, Any],
     with pytest.raises(ValueError, match=message):
         learn.bs_find(lr=1e-2, **arguments)
     assert everything(learn) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": "1e-3"}, "lr='1e-3'"), ({"lr": -1.0}, "lr=-1.0"), ({"lr": slice(1e-4, "a")}, "lr='a'"),
+        ({"suggest_funcs": "valley"}, "suggest_funcs='v'"), ({"suggest_funcs": [None]}, "suggest_funcs=None"),
+    ],
+)  # fmt: skip
+def test_they_are_named_before_anything_is_measured(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    learn = make_learner(path=tmp_path, model=Untouchable)
+    with pytest.raises((TypeError, ValueError), match=message):
+        learn.bs_find(**arguments)
+
+
+class Untouchable(nn.Linear):
+    """A model that must not be called."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("it was measured")
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("opt_func", [Adam, TORCH_ADAMW], ids=["Adam", "OptimWrapper"])
+def test_a_slice_gives_each_group_its_rate(opt_func: Any, fitted: bool) -> None:
+    """As in a fit: the last group has the largest."""
+    learn = make_learner(opt_func=opt_func, splitter=body_and_head)
+    if fitted:
+        learn.fit(1)
+    copied = _optimizer_copy(learn, slice(1e-4, 1e-2))
+    groups = copied.param_groups if isinstance(copied, torch.optim.Optimizer) else copied.hypers
+    assert [group["lr"] for group in groups] == pytest.approx([1e-4, 1e-2])
+    assert learn.bs_find(lr=slice(1e-4, 1e-2), show_plot=False).curve
 
 
 def test_the_picture_can_be_drawn_again() -> None:

@@ -481,6 +481,11 @@ def test_a_state_of_another_version_is_refused_in_the_words_of_the_loader(old) -
     make_learner(n=403).fit(1, 1e-2, cbs=callback)  # nothing was taken over
 
 
+def test_what_is_no_state_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"state=\[1\]: it must be what state_dict\(\) returned"):
+        AdaptiveBatchSize().load_state_dict([1])
+
+
 def test_before_its_first_fit_there_is_no_state_and_none_to_go_on_from() -> None:
     callback = AdaptiveBatchSize()
     assert callback.state_dict() == {}

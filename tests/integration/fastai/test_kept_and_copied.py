@@ -10,7 +10,7 @@ from typing import Any
 import fastai.callback.schedule  # noqa: F401, which gives a Learner `fit_one_cycle`
 import pytest
 import torch
-from fastai.basics import Learner, set_seed
+from fastai.basics import Callback, Learner, set_seed
 
 from adaptbs.fastai import AdaptiveBatchSize
 from tests.integration.fastai.learners import TORCH_ADAMW, doubling, make_learner, same, touchy_model, weights
@@ -83,3 +83,23 @@ def test_what_enters_a_learner_without_a_fit_begins_no_run(enter):
     records = len(callback.history)
     enter(learn)
     assert len(callback.history) == records > 2 and callback.batch_size > 20
+
+
+class Interrupt(Callback):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def after_batch(self) -> None:
+        if self.train_iter == 3:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("wrong")], ids=["Ctrl-C", "an error"])
+def test_so_can_a_learner_whose_fit_was_interrupted(error):
+    """Its `dl` had stayed ours, and the run in it, which cannot be pickled."""
+    learn = make_learner(model=touchy_model)
+    learn.add_cb(AdaptiveBatchSize(**GROWS))
+    with pytest.raises(type(error)), learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2, cbs=Interrupt(error))
+    assert learn.dl is learn.dls.train
+    assert same(weights(through_pickle(learn)), weights(learn))

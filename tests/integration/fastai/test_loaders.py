@@ -30,6 +30,7 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset
 
+from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
 from tests.integration.fastai.learners import Rows, Watch, doubling, make_learner, make_tabular_learner, same, weights
 
@@ -190,3 +191,13 @@ def test_a_data_block() -> None:
     assert max(rows) == 64 and sum(rows) == 2 * 320
     assert "measurement" in callback.history.to_dict()["event"]
     assert dls.train.bs == 16
+
+
+def test_parts_of_a_learner_given_to_a_plain_loop_are_told_what_a_learner_takes() -> None:
+    learn = make_learner()
+    learn.create_opt()
+    torchs = torch.optim.SGD(learn.model.parameters(), 0.1)
+    for given in ({"model": learn}, {"optimizer": learn.opt}, {"loader": learn.dls.train}):
+        arguments = {"model": learn.model, "optimizer": torchs, "loader": TorchLoader(Rows(64), 8), **given}
+        with pytest.raises(TypeError, match=r"A Learner takes cbs=AdaptiveBatchSize\(\).*learn.bs_find\(\)"):
+            AdaptiveDataLoader.from_loader(arguments.pop("loader"), **arguments)

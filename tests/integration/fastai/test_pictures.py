@@ -33,7 +33,8 @@ def test_the_schedule_can_be_drawn_against_samples():
     assert list(used) == recorder.hps["lr"]
     steps = [b - a for a, b in pairwise(seen)]
     assert max(steps) > min(steps) > 0, "the batch has grown"
-    assert recorder.plot_sched_by_samples(["mom"]).axes[0].get_ylabel() == "mom"
+    for keys in ("mom", ["mom"]):
+        assert [axes.get_ylabel() for axes in recorder.plot_sched_by_samples(keys).axes] == ["mom"]
     with pytest.raises(ValueError, match=r"keys: typo was not scheduled\. Give names among lr"):
         recorder.plot_sched_by_samples(["typo"])
 
