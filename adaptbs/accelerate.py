@@ -28,7 +28,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from .loader import AdaptedLoader, LoopFacts, cuts_as_torch, over_all
-from .run import OneAhead
+from .model import a_few_trained
+from .run import OneAheadOrLook
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -62,12 +63,13 @@ def adaptive(
         scheduler: the scheduler that the loop steps, prepared or not; None if there is none.
         epochs: length of the run. None: read from the scheduler.
         arguments: arguments of AdaptiveDataLoader. `max_batch_size` and the batch size are those of one process, even
-            with `split_batches`.
+            with `split_batches`. `accumulation_steps` is for a loop that accumulates without `accumulate()`.
 
     Raises:
         TypeError, ValueError: if an argument cannot be used, with the line to write instead. Nothing is changed then.
     """
     _check(accelerator, loader, model, optimizer)
+    _check_accumulation(accelerator, arguments.get("accumulation_steps"))
     stock = _stock(loader)
     generator = getattr(getattr(stock, "sampler", None), "generator", None)
     if generator is not None and accelerator.num_processes > 1:
@@ -113,12 +115,17 @@ class AcceleratedLoader(AdaptedLoader):
             if scheduler.step_with_optimizer and self.gradient_state.sync_with_dataloader:
                 steps = 1 if scheduler.split_batches else ranks
             scheduler = scheduler.scheduler
+        stepped = optimizer.optimizer
+
+        def one_ahead() -> OneAheadOrLook:
+            return OneAheadOrLook(a_few_trained(stepped))
+
         if accelerator.split_batches:
             arguments = {"batch_size": (loader.batch_size or 0) // ranks, **arguments}
         super().__init__(
-            LoopFacts(look_ahead=OneAhead, schedule_steps=steps, in_runs=True), loader,
-            optimizer=optimizer.optimizer, scheduler=scheduler,
-            accumulation_steps=accelerator.gradient_accumulation_steps, **arguments,
+            LoopFacts(look_ahead=one_ahead, schedule_steps=steps, in_runs=True), loader,
+            optimizer=stepped, scheduler=scheduler,
+            **{"accumulation_steps": accelerator.gradient_accumulation_steps, **arguments},
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -202,6 +209,17 @@ def _check(accelerator: Accelerator, loader: Any, model: Any, optimizer: Any) ->
         raise ValueError(
             f"loader= has batch_size={size}: with split_batches=True that is shared by {accelerator.num_processes} "
             "processes, so it has to be a multiple of their number"
+        )
+
+
+def _check_accumulation(accelerator: Accelerator, given: int | None) -> None:
+    """Raise ValueError if a number of batches of a step was given beside the accelerator's own."""
+    by_itself = accelerator.gradient_accumulation_steps
+    if given is not None and by_itself not in (1, given):
+        raise ValueError(
+            f"accumulation_steps={given}: accelerator.accumulate() makes a step of {by_itself} batches, as "
+            "Accelerator(gradient_accumulation_steps=) says. Give accumulation_steps= only of a loop that accumulates "
+            "without it"
         )
 
 

@@ -7,6 +7,7 @@ are relied on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ..run import SharedArguments
 
 
-@shows_shared_arguments
+@partial(shows_shared_arguments, budget="epochs")
 class AdaptiveBatchSize(RunReport, Callback):
     """Measures the noise scale while a Trainer fits a module, and grows its training batch toward it.
 
@@ -46,7 +47,7 @@ class AdaptiveBatchSize(RunReport, Callback):
             been through the module's transfer hooks.
         accumulation_steps: batches of an optimizer step in manual optimization. In automatic optimization it is
             `Trainer(accumulate_grad_batches=)`.
-        {shared arguments}
+        shared arguments: documented by `Settings`.
 
     Raises:
         ValueError, TypeError, NotImplementedError: if an argument is not valid; when training begins, if the batch
@@ -74,10 +75,12 @@ class AdaptiveBatchSize(RunReport, Callback):
             )
         if loss_func is not None or batch_loss is not None:
             BatchLoss(loss_func, batch_loss)  # raises where both are given, or no function
-        self._loss_func, self._batch_loss, self._accumulation_steps = loss_func, batch_loss, accumulation_steps
+        self._loss_func, self._batch_loss, self._accumulation_steps = loss_func, batch_loss, int(accumulation_steps)
         self._seen: dict[int, RandomStates] = {}  # before each loader was first iterated
         self._fit: AdaptiveFit | None = None
+        self._earlier: AdaptiveFit | None = None  # the fit before, until the next one trains
         self._resumed: dict[str, Any] | None = None  # to be taken up by the next fit
+        self._by_hand: dict[str, Any] | None = None  # the same, as it was before the fit loaded its checkpoint
 
     @property
     def training_run(self) -> TrainingRun | None:
@@ -91,7 +94,7 @@ class AdaptiveBatchSize(RunReport, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the latest fit, for `load_state_dict`: numbers, strings, tensors and containers of them."""
-        return self._fit.state_dict() if self._fit else self._resumed or {}
+        return self._resumed or (self._fit.state_dict() if self._fit else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next fit continue from `state_dict()`."""
@@ -100,13 +103,14 @@ class AdaptiveBatchSize(RunReport, Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Copy the random states before Lightning iterates a loader, so that the adaptive one draws the same."""
         if stage == "fit":
-            self._fit = None
+            self._fit, self._earlier, self._by_hand = None, self._fit, self._resumed
             self._seen.clear()
             trainer.strategy.process_dataloader = remembering(trainer.strategy.process_dataloader, self._seen)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Put the adaptive loader in the stock one's place."""
-        vars(trainer.strategy).pop("process_dataloader", None)
+        resumed, self._by_hand = self._resumed, None
+        self._end_setup(trainer)
         stock = check(trainer, LightningLoop(trainer).stock_loaders)
         arguments = {
             **self._arguments, "loss_func": self._loss_func,
@@ -114,8 +118,8 @@ class AdaptiveBatchSize(RunReport, Callback):
             "autocast": trainer.precision_plugin.forward_context,
         }  # fmt: skip
         self._fit = AdaptiveFit(trainer, stock, self._seen[id(stock)], arguments, self._accumulation_steps)
+        self._earlier = None
         self._seen.clear()
-        resumed, self._resumed = self._resumed, None
         self._fit.enter(resumed)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -150,9 +154,27 @@ class AdaptiveBatchSize(RunReport, Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Restore the Trainer and the optimizer if training fails."""
-        vars(trainer.strategy).pop("process_dataloader", None)
+        self._keep_earlier()
+        self._end_setup(trainer)
         if self._fit is not None:
             self._fit.leave()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Restore the strategy after a fit that has trained nothing, as one of a run that was complete."""
+        if stage == "fit":
+            self._keep_earlier()
+            self._end_setup(trainer)
+
+    def _keep_earlier(self) -> None:
+        """Keep what the fit before has left, if this one has not trained and its checkpoint has brought no state."""
+        if self._fit is None and self._resumed is self._by_hand:
+            self._fit = self._earlier
+        self._earlier = None
+
+    def _end_setup(self, trainer: Any) -> None:
+        """Restore the strategy. Forget what the fit has loaded of a checkpoint: the next may be another run's."""
+        if vars(trainer.strategy).pop("process_dataloader", None) is not None:
+            self._resumed, self._by_hand = self._by_hand, None
 
 
 def transferred(trainer: Any, batch_loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:

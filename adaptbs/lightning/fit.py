@@ -11,13 +11,20 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..loader import AdaptedLoader, LoopFacts
 from ..run import NoLookAhead
 from ..sampling import FirstSampler, whole_order
+from .averages import AveragesByStep
 from .checkpoints import CheckpointsByStep
 from .loop import LightningLoop
+from .manual_steps import ManualSteps
 from .plan import StockRun
 from .randomness import RandomStates, random_state, ranks_draw_alike, set_random_state
 from .schedules import schedules_of
 from .view import LoaderView
 
+WITHIN_A_STREAM = (
+    "the checkpoint was saved within an epoch, without AdaptiveBatchSize, and the dataset is an IterableDataset, so "
+    "what is left of the epoch is not known: go on from a checkpoint of an epoch's end, or leave AdaptiveBatchSize out "
+    "of callbacks="
+)
 FEW = 2  # with at most this many batches left, they are counted at each batch
 
 
@@ -40,7 +47,9 @@ class AdaptiveFit:
         self, trainer: Any, stock: DataLoader[Any], states: RandomStates, arguments: dict[str, Any], accumulation: int
     ) -> None:
         self._trainer, self._loop = trainer, LightningLoop(trainer)
-        self._states: RandomStates | None = states  # None after the first iteration, which draws from them
+        # None after the first iteration, which draws from them.
+        self._states: RandomStates | None = None if self._loop.iterates_again else states
+        self._stock = stock
         self._automatic: bool = trainer.lightning_module.automatic_optimization
         start = int(stock.batch_size or 1) * trainer.world_size
         self._sampler, self._most = self._first_of(stock, start)
@@ -58,18 +67,22 @@ class AdaptiveFit:
         if self._sampler is not None:
             made["sampler"] = self._sampler
         self.loader = AdaptedLoader(facts, stock, **made, **arguments)
-        if trainer.current_epoch:
-            self.loader.training_run.controller.skip_epochs(trainer.current_epoch)
+        # Samples of the epoch under way that a checkpoint without our state has trained on.
+        self._behind = self._loop.batches_behind * start
+        if trainer.current_epoch or self._behind:
+            self.loader.training_run.controller.skip_epochs(trainer.current_epoch, self._behind)
         self._draws_alike = ranks_draw_alike()  # if not, rank 0's checkpoint lacks the other ranks' states
         self._schedules = schedules_of(trainer, self._plan)
         self._checkpoints = CheckpointsByStep(self._loop)
+        self._averages = AveragesByStep(trainer.callbacks, lambda: self._checkpoints.step_before)
         self._batches: Iterator[Any] = iter(())  # batches of the current epoch
         self._total = self._loop.batches_so_far  # batches of the stock run so far
-        self._step_of_epoch = self._loop.global_step  # global step at which the current epoch began
+        # global step at which the current epoch began
+        self._step_of_epoch = self._loop.global_step - self._plan.steps(0, self._loop.batches_behind)
         self._size = 0  # samples of a step, when `_left` was counted
         self._left = 0  # batches that come after the latest one
         self._owed = 0  # optimizer steps of the stock run that are not counted yet
-        self._by_hand = 1 if self._automatic else accumulation
+        self._by_hand = ManualSteps(self._plan, 1 if self._automatic else accumulation)
         self._grown = False  # True if a batch since the latest manual step stands for several
 
     def _first_of(self, stock: DataLoader[Any], start: int) -> tuple[FirstSampler | None, int | None]:
@@ -79,25 +92,32 @@ class AdaptiveFit:
         order = whole_order(stock.sampler)
         whole = len(order) // start if stock.drop_last else -(-len(order) // start)
         most = int(self._loop.stock_batches) * start if self._loop.stock_batches < whole else None
-        # Workers fetch ahead. Without them only a short last batch shows that the sampler's epoch is over.
-        asks_on = stock.num_workers > 0 or len(order) % start > 0
+        # Workers fetch ahead. Without them only a short last batch shows that the sampler's epoch is over, and with
+        # drop_last there is none.
+        asks_on = stock.num_workers > 0 or (len(order) % start > 0 and not stock.drop_last)
         return FirstSampler(order, most, asks_on=asks_on), most
 
     def enter(self, saved: dict[str, Any] | None) -> None:
         """Put the loader in the stock one's place, and continue from `state_dict()` if one was saved."""
         if saved is not None:
             self._load(saved)
-        self._loop.iterate(LoaderView(self.loader, self._sampler, self.iterate))
+        elif self._behind and self._sampler is None:
+            raise NotImplementedError(WITHIN_A_STREAM)
+        # A look at the batches, as a module takes at `trainer.train_dataloader`, is no epoch of the fit.
+        shown = LoaderView(self.loader, self._sampler, lambda: iter(self._stock))
+        self._loop.iterate(LoaderView(self.loader, self._sampler, self.iterate), shown)
 
     def iterate(self) -> Iterator[Any]:
         """The batches of an epoch, or of the rest of one. Sets Lightning's counts before it yields each."""
         states, self._states = self._states, None
         if not self.loader.training_run.tracker.under_way:
-            self._step_of_epoch = self._loop.global_step
-            self._end_by_max_steps()
+            if not self._behind:
+                self._step_of_epoch = self._loop.global_step
+            self._deliver()
         with nullcontext() if states is None else states.drawn_from():
             self._batches = iter(self.loader)
         self._left = 0
+        self._by_hand.begin_epoch()
         for schedule in self._schedules:
             schedule.begin_epoch()
         try:
@@ -108,23 +128,34 @@ class AdaptiveFit:
             for schedule in self._schedules:
                 schedule.end_epoch()
 
-    def _end_by_max_steps(self) -> None:
-        """Let the epoch end at the step at which `max_steps` ends the run."""
-        if self._sampler is None or not self._automatic:
+    def _deliver(self) -> None:
+        """Let the epoch have the samples that the stock run still takes of it: up to the step that ends the run."""
+        if self._sampler is None:
             return
         left, most = self._trainer.max_steps - self._step_of_epoch, self._plan.epoch_samples
-        samples = most if self._trainer.max_steps == -1 else self._plan.samples_of(max(left, 1))
-        self._sampler.deliver(samples if samples < most else self._most)
+        by_steps = self._automatic and self._trainer.max_steps != -1
+        samples = self._plan.samples_of(max(left, 1)) if by_steps else most
+        self._sampler.deliver(samples - self._behind if samples < most else self._rest)
+
+    @property
+    def _rest(self) -> int | None:
+        """The most samples that the epoch still has; None: all.
+
+        An epoch that goes on begins its order anew in the stock run, which trains on the first batches of it.
+        """
+        return self._plan.epoch_batches * self._plan.start - self._behind if self._behind else self._most
 
     @property
     def _is_cut_off(self) -> bool:
         """True if the run ends within this epoch."""
-        return self._sampler is not None and self._sampler.most != self._most
+        return self._sampler is not None and self._sampler.most != self._rest
 
     def _count(self) -> None:
         """Count the batches of the stock run for which the batch just fetched stands."""
         plan, loop = self._plan, self._loop
-        span = self.loader.training_run.tracker.schedule_span
+        plan.check(self._trainer.accumulate_grad_batches)
+        first, last = self.loader.training_run.tracker.schedule_span
+        span = first + self._behind, last + self._behind
         before, after = map(plan.batches, span)
         passed, left = after - before, self._count_down()
         self._grown = self._grown or passed != 1
@@ -137,15 +168,14 @@ class AdaptiveFit:
         if self._automatic:
             self._owed += plan.steps(before, after)
         else:  # the module begins to count anew in each epoch, by `batch_idx`
-            self._owed += after // self._by_hand - before // self._by_hand
+            self._owed += self._by_hand.owed(before, after)
             loop.count_logged(passed - 1)
         if self._automatic and makes_step:
             loop.count_logged(self._owed - 1)
             loop.count_steps(self._owed - 1)
             self._owed = 0
-        since = self._total if loop.validates_by_run else before
+        loop.validate(before, after, run_before=self._total, makes_step=makes_step)
         self._total += passed
-        loop.validate(since, since + passed, makes_step=makes_step)
 
     def _count_down(self) -> int:
         """Count the batches that come after the one just fetched, at the present size."""
@@ -163,18 +193,30 @@ class AdaptiveFit:
             self._count_manual_steps()
         if not self._left and not self._is_cut_off:
             next(self._batches, None)  # Lightning would run the epoch's end only when the next epoch begins
+            self._behind = 0
 
     def _count_manual_steps(self) -> None:
         """Count a step of the module as often as the stock run would have made one."""
         made = self._loop.global_step - self._checkpoints.step_before
+        number, ends_epoch = self._loop.batch_number - 1, not self._left and not self._is_cut_off
+        if self._by_hand.end_batch(number, made_step=made > 0, ends_epoch=ends_epoch):
+            self._owed += self._by_hand.of_end
+            self._know_steps()
         if made:
             if self._grown:
                 self._loop.count_steps(made * (self._owed - 1))
             self._owed, self._grown = 0, False
 
+    def _know_steps(self) -> None:
+        for schedule in self._schedules:
+            schedule.know_steps(self._by_hand.epoch_steps, self._by_hand.batches)
+
     def end_epoch(self) -> None:
         """End an epoch, even if it was interrupted."""
-        if not self._is_cut_off and (close := getattr(self._batches, "close", None)) is not None:
+        if self._is_cut_off:
+            return
+        self._behind = 0
+        if (close := getattr(self._batches, "close", None)) is not None:
             close()
 
     def before_validation(self) -> None:
@@ -190,6 +232,7 @@ class AdaptiveFit:
         """Restore the Trainer and the optimizer. The results of the run are kept."""
         self._loop.leave()
         self._checkpoints.leave()
+        self._averages.leave()
         for schedule in self._schedules:
             schedule.leave()
         self.loader.close()
@@ -200,24 +243,29 @@ class AdaptiveFit:
             "loader": self.loader.state_dict(),
             "schedules": [schedule.state_dict() for schedule in self._schedules],
             "most": None if self._sampler is None else self._sampler.most, "max_steps": self._trainer.max_steps,
-            "step_of_epoch": self._step_of_epoch, "ahead": self._checkpoints.ahead,
+            "step_of_epoch": self._step_of_epoch, "behind": self._behind, "ahead": self._checkpoints.ahead,
+            "ends_with_step": self._by_hand.ends_with_step,
             "total": self._total, "owed": self._owed, "grown": self._grown,
             "validates": self._loop.validates_now, "waits": self._loop.validation_waits,
         }  # fmt: skip
         return {**state, "random": random_state()} if self._draws_alike else state
 
     def _load(self, state: dict[str, Any]) -> None:
-        loader, self._step_of_epoch = state["loader"], state["step_of_epoch"]
+        loader, self._step_of_epoch, self._behind = state["loader"], state["step_of_epoch"], state.get("behind", 0)
         if self._sampler is not None:
             self._sampler.deliver(state["most"])
             before = len(self._sampler)
             if state["max_steps"] != self._trainer.max_steps:
-                self._end_by_max_steps()
+                self._deliver()
             loader = self.loader.lengthened(loader, len(self._sampler) - before)
         self.loader.load_state_dict(loader)
-        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
+        if len(state["schedules"]) == len(self._schedules):  # if not, others were made for this fit, which begin anew
+            for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+                schedule.load_state_dict(saved)
         self._total, self._owed, self._grown = state["total"], state["owed"], state["grown"]
+        if (known := state.get("ends_with_step")) is not None:
+            self._by_hand.know(ends_with_step=known)
+            self._know_steps()
         planned = self._plan.epochs(self._trainer.max_epochs, self._trainer.max_steps)
         self.loader.training_run.controller.plan(planned)
         self._loop.count_steps(state["ahead"])

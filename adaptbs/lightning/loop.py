@@ -3,7 +3,9 @@
 All private names of Lightning that adaptbs relies on are in this file and in `refusals.py`; tried with lightning 2.6.6
 (as `lightning` and as `pytorch_lightning`):
 
-    trainer.fit_loop._combined_loader, ._data_fetcher (.length, .done)     the loader that is iterated, and its end
+    trainer.fit_loop._combined_loader (._flattened)                        the loader that is iterated, and ...
+    trainer.fit_loop._data_fetcher (.length, .done)                        ... its end
+    trainer.fit_loop.is_resuming, .epoch_loop.restarting                   whether a fit goes on with a checkpoint
     trainer.fit_loop.max_batches, .epoch_loop.batch_progress               batches of an epoch, and their number
     trainer.fit_loop.epoch_loop._batches_that_stepped                      the step that is logged
     trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress      the count behind trainer.global_step,
@@ -35,6 +37,7 @@ class LightningLoop:
         self._trainer, self._fit_loop, self._epoch_loop = trainer, trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._validate_every, self._log_every = trainer.val_check_batch, trainer.log_every_n_steps
         self._automatic = trainer.lightning_module.automatic_optimization
+        self._estimated_steps = trainer.estimated_stepping_batches  # by `max_batches`, which `expect` will change
         self.validation_waits = False
 
     @property
@@ -47,12 +50,27 @@ class LightningLoop:
         """Batches of an epoch of the stock loader, at most `limit_train_batches`; inf where that is not known."""
         return float(self._fit_loop.max_batches)
 
-    def iterate(self, loader: Any) -> None:
-        """Iterate this loader from here on."""
+    @property
+    def iterates_again(self) -> bool:
+        """True if the loop iterates its loader a second time before the fit's first batch.
+
+        It does so where a Trainer that has been fitted goes on with more epochs.
+        """
+        return bool(self._trainer.current_epoch and not self._fit_loop.is_resuming and not self._epoch_loop.restarting)
+
+    def iterate(self, loader: Any, shown: Any) -> None:
+        """Iterate this loader from here on. `trainer.train_dataloader` is `shown`."""
         combined, fetcher = self._fit_loop._combined_loader, self._fit_loop._data_fetcher
         combined.reset()  # ends the stock loader's workers
-        combined.flattened = [loader]
+        combined.flattened = [shown]
+        combined._flattened = [loader]
         combined.limits = None
+        # A property cannot be set in an object, and a class that is changed would change other Trainers.
+        stock = type(self._trainer)
+        self._trainer.__class__ = type(
+            stock.__name__, (stock,),
+            {"estimated_stepping_batches": self._estimated_steps, "__module__": stock.__module__, "_stock": stock},
+        )  # fmt: skip
         fetcher.setup(combined)
         iter(fetcher)
 
@@ -65,6 +83,12 @@ class LightningLoop:
     def batches_so_far(self) -> int:
         """Batches of all epochs so far."""
         return int(self._epoch_loop.batch_progress.total.ready)
+
+    @property
+    def batches_behind(self) -> int:
+        """Batches of the epoch under way that were trained on before the fit, where it goes on within an epoch."""
+        trained = int(self._epoch_loop.batch_progress.current.ready) if self._epoch_loop.restarting else 0
+        return trained if trained < self._fit_loop.max_batches else 0
 
     @property
     def batch_number(self) -> int:
@@ -125,27 +149,29 @@ class LightningLoop:
         """Log as often as the Trainer was told. Batches of a validation are logged by their own count."""
         self._trainer.log_every_n_steps = self._log_every
 
-    def validate(self, before: int, after: int, *, makes_step: bool) -> None:
+    def validate(self, before: int, after: int, *, run_before: int, makes_step: bool) -> None:
         """Validate after the batch being fetched, if the stock run validates after a batch for which it stands.
 
         If the stock run validates right after an optimizer step, this one waits for its next optimizer step.
 
         Args:
-            before, after: the stock run's batches before and after it: of the epoch, or of the run where
-                `check_val_every_n_epoch` is None.
+            before, after: the stock run's batches of the epoch before and after it.
+            run_before: the stock run's batches of the whole run before it.
             makes_step: True if the loop makes an optimizer step with it.
         """
         if not self._counts_validations:
             return
-        number, place = self._latest_number + 1, last_multiple(self._validate_every, before, after)
-        if place is not None and not makes_step and place % self._trainer.accumulate_grad_batches == 0:
+        # Validations may be counted over the run. Steps are counted within the epoch, at whose end a short one is made.
+        earlier = run_before - before if self._validates_by_run else 0
+        number, place = self._latest_number + 1, last_multiple(self._validate_every, earlier + before, earlier + after)
+        if place is not None and not makes_step and (place - earlier) % self._trainer.accumulate_grad_batches == 0:
             self.validation_waits, place = True, None
         is_due = place is not None or (makes_step and self.validation_waits)
         self.validation_waits = self.validation_waits and not makes_step
         self._trainer.val_check_batch = number if is_due else number + 1
 
     @property
-    def validates_by_run(self) -> bool:
+    def _validates_by_run(self) -> bool:
         """True if validations are counted over the run, and not anew in each epoch."""
         return self._trainer.check_val_every_n_epoch is None
 
@@ -163,7 +189,7 @@ class LightningLoop:
     def _latest_number(self) -> int:
         """Number of the latest batch, from 1, by which the loop decides whether to validate."""
         progress = self._epoch_loop.batch_progress
-        return int((progress.total if self.validates_by_run else progress.current).ready)
+        return int((progress.total if self._validates_by_run else progress.current).ready)
 
     def checkpoints_by_step(self) -> list[tuple[Any, int]]:
         """The ModelCheckpoints that save by steps, with how many steps."""
@@ -184,6 +210,7 @@ class LightningLoop:
         """Give the Trainer its own settings back."""
         self.log_as_given()
         self._trainer.val_check_batch = self._validate_every
+        self._trainer.__class__ = getattr(type(self._trainer), "_stock", type(self._trainer))
 
 
 def show_total(bar: Any, batches: int) -> None:

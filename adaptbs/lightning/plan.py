@@ -32,6 +32,15 @@ class StockRun:
         """Optimizer steps of an epoch."""
         return -(-self.epoch_batches // self.accumulation)
 
+    def check(self, accumulation: int) -> None:
+        """Raise ValueError if the Trainer accumulates other than planned, as where a callback changes it on the way."""
+        if accumulation != self.accumulation:
+            raise ValueError(
+                f"accumulate_grad_batches={accumulation}: the fit began with {self.accumulation}, by which its steps "
+                "are counted. Leave it as it is, as the batch grows by itself, or leave AdaptiveBatchSize out of "
+                "callbacks="
+            )
+
     def batches(self, position: float) -> int:
         """Batches delivered after `position` samples of an epoch."""
         return fixed_batches(position, self.start, self.epoch_samples, self.epoch_batches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..loader import SchedulerDriver, drive
+from ..loader import LearntDriver, drive, release
 from .plan import StockRun
 
 
@@ -13,6 +13,7 @@ class Schedule(Protocol):
 
     def begin_epoch(self) -> None: ...
     def moved(self, before: float, after: float) -> None: ...
+    def know_steps(self, of_epoch: int, batches: int) -> None: ...
     def end_epoch(self) -> None: ...
     def leave(self) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -60,6 +61,9 @@ class StepSchedule:
         self.grown = self.grown or last - first != 1
         self._due += self._stock.steps(first, last, self._frequency)
 
+    def know_steps(self, of_epoch: int, batches: int) -> None:
+        return None  # the stock run knows them
+
     def take_steps(self) -> int:
         """The number of steps for which the present call stands."""
         due, self._due = self._due, 0
@@ -73,8 +77,9 @@ class StepSchedule:
         return None
 
     def leave(self) -> None:
-        """Restore Lightning's frequency."""
+        """Restore Lightning's frequency and the scheduler's own step."""
         self._config.frequency = self._frequency
+        release(self._config.scheduler, self)
 
     def state_dict(self) -> dict[str, Any]:
         return {"due": self._due, "grown": self.grown}
@@ -92,11 +97,12 @@ class CalledSchedule:
     """
 
     def __init__(self, scheduler: Any, stock: StockRun) -> None:
-        self._driver = SchedulerDriver(stock.start, stock.epoch_samples, stock.epoch_batches)
+        self._scheduler, self._driver = scheduler, LearntDriver(stock.start, stock.epoch_samples, stock.epoch_batches)
         self.begin_epoch, self.moved = self._driver.begin_iteration, self._driver.moved
-        self.end_epoch = self._driver.end_iteration
+        self.end_epoch, self.know_steps = self._driver.end_iteration, self._driver.know
         self.state_dict, self.load_state_dict = self._driver.state_dict, self._driver.load_state_dict
         drive(scheduler, self._driver)
 
     def leave(self) -> None:
-        return None
+        """Restore the scheduler's own step."""
+        release(self._scheduler, self._driver)

@@ -20,6 +20,10 @@ class AdaptiveRun(Protocol):
         """The optimizer has stepped. Returns the step and the epoch of the fixed run."""
         ...
 
+    def end_adaptive_epoch(self) -> None:
+        """Trainer's loop over an epoch has ended."""
+        ...
+
     def save_adaptive_state(self) -> None:
         """A checkpoint has been written."""
         ...
@@ -56,6 +60,13 @@ class AdaptiveFlowCallback(DefaultFlowCallback):
         for step in range(before + 1, self._step + 1):
             control = super().on_step_end(args, replace(state, global_step=step), control, **kwargs)
         return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Do what Trainer does at an epoch's end, which is not broken off where no batch is left."""
+        self._trainer.end_adaptive_epoch()
+        return super().on_epoch_end(args, state, control, **kwargs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state of the run into the checkpoint that was just written."""

@@ -61,13 +61,47 @@ class UpToTheEnd(Sampler[Any]):
             yield index
 
 
+class EpochOrLook:
+    """An iteration over a TrainLoader: an epoch of the run, or a look at batches of the stock loader.
+
+    It is an epoch if Trainer's loop makes a step of it, which `TrainLoader.makes_steps_of` says.
+
+    Args:
+        loader: the loader.
+    """
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] | None = None  # None until the first is asked for
+
+    @property
+    def has_begun(self) -> bool:
+        """True once a batch was asked for."""
+        return self._batches is not None
+
+    def deliver(self, batches: Iterator[Any]) -> None:
+        """Let the iteration have these batches."""
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            self._batches = iter(self._loader.stock)
+        return next(self._batches)
+
+
 class TrainLoader:
     """Has the stock loader's length, by which Trainer plans. From `begin` on it delivers batches that grow.
+
+    Whoever else iterates it, before the run or within, is given the stock loader's batches.
 
     Args:
         stock: the loader made by Trainer.
 
     Attributes:
+        stock: that loader.
         plain: the stock DataLoader, but over the data of all processes.
         dataset: the dataset.
         batch_size: samples of a batch of this process at the start.
@@ -75,18 +109,41 @@ class TrainLoader:
     """
 
     def __init__(self, stock: Any) -> None:
-        self._stock, self.plain = stock, unprepared(stock)
+        self.stock, self.plain = stock, unprepared(stock)
         self.dataset, self.batch_size = self.plain.dataset, int(self.plain.batch_size or 1)
         self.sampler = UpToTheEnd(self.plain.sampler)
         self._begun: tuple[AdaptedLoader, Plan] | None = None
-        self._batches: Iterator[Any] = iter(())
+        self._epoch_or_look: EpochOrLook | None = None  # of the epoch under way
+        self._batches: Any = iter(())  # the adaptive loader's iteration
+        self._missing = self._skipped = 0  # samples and steps that epochs lacked which were broken off
 
     def __len__(self) -> int:
-        return len(self._stock)
+        return len(self.stock)
 
-    def begin(self, adaptive: AdaptedLoader, plan: Plan) -> None:
-        """Deliver the batches of an adaptive loader from here on, for a run of this plan."""
+    def begin(self, adaptive: AdaptedLoader, plan: Plan, saved: dict[str, Any] | None) -> None:
+        """Deliver the batches of an adaptive loader from here on, for a run of this plan.
+
+        Args:
+            adaptive: the loader.
+            plan: the plan.
+            saved: `state_dict()` of the run that goes on; None: it begins.
+        """
         self._begun = adaptive, plan
+        if saved is not None:
+            self._missing, self._skipped = saved.pop("missing", 0), saved.pop("skipped", 0)
+            adaptive.load_state_dict(saved)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the run."""
+        return {**self.adaptive.state_dict(), "missing": self._missing, "skipped": self._skipped}
+
+    def close(self) -> None:
+        """End the run. If it was broken off within a step, no hook of that step stays on the model."""
+        self._epoch_or_look = None
+        if (close := getattr(self._batches, "close", None)) is not None:
+            close()
+        if self._begun is not None:
+            self.adaptive.close()
 
     @property
     def has_begun(self) -> bool:
@@ -105,7 +162,7 @@ class TrainLoader:
 
     def _known(self) -> tuple[AdaptedLoader, Plan]:
         if self._begun is None:
-            raise RuntimeError("the loader of an AdaptiveTrainer delivers batches within train() alone")
+            raise RuntimeError("no run has begun")
         return self._begun
 
     @property
@@ -113,23 +170,54 @@ class TrainLoader:
         return self.adaptive.training_run.controller.progress_tracker.epoch
 
     @property
-    def samples(self) -> int:
-        """Samples of the run so far, on all processes."""
-        return self.adaptive.training_run.controller.progress_tracker.samples
+    def _samples(self) -> int:
+        """Samples of the fixed run, on all processes, at the place that this run has come to."""
+        return self.adaptive.training_run.controller.progress_tracker.samples + self._missing
+
+    @property
+    def step(self) -> int:
+        """Steps that the fixed run has made by now."""
+        return self.plan.steps(self._samples) - self._skipped
+
+    @property
+    def epoch(self) -> float:
+        """The fixed run's `state.epoch` by now."""
+        return self.plan.epoch(self._samples)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch's number on to the sampler: the run's own, once it has begun."""
-        if hasattr(self._stock, "set_epoch"):
-            self._stock.set_epoch(self._epoch if self.has_begun else epoch)
+        self._end_epoch()
+        if hasattr(self.stock, "set_epoch"):
+            self.stock.set_epoch(self._epoch if self.has_begun else epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        self.sampler.begin_epoch(self.plan.samples - self._epoch * self.plan.epoch_samples)
-        self._batches = iter(self.adaptive)
-        return self._batches
+        return EpochOrLook(self)
 
-    def delivers(self, batches: Any) -> bool:
-        """True if these are the batches of the latest iteration."""
-        return self.has_begun and batches is self._batches
+    def makes_steps_of(self, batches: Any) -> bool:
+        """Begin an epoch if an iteration of this loader is about to be trained on. False if these are other batches."""
+        if not self.has_begun or not isinstance(batches, EpochOrLook):
+            return False
+        if batches is not self._epoch_or_look:
+            if batches.has_begun:  # a look, which goes on
+                return False
+            self._end_epoch()
+            self.sampler.begin_epoch(self.plan.samples - self._epoch * self.plan.epoch_samples)
+            self._batches, self._epoch_or_look = iter(self.adaptive), batches
+            batches.deliver(self._batches)
+        return True
+
+    def _end_epoch(self) -> None:
+        """End the epoch under way, which may be broken off, and count what it lacks."""
+        if self._epoch_or_look is None:
+            return
+        self._epoch_or_look, close = None, getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+        plan, epoch = self.plan, self._epoch
+        if (lacking := epoch * plan.epoch_samples - self._samples) > 0:
+            step = self.step
+            self._missing += lacking
+            self._skipped += self.step - step
 
     @property
     def ends_step(self) -> bool:

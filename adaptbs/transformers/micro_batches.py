@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..memory import bounds
-from ..model import Split
+from ..model import NotCutError, Split, batch_length, certain_split
 
 
 class Piece(NamedTuple):
@@ -40,6 +40,18 @@ class CollateInMicroBatches:
         cuts = bounds(len(samples), -(-len(samples) // self._size))
         parts = [samples[start:stop] for start, stop in pairwise(cuts)]
         return MicroBatches(Piece(self._collate(part), len(part)) for part in parts)
+
+
+def split_rows(batch: Any, start: int, stop: int) -> Any:
+    """Samples start:stop of a batch. Raises NotCutError where its rows are not known to be samples."""
+    part, rows = certain_split(batch, start, stop), batch_length(batch)
+    if rows < stop:
+        raise NotCutError(
+            f"the batch has {rows} rows of at least {stop} samples, as where the data collator packs them into one "
+            "sequence. Let it pad them, let the dataset pack them into rows, of which a batch has several, or give "
+            "split=(batch, start, stop) -> batch"
+        )
+    return part
 
 
 class SplitMicroBatches:

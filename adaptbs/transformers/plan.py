@@ -40,12 +40,21 @@ class Plan:
             accumulation_steps, max_steps: attributes of the plan.
             world_size: number of processes.
         """
-        batch, n = int(loader.batch_size or 1) * world_size, len(loader.dataset)  # type: ignore[arg-type]
+        batch, n = int(loader.batch_size or 1) * world_size, len(loader.sampler)  # type: ignore[arg-type]
         samples = n - n % batch if loader.drop_last else -(-n // world_size) * world_size
         return cls(
             batch_samples=batch, epoch_samples=samples, epoch_batches=batches,
             accumulation_steps=accumulation_steps, max_steps=max_steps,
         )  # fmt: skip
+
+    def check(self, accumulation_steps: int) -> None:
+        """Raise ValueError if the run accumulates other than planned, as by a callback that changes it on the way."""
+        if accumulation_steps != self.accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps={accumulation_steps}: the run began with {self.accumulation_steps}, by "
+                "which its steps are counted. Leave it as it is, for the batch grows by itself (by_accumulation=True: "
+                "by accumulation), or train with transformers.Trainer"
+            )
 
     @property
     def ends_with_an_epoch(self) -> bool:

@@ -3,17 +3,17 @@
 Tried with transformers 5.24.0 and accelerate 1.15.0. Beside what they document, this relies on the order in which
 Trainer's loop calls `get_batch_samples` and `training_step`; on Trainer's `callback_handler` (`callbacks`,
 `train_dataloader`), `current_gradient_accumulation_steps`, `loss_is_scaled_for_ga`, `_track_num_input_tokens`,
-`_prepare_inputs`, `_get_output_dir` and `_trial`; on `trainer_callback.DefaultFlowCallback`; and on accelerate's
-`base_dataloader` of a prepared loader, `batch_sampler` of its BatchSamplerShard and `optimizer` of an
-AcceleratedOptimizer.
+`_run_epoch`, `_prepare_inputs`, `_get_num_items_in_batch`, `_get_output_dir` and `_trial`; on
+`trainer_callback.DefaultFlowCallback`; and on accelerate's `base_dataloader` of a prepared loader, `batch_sampler` of
+its BatchSamplerShard and `optimizer` of an AcceleratedOptimizer.
 """
 
 from __future__ import annotations
 
-import math
-from contextlib import nullcontext
+import copy
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,29 +23,26 @@ from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..loader import AdaptedLoader, LoopFacts
-from ..model import certain_split, preserved
+from ..model import OF_A_TRAINER
 from ..run import NoLookAhead, Settings, shows_shared_arguments
 from .flow import AdaptiveFlowCallback
 from .loader import TrainLoader
 from .micro_batches import (
     CollateInMicroBatches,
-    Micro,
     MicroBatches,
     SplitMicroBatches,
-    StepPart,
     micro_batches,
     parts_of_step,
+    split_rows,
 )
 from .plan import Plan
-
-Base: Any = Trainer if TYPE_CHECKING else object  # the mixin comes before a Trainer in a class's bases
+from .steps import StepsInParts
 
 STATE = "adaptbs.pt"  # in a checkpoint's folder
-SAME = 1e-3  # relative difference of two losses that are taken to be equal
 
 
-@shows_shared_arguments
-class AdaptiveTrainerMixin(Base):
+@partial(shows_shared_arguments, budget="epochs")
+class AdaptiveTrainerMixin(StepsInParts):
     """Makes any Trainer adaptive, as its first base: `class Mine(AdaptiveTrainerMixin, Seq2SeqTrainer)`.
 
     Trainer's own arguments keep their meaning. The run starts with `per_device_train_batch_size` and
@@ -57,18 +54,15 @@ class AdaptiveTrainerMixin(Base):
         by_accumulation: True: a larger batch goes through the model in micro-batches of `per_device_train_batch_size`,
             so gradient accumulation grows. On one device that saves no time, so give `target="noise_scale"` with it.
             False: the batch itself grows.
-        {shared arguments}
+        shared arguments: documented by `Settings`.
 
     Raises:
         ValueError, TypeError: if an argument is not valid, when made or when training begins.
     """
 
-    loss_is_scaled_for_ga: bool | None
-    current_gradient_accumulation_steps: float
     _train_loader: TrainLoader | None = None
-    _loss_weight = 1
+    _epoch_is_over = False  # True once a step was asked for of which no batch is left
     _logs = True  # False in a pass that is no step, in which compute_loss() may log what is no step's
-    _counts_items: bool | None = None  # True once the loss is known to be divided by num_items_in_batch
 
     def __init__(self, *args: Any, by_accumulation: bool = False, **stock: Any) -> None:
         if stock.get("budget") == "progress":
@@ -115,14 +109,15 @@ class AdaptiveTrainerMixin(Base):
         # The loader resumes within an epoch by itself, so Trainer must not skip batches.
         skip, self.args.ignore_data_skip = self.args.ignore_data_skip, bool(self._resume_from)
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with self.in_parts():
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.args.ignore_data_skip = skip
             self._close_adaptive()
 
     def _close_adaptive(self) -> None:
-        if self.adaptive is not None:
-            self.adaptive.close()
+        if self._train_loader is not None:
+            self._train_loader.close()
 
     def get_train_dataloader(self) -> Any:
         """The stock loader, wrapped so that its batches can grow once training begins."""
@@ -143,10 +138,8 @@ class AdaptiveTrainerMixin(Base):
         )  # fmt: skip
         adaptive = self._make_adaptive(loader, plan)
         self._train_loader = loader
-        loader.begin(adaptive, plan)
+        loader.begin(adaptive, plan, _saved_state(self._resume_from) if self._resume_from else None)
         self._step_before = self.state.global_step
-        if self._resume_from:
-            adaptive.load_state_dict(_saved_state(self._resume_from))
 
     def _make_adaptive(self, loader: TrainLoader, plan: Plan) -> AdaptedLoader:
         """The loader that delivers a run's batches."""
@@ -156,11 +149,11 @@ class AdaptiveTrainerMixin(Base):
             arguments["sampler"] = loader.sampler
         if self._by_accumulation:
             arguments["collate_fn"] = CollateInMicroBatches(loader.plain.collate_fn, loader.batch_size)
-            arguments["split"] = SplitMicroBatches(self._settings.get("split") or certain_split)
+            arguments["split"] = SplitMicroBatches(self._settings.get("split") or split_rows)
         scheduler = self.lr_scheduler if isinstance(self.lr_scheduler, LRScheduler) else None
         facts = LoopFacts(
             look_ahead=NoLookAhead,  # a step's batches are fetched before its first pass, and no others
-            schedule_steps=1, planned_epochs=plan.epochs, in_runs=True,
+            schedule_steps=1, planned_epochs=plan.epochs, in_runs=True, loss_name=OF_A_TRAINER,
             micro_batch_size=loader.batch_size if self._by_accumulation else None,
         )  # fmt: skip
         adaptive = AdaptedLoader(
@@ -177,76 +170,48 @@ class AdaptiveTrainerMixin(Base):
     def save_adaptive_state(self) -> None:
         """Put the state of the run into the folder of the checkpoint that Trainer has just written."""
         folder = Path(self._get_output_dir(trial=self._trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.adaptive is not None and self.args.should_save and not self.args.save_only_model:
-            torch.save(self.adaptive.state_dict(), folder / STATE)
+        if self._train_loader is not None and self.args.should_save and not self.args.save_only_model:
+            torch.save(self._train_loader.state_dict(), folder / STATE)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch of Trainer's, with room for the steps of batches that have become smaller than the first."""
+        loader, parts = self._train_loader, self.args.gradient_accumulation_steps
+        if loader is not None and loader.has_begun and loader.adaptive.training_run.controller.rules.may_change:
+            most = loader.plan.epoch_samples + 1  # `get_batch_samples` ends it
+            kwargs |= {"num_update_steps_per_epoch": most, "steps_in_epoch": most * parts}
+        super()._run_epoch(*args, **kwargs)
 
     # --- a step ---
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The batches of a step, in as many parts as Trainer's loop counts, and the number of their items."""
         loader = self._train_loader
-        if loader is None or not loader.delivers(epoch_iterator):
+        if loader is None or not loader.makes_steps_of(epoch_iterator):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
+        loader.plan.check(self.args.gradient_accumulation_steps)
         batches: list[Any] = []
         for batch in epoch_iterator:
             batches.append(batch)
             if loader.ends_step:
                 break
-        self._loss_weight = loader.plan.steps(loader.samples) - self._step_before
+        self._epoch_is_over = not batches
+        self.control.should_epoch_stop |= self._epoch_is_over
+        self._loss_weight = loader.step - self._step_before
         as_ever = len(batches) in (0, num_batches) and not any(isinstance(batch, MicroBatches) for batch in batches)
         micros = [] if as_ever else micro_batches(batches)
         inputs = batches if as_ever else [micro.inputs for micro in micros]
         _, num_items = super().get_batch_samples(iter(inputs), len(inputs), device)
         return (batches if as_ever else parts_of_step(micros, num_batches)), num_items
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Tensor:
-        """Forward and backward pass. Returns the loss times the steps of the fixed run for which the step stands.
-
-        Trainer adds up the losses of steps between two logs.
-        """
-        if not isinstance(inputs, StepPart):
-            loss = super().training_step(model, inputs, num_items_in_batch, **kwargs)
-            return loss if self._loss_weight == 1 else loss * self._loss_weight
-        total = torch.zeros((), device=self.args.device)
-        for i, micro in enumerate(inputs, 1):
-            # The loop's own no_sync() is around all but the last part.
-            with nullcontext() if i == len(inputs) else self.accelerator.no_sync(model=model):
-                total = total + self._micro_step(model, micro, num_items_in_batch, **kwargs)
-        return total * self._loss_weight
-
-    def _micro_step(self, model: nn.Module, micro: Micro, num_items: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward pass of one micro-batch of a step that has several."""
-        if self._counts_items is None and num_items is not None:
-            self._counts_items = self._divides_by_items(micro.inputs, num_items)
-        said = self.loss_is_scaled_for_ga
-        self.current_gradient_accumulation_steps = 1 / micro.step_share
-        try:
-            # Trainer takes such a loss as divided by the step's items. It is not, so the means of batches would add up.
-            if num_items is not None and not self._counts_items and said is None:
-                self.loss_is_scaled_for_ga, self.current_gradient_accumulation_steps = False, 1 / micro.batch_share
-            return super().training_step(model, micro.inputs, num_items, **kwargs)
-        finally:
-            self.loss_is_scaled_for_ga = said
-
-    def _divides_by_items(self, inputs: Any, num_items: Any) -> bool | None:
-        """True if the loss is a sum divided by `num_items_in_batch`; None if its value does not tell."""
-        losses = []
-        for factor in (1, 2):  # each from the same random state, as dropout would else make two losses of one batch
-            with torch.no_grad(), preserved(self.model), self.compute_loss_context_manager():
-                prepared = self._prepare_inputs(dict(inputs))
-                losses.append(self.compute_loss(self.model, prepared, num_items_in_batch=num_items * factor).item())
-        once, twice = losses
-        if not math.isfinite(once) or once == 0:
-            return None
-        return math.isclose(2 * twice, once, rel_tol=SAME)
-
     def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a batch, for passes that are no step, such as halves of a batch or trials of a larger one."""
         losses, self._logs = [], False
         try:
             for micro in micro_batches([batch]):
+                inputs = self._prepare_inputs(copy.copy(micro.inputs))
+                items = self._get_num_items_in_batch([inputs], self.args.device)  # as in evaluation
                 with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, self._prepare_inputs(dict(micro.inputs)))
+                    loss = self.compute_loss(model, inputs, num_items_in_batch=items)
                     losses.append(loss * micro.batch_share)
         finally:
             self._logs = True
@@ -258,18 +223,12 @@ class AdaptiveTrainerMixin(Base):
         if loader is None:
             raise RuntimeError("no run has begun")
         loader.end_step()
-        self._step_before = loader.plan.steps(loader.samples)
-        return self._step_before, loader.plan.epoch(loader.samples)
+        self._step_before = loader.step
+        return self._step_before, loader.epoch
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        """The same as `Trainer.floating_point_ops`, added up over micro-batches."""
-        if isinstance(inputs, StepPart):
-            return sum(self.floating_point_ops(micro.inputs) for micro in inputs)
-        return super().floating_point_ops(inputs)
-
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        for each in [micro.inputs for micro in inputs] if isinstance(inputs, StepPart) else [inputs]:
-            super()._track_num_input_tokens(each)
+    def end_adaptive_epoch(self) -> None:
+        """Let no callback or checkpoint say that an epoch was broken off which has come to its end."""
+        self.control.should_epoch_stop &= not self._epoch_is_over
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log. A log with a loss also gets the batch size and the noise scale."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -58,8 +59,14 @@ class FromGlobalRandomness(Numbered):
 @WAYS
 @pytest.mark.parametrize(
     ("parts", "how", "precision"),
-    [(1, {}, "no"), (2, {}, "no"), (2, {"drop_last": True}, "no"), (1, {"num_workers": 2}, "no"),
-     (1, {"shuffle": False}, "no"), (2, {}, "bf16")],
+    [
+        (1, {}, "no"),
+        (2, {}, "no"),
+        (2, {"drop_last": True}, "no"),
+        (1, {"num_workers": 2}, "no"),
+        (1, {"shuffle": False}, "no"),
+        (2, {}, "bf16"),
+    ],
     ids=["plain", "accumulated", "drop_last", "workers", "in order", "bfloat16"],
 )
 def test_with_growth_off_the_weights_are_bit_for_bit_stocks(way, parts, how, precision):
@@ -152,6 +159,54 @@ def test_a_resume_within_an_epoch_ends_in_the_weights_of_the_unbroken_run(tmp_pa
     assert all(map(torch.equal, rest["indices"], whole["indices"][after:]))
     assert rest["lrs"] == whole["lrs"][after:]
     assert rest["place"] == whole["place"] == whole["total"]
+
+
+@PARTS
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_look_at_batches_is_no_part_of_the_run(parts, number):
+    """Each had counted as an epoch that was broken off."""
+    run = Run("adaptive", parts=parts, **growing(1, parts))
+
+    def epochs():
+        for epoch in range(EPOCHS):
+            for _ in zip(range(number), run.loader, strict=False):
+                pass
+            yield epoch
+
+    run.train(epochs=epochs())
+    progress = run.loader.training_run.controller.progress_tracker
+    assert progress.samples == sum(run.seen["sizes"]) == EPOCHS * UNEVEN and progress.epoch == EPOCHS
+    assert max(run.seen["sizes"]) > 2 * BATCH and run.scheduler.scheduler.last_epoch == run.total
+    assert not any(p._post_accumulate_grad_hooks for p in run.model.parameters()), "nothing is watched any more"
+
+
+def test_a_rest_of_one_batch_is_trained_on_when_the_iteration_has_ended():
+    run, again = (Run("adaptive", samples=4 * BATCH, overhead=0) for _ in range(2))
+
+    def steps(run):
+        for batch in run.loader:
+            run.accelerator.backward(run.model(batch[0]).mean())
+            run.optimizer.step()
+            yield batch
+
+    for i, _ in enumerate(steps(run), 1):
+        if i == 3:
+            again.loader.load_state_dict(run.loader.state_dict())
+            break
+    assert len(list(steps(again))) == 1 and len(list(steps(again))) == 4
+    assert again.loader.training_run.controller.progress_tracker.epoch == 2
+
+
+def test_a_look_after_a_resume_leaves_the_rest_of_the_epoch():
+    run, again = (Run("adaptive", **growing(1)) for _ in range(2))
+    for i, batch in enumerate(run.loader, 1):
+        run.accelerator.backward(run.model(batch[0]).mean())
+        run.optimizer.step()
+        if i == 5:
+            again.loader.load_state_dict(run.loader.state_dict())
+            break
+    next(iter(again.loader))
+    assert sum(len(batch[2]) for batch in again.loader) == UNEVEN - 5 * BATCH
 
 
 def test_a_budget_of_progress_by_the_loaders_own_epochs():
@@ -365,6 +420,39 @@ def test_batches_that_are_drawn_ahead_of_a_step_by_count_hold_the_batch(caplog):
         runs.append(run)
     assert all(map(torch.equal, runs[0].model.parameters(), runs[1].model.parameters()))
     assert runs[1].loader.batch_size == BATCH and caplog.text.count("drawn by next()") == 1 == len(caplog.records)
+
+
+def by_a_count(run):
+    """Two batches a step, as scripts without `accumulate()` count them: the last batch of an epoch makes one, too."""
+    for _ in range(EPOCHS):
+        for number, (x, y, _) in enumerate(run.loader, 1):
+            steps = number % 2 == 0 or number == len(run.loader)
+            with nullcontext() if steps else run.accelerator.no_sync(run.model):
+                run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y) / 2)
+            if steps:
+                run.optimizer.step()
+                run.scheduler.step()
+                run.optimizer.zero_grad()
+
+
+def test_a_loop_that_accumulates_by_itself_says_so(caplog):
+    total = EPOCHS * 13  # steps
+    schedule = lambda optimizer, _: hugging_face(optimizer, total)  # noqa: E731
+    runs = []
+    for way, said in (("stock", {}), ("adaptive", {"overhead": 0}), ("adaptive", growing(1, 2))):
+        torch.manual_seed(1)
+        accumulates = {"accumulation_steps": 2} if said else {}
+        runs.append(Run(way, schedule=schedule, **accumulates, **said))
+        by_a_count(runs[-1])
+    stock, off, grown = runs
+    assert torch.equal(off.flat(), stock.flat())
+    assert grown.loader.batch_size >= 4 * BATCH and grown.place == stock.place == total
+    assert not caplog.records
+
+
+def test_two_numbers_of_accumulated_batches_are_refused():
+    with pytest.raises(ValueError, match=r"accumulation_steps=3: accelerator\.accumulate\(\) makes a step of 2"):
+        Run("adaptive", parts=2, accumulation_steps=3)
 
 
 def test_nothing_is_warned_of(caplog):

@@ -10,10 +10,12 @@ import torch
 
 pytest.importorskip("lightning", reason="needs lightning: `make trainers` runs it in .venv-trainers")
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.integration.trainers.lightning_programs import BATCH, Module, fitted, growing, off
 from tests.integration.trainers.test_lightning_stock import Manual
+from tests.integration.training import Numbered
 
 CASES = {
     "in mid-epoch": ({"every_n_train_steps": 15}, {}),
@@ -103,3 +105,102 @@ def test_a_stock_checkpoint_and_one_of_ours_without_the_callback(tmp_path):
         rest = fitted(after, plain, checkpoint=str(folder / "step=052.ckpt"), max_epochs=4)
         assert rest.trainer.global_step == 104
         assert all(set(Counter(rest.saw.epoch(e)).values()) == {1} for e in (2, 3))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [{}, {"accumulate_grad_batches": 2}, {"max_steps": 60, "max_epochs": -1}, {"module": Manual}],
+    ids=["epochs", "accumulated", "max_steps", "manual"],
+)
+def test_a_stock_checkpoint_within_an_epoch(trainer, tmp_path):
+    """What is left of the epoch is trained on, and no more: a schedule of as many steps had ended the run."""
+
+    def fit(callback, folder, **others):
+        saving = ModelCheckpoint(tmp_path / folder, "{step:03d}", save_top_k=-1, every_n_train_steps=17)
+        return fitted(callback, callbacks=[saving], **trainer, **others)
+
+    parts = trainer.get("accumulate_grad_batches", 1)
+    fit(None, "whole")
+    saved = str(tmp_path / "whole" / "step=017.ckpt")
+    stock, same = (fit(way, name, seed=9, checkpoint=saved) for way, name in ((None, "stock"), (off(), "off")))
+    assert torch.equal(same.weights, stock.weights)
+    assert all(map(torch.equal, same.saw.indices, stock.saw.indices))
+    grown = fit(callback := growing(BATCH * parts), "grown", seed=9, checkpoint=saved)
+    assert max(grown.saw.sizes) > BATCH and callback.progress == 1
+    for ours in (same, grown):
+        assert [len(ours.saw.epoch(e)) for e in range(4)] == [len(stock.saw.epoch(e)) for e in range(4)]
+        assert ours.trainer.global_step == stock.trainer.global_step
+        assert ours.trainer.current_epoch == stock.trainer.current_epoch
+        assert ours.lr_schedulers().last_epoch == stock.lr_schedulers().last_epoch
+
+
+def test_a_fit_that_began_within_an_epoch_is_resumed_within_it(tmp_path):
+    def fit(callback, folder, every, **others):
+        saving = ModelCheckpoint(tmp_path / folder, "{step:03d}", save_top_k=-1, every_n_train_steps=every)
+        return fitted(callback, callbacks=[saving], **others)
+
+    fit(None, "stock", 7)
+    whole = fit(growing(), "whole", 17, seed=9, checkpoint=str(tmp_path / "stock" / "step=007.ckpt"))
+    for at in ("017", "051"):  # in the epoch that it began within, and in a later one
+        rest = fit(growing(), f"rest {at}", 17, seed=3, checkpoint=str(tmp_path / "whole" / f"step={at}.ckpt"))
+        assert torch.equal(rest.weights, whole.weights)
+        assert all(map(torch.equal, rest.saw.indices, whole.saw.indices[-len(rest.saw.indices) :]))
+        assert rest.trainer.global_step == whole.trainer.global_step
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Numbered(64))
+
+    def __len__(self):
+        return 64
+
+
+def test_a_stock_checkpoint_within_a_stream_is_refused(tmp_path):
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    fitted(None, plain, train=DataLoader(Stream(), BATCH), callbacks=[saving], max_epochs=1)
+    with pytest.raises(NotImplementedError, match="go on from a checkpoint of an epoch's end"):
+        fitted(growing(), plain, train=DataLoader(Stream(), BATCH), checkpoint=str(tmp_path / "step=3.ckpt"))
+
+
+def test_a_run_goes_on_with_other_schedulers(tmp_path):
+    saving = ModelCheckpoint(tmp_path, "{step:03d}", save_top_k=-1, every_n_train_steps=30)
+    fitted(growing(), callbacks=[saving])
+    rest = fitted(growing(), plain, checkpoint=str(tmp_path / "step=030.ckpt"))
+    assert rest.trainer.global_step == 104
+
+
+class Fails(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        raise ValueError("wrong")
+
+
+def test_a_checkpoint_of_a_fit_that_did_not_begin_is_no_part_of_the_next(tmp_path):
+    """The next fit, without a checkpoint, had gone on with the other one's run."""
+    fitted(growing(), callbacks=[ModelCheckpoint(tmp_path, every_n_train_steps=40)])
+    (saved,) = tmp_path.iterdir()
+    callback = growing()
+    with pytest.raises(ValueError, match="wrong"):
+        fitted(callback, callbacks=[Fails()], checkpoint=str(saved))
+    anew, expected = fitted(callback), fitted(growing())
+    assert torch.equal(anew.weights, expected.weights) and anew.saw.sizes == expected.saw.sizes
+
+
+def test_a_state_that_was_given_outlives_a_fit_that_did_not_begin():
+    callback = growing()
+    fitted(callback)
+    state = callback.state_dict()
+    callback = growing()
+    callback.load_state_dict(state)
+    with pytest.raises(ValueError, match="wrong"):
+        fitted(callback, callbacks=[Fails()])
+    assert callback.state_dict() is state
+
+
+def test_a_fit_with_nothing_left_to_train_restores_its_strategy(tmp_path):
+    fitted(growing(), callbacks=[ModelCheckpoint(tmp_path)])
+    (saved,) = tmp_path.iterdir()
+    callback = growing()
+    rest = fitted(callback, checkpoint=str(saved))
+    assert rest.saw.sizes == [] and "process_dataloader" not in vars(rest.trainer.strategy)
+    assert callback.state_dict() == {}

@@ -35,6 +35,11 @@ TRAINERS = {
     "a share of the epoch": {"val_check_interval": 0.25},
     "a number of batches": {"val_check_interval": 7},
     "a number of batches of the run": {"val_check_interval": 30, "check_val_every_n_epoch": None},
+    "a number of batches of the run, accumulated": {
+        "val_check_interval": 5,
+        "check_val_every_n_epoch": None,
+        "accumulate_grad_batches": 3,
+    },
     "every second epoch": {"check_val_every_n_epoch": 2},
     "accumulated": {"accumulate_grad_batches": 3, "val_check_interval": 10},
     "clipped": {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "norm"},
@@ -73,6 +78,9 @@ LOADERS = {
     "a generator": lambda: DataLoader(Numbered(203), BATCH, shuffle=True, generator=seeded()),
     # RandomSampler makes a draw more when it is asked for what follows its last index; Lightning does not ask.
     "a generator and whole batches": lambda: DataLoader(Numbered(200), BATCH, shuffle=True, generator=seeded()),
+    "a generator and drop_last": lambda: DataLoader(
+        Numbered(203), BATCH, shuffle=True, generator=seeded(), drop_last=True
+    ),
     "a generator and workers": lambda: DataLoader(
         Numbered(200), BATCH, shuffle=True, generator=seeded(), num_workers=1
     ),

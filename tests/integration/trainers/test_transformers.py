@@ -12,7 +12,7 @@ pytest.importorskip("transformers", reason="needs transformers: `make trainers` 
 from torch import nn
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
-from adaptbs.transformers import AdaptiveTrainerMixin
+from adaptbs.transformers import AdaptiveTrainer, AdaptiveTrainerMixin
 from tests.integration.trainers.transformers_programs import (
     BATCH,
     OFF,
@@ -186,6 +186,18 @@ def test_early_stopping_and_the_best_model(tmp_path):
     best = min((entry["eval_loss"], entry["step"]) for entry in state.log_history if "eval_loss" in entry)
     assert (state.best_metric, state.best_global_step) == best
     assert ours.trainer.evaluate()["eval_loss"] == pytest.approx(best[0], rel=1e-4)
+
+
+def test_an_exception_within_a_step_leaves_no_hook_on_the_model(tmp_path):
+    class Fails(AdaptiveTrainer):
+        def training_step(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = Fails(model=llama(), args=arguments(str(tmp_path)), train_dataset=Texts(UNEVEN), **growing())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not any(module._forward_hooks for module in trainer.model.modules())
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in trainer.model.parameters())
 
 
 def test_a_trainer_of_ones_own_and_a_second_run(tmp_path):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 pytest.importorskip("transformers", reason="needs transformers: `make trainers` runs it in .venv-trainers")
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from adaptbs.transformers import AdaptiveTrainer, AdaptiveTrainerMixin
 from tests.integration.trainers.transformers_programs import (
     BATCH,
-    UNEVEN,
     Run,
     Texts,
     arguments,
@@ -119,18 +116,3 @@ def test_arguments(given, error, message, tmp_path):
 def test_a_batch_that_is_larger_than_the_dataset(tmp_path):
     with pytest.raises(ValueError, match=f"batch_size={BATCH} is more than the 6 samples"):
         Run(str(tmp_path), growing(), data=Texts(6)).train()
-
-
-def test_batches_are_delivered_within_train_alone(tmp_path):
-    run = Run(str(tmp_path), growing(), num_train_epochs=1)
-    with pytest.raises(RuntimeError, match=r"within train\(\) alone"):
-        next(iter(run.trainer.get_train_dataloader()))
-
-    class Looks(TrainerCallback):  # in the middle of a run it changes nothing
-        def on_log(self, args, state, control, **kwargs):
-            assert len(run.trainer.get_train_dataloader()) == state.max_steps
-
-    run.trainer.add_callback(Looks)
-    run.train()
-    assert Counter(run.samples) == Counter(range(UNEVEN))
-    assert run.trainer.adaptive.batch_size == 8 * BATCH

@@ -11,7 +11,10 @@ from tests.helpers.waits import ELSEWHERE, Waits
 NOT_MEANT = (
     ELSEWHERE,
     "super().",  # the Trainer itself, such as its loss where it logs
+    " step(m",  # its training_step()
     "hyperparameters/bias_correction.py",  # steps counted on the host; tests/integration/test_cuda_loops.py has others
+    "model/tensors.py",  # in the first passes of a run: which tensors a pass leaves as they are
+    "model/values.py",  # the same of tensors that are attributes
     "gradients/coupling.py",  # once in a run: what kind of loss this is
     "compute_loss(",  # masks that the model itself reads; and once in a run, whether the loss divides by its items
 )

@@ -1,0 +1,324 @@
+"""AdaptiveTrainer where callbacks and subclasses take part in Trainer's loop: looks, epochs broken off, samplers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs transformers: `make trainers` runs it in .venv-trainers")
+
+from torch.utils.data import WeightedRandomSampler
+from transformers import Trainer, TrainerCallback
+
+from adaptbs.transformers import AdaptiveTrainer, AdaptiveTrainerMixin
+from tests.integration.trainers import transformers_programs as programs
+from tests.integration.trainers.transformers_programs import (
+    BATCH,
+    OFF,
+    UNEVEN,
+    Run,
+    Seen,
+    Texts,
+    arguments,
+    forget_accelerate,
+    growing,
+    llama,
+)
+
+EPOCH_STEPS = -(-UNEVEN // BATCH)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    forget_accelerate()
+
+
+def stock_and_off(tmp_path, *callbacks, **given):
+    """A stock run and one with growth off, both from the same random state."""
+    runs = []
+    for way, adaptive in (("stock", None), ("off", OFF)):
+        torch.manual_seed(0)
+        run = Run(str(tmp_path / way), adaptive, trainer={"callbacks": [kind() for kind in callbacks]}, **given)
+        runs.append(run.train())
+    return runs
+
+
+def assert_same(ours, stock):
+    assert torch.equal(ours.weights, stock.weights)
+    assert ours.trainer.seen == stock.trainer.seen
+    assert ours.watch.steps == stock.watch.steps
+    assert ours.watch.epochs == pytest.approx(stock.watch.epochs, abs=1e-12)
+    assert ours.trainer.lr_scheduler.last_epoch == stock.trainer.lr_scheduler.last_epoch
+
+
+# --- looks at the loader ---
+
+
+class Looks(TrainerCallback):
+    """Looks at batches, as to draw samples or to take statistics."""
+
+    def on_epoch_end(self, args, state, control, train_dataloader=None, **kwargs):
+        assert len(next(iter(train_dataloader))["index"]) == BATCH
+
+    def on_log(self, args, state, control, train_dataloader=None, **kwargs):
+        with torch.no_grad():
+            assert sum(len(batch["index"]) for batch in train_dataloader) == UNEVEN
+
+
+def test_a_look_at_the_loader_is_no_part_of_the_run(tmp_path, caplog):
+    assert_same(*reversed(stock_and_off(tmp_path, Looks, logging_steps=20)))
+    run = Run(str(tmp_path), growing(), trainer={"callbacks": [Looks()]}, logging_steps=20).train()
+    assert Counter(run.samples) == Counter(3 * list(range(UNEVEN)))
+    assert run.trainer.state.global_step == run.trainer.lr_scheduler.last_epoch == 3 * EPOCH_STEPS
+    assert run.trainer.adaptive.batch_size == 8 * BATCH
+    assert not caplog.records
+
+
+def test_batches_can_be_looked_at_before_the_run_and_beside_it(tmp_path):
+    run = Run(str(tmp_path), growing(), num_train_epochs=1)
+    batches = [len(batch["index"]) for batch in run.trainer.get_train_dataloader()]
+    assert len(batches) == len(run.trainer.get_train_dataloader()) and sum(batches) == UNEVEN
+
+    class Beside(TrainerCallback):
+        def on_log(self, args, state, control, **kwargs):
+            loader = run.trainer.get_train_dataloader()
+            assert len(loader) == state.max_steps and len(next(iter(loader))["index"]) == BATCH
+
+    run.trainer.add_callback(Beside)
+    run.train()
+    assert Counter(run.samples) == Counter(range(UNEVEN))
+    assert run.trainer.adaptive.batch_size == 8 * BATCH
+
+
+# --- epochs that are broken off ---
+
+
+class HalfEpochs(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop = state.epoch % 1 > 0.5
+
+
+def test_epochs_that_a_callback_breaks_off_are_counted_as_stocks(tmp_path):
+    stock, ours = stock_and_off(tmp_path, HalfEpochs)
+    assert_same(ours, stock)
+    half = EPOCH_STEPS // 2 + 1
+    assert ours.trainer.state.global_step == 3 * half
+    grown = Run(str(tmp_path), growing(), trainer={"callbacks": [HalfEpochs()]}).train()
+    assert 3 * half <= grown.trainer.state.global_step == grown.trainer.lr_scheduler.last_epoch < 3 * half + 4
+    assert grown.trainer.state.epoch == pytest.approx(2 + half / EPOCH_STEPS, abs=4 / EPOCH_STEPS)
+    assert 3 * half * BATCH <= len(grown.samples) < (3 * half + 4) * BATCH
+
+
+def test_a_run_with_an_epoch_that_was_broken_off_goes_on_from_a_checkpoint(tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 10, "trainer": {"callbacks": [HalfEpochs()]}}
+    whole = Run(str(tmp_path / "whole"), growing(), **saves).train()
+    at = next(step for step in whole.watch.saves if step > EPOCH_STEPS // 2 + 1)
+    rest = Run(str(tmp_path / "rest"), growing(), **saves)
+    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
+    following = [step for step in whole.watch.steps if step > at]
+    assert rest.watch.steps[: len(following)] == following
+    assert rest.watch.epochs[: len(following)] == whole.watch.epochs[-len(following) :]
+
+
+class Stops(TrainerCallback):
+    """Notes whether an epoch's end says that it was broken off."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.seen.append(control.should_epoch_stop)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("given", [{}, {"max_steps": 30}, {"num_train_epochs": 1.5, "dataloader_num_workers": 1}])
+def test_a_batch_that_becomes_smaller_than_the_first_leaves_no_sample_out(parts, given, tmp_path):
+    """As it does by itself, early in a run that begins with more than 64: Trainer's loop has no steps for it."""
+    accumulated = {"gradient_accumulation_steps": parts, **given, "save_strategy": "steps", "save_steps": 5}
+    stock = Run(str(tmp_path / "stock"), **accumulated).train()
+    shrinks = growing(target=lambda noise_scale, size, progress: size if progress < 0.3 else parts * BATCH // 2)
+    ours = Run(str(tmp_path / "ours"), shrinks, **accumulated, trainer={"callbacks": [stops := Stops()]}).train()
+    state, its = ours.trainer.state, stock.trainer.state
+    assert ours.trainer.adaptive.global_batch_size == parts * BATCH // 2
+    assert len(ours.watch.steps) > 1.3 * len(stock.watch.steps)
+    assert Counter(ours.samples) == Counter(stock.samples)
+    assert (state.global_step, state.epoch, state.max_steps) == (its.global_step, its.epoch, its.max_steps)
+    assert ours.watch.saves == stock.watch.saves
+    assert ours.trainer.lr_scheduler.last_epoch == stock.trainer.lr_scheduler.last_epoch
+    assert ours.output.training_loss == pytest.approx(stock.output.training_loss, rel=0.02)
+    assert stops.seen and not any(stops.seen)
+    at = ours.watch.saves[len(ours.watch.saves) // 2]
+    rest = Run(str(tmp_path / "rest"), shrinks, **accumulated)
+    rest.train(resume_from_checkpoint=str(tmp_path / "ours" / f"checkpoint-{at}"))
+    assert torch.equal(rest.weights, ours.weights)
+
+
+def test_accumulation_that_a_callback_changes_on_the_way_is_refused(tmp_path):
+    class Changes(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            args.gradient_accumulation_steps = 2 if state.epoch else 1
+
+    run = Run(str(tmp_path), growing(), trainer={"callbacks": [Changes()]})
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps=2: the run began with 1"):
+        run.train()
+
+
+# --- samplers whose length is not the dataset's ---
+
+
+@pytest.mark.parametrize("drawn", [UNEVEN // 2, 2 * UNEVEN + 3])
+def test_an_epoch_has_as_many_samples_as_its_sampler_draws(drawn, tmp_path):
+    class Draws(Seen, Trainer):
+        def _get_train_sampler(self, *args, **kwargs):
+            seeded = torch.Generator().manual_seed(1)
+            return WeightedRandomSampler(torch.arange(1.0, UNEVEN + 1), drawn, generator=seeded)
+
+    class Adapted(AdaptiveTrainerMixin, Draws):
+        pass
+
+    def trained(kind, **adaptive):
+        args = arguments(str(tmp_path), num_train_epochs=2)
+        trainer = kind(model=llama(), args=args, train_dataset=Texts(UNEVEN), **adaptive)
+        trainer.train()
+        return trainer
+
+    stock, ours, grown = trained(Draws), trained(Adapted, **OFF), trained(Adapted, **growing())
+    assert ours.seen == stock.seen
+    assert Counter(chain(*grown.seen)) == Counter(chain(*stock.seen))
+    for trainer in (ours, grown):
+        assert trainer.state.global_step == trainer.lr_scheduler.last_epoch == stock.state.global_step
+        assert trainer.state.epoch == stock.state.epoch == 2
+
+
+# --- steps and losses of a subclass ---
+
+
+class OwnStep:
+    """A training_step() that calls no other, as one with a pass of its own between the two."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        self.seen.append(inputs.pop("index").tolist())
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        if num_items_in_batch is None:
+            loss = loss / self.current_gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+def runs_of(kinds, tmp_path, adaptive, **given):
+    """A run of each kind of Trainer. The first is a stock one."""
+    runs = []
+    for number, kind in enumerate(kinds):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(programs, "Watched" if number else "WatchedTrainer", kind)
+            torch.manual_seed(0)
+            runs.append(Run(str(tmp_path / str(number)), adaptive if number else None, **given).train())
+    return runs
+
+
+@pytest.mark.parametrize("by_accumulation", [False, True], ids=["batch", "micro-batches"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_training_step_before_the_mixin_is_that_of_each_micro_batch(parts, by_accumulation, tmp_path):
+    class Stock(OwnStep, Seen, Trainer):
+        pass
+
+    class Behind(AdaptiveTrainerMixin, Stock):
+        pass
+
+    class Before(OwnStep, AdaptiveTrainerMixin, Seen, Trainer):
+        pass
+
+    given = {"gradient_accumulation_steps": parts, "model": lambda: llama(attention_dropout=0.0)}
+    grows = growing(parts * BATCH, by_accumulation=by_accumulation)
+    stock, behind, before = runs_of((Stock, Behind, Before), tmp_path, grows, **given)
+    assert torch.equal(before.weights, behind.weights) and before.trainer.seen == behind.trainer.seen
+    assert before.logged("loss") == behind.logged("loss")
+    assert before.output.training_loss == pytest.approx(stock.output.training_loss, rel=0.02)
+    assert before.trainer.adaptive.global_batch_size == 8 * parts * BATCH
+    assert Counter(before.samples) == Counter(stock.samples)
+    assert before.trainer.training_step.__func__ is OwnStep.training_step  # and is called as ever after the run
+    off = runs_of((Stock, Before), tmp_path, OFF, **given)[1]
+    assert torch.equal(off.weights, stock.weights) and off.logged("loss") == stock.logged("loss")
+
+
+class OfPairs(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        tokens, labels = inputs
+        outputs = model(input_ids=tokens, labels=labels)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+class OfItems(Trainer):
+    """As those that transformers' documentation makes of `num_items_in_batch`, which is always given."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels, outputs = inputs.pop("labels"), model(input_ids=inputs["input_ids"])
+        shown = outputs.logits[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(shown, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+
+def in_pairs(items):
+    return tuple(torch.stack([item[name] for item in items]) for name in ("input_ids", "labels"))
+
+
+@pytest.mark.parametrize("by_accumulation", [False, True], ids=["batch", "micro-batches"])
+@pytest.mark.parametrize(("kind", "collate"), [(OfPairs, in_pairs), (OfItems, None)], ids=["tuples", "items"])
+def test_a_loss_of_ones_own_is_measured_by_halves(kind, collate, by_accumulation, tmp_path, caplog):
+    class Ours(AdaptiveTrainerMixin, kind):
+        pass
+
+    trainer = Ours(
+        model=llama(), args=arguments(str(tmp_path), num_train_epochs=1), train_dataset=Texts(UNEVEN),
+        data_collator=collate, **growing(source="halves", by_accumulation=by_accumulation),
+    )  # fmt: skip
+    trainer.train()
+    events = Counter(record["event"] for record in trainer.adaptive.history)
+    assert events["measurement"] > 3 and not trainer.adaptive.training_run.measuring.meter.in_step
+    assert not caplog.records
+
+
+def packed(items):
+    """All samples in one row, as DataCollatorWithFlattening."""
+    tokens = torch.cat([item["input_ids"] for item in items])[None]
+    places = torch.arange(16).repeat(len(items))[None]
+    return {"input_ids": tokens, "labels": tokens.clone(), "position_ids": places}
+
+
+@pytest.mark.parametrize("by_accumulation", [False, True], ids=["batch", "micro-batches"])
+def test_samples_that_are_packed_into_one_row_hold_the_batch_with_the_reason(by_accumulation, tmp_path, caplog):
+    trainer = AdaptiveTrainer(
+        model=llama(), args=arguments(str(tmp_path), num_train_epochs=1), train_dataset=Texts(UNEVEN),
+        data_collator=packed, by_accumulation=by_accumulation, overhead=0.5,
+    )  # fmt: skip
+    trainer.train()
+    (warned,) = caplog.messages
+    assert "into one sequence" in warned and "cannot be measured, so the batch size is held" in warned
+    assert trainer.adaptive.batch_size == BATCH and trainer.state.global_step == EPOCH_STEPS
+
+
+class Substeps(TrainerCallback):
+    """Counts the events within steps."""
+
+    def __init__(self):
+        self.counts = Counter()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.counts["step"] += 1
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.counts["substep"] += 1
+
+
+def test_with_growth_off_there_are_as_many_events_within_steps(tmp_path):
+    counts = []
+    for way, adaptive in (("stock", None), ("off", OFF)):
+        events = Substeps()
+        Run(str(tmp_path / way), adaptive, trainer={"callbacks": [events]}, gradient_accumulation_steps=4).train()
+        counts.append(events.counts)
+    assert counts[0] == counts[1] == {"step": 3 * 7, "substep": 3 * (EPOCH_STEPS - 7)}
