@@ -97,6 +97,17 @@ def overhead() -> str:
     return markdown(header, rows) + note + where(result, "python -m benchmarks.cost.overhead")
 
 
+def deciding() -> str:
+    """Milliseconds of a decision."""
+    result = load("deciding")
+    rows = [
+        [row["run"], f"{row['decisions']:g}", *(f"{row[n]:.1f} ms" for n in ("median_ms", "mean_ms", "ninth_tenth_ms"))]
+        for row in result["rows"]
+    ]
+    header = ["run", "decisions", "median", "mean", "nine in ten at most"]
+    return markdown(header, rows) + where(result, "python -m benchmarks.cost.deciding")
+
+
 def loader() -> str:
     """A batch of a loader whose size stays, over a stock loader's."""
     result = load("loader")
@@ -241,6 +252,7 @@ TABLES = {
     "measuring": measuring,
     "measuring_memory": measuring_memory,
     "overhead": overhead,
+    "deciding": deciding,
     "demo": demo,
     "demo_line": demo_line,
     "loader": loader,

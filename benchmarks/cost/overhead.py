@@ -4,16 +4,17 @@
 
 The same run five times at once: plain; plain again, as a control; and with adaptbs measuring but not growing
 (`max_batch_size` equal to the start) at overheads of 0 (in place, nothing measured), .02 and .05. The five advance in
-turn, some 10 ms each, in an order drawn anew every time, so that whatever else the machine does falls on all of them
-alike; the sums of their times are compared at the end. A round is five whole runs, with the dense measurements at the
-start and a budget that is the whole run's.
+turn, some 10 ms or 20 steps each, in an order drawn anew every time, so that whatever else the machine does falls on
+all of them alike; the sums of their times are compared at the end. A round is five whole runs, with the dense
+measurements at the start and a budget that is the whole run's.
 
 The baseline is the loop as it would be written without adaptbs: torch's DataLoader with `shuffle=True`, or fastai's;
 the same model, loss, optimizer and number of steps. The program ends with an error where a run has made another number
 of steps than the others. Ratios of each round, to the mean of the two plain runs (the control's: to the other one), are
 written to results/overhead.json: of the clock on the wall, and of the processor's time; microseconds of the
 processor's time a step beyond the baseline's; and how many measurements a run made and what they took of its time, by
-the run's own account. The runs time their steps by the processor's time, so that a busy machine does not mislead them.
+the run's own account. The runs time their steps by the clock on the wall, as everywhere: on some machines it takes
+longer to read the processor's time than adaptbs takes for all else that it does at a step.
 
 Training alone is compared: data are synthetic, and there is no validation. All runs make the same steps: the budget is
 one of epochs, as a budget of progress would add samples where the base batch is smaller (k = 4). All of the measuring
@@ -45,39 +46,30 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from adaptbs import AdaptiveDataLoader
 from adaptbs.fastai import AdaptiveBatchSize
 from adaptbs.run import TrainingRun
-from adaptbs.timing.device_clock import DeviceClock, Stopwatch
+from adaptbs.timing.device_clock import PER_STEP_OF_A_LEARNER, DeviceClock
 from benchmarks.common.machine import save
 from benchmarks.cost.measuring import cnn, mlp, tabular
 
 BATCH_SIZE = 64
 EPOCH_STEPS = 200
 BLOCK_MS = 10.0  # that a run advances at a time: the machine's speed varies within tenths of a second
+# Steps that it advances at the least. The first few of an iteration would else show the other runs' optimizers, as if
+# they were one of the same loop.
+BLOCK_STEPS = 20
 RUNS: dict[str, float | None] = {"plain": None, "control": None, "0": 0.0, "0.02": 0.02, "0.05": 0.05}
 DEVICE = torch.device("cpu")  # benchmarks.gpu measures a GPU
 STEADY = {"max_batch_size": BATCH_SIZE, "budget": "epochs"}  # the same steps in all runs
 
 
-class Processor(Stopwatch):
-    """Marks moments by the processor's time of this process, in which one run at a time makes its steps."""
-
-    def __init__(self) -> None:
-        super().__init__(DEVICE)
-        self.mark = time.process_time
-
-
 class RunClock(DeviceClock):
     """A run's clock that stands still while the others have their turn."""
 
-    def __init__(self) -> None:
-        super().__init__(DEVICE)
-        self._watch = Processor()
-
     @contextmanager
     def pause(self) -> Iterator[None]:
-        begin = time.process_time()
+        begin = time.perf_counter()
         yield
         if self._last is not None:  # the step under way has begun so much later
-            self._last += time.process_time() - begin
+            self._last += time.perf_counter() - begin
 
 
 def stay(noise_scale, batch_size: int, progress: float) -> int:
@@ -108,7 +100,7 @@ def loop(
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def train() -> Iterator[int]:
-        clock = RunClock()
+        clock = RunClock(DEVICE)
         if overhead is None:
             loader = DataLoader(TensorDataset(*data), BATCH_SIZE, shuffle=True)
         else:
@@ -193,7 +185,8 @@ class Turns(Callback):
     order = 100  # after all others
 
     def __init__(self, block: int, adaptive: AdaptiveBatchSize | None = None) -> None:
-        self._adaptive, self._clock, self._block, self._made = adaptive, RunClock(), block, 0
+        self._adaptive, self._block, self._made = adaptive, block, 0
+        self._clock = RunClock(DEVICE, PER_STEP_OF_A_LEARNER)
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._running = True
         self._error: BaseException | None = None
@@ -221,9 +214,10 @@ class Turns(Callback):
         self._running = False
         self._stopped.release()
 
-    def before_fit(self) -> None:
-        if self._adaptive is not None and self._adaptive.training_run.settings.overhead:  # else it reads none
-            self._adaptive.training_run.use_clock(self._clock)
+    def before_train(self) -> None:
+        run = self._adaptive.training_run if self._adaptive is not None else None
+        if run is not None and not run.has_begun and run.settings.overhead:  # else it reads none
+            run.use_clock(self._clock)
 
     def after_batch(self) -> None:
         if self.training:
@@ -311,7 +305,7 @@ def main() -> None:
     for name, (run, make, milliseconds, epochs) in TASKS.items():
         if args.only not in name:
             continue
-        block = max(2, round(BLOCK_MS / milliseconds))
+        block = max(BLOCK_STEPS, round(BLOCK_MS / milliseconds))
         epochs = max(2, epochs // 4) if args.quick else epochs
         _, _, data = make(BATCH_SIZE * EPOCH_STEPS)
         in_turn({"warm": run(make, data, 1, 0.2, block, {})})

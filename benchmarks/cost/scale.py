@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -49,6 +50,7 @@ ORDERS: dict[str, Order] = {
     "weighted": lambda n: {"sampler": WeightedRandomSampler(torch.ones(n), n)},
     "another sampler": lambda n: {"sampler": Unknown(n)},
 }  # fmt: skip
+RUNS = 4  # of each length, where what a run keeps is measured
 ENDLESS = {"sequential", "sequential, 2 ranks", "1,000 of them, drawn with replacement"}
 
 
@@ -169,15 +171,18 @@ def loaders(numbers: list[int]) -> Iterator[Row]:
 
 
 def run_length(numbers: list[int]) -> Iterator[Row]:
-    """Steps of one run, without the garbage collector: bytes that it keeps."""
+    """Steps of one run, without the garbage collector: bytes that it keeps, the least of a few runs.
+
+    Python's lists of memory to use again take some thousand bytes more or less from run to run.
+    """
     kept = {}
-    for n in numbers:
+    for n in numbers * RUNS:
         loader = loader_of(Rows(n), 1, collate_fn=len)
         gc.collect()
         tracemalloc.start()
         for _ in loader:
             pass
-        kept[n] = tracemalloc.get_traced_memory()[0]
+        kept[n] = min(tracemalloc.get_traced_memory()[0], kept.get(n, math.inf))
         tracemalloc.stop()
         del loader
     yield Row("kept by a run that measures nothing", "steps", "bytes", kept)

@@ -22,7 +22,7 @@ from benchmarks.quality.results import (
 from benchmarks.quality.rules import MULTIPLIERS, STEP_TIMES, Fixed, seconds_at
 
 FIXED = "fixed 64"
-PARTS = ("fixed", "fixed_beta1", "fixed_small", "own_lr", "adaptive", "in_step", "peers", "ablations")
+PARTS = ("fixed", "fixed_beta1", "fixed_small", "own_lr", "adaptive", "peers", "ablations")
 
 
 @dataclass(frozen=True)

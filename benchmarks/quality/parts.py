@@ -11,7 +11,7 @@ from benchmarks.quality.adaptive import LARGEST, PIECES, Adaptive, adaptive_run,
 from benchmarks.quality.compared import own_best
 from benchmarks.quality.lengths import MEASURED, SIZES, length_run, lengths_of, measured_run, rule_of
 from benchmarks.quality.results import CHOOSING, FEW, FIRST, REPORTED, SOME, Part, Row, best_of
-from benchmarks.quality.rules import IN_STEP, MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
+from benchmarks.quality.rules import MULTIPLIERS, OWN_LR_SIZES, STEP_TIMES, Fixed
 from benchmarks.quality.tasks import BASE, Task
 from benchmarks.quality.training import fixed_run
 
@@ -100,11 +100,6 @@ def adaptive(tasks: Tasks) -> Iterator[Work]:
             yield from (_adaptive(task, rule, seed) for seed in SOME)
 
 
-def in_step(tasks: Tasks) -> Iterator[Work]:
-    """The first rule of `adaptive` as it measures now; the other parts were run by passes of its own, at 5 %."""
-    yield from _all([Adaptive(IN_STEP, clock="gpu")], tasks)
-
-
 def peers(tasks: Tasks) -> Iterator[Work]:
     """What others do, on the same work."""
     for task in tasks:
@@ -160,7 +155,6 @@ def signal_free(task: Task, clock: str, like: Row) -> Adaptive:
     )  # fmt: skip
 
 
-EFFICIENT = {"FIRST_FLOOR": 0.8, "LAST_FLOOR": 0.8, "BELOW_FOR_SGD": 0}
 ABLATED = ("flights", "movielens", "mnist_adam", "mnist_sgd")
 
 
@@ -170,36 +164,15 @@ def _beta1(power: float) -> dict[str, object]:
     return {"adaptbs.hyperparameters.transfer.powers": powers, "adaptbs.hyperparameters.scaler.powers": powers}
 
 
-def _critical(by: float) -> dict[str, object]:
-    """The critical batch that the default takes it for, times this."""
-    return {name: by * getattr(policy, name.rpartition(".")[2]) for name in CRITICAL}
-
-
-def _floors(first: float, last: float) -> dict[str, object]:
-    """The efficiency to be kept at the beginning and at the end of a run, for Adam."""
-    return {"adaptbs.decision.policy.FIRST_FLOOR": first, "adaptbs.decision.policy.LAST_FLOOR": last}
-
-
-#: One switch each, against the adaptive run from 64 on the GPU-like step time.
+#: One switch each, against the adaptive run from 64 on the GPU-like step time. The rule's constants are changed in
+#: `benchmarks.quality.untuned.ablations`.
 ABLATIONS: tuple[Adaptive, ...] = (
     *(Adaptive(f"no {name}", options={"transfer": tuple(n for n in ALL if n != name)}) for name in ALL),
     Adaptive("beta1^k", patches=_beta1(1)),
     Adaptive("beta1 as it is", patches=_beta1(0)),
     Adaptive("budget of epochs", options={"budget": "epochs"}),
-    *(Adaptive(f"max_extra {by:g}", options={"max_extra": by}) for by in (0.25, 0.5)),
-    *(Adaptive(f"critical batch x {by:g}", patches=_critical(by)) for by in (0.25, 0.5, 2)),
-    Adaptive("lr x k", options={"lr_scaling": "linear", "transfer": ALL}),
-    Adaptive("efficiency .8", patches={f"adaptbs.decision.policy.{name}": by for name, by in EFFICIENT.items()}),
-    Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),
-    Adaptive("efficiency .8 to .4", patches=_floors(0.8, 0.4)),
-    Adaptive("efficiency .55 throughout", patches=_floors(0.55, 0.55)),
-    Adaptive("efficiency as for Adam", patches={"adaptbs.decision.policy.BELOW_FOR_SGD": 0}),
-    Adaptive("no early limit", patches={"adaptbs.decision.policy.EARLY": 0}),
-    Adaptive("up to an eighth of the data", patches={"adaptbs.decision.policy.LARGEST_FACTOR": 10**6}),
-    Adaptive("x4 growth", patches={"adaptbs.decision.policy.PACE": 4}),
+    Adaptive("max_extra 0.5", options={"max_extra": 0.5}),
     Adaptive("no early decisions", patches={"adaptbs.decision.timer.SOON": 0, "adaptbs.decision.timer.FAR": 10**9}),
-    Adaptive("8 measurements at first", patches={"adaptbs.timing.duty_cycle.FIRST": 8}),
-    Adaptive("measured evenly", patches={"adaptbs.timing.duty_cycle.EAGER": 1, "adaptbs.timing.duty_cycle.FIRST": 8}),
     Adaptive("overhead of its own time", patches={"adaptbs.timing.overhead.CREDIT": 1}),
     Adaptive("by halves", options={"source": "halves"}),
     Adaptive("target noise_scale", options={"target": "noise_scale"}),
@@ -213,16 +186,12 @@ def ablations(tasks: Tasks) -> Iterator[Work]:
         yield from (_adaptive(task, rule, seed) for task in known for seed in FEW)
 
 
-ONLY_SGD = ("efficiency as for Adam", "no early limit")
-
-
 def concerns(rule: Adaptive, task: Task) -> bool:
     """Whether the switch makes a difference: SGD has only its learning rate, Adam no decoupled decay."""
     has = {"lr"} | ({"betas", "eps"} if task.adams else set())
     has |= {"weight_decay"} if task.adams and task.adams.weight_decay is not None else set()
     moved = set(rule.options.get("transfer", ALL)) & has
-    only = "adam" if "beta1" in rule.name else "sgd" if rule.name in ONLY_SGD else None
-    return (moved != has or "transfer" not in rule.options) and only in (None, "adam" if task.adams else "sgd")
+    return (moved != has or "transfer" not in rule.options) and (task.adams is not None or "beta1" not in rule.name)
 
 
 def cpu(tasks: Tasks) -> Iterator[Work]:
@@ -274,6 +243,6 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks) -> Iterator[Work]:
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
-        base_lr, own_lr, fixed, adaptive, in_step, cpu, peers, article, ablations, fixed_beta1, fixed_small, lengths,
+        base_lr, own_lr, fixed, adaptive, cpu, peers, article, ablations, fixed_beta1, fixed_small, lengths,
     )
 }

@@ -11,7 +11,6 @@ from benchmarks.quality.tasks import BASE, Adams, Task
 #: Seconds of a step, modelled: what a GPU's is like while it is not full, and one that is bound by computing.
 STEP_TIMES = {"gpu": StepTime(4e-3, 1e-6), "compute": StepTime(0.5e-3, 10e-6)}
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-IN_STEP = "in step 64 gpu"  # adaptive from 64, measured as it is now
 OWN_LR_SIZES = (256, 1024)  # these are also given their own best learning rate
 MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the transferred one
 

@@ -11,7 +11,7 @@ from benchmarks.quality import lengths as quality_lengths
 from benchmarks.quality.compared import FIXED, Compared, compared, fastest_fixed, own_best, rows
 from benchmarks.quality.margins import MEASURES
 from benchmarks.quality.results import FEW, REPORTED, Part, Row, relative_differences, upper_limit
-from benchmarks.quality.rules import IN_STEP, OWN_LR_SIZES, SIZES, STEP_TIMES
+from benchmarks.quality.rules import OWN_LR_SIZES, SIZES, STEP_TIMES
 
 COMMAND = "python -m benchmarks.quality --data DIR"
 MODELS = {"gpu": "GPU-like", "compute": "compute-bound"}
@@ -50,7 +50,7 @@ def readme() -> str:
     """Adaptive from 64 over fixed 64, and the rows in which something else is quicker: what the README says."""
     lines, room, full = [], [], []
     for task, measure in MEASURES.items():
-        ours, best = compared(task, IN_STEP), fastest_fixed(task, "gpu", SIZES)
+        ours, best = compared(task, "adaptive 64 gpu"), fastest_fixed(task, "gpu", SIZES)
         if ours is None:
             continue
         room.append(ours)
@@ -66,11 +66,12 @@ def readme() -> str:
     table = markdown(["trained from 64", "steps", "time", "error (its limit; at most)"], lines)
     samples = [_span([c.samples for c in kind], ".1f") for kind in (room, full)]
     paid = f"\nPaid in samples: {samples[0]} times as many, or {samples[1]} where the device is full.\n"
-    return table + paid + _where("in_step", "adaptive")
+    return table + paid + _where("adaptive")
 
 
 def _span(values: list[float], form: str) -> str:
-    return f"{min(values):{form}} to {max(values):{form}}"
+    least, most = f"{min(values):{form}}", f"{max(values):{form}}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _over_fixed(found: Compared, model: str, margin: float) -> list[str]:
@@ -96,19 +97,6 @@ def summary() -> str:
     for title in MODELS.values():
         header += [f"error (limit), {title}", f"faster, {title}"]
     return markdown([*header, "fewer steps, GPU-like", "faster, this CPU"], lines) + _where("adaptive")
-
-
-def in_step() -> str:
-    """Adaptive from 64 as it measures now, beside what the other tables show."""
-    lines = []
-    for task, measure in MEASURES.items():
-        now, before = (compared(task, rule) for rule in (IN_STEP, "adaptive 64 gpu"))
-        if now and before:
-            verdicts = [f"{_verdict(found)}, {found.seeds} seeds" for found in (now, before)]
-            faster = [_faster(found.times["gpu"]) for found in (now, before)]
-            lines.append([measure.title, f"{measure.margin:.0%}", verdicts[0], faster[0], verdicts[1], faster[1]])
-    header = ["task", "margin", "error (limit), now", "faster, now", "error (limit), before", "faster, before"]
-    return markdown(header, lines) + _where("in_step")
 
 
 def distance() -> str:
@@ -275,7 +263,6 @@ def _faster(ratio: float) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "quality_readme": readme,
     "quality_summary": summary,
-    "quality_in_step": in_step,
     "quality_distance": distance,
     "quality_ablations": ablations,
     "quality_cpu": cpu,

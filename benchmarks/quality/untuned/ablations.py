@@ -79,7 +79,7 @@ ABLATIONS = (
     Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
     OF_ROOT,
     Adaptive("SGD: twice the peak", patches={LONGEST: 2}),
-    Adaptive("SGD: its rate raised at once", patches={"adaptbs.hyperparameters.scaler.RISE": math.inf}),
+    Adaptive("SGD: its rate raised at once", patches={"adaptbs.hyperparameters.gradual_rise.RISE": math.inf}),
     Adaptive("SGD: no limit to its rate", patches={LONGEST: math.inf}),
     Adaptive("SGD: momentum^√k", patches=MOMENTUM),
 )

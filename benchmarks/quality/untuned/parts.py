@@ -41,7 +41,7 @@ from benchmarks.quality.untuned.compared import (
 )
 from benchmarks.quality.untuned.persistence import name_of, persistence_run
 from benchmarks.quality.untuned.sharpness import UNDEFINED, sharpness_run
-from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, UntunedTask
+from benchmarks.quality.untuned.tasks import CHOOSE, LAST_LOOK, SECOND_LOOK, THIRD_LOOK, UntunedTask
 from benchmarks.quality.untuned.yardstick import SEEDS as YARDSTICK_SEEDS
 from benchmarks.quality.untuned.yardstick import SIZES as YARDSTICK_SIZES
 from benchmarks.quality.untuned.yardstick import next_times, rule_of, run
@@ -52,9 +52,10 @@ SIX = range(10, 16)  # of what is judged: three often resolve nothing
 SIXTEEN = range(10, 26)  # from 64, of the tasks that six do not resolve
 SPREAD = ("resnet", "vit", "bag_of_words", "gru_departments", "longer")
 FEW = SEEDS[:2]  # of what is compared with them
-MORE = range(10, 15)  # of the second look, where three would often resolve nothing
-MOST = range(10, 20)  # of its tasks that five do not resolve either: fixed 64 spreads too far over them
-NOISY = ("protein_weighted", "siamese", "weather_quantiles", "rating_fine_tuned")
+MORE = range(10, 15)  # of the second look and the third, where three would often resolve nothing
+MOST = range(10, 20)  # of their tasks that five do not resolve either: fixed 64 spreads too far over them
+NOISY = ("protein_weighted", "siamese", "weather_quantiles", "rating_fine_tuned", "overlaid_convnext",
+         "corrected_letters", "point_clouds", "preferred_films", "lines_ctc", "painted_picture")  # fmt: skip
 FIXED = Fixed(BASE)
 CHANGED_AFTER = ("logistic_constant", "short_sgd")
 MEASURED_TASKS = ("resnet", "census_nadam", "housing_constant", "wrong_labels")
@@ -91,12 +92,13 @@ def with_chosen_lr(task: UntunedTask) -> UntunedTask:
 def fixed(tasks: Tasks) -> Iterator[Work]:
     """The batch of 64 that all else is held against."""
     for task in tasks:
-        for seed in {SECOND_LOOK: second_seeds(task), CHOOSE: choosing_seeds(task)}.get(task.use, SEEDS):
+        looked, chosen = later_seeds(task), choosing_seeds(task)
+        for seed in {SECOND_LOOK: looked, THIRD_LOOK: looked, CHOOSE: chosen}.get(task.use, SEEDS):
             yield Work(task, FIXED.name, seed, lambda t=task, s=seed: fixed_run(with_chosen_lr(t), FIXED, s))
 
 
-def second_seeds(task: UntunedTask) -> range:
-    """The seeds of a task of the second look."""
+def later_seeds(task: UntunedTask) -> range:
+    """The seeds of a task of the second look or the third."""
     return MOST if task.name in NOISY else MORE
 
 
@@ -140,12 +142,12 @@ def measurements(tasks: Tasks) -> Iterator[Work]:
 
 def starts(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
-    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SEEDS)
+    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SIX)
 
 
 def full_device(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, where a sample takes as long in any batch."""
-    yield from _all([Adaptive(FULL, clock="compute")], tasks, CHOOSE, SEEDS)
+    yield from _all([Adaptive(FULL, clock="compute")], tasks, CHOOSE, SIX)
 
 
 def lr_quarter(tasks: Tasks) -> Iterator[Work]:
@@ -165,7 +167,7 @@ def lr_twice(tasks: Tasks) -> Iterator[Work]:
 
 def _at_another_lr(part: str, tasks: Tasks) -> Iterator[Work]:
     for task in [task for task in tasks if task.use == CHOOSE]:
-        for seed in SIX if part == "lr_quarter" else SEEDS:
+        for seed in SIX:
             fixed_one = lambda t=task, s=seed: fixed_run(_at_multiple(part, t), FIXED, s)  # noqa: E731
             ours = lambda t=task, s=seed: adaptive_run(_at_multiple(part, t), Adaptive(DEFAULT), s)  # noqa: E731
             yield Work(task, FIXED.name, seed, fixed_one)
@@ -234,7 +236,7 @@ def larger(tasks: Tasks) -> Iterator[Work]:
 def second_look(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for the second look. To be run once, when the rule is fixed."""
     for task in tasks:
-        yield from _all([Adaptive(DEFAULT)], [task], SECOND_LOOK, second_seeds(task))
+        yield from _all([Adaptive(DEFAULT)], [task], SECOND_LOOK, later_seeds(task))
 
 
 def second_again(tasks: Tasks) -> Iterator[Work]:
@@ -242,13 +244,19 @@ def second_again(tasks: Tasks) -> Iterator[Work]:
     yield from second_look(tasks)
 
 
+def third_look(tasks: Tasks) -> Iterator[Work]:
+    """The default on the tasks for the third look. To be run once, when the rule is fixed."""
+    for task in tasks:
+        yield from _all([Adaptive(DEFAULT)], [task], THIRD_LOOK, later_seeds(task))
+
+
 def failed(tasks: Tasks) -> Iterator[Work]:
-    """Why the default did worse on some tasks of the second look: more epochs at 64, and no more epochs than asked."""
+    """Why the default did worse on some tasks of the later looks: more epochs at 64, and no more epochs than asked."""
     of_epochs = Adaptive(OF_EPOCHS, options={"budget": "epochs"})
     for task in [task for task in tasks if task.name in FAILED]:
         for seed in MORE:
             yield Work(task, TWICE_AS_LONG, seed, lambda t=task, s=seed: _twice_as_long(with_chosen_lr(t), s))
-        yield from _all([of_epochs], [task], SECOND_LOOK, MORE)
+        yield from _all([of_epochs], [task], task.use, MORE)
 
 
 def _twice_as_long(task: UntunedTask, seed: int) -> Row:
@@ -285,6 +293,7 @@ PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
         base_lr, fixed, choosing, ablations, constants, beta1, measurements, starts, full_device, lr_quarter, lr_twice,
-        persistence, sharpness, prior, last_look, again, larger, second_look, second_again, failed, yardstick,
+        persistence, sharpness, prior, last_look, again, larger, second_look, second_again, third_look, failed,
+        yardstick,
     )
 }  # fmt: skip

@@ -85,9 +85,11 @@ def judged(part: str, rule: str = DEFAULT) -> str:
             UNTUNED[task].title, f"{found.margin:.0%}", str(len(found.differences)), _error(found), found.verdict,
             _faster(found.steps), _faster(found.times), f"{found.batch:,.0f}",
         ])  # fmt: skip
+    if not lines:
+        return "Not run yet.\n"
     faster = "faster, compute-bound" if rule == FULL else "faster, GPU-like"
     header = ["task", "margin", "seeds", "error (limit)", "no worse", "fewer steps", faster, "mean batch"]
-    return markdown(header, [*lines, _summary(all_found)] if lines else []) + _where(part)
+    return markdown(header, [*lines, _summary(all_found)]) + _where(part)
 
 
 def ablations() -> str:
@@ -178,7 +180,7 @@ def persistences() -> str:
 
 def failed() -> str:
     """Tasks that the default did worse on, in runs of other lengths."""
-    rows = _rows("fixed", "second_look", "failed")
+    rows = _rows("fixed", "second_again", "third_look", "failed")
     lines = []
     for task in FAILED:
         for rule in (DEFAULT, TWICE_AS_LONG, OF_EPOCHS):
@@ -276,6 +278,7 @@ TABLES = {
     "untuned_last_look": lambda: judged("last_look"),
     "untuned_again": lambda: judged("again"),
     "untuned_second_look": lambda: judged("second_look"),
+    "untuned_third_look": lambda: judged("third_look"),
     "untuned_failed": failed,
     "untuned_larger": larger,
     **{f"untuned_from_{start}": lambda rule=rule: judged("starts", rule) for rule, start in STARTS.items()},

@@ -28,7 +28,7 @@ from benchmarks.quality.tasks import Task, mean_nll
 from benchmarks.quality.untuned import models
 from benchmarks.quality.untuned.data import Data, Halves, Noisy, Shifted, noised, with_strangers
 
-CHOOSE, LAST_LOOK, SECOND_LOOK = "choose", "last look", "second look"
+CHOOSE, LAST_LOOK, SECOND_LOOK, THIRD_LOOK = "choose", "last look", "second look", "third look"
 Make = Callable[[nn.Module, float], Optimizer]
 Schedule = Callable[[Optimizer, int], LRScheduler]
 
@@ -38,7 +38,7 @@ class UntunedTask(Task):
     """A task with an optimizer and a schedule of its own.
 
     Attributes:
-        use: `CHOOSE`, `LAST_LOOK` or `SECOND_LOOK`.
+        use: `CHOOSE`, `LAST_LOOK`, `SECOND_LOOK` or `THIRD_LOOK`.
         optimizer: (model, learning rate) -> optimizer.
         schedule: (optimizer, steps of the run) -> scheduler; None for a rate that stays.
         candidates: learning rates that the task's own is chosen among.
