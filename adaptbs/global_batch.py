@@ -102,7 +102,9 @@ class GlobalBatch:
         _check_number("shift", shift, above=1, or_equal=True, or_infinite=True)
         check_share("decide_every", decide_every)
         check_share("confidence", confidence)
-        self._micro = micro_batch_size * world_size
+        if log is not None and not callable(log):
+            raise TypeError(f"log={log!r}: it must be a function, called as log(values, seen)")
+        batch_size, self._micro = int(batch_size), int(micro_batch_size) * int(world_size)  # torch.load refuses NumPy's
         _check_shared("batch_size", batch_size, self._micro)
         if ramp is not None:
             if max_batch_size is not None:
@@ -113,8 +115,13 @@ class GlobalBatch:
             check_size("max_batch_size", largest)
             if largest < batch_size:
                 raise ValueError(f"{max_batch_size=} is below {batch_size=}, which the run starts with: raise it")
-            self._ramp = Ramp(geometric(batch_size, largest, growth, self._micro))
+            self._ramp = Ramp(geometric(batch_size, int(largest), float(growth), self._micro))
         self.total, self.seen, self._acts, self._adaptive = total, 0, acts, adaptive
+        self._ranks.check_alike(
+            {"batch_size": batch_size, "micro_batch_size": int(micro_batch_size), "total": float(total), "acts": acts,
+             "the ramp": astuple(self._ramp), "decide_every": float(decide_every), "confidence": float(confidence)},
+            "give every rank the same arguments",
+        )  # fmt: skip
         self._confidence = confidence
         self.wanted_batch_size = batch_size
         self.noise_scale: NoiseScale | None = None
@@ -172,6 +179,12 @@ class GlobalBatch:
     def _check_norms(self, norms: SquaredNorms) -> None:
         if not isinstance(norms, SquaredNorms):
             raise TypeError(f"norms={norms!r}: they must be SquaredNorms, or None where the step was not measured")
+        if not 0 < norms.small_size < norms.large_size:
+            raise ValueError(
+                f"norms.small_size={norms.small_size}, norms.large_size={norms.large_size}: noise shows only between "
+                "gradients of two sizes, so the small one must be above 0 and below the large one. Give None where a "
+                "step has only one micro-batch"
+            )
         if norms.large_size > self.global_batch_size:
             raise ValueError(
                 f"norms.large_size={norms.large_size} is above the global batch size of the step, "
@@ -183,9 +196,13 @@ class GlobalBatch:
         ramp = self._ramp
         return ramp.latest(self.seen), ramp.planned(self.seen), ramp.earliest(self.seen)
 
-    def _decide(self) -> None:
+    def _take_in(self) -> None:
+        """Read the measurements since the last time into the history. The host waits for the device."""
         for samples, progress, made, norms in self._measurements.read():
             self.history.add_measurement(samples, progress, made, norms)
+
+    def _decide(self) -> None:
+        self._take_in()
         # Steps are measured by all ranks or none, so that the timers of all agree on when this is called.
         self.noise_scale = self._ranks.agree(self._measurements.estimate(self._confidence))
         before, critical = self.wanted_batch_size, critical_over_simple(self._adaptive)
@@ -212,9 +229,8 @@ class GlobalBatch:
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """State for `load_state_dict`: numbers, strings and containers of them, the same on all ranks."""
-        for samples, progress, made, norms in self._measurements.read():
-            self.history.add_measurement(samples, progress, made, norms)
+        """State for `load_state_dict`: numbers, strings and containers of them. That of rank 0 serves all ranks."""
+        self._take_in()
         return {
             "seen": self.seen,
             "wanted_batch_size": self.wanted_batch_size,
@@ -229,7 +245,12 @@ class GlobalBatch:
         """Continue from a saved state. Ranks, micro-batch and ramp may differ from those of the saved run.
 
         The batch continues at the largest of this run's sizes that is not above the saved one.
+
+        Raises:
+            ValueError: if it is not the state of a GlobalBatch.
         """
+        if missing := [name for name in self.state_dict() if name not in state]:
+            raise ValueError(f"the state has no {missing[0]!r}: give what GlobalBatch.state_dict() returned")
         self.seen = state["seen"]
         self.wanted_batch_size = self._ramp.sizes[self._ramp.at(state["wanted_batch_size"])]
         self.noise_scale = NoiseScale(*state["noise_scale"]) if state["noise_scale"] is not None else None
@@ -256,7 +277,7 @@ def _planned(batch_size: int, ramp: Sequence[tuple[float, int]], shift: float, s
         _check_number("ramp", start, above=0)
     if any(list(rising) != sorted(set(rising)) for rising in (starts, (batch_size, *sizes))):
         raise ValueError(f"{batch_size=}, {ramp=}: the samples seen must rise from pair to pair, and so must the sizes")
-    return Ramp((batch_size, *sizes), (0, *starts), shift)
+    return Ramp((batch_size, *map(int, sizes)), (0, *starts), shift)
 
 
 def _check_shared(name: str, size: int, shared: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -89,6 +89,14 @@ class Ranks:
         dist.all_gather(everybody, mine)
         return [numbers.tolist() for numbers in everybody]
 
+    def gather_any(self, values: list[Any]) -> list[list[Any]]:
+        """The values of each rank, in rank order. They are pickled, so keep them small."""
+        if not self.connected:
+            return [values]
+        said: list[list[Any]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(said, values)
+        return said
+
     def least(self, number: float) -> float:
         """The smallest number of all ranks."""
         return min(said for (said,) in self.gather([number]))
@@ -99,17 +107,16 @@ class Ranks:
             dist.all_reduce(numbers)
         return numbers / (self.world_size if self.connected else 1)
 
-    def check_alike(self, what: dict[str, float], advice: str) -> None:
-        """Raise ValueError on every rank unless all ranks have the same numbers.
+    def check_alike(self, what: Mapping[str, object], advice: str) -> None:
+        """Raise ValueError on every rank unless all ranks have the same values.
 
         Args:
-            what: the numbers, by name.
+            what: the values, by name. They are pickled, so keep them small.
             advice: what to do if they differ; the end of the error message.
         """
-        everybody = self.gather(list(what.values()))
-        for name, said in zip(what, zip(*everybody, strict=True), strict=True):
-            if len(set(said)) > 1:
-                raise ValueError(f"{name} differs between ranks ({', '.join(f'{x:.12g}' for x in said)}): {advice}")
+        for name, said in zip(what, zip(*self.gather_any(list(what.values())), strict=True), strict=True):
+            if any(value != said[0] for value in said):
+                raise ValueError(f"{name} differs between ranks ({', '.join(map(repr, said))}): {advice}")
 
     def _device(self) -> torch.device:
         cuda = dist.get_backend() == "nccl"

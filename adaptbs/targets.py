@@ -15,7 +15,7 @@ from typing import Any
 from .checks import check_choice, check_share, check_size
 from .types import NoiseScale, Target
 
-LARGEST = 2**40  # samples, more than any dataset has; at a learning rate of 0 seesaw would ask for an infinite batch
+LARGEST = 2**40  # samples, more than any dataset has; growth without end would come to numbers beyond those of a float
 GRID = 1000  # number of intervals at whose ends a schedule is evaluated to find its peak
 WITHIN = 1e-9  # tolerance for rounding, so that progress .3 counts as three intervals of .1
 
@@ -42,7 +42,7 @@ def step_ramp(start: int, every: float = 0.25, factor: float = 2) -> Target:
     last = math.ceil(1 / every - WITHIN) - 1  # increases in all; one at the very end of the run would train nothing
 
     def target(noise_scale: NoiseScale | None, batch_size: int, progress: float) -> float:
-        return float(start * factor ** min(math.floor(progress / every + WITHIN), last))
+        return _grown(start, factor, min(math.floor(progress / every + WITHIN), last))
 
     return target
 
@@ -117,7 +117,8 @@ class OnPlateau:
         if self._stale < self._patience:
             return batch_size
         self._stale = 0
-        return math.ceil(batch_size * self._factor)  # rounded up, so that even a batch of 1 grows by any factor
+        # Rounded up, so that even a batch of 1 grows by any factor.
+        return math.ceil(min(batch_size * self._factor, LARGEST))
 
 
 def on_plateau(
@@ -196,10 +197,17 @@ def seesaw(start: int, schedule: Callable[[float], float], factor: float = 2) ->
             return start
         if now == 0:
             return LARGEST
-        cuts = math.floor(math.log(peak / now, factor) + WITHIN)
-        return min(float(start * factor**cuts), LARGEST)
+        cuts = (math.log(peak) - math.log(now)) / math.log(factor)  # peak / now may be beyond the numbers of a float
+        return _grown(start, factor, math.floor(cuts + WITHIN))
 
     return target
+
+
+def _grown(start: int, factor: float, times: int) -> float:
+    """`start` multiplied by `factor` so many times, at most `LARGEST`, samples."""
+    if math.log(start) + times * math.log(factor) >= math.log(LARGEST):
+        return LARGEST
+    return float(start * factor**times)
 
 
 def _rate(schedule: Callable[[float], float], progress: float) -> float:

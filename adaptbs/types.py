@@ -15,6 +15,8 @@ ENOUGH = 4  # fewest measurements that a decision is based on
 SURE = 2  # an estimate is believed up to this many times its cautious limit
 TEXT_FORMAT = re.compile(r"(.?[<>^])?\d*s?")  # a format that only pads or aligns, as in a cell of a table
 TOO_MANY_SKIPPED = 0.25  # largest share of non-finite recent measurements at which the finite ones are still trusted
+FEW = "few measurements"  # doubt where there are fewer than ENOUGH
+NOTHING = "no measurements"  # doubt where there is not one
 NOT_FINITE = "non-finite steps"  # caveat where too many gradients were nan or inf
 COUPLED = "samples are coupled"  # caveat for a loss that is neither a mean nor a sum over samples
 
@@ -173,7 +175,7 @@ class NoiseScale:
         if self.skipped > TOO_MANY_SKIPPED * (self.skipped + self.measurements):
             return NOT_FINITE
         if self.measurements < ENOUGH:
-            return "few measurements"
+            return FEW
         if self.cautious <= 0:
             return "nothing resolved"
         if self.drifting:
@@ -184,9 +186,14 @@ class NoiseScale:
 def noise_scale_text(simple: float | None, low: float, high: float) -> str:
     """B_simple and its limits, samples, as text: "241 (129 to 977)" or "at least 1,671"."""
     if math.isinf(high):
-        return f"at least {low:,.0f}" if low > 0 else "not known yet"
-    limits = f"{low:,.0f} to {high:,.0f}"
-    return limits if simple is None else f"{simple:,.0f} ({limits})"
+        return f"at least {samples_text(low)}" if low > 0 else "not known yet"
+    limits = f"{samples_text(low)} to {samples_text(high)}"
+    return limits if simple is None else f"{samples_text(simple)} ({limits})"
+
+
+def samples_text(samples: float) -> str:
+    """A number of samples as text: whole, but "0.3" in place of 0 where it is below 1."""
+    return f"{samples:.1g}" if 0 < samples < 0.95 else f"{samples:,.0f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,8 @@ class OnDevice:
         fail: called with "forward" and "backward" at each pass, and may raise.
     """
 
+    __slots__ = ("_held", "fail", "memory", "per_sample", "rows")  # so that no pass puts it back, as a user's object
+
     def __init__(self, model, memory, per_sample, fixed=0, fail=lambda where: None):
         self.memory, self.per_sample, self.fail, self._held = memory, per_sample, fail, 0
         self.rows = []  # of each forward pass with a gradient

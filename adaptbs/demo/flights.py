@@ -13,8 +13,9 @@ rate is found on training batches.
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,17 @@ def train(
     return recorder.record(seconds)
 
 
+def sizes_text(sizes: Sequence[int]) -> str:
+    """The first, the largest and the last batch size of an epoch, without the short batches at the ends of passes.
+
+    >>> sizes_text([64, 64, 256, 256, 128, 128, 31])
+    '64 to 256 to 128'
+    """
+    whole = [size for size, batches in groupby(sizes) if len(list(batches)) > 1] or list(sizes)
+    path = [whole[0], max(whole), whole[-1]]
+    return " to ".join(str(size) for size, _ in groupby(path))
+
+
 class StepRecorder(Callback):
     """Records the batch size, learning rate and loss of every training step, and reports once an epoch.
 
@@ -252,10 +264,9 @@ class StepRecorder(Callback):
         self.epoch_rmse.append(float(rmse))
         self.epoch_steps.append(len(self.sizes))
         sizes = self.sizes[self.first :]
-        batch = f"{sizes[0]}" + (f" to {max(sizes)}" if max(sizes) > sizes[0] else "")
         self.report(
             f"  epoch {self.learn.epoch + 1}/{self.learn.n_epoch}   held-out RMSE {rmse:.2f} min"
-            f"  {time.perf_counter() - self.began:6.1f} s {len(sizes):6,} steps  batch {batch}"
+            f"  {time.perf_counter() - self.began:6.1f} s {len(sizes):6,} steps  batch {sizes_text(sizes)}"
         )
 
     def record(self, seconds: float) -> Run:

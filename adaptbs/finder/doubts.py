@@ -46,9 +46,14 @@ def samples_of(loader: Any, name: str = "batch_size") -> int | None:
         loader: any iterable of batches.
         name: name of the loader's attribute that holds the batch size.
     """
-    size = getattr(loader, name, None)
-    try:
-        several = len(loader) > 1
-    except TypeError:  # a stream
-        several = True
+    size, batches = getattr(loader, name, None), length_of(loader)
+    several = batches is None or batches > 1
     return size if isinstance(size, int) and several else None
+
+
+def length_of(loader: Any) -> int | None:
+    """Number of a loader's batches; None if it is not known, as of a stream."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None

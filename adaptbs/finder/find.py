@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ..checks import (
     check_batches,
     check_lr,
     check_model,
+    check_needs_no_closure,
     check_optimizer,
     check_share,
     check_size,
@@ -27,8 +29,8 @@ from ..decision import critical_over_simple
 from ..hyperparameters import traits_of
 from ..memory import memory_of, probe_batches
 from ..model import BatchLoss, batch_length, preserved_loader, without_hooks
-from .blocks import measure_blocks
-from .doubts import samples_of
+from .blocks import block_length, measure_blocks
+from .doubts import length_of, samples_of
 from .sizes import largest_suggested, suggest, useful_batch_size
 from .suggestion import BatchSizeSuggestion
 
@@ -42,7 +44,7 @@ def bs_find(
     *,
     lr: float | None = None,
     num_it: int | None = None,
-    n_batch: int = 20,
+    n_batch: int | None = None,
     beta: float = 0.99,
     optimizer: Optimizer | None = None,
     batch_loss: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -65,7 +67,8 @@ def bs_find(
         lr: learning rate to train with between blocks. None: no training, and the noise scale is that of the current
             weights.
         num_it: number of batches. None: one epoch.
-        n_batch: batches per block. Four blocks or more make a useful interval.
+        n_batch: batches per block. None: 20, or fewer where there would be less than four blocks, which an estimate
+            needs.
         beta: smoothing of tr(Sigma) and |G|^2 from block to block, from 0 (none) to 1 (plain mean).
         optimizer: a copy of it trains and takes the timed steps. None: SGD. Give the one that you will train with,
             because Adam and its kin make use of larger batches than SGD.
@@ -77,7 +80,8 @@ def bs_find(
         The noise scale with its interval, and batch sizes by noise, time and memory.
 
     Raises:
-        ValueError, TypeError: an argument is invalid, or the loader gives fewer than two batches of equal size.
+        ValueError, TypeError: an argument is invalid, the loader gives fewer than two batches of equal size, or no
+            gradient of two of them is finite.
 
     Source: McCandlish et al. 2018, appendix A.1, arXiv:1812.06162, with consecutive batches in place of devices.
     """
@@ -89,6 +93,8 @@ def bs_find(
         check_trains(optimizer, model)
     if lr is not None:
         check_lr(lr)
+        if optimizer is not None:
+            check_needs_no_closure(optimizer, "leave lr= out, which measures at the present weights alone")
 
     def make_optimizer(lr: float) -> Optimizer:
         return copy_of(optimizer, lr) if optimizer else SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
@@ -98,6 +104,7 @@ def bs_find(
             model, loss, _fetch(loader), make_optimizer,
             lr=lr, num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
             adaptive=optimizer is not None and traits_of(optimizer).adaptive, samples_of_batch=samples_of(loader),
+            batches=length_of(loader),
         )  # fmt: skip
 
 
@@ -109,11 +116,12 @@ def find_batch_size(
     *,
     lr: float | None,
     num_it: int | None,
-    n_batch: int,
+    n_batch: int | None,
     beta: float,
     confidence: float,
     adaptive: bool,
     samples_of_batch: int | None = None,
+    batches: int | None = None,
 ) -> BatchSizeSuggestion:
     """Do the same as `bs_find` on an iterator of batches.
 
@@ -124,15 +132,20 @@ def find_batch_size(
         make_optimizer: called as `make_optimizer(lr)`. Returns any object with `step` and `zero_grad`.
         adaptive: True if the optimizer divides its step by the gradient's size, as Adam does.
         samples_of_batch: samples of a batch. None: not known.
+        batches: number of batches of the loader. None: not known.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: there is no gradient to measure the noise of")
     if num_it is not None:
         check_size("num_it", num_it)
+    if n_batch is None:
+        n_batch = block_length(batches if num_it is None or batches is None else min(num_it, batches))
     check_size("n_batch", n_batch)
     if n_batch < 2:
         raise ValueError(f"n_batch={n_batch}: noise shows only between two batches or more, so give at least 2")
     check_share("confidence", confidence)
+    if isinstance(beta, bool) or not isinstance(beta, Real):
+        raise TypeError(f"beta={beta!r}: it must be a number between 0 (no smoothing) and 1 (plain mean)")
     if not 0 <= beta <= 1:
         raise ValueError(f"beta={beta!r}: it must lie between 0 (no smoothing) and 1 (plain mean)")
     measured = measure_blocks(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import nn
 
 from ..model import BatchLoss, batch_length, check_certain, concat_batches
@@ -52,8 +51,7 @@ def measure_step_time(
 def train_step(model: nn.Module, loss: BatchLoss, optimizer: Any, batch: Any) -> None:
     """Take one training step: forward pass, backward pass and the optimizer's step."""
     optimizer.zero_grad()
-    with torch.enable_grad():
-        torch.autograd.backward(loss(model, batch))
+    loss.backward(model, batch)
     optimizer.step()
 
 
@@ -101,9 +99,7 @@ def _measure(model: nn.Module, loss: BatchLoss, optimizer: Any, block: list[Any]
     return steps.times.fit()
 
 
-def _sizes_that_run(
-    steps: _TimedSteps, loss: BatchLoss, optimizer: Any, block: list[Any]
-) -> tuple[list[Any], float]:
+def _sizes_that_run(steps: _TimedSteps, loss: BatchLoss, optimizer: Any, block: list[Any]) -> tuple[list[Any], float]:
     """Batches of the sizes that can be run, and the seconds of a step of each but the half batch, added up."""
     size = batch_length(block[0])
     alike = [batch for batch in block if batch_length(batch) == size]

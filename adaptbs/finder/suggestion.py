@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
+from ..checks import check_functions
 from ..report import TradeOff, trade_off_at
 from ..timing import Time
-from ..types import NoiseScale, noise_scale_text
+from ..types import ENOUGH, FEW, NoiseScale, noise_scale_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,8 +64,15 @@ class BatchSizeSuggestion:
 
     def __str__(self) -> str:
         size = "no batch size" if self.batch_size is None else f"batch size {self.batch_size:,}"
-        doubt = "" if self.doubt is None else f" (doubt: {self.doubt})"
+        doubt = "" if self.doubt is None else f" (doubt: {self.doubt}{self._remedy})"
         return f"{size}; noise scale {noise_scale_text(self.noise_scale, self.low, self.high)}{doubt}"
+
+    @property
+    def _remedy(self) -> str:
+        blocks = len(self.curve)
+        if blocks >= ENOUGH or self.doubt != FEW:
+            return ""
+        return f", {blocks} of {ENOUGH} blocks of batches: lower the loader's batch size or n_batch=, or raise num_it="
 
     @property
     def suggestions(self) -> Any:
@@ -72,9 +81,20 @@ class BatchSizeSuggestion:
         return namedtuple("SuggestedBatchSizes", found)(**found)
 
     def suggested_by(self, *functions: Callable[[BatchSizeSuggestion], float]) -> BatchSizeSuggestion:
-        """Return a copy of this result with one more suggestion per function, under the function's name."""
-        more = tuple((getattr(function, "__name__", repr(function)), function(self)) for function in functions)
-        return replace(self, others=(*self.others, *more))
+        """Return a copy of this result with one more suggestion per function, under the function's name.
+
+        A function whose name cannot name a field, such as a lambda's, or is taken, is numbered: `suggestion_1`.
+
+        Raises:
+            TypeError: if one of them is no function.
+        """
+        check_functions("suggest_funcs", functions)
+        names, others = [*self.suggestions._fields], [*self.others]
+        for number, function in enumerate(functions, len(others) + 1):
+            name = getattr(function, "__name__", "")
+            names.append(name if _names_a_field(name) and name not in names else f"suggestion_{number}")
+            others.append((names[-1], function(self)))
+        return replace(self, others=tuple(others))
 
     def trade_off(self, base: int | None = None) -> TradeOff:
         """Steps, samples and time to the same progress by batch size, relative to `base`.
@@ -104,3 +124,8 @@ class BatchSizeSuggestion:
             self.to_dict(), self.batch_size, self.suggestions._asdict(), confidence=self.confidence,
             draw_trade_off=self.trade_off().draw if known else None,
         )  # fmt: skip
+
+
+def _names_a_field(name: str) -> bool:
+    """True if a named tuple may have a field of this name."""
+    return name.isidentifier() and not iskeyword(name) and not name.startswith("_")

@@ -74,7 +74,7 @@ class History:
         """Drop every second measurement of the older half. Keeps all decisions."""
         measured = [i for i, record in enumerate(self.records) if record["event"] == "measurement"]
         dropped = set(measured[1 : len(measured) // 2 : 2])
-        self._most = max(MOST, 2 * (len(self.records) - len(measured)))
+        self._most = most_records(len(self.records) - len(measured))
         self.records = [record for i, record in enumerate(self.records) if i not in dropped]
 
     def add_measurement(
@@ -138,6 +138,7 @@ class History:
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """Replace the records by saved ones. Columns that they lack are None."""
         self.records = [{name: record.get(name) for name in self.columns} for record in state]
+        self._most = most_records(sum(record["event"] != "measurement" for record in self.records))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -165,6 +166,11 @@ class History:
         sizes = [s for s in self.decisions()["batch_size"] if s is not None]
         path = [s for i, s in enumerate(sizes) if i == 0 or s != sizes[i - 1]]
         return f"History({len(self)} records, batch size {' -> '.join(map(str, path)) or 'not started'})"
+
+
+def most_records(kept: int) -> int:
+    """Records from which on measurements are thinned out, where so many are kept whatever their number."""
+    return max(MOST, 2 * kept)
 
 
 def view_columns(view: str) -> tuple[str, str, str]:

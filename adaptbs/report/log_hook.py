@@ -33,7 +33,7 @@ class LogHook:
             return
         try:
             self._function(logged(record), record["samples"])
-        except Exception:
+        except Exception:  # the user's own code may raise any, and none may end the run
             self._function = None
             logger.warning("log= raised an error, so it is not called again; the run goes on without", exc_info=True)
 

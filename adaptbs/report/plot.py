@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..types import NOTHING
 from .style import BLUE, GREEN, GREY, ORANGE, beside, in_style, in_thousands, plain_numbers
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def plot_history(
 
 def plot_doubt(axes: Axes, columns: Columns) -> None:
     """Put a hollow marker on every doubtful estimate. The legend gives the reason."""
-    doubts = sorted({d for d in columns["doubt"] if d is not None} - {"no measurements"})
+    doubts = sorted({d for d in columns["doubt"] if d is not None} - {NOTHING})
     points = list(zip(columns["samples"], columns["noise_scale"], columns["low"], columns["doubt"], strict=True))
     for doubt, marker in zip(doubts, cycle("osD^v<>"), strict=False):
         # Without a point estimate only the lower limit is known.

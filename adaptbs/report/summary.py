@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..timing import Spent, Time
-from ..types import NOT_FINITE, noise_scale_text
+from ..types import NOT_FINITE, NOTHING, noise_scale_text, samples_text
 from .trade_off import THRIFTY, TradeOff
 from .words import in_words, is_doubt
 
@@ -134,6 +134,8 @@ class RunSummary:
             return ["Most gradients were nan or inf, and those show nothing: look at the loss and the learning rate."]
         if self.global_start == 1:
             return ["A step of one sample shows no noise. Start with `batch_size=` of 4 or more to have it measured."]
+        if self.global_start < 4 and self.doubt == NOTHING:
+            return ["Nothing was measured: with BatchNorm that takes a `batch_size=` of 4 or more."]
         return ["Too little was measured to decide. A longer run, or a larger `overhead=`, measures more."]
 
     @property
@@ -217,7 +219,7 @@ def summary_of_run(
     return RunSummary(
         start, global_start, samples, changes, records[-1]["reason"], spent, seconds, fixed, instead, notes, bears_none,
         records[-1].get("doubt"),
-    )
+    )  # fmt: skip
 
 
 def fixed_instead(trade_off: TradeOff, fixed_seconds: float | None) -> Instead | None:
@@ -238,7 +240,7 @@ def fixed_instead(trade_off: TradeOff, fixed_seconds: float | None) -> Instead |
 def _estimate(simple: float | None, low: float, high: float) -> str:
     """The estimate with its limits, as text. Decisions use it even without an upper limit, so it is always shown."""
     if simple is not None and math.isinf(high):
-        return f"{simple:,.0f} ({low:,.0f} or more)"
+        return f"{samples_text(simple)} ({samples_text(low)} or more)"
     return noise_scale_text(simple, low, high)
 
 

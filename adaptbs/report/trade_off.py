@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checks import check_size
 from ..timing import Time
+from ..types import samples_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,8 +109,9 @@ class TradeOff:
 
     @property
     def _title(self) -> str:
-        limits = f"{self.low:,.0f} or more" if math.isinf(self.high) else f"{self.low:,.0f} to {self.high:,.0f}"
-        known = limits if self.phi is None else f"{self.phi:,.0f} ({limits})"
+        low = samples_text(self.low)
+        limits = f"{low} or more" if math.isinf(self.high) else f"{low} to {samples_text(self.high)}"
+        known = limits if self.phi is None else f"{samples_text(self.phi)} ({limits})"
         times = "" if self.critical_over_simple == 1 else f", critical batch {self.critical_over_simple:g} times that"
         return f"To the same progress, relative to a batch of {self.base_batch_size:,}; noise scale {known}{times}:"
 

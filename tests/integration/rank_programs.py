@@ -314,6 +314,7 @@ def real_clock(rank, world, out):
 
 def checkpoint(rank, world, out):
     """A run that is saved by rank 0 alone in mid-epoch, and another that goes on from there on all ranks."""
+
     def start():
         model = DistributedDataParallel(network())
         optimizer = optimizer_of("adamw", model)
@@ -373,6 +374,12 @@ def shares(rank, world, out, parts=1, **arguments):
     }  # fmt: skip
 
 
+ONE_RANK: dict = {  # arguments that rank 0 gives otherwise, or not at all
+    "batch_loss": batch_loss, "shuffle": False, "generator": GENERATOR, "epochs": 3, "max_batch_size": 64,
+    "step_time": (2, 1), "decide_every": 0.1, "target": doubling, "budget": "epochs", "transfer": ["lr"],
+}  # fmt: skip
+
+
 def wrong(rank, world, out):
     """What each wrong argument says."""
     model = network()
@@ -382,12 +389,17 @@ def wrong(rank, world, out):
     for arguments in (
         {"shuffle": False, "sampler": torch.utils.data.DistributedSampler(Numbered(), 3, rank)},
         {"generator": ours}, {"drop_last": rank == 0}, {"num_workers": rank}, {"rank": 0, "world_size": 3}, {"rank": 0},
-        {"source": "halves"}, {"metric": "adam"},
+        {"source": "halves"}, {"metric": "adam"}, *({name: value} for name, value in ONE_RANK.items() if rank == 1),
+        *({} for _ in ONE_RANK if rank == 0),
     ):  # fmt: skip
         try:
             loader_of(model, optimizer, 8, **arguments)
         except ValueError as error:
             said.append(str(error))
+    try:
+        GlobalBatch(16, micro_batch_size=4, total=1000 + rank)
+    except ValueError as error:
+        said.append(str(error))
     loader = loader_of(model, optimizer, 8, shuffle=False, sampler=[rank, *range(1, 406)])
     try:
         next(iter(loader))

@@ -99,6 +99,7 @@ def test_it_grows_by_what_it_measures_and_a_step_is_measured_once():
 @pytest.mark.parametrize("stop", [1, 6, 31, 32])
 def test_saved_inside_of_a_step_it_goes_on_inside_of_it(stop):
     """The gradients so far are the user's to save."""
+
     def run():
         wanted = iter([32] * 2 + [64] * 3 + [128] * 99)
         return parts(target=lambda *_: next(wanted), **FORCED)
@@ -131,3 +132,30 @@ def test_what_cannot_be_is_refused():
         model = network()
         with pytest.raises(error, match=f"accumulation_steps={wrong}"):
             adaptive(Numbered(64), model, SGD(model.parameters(), 0.01), 8, accumulation_steps=wrong)
+
+
+def test_saved_after_an_epoch_that_ends_within_a_step_and_gone_on_with_measures_the_same_steps():
+    """The step that an epoch leaves unfinished may reach into the next, so that one is not measured."""
+
+    def begun():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 1)
+        optimizer = SGD(model.parameters(), 0.01)
+        loader = adaptive(
+            Numbered(8 * (5 * K + 1)), model, optimizer, 8, accumulation_steps=K, epochs=6, overhead=0.3,
+            step_time=(1e-3, 1e-6), max_batch_size=8,
+        )  # fmt: skip
+        return loader, model, optimizer
+
+    def measured(loader):
+        loader.state_dict()  # reads what has been measured
+        return [record["samples"] for record in loader.history if record["event"] == "measurement"]
+
+    unbroken, stopped, resumed = begun(), begun(), begun()
+    trained(*unbroken, epochs=6)
+    trained(*stopped, epochs=3)
+    assert not stopped[0].training_run.tracker.current.ends_step
+    for part, saved in zip(resumed, stopped, strict=True):
+        part.load_state_dict(saved.state_dict())
+    trained(*resumed, epochs=3)
+    assert measured(resumed[0]) == measured(unbroken[0])

@@ -14,6 +14,7 @@ from adaptbs.gradients.in_step import InStep
 from adaptbs.memory.device import CudaMemory
 from tests.helpers.allocator import MiB
 from tests.helpers.cuda import FakeCuda
+from tests.helpers.seen import Seen
 
 WIDTH, SAMPLES = 64, 2048
 OUT = torch.OutOfMemoryError("CUDA out of memory. (injected)")
@@ -184,7 +185,7 @@ def test_a_log_that_keeps_its_records_keeps_no_tensors(source):
 
 def test_a_measured_step_that_runs_out_is_run_in_halves_that_hold_no_more_than_others():
     """The terms of a pass that was begun twice would be held to its end."""
-    sizes: list[int] = []
+    sizes = Seen()
     with FakeCuda(16 * MiB, expandable=True) as cuda:
         model = cuda.place(layers())
         model[0].register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.optim import SGD
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from adaptbs import AdaptiveDataLoader
 from tests.integration.test_streams import Stream
@@ -85,11 +85,19 @@ def test_arguments_go_before_what_it_was_made_with():
     assert (ours.batch_size, ours.drop_last) == (16, False)
 
 
+class Batched(IterableDataset):
+    """Yields whole batches, as WebDataset's `.batched()`."""
+
+    def __iter__(self):
+        return iter(torch.zeros(4, 8, 1))
+
+
 @pytest.mark.parametrize(
     ("loader", "error", "words"),
     [
         ([1, 2], TypeError, "must be a torch.utils.data.DataLoader"),
         (DataLoader(Numbered(8), batch_size=None), ValueError, "does not batch"),
+        (DataLoader(Batched(), batch_size=None), ValueError, r"let the dataset yield single samples .*__len__"),
         (DataLoader(Numbered(8), batch_sampler=[[0, 1], [2, 3]]), ValueError, "batch_sampler= of its own"),
         (
             DataLoader(Numbered(8), batch_sampler=Sorted(RandomSampler(range(8)), 2, False)),

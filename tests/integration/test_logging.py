@@ -84,7 +84,7 @@ def test_rank_0_alone_logs(rank):
         Settings(log=log, **QUICK), batch_size=8, epoch_samples=64, adaptive=True, ranks=Ranks(rank, 2)
     )  # fmt: skip
     made.start(1, torch.device("cpu"), MemoryLimit())
-    made.ran_out_of_memory(4)
+    made.no_more_than(4, "out of memory", "memory")
     assert [values["reason"] for values, _ in log.calls] == ["memory"] * (rank == 0)
 
 

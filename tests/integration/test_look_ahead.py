@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
-from adaptbs.loader.watched_parameters import FEW
+from adaptbs.model.watched_parameters import FEW
 from tests.integration.training import FORCED, Numbered, adaptive, loss_of, network
 
 DATA = Numbered(300)

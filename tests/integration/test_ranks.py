@@ -14,6 +14,7 @@ from adaptbs.noise_scale.window import MeasurementWindow
 from adaptbs.types import SquaredNorms
 from tests.integration.processes import Forked
 from tests.integration.rank_programs import (
+    ONE_RANK,
     OVERFLOWS,
     SYNCED,
     X,
@@ -254,11 +255,16 @@ def test_a_checkpoint_of_two_ranks_is_gone_on_with_by_one_process():
     assert rest == delivered[406 - len(rest) : 406] and len(rest) < 406, "what was left of the epoch, in its order"
 
 
+ONE_RANK_SAYS = {"generator": r"^whether a generator is given differs between ranks \(False, True\)"}
+
+
 def test_wrong_arguments_are_refused_on_every_rank():
     rules = (
         "is of rank", "state of generator differs", "drop_last differs", "num_workers differs",
         "in the default process group", "without world_size=", "leave them out", "leave them out",
-        "order of the samples .* differs", "world_size=2, this one 1",
+        *(ONE_RANK_SAYS.get(name, f"^{name} differs between ranks .*: give every rank the same") for name in ONE_RANK),
+        r"total differs between ranks \(1000.0, 1001.0\)", "order of the samples .* differs",
+        "world_size=2, this one 1",
     )  # fmt: skip
     for said in results(2)["wrong"]:
         assert len(said) == len(rules)

@@ -403,3 +403,36 @@ def test_to_save_a_state_changes_nothing_of_the_run_that_goes_on(overhead):
         return stoppable.outcome(model, seen, loader)
 
     same(outcome(saves=True), outcome(saves=False))
+
+
+@pytest.mark.parametrize("kind", ["map", "stream"])
+@pytest.mark.parametrize("own", [False, True])
+def test_persistent_workers_of_a_run_saved_between_two_passes_draw_no_seed_again(kind, own):
+    """The order of the next pass, and dropout, had been others."""
+
+    def parts():
+        generator, model = torch.Generator().manual_seed(3) if own else None, network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        data, shuffle = (Stream(80), None) if kind == "stream" else (Numbered(80), True)
+        return model, optimizer, adaptive(
+            data, model, optimizer, 8, shuffle=shuffle, generator=generator, num_workers=1, persistent_workers=True,
+            overhead=0, epochs=3,
+        )  # fmt: skip
+
+    def epochs(run, n: int):
+        model, optimizer, loader = run
+        return [batch[2].tolist() for _ in range(n) for batch in trained_on(model, optimizer, loader, [])]
+
+    def states(run):
+        return through_a_file([*(part.state_dict() for part in run), torch.get_rng_state()])
+
+    run, again = parts(), parts()
+    epochs(run, 1)
+    saved = states(run)
+    unbroken = epochs(run, 2), run[0].state_dict(), torch.get_rng_state().tolist()
+    for part, state in zip(again, saved, strict=False):
+        part.load_state_dict(state)
+    torch.set_rng_state(saved[-1])
+    assert epochs(again, 2) == unbroken[0]
+    assert torch.get_rng_state().tolist() == unbroken[2]
+    assert all(torch.equal(a, b) for a, b in zip(again[0].state_dict().values(), unbroken[1].values(), strict=True))

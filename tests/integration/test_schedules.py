@@ -231,3 +231,29 @@ def test_the_progress_of_a_run_of_unknown_length_is_not_known():
     model = network()
     loader = adaptive(Numbered(64), model, SGD(model.parameters(), 0.01), epochs=None, **FORCED)
     assert loader.progress is None
+
+
+def test_a_call_that_a_saved_loop_still_owes_is_made_to_its_place_by_the_resumed_one():
+    """It had been one step, as a call between two epochs is."""
+
+    def parts():
+        model = network()
+        optimizer = SGD(model.parameters(), 0.1)
+        scheduler = schedulers.CosineAnnealingLR(optimizer, 2 * N // 20)
+        grows = FORCED | {"target": lambda noise, size, progress: 20 if progress < 0.3 else 80}
+        return optimizer, scheduler, adaptive(Numbered(N), model, optimizer, 20, scheduler=scheduler, **grows)
+
+    run = optimizer, scheduler, loader = parts()
+    places = []
+    for _ in loader.epochs(2):
+        for batch in loader:
+            optimizer.step()
+            states = [part.state_dict() for part in run]
+            scheduler.step()
+            again = parts()
+            for part, state in zip(again, states, strict=True):
+                part.load_state_dict(state)
+            again[1].step()
+            assert again[1].last_epoch == scheduler.last_epoch, f"at {loader.progress:.2f}"
+            places.append((len(batch[2]), scheduler.last_epoch))
+    assert max(places)[0] == 80 and places[-1][1] == 2 * N // 20

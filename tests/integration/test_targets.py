@@ -65,6 +65,21 @@ def test_in_a_plain_loop(name):
     assert set(loader.history.to_dict()["reason"]) == {"start", "target"}
 
 
+def test_a_target_is_asked_once_where_it_is_due_however_little_is_measured():
+    data, model, asked = Numbered(4000), network(), []
+    optimizer = AdamW(model.parameters(), 1e-3)
+
+    def target(noise_scale, batch_size: int, progress: float) -> int:
+        asked.append(progress)
+        return batch_size
+
+    how = {"epochs": 1, "target": target, "step_time": (1, 0.01), "budget": "epochs"}
+    loader = adaptive(data, model, optimizer, 8, overhead=0.005, **how)  # pays for fewer measurements than decisions
+    train(model, optimizer, loader, 1)
+    assert "measurement" in loader.history.to_dict()["event"]
+    assert asked == pytest.approx([0.05 * i for i in range(1, 21)])
+
+
 @pytest.mark.parametrize("name", RAMPS)
 def test_in_fastai(name):
     learn, watch = make_learner(bs=START, n=N), Watch()

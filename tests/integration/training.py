@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.model import has_batch_norm
@@ -25,6 +26,19 @@ class Numbered(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, int]:
         return self.x[i], self.y[i], i
+
+
+class Streamed(IterableDataset):
+    """The same, read from the beginning each time."""
+
+    def __init__(self, data: Numbered) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        return (self.data[i] for i in range(len(self.data)))
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -66,3 +66,22 @@ def test_a_learners_short_epochs(off):
         runs.append((rates.seen, torch.cat([p.detach().flatten() for p in learn.model.parameters()])))
     (fixed, weights), (seen, own) = runs
     assert seen == fixed and torch.equal(own, weights)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_state_saved_before_the_break_goes_on_in_the_epoch_and_one_after_it_does_not(after):
+    """As docs/checkpoints.md says of a loop that stops where its time is up."""
+
+    def made() -> AdaptiveDataLoader:
+        model = nn.Linear(8, 1)
+        return AdaptiveDataLoader(
+            Numbered(64), 8, model=model, optimizer=SGD(model.parameters(), 0.0), epochs=2, overhead=0
+        )
+
+    loader, resumed, state = made(), made(), None
+    for k, _ in enumerate(loader, 1):
+        if k == 3:
+            state = loader.state_dict()
+            break
+    resumed.load_state_dict(loader.state_dict() if after else state)
+    assert sum(len(x) for x, _, _ in resumed) == (64 if after else 64 - 3 * 8)

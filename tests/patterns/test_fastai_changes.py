@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import TensorDataset
 
 from adaptbs.fastai import AdaptiveBatchSize
+from adaptbs.run.holds import UNMEASURED
+from adaptbs.run.passed_over import PASSED
 from tests.integration.training import FORCED, doubling
 
 BATCH = 16
@@ -150,6 +152,115 @@ def test_batches_that_are_left_out_and_validation_within_an_epoch(callback, capl
     _, watch, _ = fit(callback(), budget="epochs")
     if callback is ValidatesWithin:
         assert all(len(set(watch.samples(epoch))) == 512 for epoch in range(3))
+    assert not caplog.text
+
+
+class SetsBatch(Callback):
+    """As people grow a batch by hand."""
+
+    def before_epoch(self) -> None:
+        if self.epoch == 1:
+            self.dls.train.bs = 2 * BATCH
+
+
+class NewSize(Callback):
+    def before_epoch(self) -> None:
+        if self.epoch == 1:
+            train = self.learn.dls.train
+            self.learn.dls = DataLoaders(train.new(bs=2 * BATCH), self.learn.dls.valid)
+
+
+@pytest.mark.parametrize("change", [SetsBatch, NewSize])
+@pytest.mark.parametrize("off", [{"overhead": 0}, {"max_batch_size": BATCH}])
+def test_with_growth_off_a_batch_that_is_set_in_a_fit_is_stocks(off, change, caplog):
+    ends = []
+    for adaptive in ([], [AdaptiveBatchSize(**off)]):
+        set_seed(1)
+        watch, learn = Watch(), Learner(loaders(300), nn.Linear(1, 1), loss_func=mse_loss, opt_func=SGD)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(3, 0.01, cbs=[*adaptive, watch, change()])
+            if "overhead" in off:  # a max_batch_size below the new batch is an error
+                learn.fit_one_cycle(1, 0.01, cbs=[*adaptive, watch])
+        ends.append((watch.steps, learn.model.weight.item()))
+    assert ends[0] == ends[1] and not caplog.text
+
+
+def test_a_batch_that_is_set_while_ours_grows_is_told_so(caplog):
+    _, watch, _ = fit(SetsBatch(), epochs=4)
+    assert caplog.text.count("dls.train.bs has been set to 32") == len(caplog.records) == 1
+    assert max(len(samples) for _, _, samples in watch.steps) > 2 * BATCH
+
+
+class FirstSizeOnly(Callback):
+    """Leaves out the short batch at an epoch's end, and with it all larger ones."""
+
+    order = -20
+
+    def __init__(self, does: str) -> None:
+        self.does = does
+
+    def before_batch(self) -> None:
+        if self.does == "before" and len(self.xb[0]) != BATCH:
+            raise CancelBatchException
+
+    def after_pred(self) -> None:
+        if self.does == "after" and len(self.xb[0]) != BATCH:
+            raise CancelBatchException
+
+    def after_loss(self) -> None:
+        if self.does == "now and then" and self.iter % 3 == 0:
+            raise CancelBatchException
+
+
+@pytest.mark.parametrize("does", ["before", "after"])
+def test_a_callback_that_leaves_out_larger_batches_gets_the_first_size_again(does, caplog):
+    adaptive, watch = AdaptiveBatchSize(target=doubling(8), lr_scaling="linear", **FORCED), Watch()
+    learn = Learner(loaders(512), nn.Linear(1, 1), loss_func=mse_loss, opt_func=SGD)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(6, 0.01, cbs=[adaptive, watch, FirstSizeOnly(does)])
+    assert adaptive.batch_size == BATCH and adaptive.training_run.controller.holds.reason == PASSED
+    assert caplog.text.count("nothing has been trained on") == len(caplog.records) == 1
+    assert [len(watch.samples(epoch)) for epoch in range(2, 6)] == [512] * 4
+    assert not any(p._post_accumulate_grad_hooks for p in learn.model.parameters())
+
+
+def test_one_that_leaves_out_some_batches_does_not(caplog):
+    fit(FirstSizeOnly("now and then"), epochs=6)
+    assert not caplog.text
+
+
+class StepsBySelf(Learner):
+    """Two steps a batch, as SAM's, without the events of a step."""
+
+    def _do_one_batch(self) -> None:
+        if not self.training:
+            super()._do_one_batch()
+            return
+        for _ in range(2):
+            self.pred = self.model(*self.xb)
+            self.loss_grad = self.loss_func(self.pred, *self.yb)
+            self.loss = self.loss_grad.clone()
+            self.loss_grad.backward()
+            self.opt.step()
+            self.opt.zero_grad()
+
+
+@pytest.mark.parametrize("n", [192, 512])  # 12 batches an epoch, and 32
+def test_a_learner_whose_steps_fire_no_event_is_told_so(n, caplog):
+    adaptive = AdaptiveBatchSize(step_time=(4e-3, 1e-6))
+    learn = StepsBySelf(loaders(n), nn.Linear(1, 1), loss_func=mse_loss, opt_func=SGD)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(3072 // n, 0.01, cbs=adaptive)
+    assert adaptive.batch_size == BATCH and adaptive.training_run.controller.holds.reason == UNMEASURED
+    assert caplog.text.count("no step of the optimizer was seen in 16 batches") == len(caplog.records) == 1
+    assert "self._with_events(self._step, 'step', CancelStepException)" in caplog.text
+
+
+@pytest.mark.parametrize("off", [{"overhead": 0}, {"max_batch_size": BATCH}, {"target": doubling(8)}])
+def test_where_the_batch_does_not_wait_for_that_nothing_is_said(off, caplog):
+    learn = StepsBySelf(loaders(256), nn.Linear(1, 1), loss_func=mse_loss, opt_func=SGD)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(3, 0.01, cbs=AdaptiveBatchSize(lr_scaling="linear", **off))
     assert not caplog.text
 
 

@@ -54,6 +54,33 @@ def test_nothing_is_in_doubt_that_only_another_batch_would_change(rate, off, cap
     assert [len(each) for each in fetched] == [16] * 32
 
 
+@pytest.mark.parametrize("off", [{"overhead": 0}, {"max_batch_size": 16}])
+@pytest.mark.parametrize("beside", ["an averaged copy", "a second optimizer", "no step"])
+def test_nothing_is_said_of_parameters_that_would_not_follow_a_batch_that_stays(beside, off, caplog):
+    model = nn.ModuleDict({"first": nn.Linear(8, 8), "second": nn.Linear(8, 1)})
+    if beside == "an averaged copy":
+        model["average"] = torch.optim.swa_utils.AveragedModel(model["second"])
+    trains = [model["first"], *([model["second"]] if beside == "an averaged copy" else [])]
+    optimizer = SGD([p for layer in trains for p in layer.parameters()], 0.01)
+    other = SGD(model["second"].parameters(), 0.01)
+    loader = AdaptiveDataLoader(
+        Numbered(320), 16, shuffle=True, model=model, optimizer=optimizer, epochs=3, step_time=(1e-4, 1e-5), **off
+    )
+    for _ in range(3):
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            other.zero_grad()
+            nn.functional.mse_loss(model["second"](model["first"](x)), y).backward()
+            if beside != "no step":
+                optimizer.step()
+            if beside == "an averaged copy":
+                model["average"].update_parameters(model["second"])
+            else:
+                other.step()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert loader.batch_size == 16
+
+
 class Memory(nn.Module):
     """A loss over this batch and the embeddings of those before, as a cross-batch memory's."""
 

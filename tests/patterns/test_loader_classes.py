@@ -99,3 +99,24 @@ def test_a_class_that_iterates_in_a_way_of_its_own(kind, what):
 def test_a_class_that_only_chooses_arguments(kind):
     stock = kind(Numbered(64), 8)
     assert [batch[2].tolist() for batch in taken_over(stock)] == [batch[2].tolist() for batch in stock]
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize(("rank", "world_size"), [(None, None), (1, 2)])
+def test_what_scripts_read_of_a_stock_loader_is_there(rank, world_size, accumulation_steps):
+    model = torch.nn.Linear(8, 1)
+    optimizer = SGD(model.parameters(), 0.01)
+    loader = AdaptiveDataLoader(
+        Numbered(64), 4, model=model, optimizer=optimizer, epochs=2, overhead=0, max_batch_size=8,
+        target=lambda noise, size, progress: 10**6, decide_every=1e-6, accumulation_steps=accumulation_steps,
+        rank=rank, world_size=world_size, step_time=(1e-3, 1e-6),
+    )  # fmt: skip
+    assert (loader.batch_sampler.batch_size, loader.batch_sampler.drop_last) == (4, False) == (loader.batch_size, False)
+    sizes = []
+    for step, (x, y, _) in enumerate(loader, 1):
+        sizes.append(len(x))
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        if step % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert loader.batch_sampler.batch_size == 8 == loader.batch_size == max(sizes)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import StepLR
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from adaptbs import AdaptiveDataLoader
-from tests.integration.training import Numbered
+from tests.integration.training import Numbered, Streamed
 
 N, BATCH = 300, 16
 
@@ -24,17 +24,6 @@ class Box:
 
     def __init__(self, items) -> None:
         self.x, self.y = (torch.stack(part) for part in list(zip(*items, strict=True))[:2])
-
-
-class Stream(IterableDataset):
-    def __init__(self, data: Numbered) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __iter__(self):
-        return (self.data[i] for i in range(len(self.data)))
 
 
 class Odd(nn.Module):
@@ -96,7 +85,7 @@ ROWS, OPTIMIZER, RATE = "let collate_fn= make a row", "transfer=('lr',)", "give 
 )  # fmt: skip
 def test_one_warning_says_all_that_is_to_be_given(arguments, how, said, caplog):
     data, ends = Numbered(N), []
-    data = Stream(data) if "stream" in how else data
+    data = Streamed(data) if "stream" in how else data
     plain = "plain batches" in how
     order = {"drop_last": arguments.get("drop_last", False), "num_workers": arguments.get("num_workers", 0)}
     order |= ({} if plain else {"collate_fn": Box}) | ({} if "stream" in how else {"shuffle": True})

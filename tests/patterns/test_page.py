@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from adaptbs.loader.batch_of_step import WHICH_BATCH
-from adaptbs.loader.misuse import RATE, STEP
+from adaptbs.loader.lost_batch import WHICH_BATCH
+from adaptbs.loader.misuse import STEP
 from adaptbs.loader.row_check import ROWS
 from adaptbs.loader.session import LENGTH
+from adaptbs.run import RATE
 
 PAGE = Path(__file__).parents[2] / "docs" / "reasons.md"
 

@@ -195,6 +195,35 @@ def test_epochs_of_a_number_of_batches_take_more_samples_than_planned(caplog):
     assert "come to its end" in caplog.text
 
 
+@pytest.mark.parametrize("make", [partial, one_cycle])
+@pytest.mark.parametrize("total", [STEPS + 8, 3 * STEPS // 2, 2 * STEPS + 20])
+def test_a_loop_that_ends_after_a_number_of_steps_as_transformers_scripts_do(make, total, caplog):
+    """Larger batches are fewer: the loop goes on to an epoch's end. The schedule stays at its own, and it is said."""
+
+    def trained(over) -> Run:
+        run = Run(make, total)
+        for _ in range(-(-total // STEPS)):
+            for batch in run.loader:
+                loss_of(run.model, batch).backward()
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+                run.scheduler.step()
+                run.seen, run.batches = run.seen + len(batch[2]), run.batches + 1
+                if over(run):
+                    break
+        assert run.loader.batch_size > BATCH
+        assert run.scheduler.last_epoch == total
+        return run
+
+    by_count = trained(lambda run: run.batches >= total)
+    assert by_count.seen == -(-total // STEPS) * N
+    assert caplog.text.count("come to its end") == 1 and "let it end when loader.progress is 1" in caplog.text
+    caplog.clear()
+    by_progress = trained(lambda run: run.loader.progress == 1)
+    assert total * BATCH <= by_progress.seen < total * BATCH + by_progress.loader.batch_size
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(("total", "n"), [(3 * STEPS, 3), (4, 4), (2 * STEPS + 5, 3), (STEPS // 2, 1)])
 def test_epochs_of_the_loader_say_which_reading_is_meant(total, n, caplog):
     run = Run(one_cycle, total)

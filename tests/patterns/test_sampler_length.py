@@ -215,3 +215,46 @@ def test_the_loader_can_be_taken_over():
 @pytest.fixture(autouse=True)
 def _hear(caplog):
     caplog.set_level(logging.WARNING, "adaptbs")
+
+
+class Endless(Says):
+    """Yields one permutation after another, as the samplers of StyleGAN and detectron2, and has been given a length."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            yield from torch.randperm(self.yields, generator=generator).tolist()
+
+
+def test_a_sampler_without_an_end_is_said_once(caplog):
+    model, optimizer, loader = made(Endless(ALL, ALL), epochs=2)
+    batches, taken = iter(loader), 0
+    while taken < 12 * ALL:
+        batch = next(batches)
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+        taken += len(batch[0])
+    (warning,) = warnings_in(caplog)
+    assert "goes on" in warning and "StopIteration" in warning and "loader.progress" in warning
+    assert loader.progress == 1
+
+
+def test_the_order_of_one_cannot_be_saved_and_the_run_goes_on():
+    runs = []
+    for saves in (True, False):
+        torch.manual_seed(0)
+        model, optimizer, loader = made(Endless(ALL, ALL), epochs=2)
+        seen = []
+        for number, batch in enumerate(loader):
+            seen += batch[-1].tolist()
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            if saves and number == 3:
+                with pytest.raises(RuntimeError, match=r"sampler= cannot be saved: the Endless .* StopIteration"):
+                    loader.state_dict()
+            if loader.progress == 1:
+                break
+        runs.append(seen)
+    assert runs[0] == runs[1]

@@ -85,23 +85,28 @@ def test_what_is_measured_of_a_sum_is_that_of_the_mean():
 class VAE(nn.Module):
     """Draws its code anew at each call, so two halves never add up exactly."""
 
-    def __init__(self) -> None:
+    def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.encode, self.decode = nn.Linear(8, 4), nn.Linear(2, 8)
+        self.generator = generator
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean, log_variance = self.encode(x).chunk(2, 1)
-        return self.decode(mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
+        code = torch.randn(mean.shape, generator=self.generator)
+        return self.decode(mean + code * (0.5 * log_variance).exp())
 
 
 def reconstruction(vae: nn.Module, batch) -> torch.Tensor:
     return mse_loss(vae(batch[0]), batch[0], reduction="sum")
 
 
+@pytest.mark.parametrize("own_generator", [False, True])
 @pytest.mark.parametrize("optimizer", [Adam, SGD])
-def test_a_vae_whose_loss_was_given_is_taken_for_a_sum_and_not_for_a_loss_that_couples_samples(optimizer, caplog):
+def test_a_vae_whose_loss_was_given_is_taken_for_a_sum_and_not_for_a_loss_that_couples_samples(
+    optimizer, own_generator, caplog
+):
     torch.manual_seed(0)
-    vae = VAE()
+    vae = VAE(torch.Generator().manual_seed(0) if own_generator else None)
     steps = optimizer(vae.parameters(), 1e-3)
     loader = AdaptiveDataLoader(
         DATA, BATCH, model=vae, optimizer=steps, shuffle=True, batch_loss=reconstruction, **GROWING

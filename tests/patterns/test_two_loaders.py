@@ -36,17 +36,21 @@ class Run:
         self.used: list[float] = []
 
     def train(self, loader, between=None) -> None:
-        for i, (x, y, _) in enumerate(loader):
+        for i, batch in enumerate(loader):
             if between is not None and i % 8 == 1:
                 between()
-            self.optimizer.zero_grad()
-            nn.functional.mse_loss(self.model(x), y).backward()
-            lr = self.optimizer.param_groups[0]["lr"]
-            watch = self.optimizer.register_step_pre_hook(lambda *_: self.used.append(self.rate()))
-            self.optimizer.step()
-            watch.remove()
-            # The last batch of an epoch may be a short one, which keeps the step of the size that it was cut at.
-            assert self.used[-1] == pytest.approx(lr * loader.lr_factor) and loader.lr_factor >= len(x) / BATCH
+            self.train_on(loader, batch)
+
+    def train_on(self, loader, batch) -> None:
+        x, y, _ = batch
+        self.optimizer.zero_grad()
+        nn.functional.mse_loss(self.model(x), y).backward()
+        lr = self.optimizer.param_groups[0]["lr"]
+        watch = self.optimizer.register_step_pre_hook(lambda *_: self.used.append(self.rate()))
+        self.optimizer.step()
+        watch.remove()
+        # The last batch of an epoch may be a short one, which keeps the step of the size that it was cut at.
+        assert self.used[-1] == pytest.approx(lr * loader.lr_factor) and loader.lr_factor >= len(x) / BATCH
 
     def rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -93,6 +97,31 @@ def test_a_loop_over_one_within_a_loop_over_the_other(caplog):
     for _ in range(2):
         run.train(outer, between=lambda: run.train(inner))
     assert outer.batch_size > BATCH and not caplog.text
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_two_that_take_turns_batch_by_batch(scheduled, caplog):
+    """As tasks or languages do in a loop that trains on one batch of each after the other."""
+    run = Run()
+    scheduler = CosineAnnealingLR(run.optimizer, T_max=4 * 2 * 512 // BATCH) if scheduled else None
+    settings = {"scheduler": scheduler, "epochs": 4, "overhead": 0.3}
+    first = loader_of(run.model, run.optimizer, **settings)
+    second = loader_of(run.model, run.optimizer, target=doubling(9), **settings)
+    for _ in range(4):
+        turns = {loader: iter(loader) for loader in (first, second)}
+        while turns:
+            for loader, batches in list(turns.items()):
+                if (batch := next(batches, None)) is None:
+                    del turns[loader]
+                    continue
+                run.train_on(loader, batch)
+                if scheduler is not None:
+                    scheduler.step()
+    assert first.batch_size > BATCH and second.batch_size > BATCH
+    measured = [sum(r["event"] == "measurement" for r in loader.history) for loader in (first, second)]
+    assert min(measured) > 10, measured
+    assert scheduler is None or scheduler.last_epoch == scheduler.T_max
+    assert not caplog.text
 
 
 def test_two_that_are_drawn_from_together_hold_the_first(caplog):

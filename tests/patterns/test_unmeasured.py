@@ -60,8 +60,8 @@ CASES = [  # whether the loop sets gradients to zero, and what the warning says
     (penalized, True, "not the sum"),
     (functional, True, "leave no gradient"),
     (assigned, True, "leave no gradient"),
-    (functional, False, "zero_grad"),
-    (assigned, False, "zero_grad"),
+    (functional, False, "leave no gradient"),
+    (assigned, False, "leave no gradient"),
     (never_zeroed, False, "zero_grad"),
 ]
 
@@ -124,6 +124,26 @@ def test_a_batch_of_one_sample_is_told_so(how, caplog):
     assert loader.batch_size == 1
     assert caplog.text.count("Start with batch_size= of 4 or more") == len(caplog.records) == 1
     assert "A step of one sample shows no noise" in repr(loader.summary())
+
+
+@pytest.mark.parametrize(("batch_size", "measured"), [(2, False), (3, False), (4, True)])
+def test_halves_too_short_for_batch_norm_are_told_so(batch_size, measured, caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 1))
+    optimizer = SGD(model.parameters(), 0.01)
+    data = [(x, y) for x, y, _ in Numbered(96)]
+    loader = AdaptiveDataLoader(
+        data, batch_size, model=model, optimizer=optimizer, epochs=1, step_time=STEP_TIME,
+        loss_func=nn.functional.mse_loss,
+    )  # fmt: skip
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    said = f"halves of a batch of {batch_size} are too short for BatchNorm"
+    assert caplog.text.count(said) == caplog.text.count("batch_size= of 4 or more") == (not measured)
+    assert ("Nothing was measured: with BatchNorm" in repr(loader.summary())) != measured
+    assert (loader.noise_scale is not None) == measured
 
 
 def test_a_run_that_diverges_is_told_that_and_not_that_it_was_short(caplog):

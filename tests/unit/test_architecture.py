@@ -184,14 +184,14 @@ def test_a_file_holds_one_idea(module):
     assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 300
 
 
-# What is set on objects of others: the user's model and tensors, torch's and the trainers' own objects, and a
-# class that is being decorated. Everything else belongs to one of our objects, which alone may set it.
+# What is set on objects of others: the user's model, tensors, variables and generators, torch's and the trainers' own
+# objects, and a class that is being decorated. Everything else belongs to one of our objects, which alone may set it.
 THEIRS = {
     "p", "parameter", "tensor", "module", "loader", "sampler", "scheduler", "twin", "sums", "cls", "init",
     "learn", "self.learn", "learn.progress.pbar", "bar.main_bar", "recorder", "self.recorder", "self.learn.recorder",
-    "cb", "state", "self.args",
+    "cb", "state", "self.args", "self.control",
     "self._trainer", "trainer.strategy", "self._fit_loop", "self._epoch_loop", "counted.total", "combined", "fetcher",
-    "config", "self._config", "line",
+    "config", "self._config", "line", "cell", "bits",
 }  # fmt: skip
 
 

@@ -73,6 +73,11 @@ class NoLength:
         return torch.ones(1)
 
 
+class NoItems:
+    def __iter__(self):
+        return iter(range(8))
+
+
 class Endless:
     def __iter__(self):
         return iter(range(8))
@@ -96,6 +101,8 @@ class Endless:
         # data
         ({"batch_size": 65}, ValueError, ["batch_size=65", "64 samples of the dataset", "start with at most 64"]),
         ({"dataset": Stream()}, TypeError, ["dataset of type Stream has no length", "__len__"]),
+        ({"dataset": DataLoader(DATA, 4)}, TypeError, ["dataset= is a DataLoader", "AdaptiveDataLoader.from_loader("]),
+        ({"dataset": NoItems()}, TypeError, ["it must give samples", "__getitem__"]),
         ({"dataset": NoLength()}, TypeError, ["dataset of type NoLength has no length", "__len__"]),
         ({"sampler": Endless()}, TypeError, ["sampler of type Endless has no length", "__len__"]),
         ({"sampler": range(64), "shuffle": True}, ValueError, ["sampler=", "shuffle=True", "not both"]),
@@ -122,7 +129,7 @@ class Endless:
         ({"lr_scaling": lambda *_: float("nan")}, ValueError, ["lr_scaling= returned nan", "above 0"]),
         ({"decide_every": 0}, ValueError, ["decide_every=0", "between 0 and 1"]),
         ({"confidence": 90}, ValueError, ["confidence=90", "between 0 and 1"]),
-        ({"overhead": -0.1}, ValueError, ["overhead=-0.1", "between 0 and 1 (0: off)"]),
+        ({"overhead": -0.1}, ValueError, ["overhead=-0.1", "between 0 and 1, and be below 1 (0: off)"]),
         ({"overhead": "5%"}, TypeError, ["overhead='5%'", "number"]),
         ({"step_time": 0.1}, TypeError, ["step_time=0.1", "(a, b)"]),
         ({"step_time": "fast"}, TypeError, ["step_time='fast'", "(a, b)"]),
@@ -237,19 +244,34 @@ def find(run, loader=None, **changed):
         ({"num_it": 1}, ValueError, ["the loader gave fewer than two batches", "raise num_it"]),
         ({"beta": 2}, ValueError, ["beta=2", "between 0", "1"]),
         ({"beta": float("nan")}, ValueError, ["beta=nan"]),
+        ({"beta": "high"}, TypeError, ["beta='high'", "number between 0"]),
+        ({"confidence": 1.0}, ValueError, ["confidence=1.0", "and be neither"]),
         ({"confidence": 90}, ValueError, ["confidence=90", "between 0 and 1"]),
         ({"lr": -1.0}, ValueError, ["learning rate"]),
         ({"optimizer": "adam"}, TypeError, ["optimizer='adam'", "torch.optim.Optimizer"]),
+        ({"loss_func": nn.MSELoss}, TypeError, ["loss_func=MSELoss is a class", "MSELoss()"]),
+        ({"loss_func": lambda p, y: (p > y).float().mean()}, ValueError, ["depends on no trainable", "a comparison"]),
+        ({"loss_func": lambda p, y: mse_loss(p.detach(), y)}, ValueError, ["depends on no trainable", "detach()"]),
+        ({"loss_func": lambda p, y: torch.nan * mse_loss(p, y)}, ValueError, ["were finite", "look at the loss"]),
+        ({"autocast": torch.autocast("cpu")}, TypeError, ["autocast=", "lambda: torch.autocast"]),
+        ({"loader": DATA}, TypeError, ["loader= is a dataset (TensorDataset)", "DataLoader(dataset, batch_size"]),
         ({"loss_func": None}, ValueError, ["loss_func=", "batch_loss="]),
         ({"batch_loss": lambda model, batch: 0}, ValueError, ["either loss_func=", "or batch_loss="]),
         ({"loss_func": unreduced}, ValueError, ["the loss must be one number", "return the mean over its samples"]),
         ({"loader": DataLoader(DATA, batch_size=64)}, ValueError, ["the loader gave fewer", "lower its batch size"]),
-        ({"loader": []}, ValueError, ["the loader gave fewer than two batches"]),
+        ({"loader": []}, ValueError, ["the loader gave no batch"]),
     ],
 )  # fmt: skip
 def test_the_finder_refuses(run, changed, error, words):
     with refused(run, error, *words):
         find(run, **changed)
+
+
+def test_the_finder_refuses_to_train_by_an_optimizer_that_calls_the_loss_itself(run):
+    run.optimizer = torch.optim.LBFGS(run.model.parameters())
+    with refused(run, TypeError, "LBFGS", "closure", "leave lr= out"):
+        find(run, optimizer=run.optimizer, lr=0.1)
+    assert find(run, optimizer=run.optimizer).samples
 
 
 def test_the_finder_refuses_a_frozen_model(run):

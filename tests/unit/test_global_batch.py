@@ -4,6 +4,7 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,6 +87,20 @@ def test_a_resumed_run_is_the_unbroken_one():
         assert resumed.history.decisions() == whole.history.decisions()
 
 
+def test_to_save_often_changes_nothing_where_decisions_are_rare():
+    def measured(saves: bool) -> list[tuple]:
+        rng, batch, decided = np.random.default_rng(0), made(decide_every=0.3), []
+        while batch.seen < batch.total:
+            decided.append((batch.seen, batch.global_batch_size, batch.noise_scale))
+            if saves and len(decided) % 100 == 0:
+                state, batch = batch.state_dict(), made(decide_every=0.3)
+                batch.load_state_dict(json.loads(json.dumps(state)))
+            batch.step(norms(batch, 150.0 * rng.uniform(0.5, 1.5)))
+        return decided
+
+    assert measured(saves=True) == measured(saves=False)
+
+
 def test_a_run_goes_on_with_other_ranks_at_the_same_global_batch():
     begun = made(world_size=4)
     run(begun, 1e5, 2_100)
@@ -157,4 +172,32 @@ def test_norms_of_another_kind_or_unit_are_refused():
         batch.step(3.0)
     with pytest.raises(ValueError, match=r"large_size=65536 is above .* 64: give all sizes in one unit"):
         batch.step(SquaredNorms(8192, 1.0, 65536, 1.0))
+    for small_size in (0, 64, 65):
+        with pytest.raises(ValueError, match=f"small_size={small_size}, .*large_size=64: noise shows only between"):
+            batch.step(SquaredNorms(small_size, 1.0, 64, 1.0))
     assert batch.seen == 0
+
+
+@pytest.mark.parametrize("planned", [{"max_batch_size": np.int64(1024)}, {"ramp": [(np.int64(2_000), np.int64(512))]}])
+def test_its_state_has_pythons_numbers_alone_whatever_was_given(planned):
+    batch = GlobalBatch(
+        np.int64(256), micro_batch_size=np.int64(8), world_size=np.int64(1), total=np.float64(10_000),
+        growth=np.float64(2), shift=np.float64(2), decide_every=np.float64(0.01), **planned,
+    )  # fmt: skip
+    while batch.seen < batch.total:
+        batch.step()
+    assert json.loads(json.dumps(batch.state_dict()))["seen"] == batch.seen
+
+
+@pytest.mark.parametrize("state", [{}, {"version": 6}, {"seen": 64}])
+def test_another_state_is_refused_and_changes_nothing(state):
+    batch = made()
+    before = json.dumps(batch.state_dict())
+    with pytest.raises(ValueError, match=r"give what GlobalBatch.state_dict\(\) returned"):
+        batch.load_state_dict(state)
+    assert json.dumps(batch.state_dict()) == before
+
+
+def test_a_log_that_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="log='tensorboard'"):
+        made(log="tensorboard")

@@ -163,3 +163,19 @@ def test_the_learning_rate_of_seesaw_with_the_rules_of_auto(cut):
 def test_a_wrong_argument_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def steep(progress: float) -> float:
+    return math.exp(-744 * progress)  # down to the smallest numbers that there are
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        step_ramp(64, every=0.0001), step_ramp(64, every=0.0001, factor=1.5), step_ramp(1, every=0.3, factor=1e300),
+        seesaw(64, steep), seesaw(64, steep, factor=1.01), on_plateau(lambda: math.nan, factor=1e308, patience=1),
+    ],
+    ids=["ramp", "ramp of floats", "large factor", "seesaw", "fine seesaw", "plateau"],
+)  # fmt: skip
+def test_growth_without_end_comes_to_no_number_beyond_those_of_a_float(target):
+    assert at(target, 1.0, batch_size=64) == [LARGEST]

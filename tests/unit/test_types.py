@@ -1,9 +1,11 @@
+import math
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
 
 from adaptbs import NoiseScale, SquaredNorms
+from adaptbs.types import noise_scale_text
 
 
 def noise_scale(trace: float, grad_sq: float) -> NoiseScale:
@@ -91,3 +93,16 @@ def test_the_estimate_is_believed_up_to_twice_its_cautious_limit():
     assert replace(known, grad_sq=-1.0).believed == 400  # |G|^2 lost in noise
     assert replace(known, cautious=0.0).believed == 300  # no limit
     assert replace(known, grad_sq=-1.0, cautious=0.0).believed == 0
+
+
+@pytest.mark.parametrize(
+    ("simple", "low", "high", "text"),
+    [
+        (0.3, 0.12, 0.96, "0.3 (0.1 to 1)"),
+        (0.3, 0.12, math.inf, "at least 0.1"),
+        (None, 0.0, 0.04, "0 to 0.04"),
+        (1.4, 0.95, 1200, "1 (1 to 1,200)"),
+    ],
+)
+def test_a_noise_scale_below_1_is_not_shown_as_none(simple, low, high, text):
+    assert noise_scale_text(simple, low, high) == text

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -161,6 +162,46 @@ def test_every_suggestion_is_in_the_named_tuple():
     assert found.batch_size == 128, "a suggestion more does not change what is to be used"
     labels = [line.get_label() for line in found.plot().axes[1].lines]
     assert {"use batch size 128", "useful: 256", "half: 500"} <= set(labels)
+
+
+def test_functions_whose_names_are_no_field_or_taken_are_numbered():
+    last = NoiseScale(grad_sq=1.0, trace=1000.0, low=400.0, high=2000.0, cautious=1000.0, measurements=9)
+
+    def useful(found):
+        return 3.0
+
+    def _own(found):
+        return 4.0
+
+    found = suggest(measured(last, 5000), critical=1).suggested_by(lambda found: 1.0, partial(useful), useful, _own)
+    assert found.suggested_by(lambda found: 5.0).suggestions._asdict() == {
+        "useful": 256, "fastest": None, "fits": None,
+        "suggestion_1": 1.0, "suggestion_2": 3.0, "suggestion_3": 3.0, "suggestion_4": 4.0, "suggestion_5": 5.0,
+    }  # fmt: skip
+    assert "suggestion_1: 1" in [line.get_label() for line in found.plot().axes[1].lines]
+    with pytest.raises(TypeError, match="suggest_funcs='valley'"):
+        found.suggested_by("valley")
+
+
+@pytest.mark.parametrize(
+    ("batches", "arguments", "blocks"),
+    [
+        (8, {}, 4), (13, {}, 4), (79, {}, 5), (80, {}, 4), (200, {}, 10), (200, {"num_it": 12}, 4),
+        (40, {"n_batch": 20}, 2), (6, {}, 3),
+    ],
+)  # fmt: skip
+def test_a_short_loader_has_four_blocks_if_it_can(batches, arguments, blocks):
+    loader = [ONES, THREES] * (batches // 2) + [ONES] * (batches % 2)
+    found = bs_find(product(), None, loader, batch_loss=mean_output, **arguments)
+    assert found.curve[-1].measurements == blocks
+    assert (found.doubt == "few measurements") == (blocks < 4)
+    assert (f"{blocks} of 4 blocks of batches: lower" in str(found)) == (blocks < 4)
+
+
+def test_where_the_length_is_not_known_a_block_has_twenty_batches():
+    found = bs_find(product(), None, iter([ONES, THREES] * 25), batch_loss=mean_output)
+    assert found.curve[-1].measurements == 3
+    assert str(found).endswith("lower the loader's batch size or n_batch=, or raise num_it=)")
 
 
 def test_a_gradient_lost_in_noise_suggests_nothing():

@@ -104,3 +104,14 @@ def test_more_decisions_than_records_are_kept_all_the_same(monkeypatch):
         made.add(event="decision" if i < 300 else "measurement", samples=i)
     assert len(made.decisions()["samples"]) == 300
     assert len(made) <= 601
+
+
+def test_a_resumed_run_of_many_decisions_does_not_thin_out_at_once(monkeypatch):
+    monkeypatch.setattr("adaptbs.report.history.MOST", 100)
+    unbroken, resumed = History(), History()
+    for i in range(400):
+        unbroken.add(event="measurement" if i % 4 == 0 else "decision", samples=i)
+    resumed.load_state_dict(unbroken.state_dict())
+    for history in (unbroken, resumed):
+        history.add(event="measurement", samples=400)
+    assert resumed.records == unbroken.records
