@@ -77,9 +77,8 @@ def overhead() -> str:
         found.setdefault(row["task"], {})[row["run"]] = row
 
     def show(row: dict[str, Any]) -> str:
-        rounds = row["rounds"]
-        spread = f" ({min(rounds):.3f}-{max(rounds):.3f})" if len(rounds) > 1 else ""
-        return f"{row['ratio']:.3f}{spread}, {row['cpu_ratio']:.3f}"
+        rounds = row["cpu_rounds"]
+        return f"{row['cpu_ratio']:.3f} ({min(rounds):.3f}-{max(rounds):.3f})"
 
     def account(row: dict[str, Any]) -> str:
         return f"{row['measurements']:.0f}, {row['measuring_share']:.1%}" if "measurements" in row else "not known"
@@ -89,11 +88,10 @@ def overhead() -> str:
         shown = [show(by_run[run]) for run in runs]
         plain = by_run["0"]
         measured = account(by_run["0.02"]), holds_from(by_run)
-        rows.append([task, f"{plain['step_ms']:.1f} ms", f"{plain['steps']:,}", *shown, *measured])
-    rounds = len(result["rows"][0]["rounds"])
-    medians = f"median of {rounds} rounds, lowest and highest in brackets" if rounds > 1 else "one round"
-    note = f"\nTime on the wall ({medians}), and of the processor."
-    header = ["run", "plain step", "steps", *runs.values(), "measurements at 0.02", "the 28 fit from"]
+        of_steps = f"{plain['step_ms']:.1f} ms", f"{plain['steps']:,}", f"{len(plain['rounds'])}"
+        rows.append([task, *of_steps, *shown, *measured])
+    note = "\nThe processor's time: medians of the rounds, the lowest and highest in brackets."
+    header = ["run", "plain step", "steps", "rounds", *runs.values(), "measurements at 0.02", "the 28 fit from"]
     return markdown(header, rows) + note + where(result, "python -m benchmarks.cost.overhead")
 
 

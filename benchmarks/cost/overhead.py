@@ -1,12 +1,14 @@
 """What adaptbs adds to a training run's time, against `overhead`.
 
-    python -m benchmarks.cost.overhead [--rounds 2] [--quick] [--only NAME]
+    python -m benchmarks.cost.overhead [--minutes 28] [--quick] [--only NAME]
 
 The same run five times at once: plain; plain again, as a control; and with adaptbs measuring but not growing
 (`max_batch_size` equal to the start) at overheads of 0 (in place, nothing measured), .02 and .05. The five advance in
 turn, some 10 ms or 20 steps each, in an order drawn anew every time, so that whatever else the machine does falls on
 all of them alike; the sums of their times are compared at the end. A round is five whole runs, with the dense
-measurements at the start and a budget that is the whole run's.
+measurements at the start and a budget that is the whole run's. Two runs of the same code may differ by some percent for
+all of their length, as where their tensors happen to lie in memory. So each task is given as many rounds as fit into
+the same time, two at the least, each with models made anew, and the medians count.
 
 The baseline is the loop as it would be written without adaptbs: torch's DataLoader with `shuffle=True`, or fastai's;
 the same model, loss, optimizer and number of steps. The program ends with an error where a run has made another number
@@ -296,7 +298,7 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=28, help="of all tasks; each has two rounds at the least")
     parser.add_argument("--quick", action="store_true", help="one short round, to try it")
     parser.add_argument("--only", default="", help="tasks whose name contains this; nothing is saved then")
     args = parser.parse_args()
@@ -307,11 +309,14 @@ def main() -> None:
             continue
         block = max(BLOCK_STEPS, round(BLOCK_MS / milliseconds))
         epochs = max(2, epochs // 4) if args.quick else epochs
+        steps = epochs * EPOCH_STEPS
+        fit_in = 60 * args.minutes / len(TASKS) / (len(RUNS) * steps * milliseconds / 1000)
+        rounds = 1 if args.quick else max(2, round(fit_in))
         _, _, data = make(BATCH_SIZE * EPOCH_STEPS)
         in_turn({"warm": run(make, data, 1, 0.2, block, {})})
         found: list[tuple[dict[str, float], ...]] = []  # of each round the ratios on the wall, and of the processor
         accounts: list[dict[str, tuple[float, float]]] = []  # measurements of each run, and their share of its time
-        for i in range(1 if args.quick else args.rounds):
+        for i in range(rounds):
             torch.manual_seed(i)
             spent: dict[str, dict[str, float]] = {n: {} for n in RUNS}
             runs = {n: run(make, data, epochs, overhead, block, spent[n]) for n, overhead in RUNS.items()}
@@ -319,21 +324,21 @@ def main() -> None:
             gc.freeze()  # one collection of all that fastai has loaded takes as long as 60 steps, and falls on one run
             seconds = in_turn(runs)
             found.append(tuple(ratios({n: s[clock] for n, s in seconds.items()}) for clock in (0, 1)))
-            step_ms = 1000 * seconds["plain"][0] / (epochs * EPOCH_STEPS)
+            step_ms = 1000 * seconds["plain"][0] / steps
             print(f"{name}, {step_ms:.1f} ms a step")
             for clock, by_run in zip(("wall", "CPU "), found[-1], strict=True):
                 print(f"  {clock}  " + "   ".join(f"{n} {r:.4f}" for n, r in by_run.items()), flush=True)
-            cpu_us = 1e6 * (seconds["plain"][1] + seconds["control"][1]) / 2 / (epochs * EPOCH_STEPS)
+            cpu_us = 1e6 * (seconds["plain"][1] + seconds["control"][1]) / 2 / steps
             beyond = {n: cpu_us * (r - 1) for n, r in found[-1][1].items()}
             print("  us a step  " + "   ".join(f"{n} {us:+.1f}" for n, us in beyond.items()), flush=True)
-            whole = cpu_us * 1e-6 * epochs * EPOCH_STEPS
+            whole = cpu_us * 1e-6 * steps
             shares = {n: (s["measurements"], s["measuring_seconds"] / whole) for n, s in spent.items() if s}
             print("  measured   " + "   ".join(f"{n} {made} ({of:.2%})" for n, (made, of) in shares.items()))
             accounts.append(shares)
         for kind in found[0][0]:
             wall, cpu = ([clocks[i][kind] for clocks in found] for i in (0, 1))
             rows.append({
-                "task": name, "run": kind, "steps": epochs * EPOCH_STEPS, "step_ms": step_ms,
+                "task": name, "run": kind, "steps": steps, "step_ms": step_ms,
                 "ratio": statistics.median(wall), "rounds": wall,
                 "cpu_ratio": statistics.median(cpu), "cpu_rounds": cpu,
                 "cpu_us_beyond": cpu_us * (statistics.median(cpu) - 1),
