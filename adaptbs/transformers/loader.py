@@ -116,6 +116,7 @@ class TrainLoader:
         self._epoch_or_look: EpochOrLook | None = None  # of the epoch under way
         self._batches: Any = iter(())  # the adaptive loader's iteration
         self._missing = self._skipped = 0  # samples and steps that epochs lacked which were broken off
+        self._made = 0  # the fixed run's step after the latest step of the optimizer
 
     def __len__(self) -> int:
         return len(self.stock)
@@ -132,10 +133,11 @@ class TrainLoader:
         if saved is not None:
             self._missing, self._skipped = saved.pop("missing", 0), saved.pop("skipped", 0)
             adaptive.load_state_dict(saved)
+            self._made = self.step
 
     def state_dict(self) -> dict[str, Any]:
         """State of the run."""
-        return {**self.adaptive.state_dict(), "missing": self._missing, "skipped": self._skipped}
+        return {**self.adaptive.state_dict(), "missing": self._missing, "skipped": self._skipped + self._unmade}
 
     def close(self) -> None:
         """End the run. If it was broken off within a step, no hook of that step stays on the model."""
@@ -170,19 +172,19 @@ class TrainLoader:
         return self.adaptive.training_run.controller.progress_tracker.epoch
 
     @property
-    def _samples(self) -> int:
+    def samples(self) -> int:
         """Samples of the fixed run, on all processes, at the place that this run has come to."""
         return self.adaptive.training_run.controller.progress_tracker.samples + self._missing
 
     @property
     def step(self) -> int:
         """Steps that the fixed run has made by now."""
-        return self.plan.steps(self._samples) - self._skipped
+        return self.plan.steps(self.samples) - self._skipped
 
     @property
     def epoch(self) -> float:
         """The fixed run's `state.epoch` by now."""
-        return self.plan.epoch(self._samples)
+        return self.plan.epoch(self.samples)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch's number on to the sampler: the run's own, once it has begun."""
@@ -213,11 +215,13 @@ class TrainLoader:
         self._epoch_or_look, close = None, getattr(self._batches, "close", None)
         if close is not None:
             close()
-        plan, epoch = self.plan, self._epoch
-        if (lacking := epoch * plan.epoch_samples - self._samples) > 0:
-            step = self.step
-            self._missing += lacking
-            self._skipped += self.step - step
+        self._missing += max(self._epoch * self.plan.epoch_samples - self.samples, 0)
+        self._skipped += self._unmade
+
+    @property
+    def _unmade(self) -> int:
+        """Steps that samples stand for but the optimizer has not made, as where an epoch was broken off in mid-step."""
+        return self.step - self._made
 
     @property
     def ends_step(self) -> bool:
@@ -228,3 +232,4 @@ class TrainLoader:
         """Record an optimizer step. After the last one of an epoch, end the iteration."""
         if not self.adaptive.batches_left:
             next(self._batches, None)
+        self._made = self.step

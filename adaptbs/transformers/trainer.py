@@ -174,11 +174,18 @@ class AdaptiveTrainerMixin(StepsInParts):
             torch.save(self._train_loader.state_dict(), folder / STATE)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """An epoch of Trainer's, with room for the steps of batches that have become smaller than the first."""
+        """An epoch of Trainer's, with room for the steps of batches that have become smaller than the first.
+
+        Of an epoch that goes on from a checkpoint with growth off it has the steps that are left.
+        """
         loader, parts = self._train_loader, self.args.gradient_accumulation_steps
-        if loader is not None and loader.has_begun and loader.adaptive.training_run.controller.rules.may_change:
-            most = loader.plan.epoch_samples + 1  # `get_batch_samples` ends it
-            kwargs |= {"num_update_steps_per_epoch": most, "steps_in_epoch": most * parts}
+        if loader is not None and loader.has_begun:
+            if loader.adaptive.training_run.controller.rules.may_change:
+                most = loader.plan.epoch_samples + 1  # `get_batch_samples` ends it
+                kwargs |= {"num_update_steps_per_epoch": most, "steps_in_epoch": most * parts}
+            elif self._resume_from and kwargs["epoch"] == kwargs["epochs_trained"]:
+                left = loader.plan.batches_left(loader.samples)
+                kwargs |= {"num_update_steps_per_epoch": -(-left // parts), "steps_in_epoch": left}
         super()._run_epoch(*args, **kwargs)
 
     # --- a step ---
