@@ -24,10 +24,6 @@ class AdaptiveRun(Protocol):
         """Trainer's loop over an epoch has ended."""
         ...
 
-    def save_adaptive_state(self) -> None:
-        """A checkpoint has been written."""
-        ...
-
 
 class AdaptiveFlowCallback(DefaultFlowCallback):
     """Replaces DefaultFlowCallback. It comes before all other callbacks.
@@ -36,7 +32,7 @@ class AdaptiveFlowCallback(DefaultFlowCallback):
     starting batch counts k, and what Trainer does every n steps still comes after as many samples as before.
 
     Args:
-        trainer: the trainer, which begins and saves the run.
+        trainer: the trainer, which begins the run.
     """
 
     def __init__(self, trainer: AdaptiveRun) -> None:
@@ -67,7 +63,3 @@ class AdaptiveFlowCallback(DefaultFlowCallback):
         """Do what Trainer does at an epoch's end, which is not broken off where no batch is left."""
         self._trainer.end_adaptive_epoch()
         return super().on_epoch_end(args, state, control, **kwargs)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the state of the run into the checkpoint that was just written."""
-        self._trainer.save_adaptive_state()

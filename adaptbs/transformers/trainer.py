@@ -3,7 +3,7 @@
 Tried with transformers 5.24.0 and accelerate 1.15.0. Beside what they document, this relies on the order in which
 Trainer's loop calls `get_batch_samples` and `training_step`; on Trainer's `callback_handler` (`callbacks`,
 `train_dataloader`), `current_gradient_accumulation_steps`, `loss_is_scaled_for_ga`, `_track_num_input_tokens`,
-`_run_epoch`, `_prepare_inputs`, `_get_num_items_in_batch`, `_get_output_dir` and `_trial`; on
+`_run_epoch`, `_save_rng_state`, `_prepare_inputs` and `_get_num_items_in_batch`; on
 `trainer_callback.DefaultFlowCallback`; and on accelerate's `base_dataloader` of a prepared loader, `batch_sampler` of
 its BatchSamplerShard and `optimizer` of an AcceleratedOptimizer.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..loader import AdaptedLoader, LoopFacts
 from ..model import OF_A_TRAINER
@@ -167,11 +167,14 @@ class AdaptiveTrainerMixin(StepsInParts):
             adaptive.training_run.controller.memory.expect_pieces()
         return adaptive
 
-    def save_adaptive_state(self) -> None:
-        """Put the state of the run into the folder of the checkpoint that Trainer has just written."""
-        folder = Path(self._get_output_dir(trial=self._trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self._train_loader is not None and self.args.should_save and not self.args.save_only_model:
-            torch.save(self._train_loader.state_dict(), folder / STATE)
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The same as Trainer's, and put the state of the run into the checkpoint.
+
+        It is there before Trainer pushes the checkpoint to the hub, or deletes it for `save_total_limit`.
+        """
+        super()._save_rng_state(output_dir)
+        if self._train_loader is not None and self._train_loader.has_begun and self.args.should_save:
+            torch.save(self._train_loader.state_dict(), Path(output_dir) / STATE)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """An epoch of Trainer's, with room for the steps of batches that have become smaller than the first.

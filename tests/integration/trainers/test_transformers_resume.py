@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 pytest.importorskip("transformers", reason="needs transformers: `make trainers` runs it in .venv-trainers")
+
+from transformers import TrainerState
 
 from tests.integration.trainers.transformers_programs import BATCH, Run, forget_accelerate, growing
 
@@ -63,3 +67,26 @@ def test_a_checkpoint_without_our_state_is_refused(tmp_path):
 def test_a_checkpoint_of_the_model_alone_has_no_state(tmp_path):
     Run(str(tmp_path), growing(), save_only_model=True, save_strategy="epoch", num_train_epochs=1).train()
     assert not list(tmp_path.glob("*/adaptbs.pt")) and list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_checkpoint_that_is_deleted_as_soon_as_it_is_written(tmp_path):
+    """As those of a second run, for which the first has left newer ones than `save_total_limit` allows."""
+    saves = {"save_strategy": "steps", "save_steps": 20, "save_total_limit": 1, "num_train_epochs": 2}
+    stock = Run(str(tmp_path / "stock"), **saves).train().train()
+    ours = Run(str(tmp_path / "ours"), growing(), **saves).train().train()
+    kept = [sorted(path.name for path in (tmp_path / way).iterdir()) for way in ("stock", "ours")]
+    assert kept[0] == kept[1] == [f"checkpoint-{stock.trainer.state.global_step}"]
+    assert (tmp_path / "ours" / kept[1][0] / "adaptbs.pt").is_file() and ours.watch.saves
+
+
+def test_the_state_is_in_the_checkpoint_before_trainer_says_that_it_is_whole(tmp_path, monkeypatch):
+    """Trainer pushes it to the hub then, and before `on_save`."""
+    found, save = [], TrainerState.save_to_json
+
+    def noted(self, path):
+        found.append((Path(path).parent / "adaptbs.pt").is_file())
+        save(self, path)
+
+    monkeypatch.setattr(TrainerState, "save_to_json", noted)
+    Run(str(tmp_path), growing(), save_strategy="epoch").train()
+    assert found == [True] * 3
