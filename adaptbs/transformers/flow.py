@@ -24,6 +24,10 @@ class AdaptiveRun(Protocol):
         """Trainer's loop over an epoch has ended."""
         ...
 
+    def end_adaptive_run(self) -> None:
+        """Training has ended, and its last checkpoint is written."""
+        ...
+
 
 class AdaptiveFlowCallback(DefaultFlowCallback):
     """Replaces DefaultFlowCallback. It comes before all other callbacks.
@@ -63,3 +67,9 @@ class AdaptiveFlowCallback(DefaultFlowCallback):
         """Do what Trainer does at an epoch's end, which is not broken off where no batch is left."""
         self._trainer.end_adaptive_epoch()
         return super().on_epoch_end(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Be done with the run's last batch."""
+        self._trainer.end_adaptive_run()

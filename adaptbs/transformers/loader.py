@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..loader import AdaptedLoader, cuts_as_torch, over_all
 from .plan import Plan
+from .sampler import UpToTheEnd
 
 
 def unprepared(loader: Any) -> DataLoader[Any]:
@@ -36,29 +37,6 @@ def unprepared(loader: Any) -> DataLoader[Any]:
             "sampler, or train without AdaptiveTrainerMixin"
         )
     return over_all(base, batches)
-
-
-class UpToTheEnd(Sampler[Any]):
-    """A sampler's indices, cut in the run's last epoch to those that the run still takes.
-
-    Args:
-        sampler: the sampler of whole epochs.
-    """
-
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-        self._length = len(sampler)
-
-    def begin_epoch(self, left: int) -> None:
-        """Let the next epoch have at most `left` indices."""
-        self._length = min(len(self._sampler), max(left, 0))
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Any]:
-        for _, index in zip(range(self._length), self._sampler, strict=False):
-            yield index
 
 
 class EpochOrLook:
@@ -132,12 +110,31 @@ class TrainLoader:
         self._begun = adaptive, plan
         if saved is not None:
             self._missing, self._skipped = saved.pop("missing", 0), saved.pop("skipped", 0)
-            adaptive.load_state_dict(saved)
+            adaptive.load_state_dict(self._lengthened(saved))
             self._made = self.step
+
+    def _lengthened(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A saved run's state, in which an epoch that it had ended within goes on if this run is longer."""
+        plan, end, sampler = self.plan, saved.pop("end", None), saved.pop("sampler", None)
+        if sampler is None or end is None:
+            return saved
+        more = plan.samples - end
+        if more > 0 and len(sampler["beyond"]) and plan.batch_samples > self.batch_size:
+            raise ValueError(
+                "resume_from_checkpoint: the saved run was to end within this epoch, and this run is longer. On "
+                "several processes such an epoch cannot go on: resume with the saved run's max_steps or "
+                "num_train_epochs, or from a checkpoint of an epoch before"
+            )
+        if more > 0 and plan.ends_with_an_epoch:
+            more = len(sampler["beyond"])  # of which the last, short batch is dropped by the loader
+        batch = self.batch_size if self.plain.drop_last else 1
+        return self.sampler.lengthened(sampler, saved, more, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the run."""
-        return {**self.adaptive.state_dict(), "missing": self._missing, "skipped": self._skipped + self._unmade}
+        state = self.adaptive.state_dict()  # which reads the sampler up to the end
+        state |= {"missing": self._missing, "skipped": self._skipped + self._unmade}
+        return {**state, "end": self.plan.samples, "sampler": self.sampler.state_dict()}
 
     def close(self) -> None:
         """End the run. If it was broken off within a step, no hook of that step stays on the model."""
@@ -203,7 +200,8 @@ class TrainLoader:
             if batches.has_begun:  # a look, which goes on
                 return False
             self._end_epoch()
-            self.sampler.begin_epoch(self.plan.samples - self._epoch * self.plan.epoch_samples)
+            epoch_samples = self.plan.epoch_samples
+            self.sampler.begin_epoch(self.plan.samples - self._epoch * epoch_samples, epoch_samples)
             self._batches, self._epoch_or_look = iter(self.adaptive), batches
             batches.deliver(self._batches)
         return True
@@ -229,7 +227,15 @@ class TrainLoader:
         return self.adaptive.training_run.tracker.current.ends_step or not self.adaptive.batches_left
 
     def end_step(self) -> None:
-        """Record an optimizer step. After the last one of an epoch, end the iteration."""
+        """Record an optimizer step. After the last one of a whole epoch, end the iteration.
+
+        An epoch within which the run ends may go on in a longer run.
+        """
+        if not self.sampler.cuts:
+            self.end_iteration()
+        self._made = self.step
+
+    def end_iteration(self) -> None:
+        """Be done with the latest batch, if it is the last."""
         if not self.adaptive.batches_left:
             next(self._batches, None)
-        self._made = self.step

@@ -240,6 +240,11 @@ class AdaptiveTrainerMixin(StepsInParts):
         """Let no callback or checkpoint say that an epoch was broken off which has come to its end."""
         self.control.should_epoch_stop &= not self._epoch_is_over
 
+    def end_adaptive_run(self) -> None:
+        """Be done with the last batch of a run that ends within an epoch."""
+        if self._train_loader is not None:
+            self._train_loader.end_iteration()
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log. A log with a loss also gets the batch size and the noise scale."""
         if not self._logs:
