@@ -3,9 +3,9 @@
 Tried with transformers 5.24.0 and accelerate 1.15.0. Beside what they document, this relies on the order in which
 Trainer's loop calls `get_batch_samples` and `training_step`; on Trainer's `callback_handler` (`callbacks`,
 `train_dataloader`), `current_gradient_accumulation_steps`, `loss_is_scaled_for_ga`, `_track_num_input_tokens`,
-`_run_epoch`, `_save_rng_state`, `_prepare_inputs` and `_get_num_items_in_batch`; on
-`trainer_callback.DefaultFlowCallback`; and on accelerate's `base_dataloader` of a prepared loader, `batch_sampler` of
-its BatchSamplerShard and `optimizer` of an AcceleratedOptimizer.
+`_run_epoch`, `_save_rng_state`, `_prepare_inputs`, `_get_num_items_in_batch`, `_tr_loss` and
+`_globalstep_last_logged`; on `trainer_callback.DefaultFlowCallback`; and on accelerate's `base_dataloader` of a
+prepared loader, `batch_sampler` of its BatchSamplerShard and `optimizer` of an AcceleratedOptimizer.
 """
 
 from __future__ import annotations
