@@ -83,13 +83,15 @@ class TrainLoader:
         plain: the stock DataLoader, but over the data of all processes.
         dataset: the dataset.
         batch_size: samples of a batch of this process at the start.
-        sampler: the stock sampler, cut at the end of the run.
+        up_to_the_end: the stock sampler, cut at the end of the run.
+
+    What else it is asked for, as by a callback, are the attributes of the stock loader.
     """
 
     def __init__(self, stock: Any) -> None:
         self.stock, self.plain = stock, unprepared(stock)
         self.dataset, self.batch_size = self.plain.dataset, int(self.plain.batch_size or 1)
-        self.sampler = UpToTheEnd(self.plain.sampler)
+        self.up_to_the_end = UpToTheEnd(self.plain.sampler)
         self._begun: tuple[AdaptedLoader, Plan] | None = None
         self._epoch_or_look: EpochOrLook | None = None  # of the epoch under way
         self._batches: Any = iter(())  # the adaptive loader's iteration
@@ -98,6 +100,11 @@ class TrainLoader:
 
     def __len__(self) -> int:
         return len(self.stock)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "stock":  # it has not been made yet, as in a copy
+            raise AttributeError(name)
+        return getattr(self.stock, name)
 
     def begin(self, adaptive: AdaptedLoader, plan: Plan, saved: dict[str, Any] | None) -> None:
         """Deliver the batches of an adaptive loader from here on, for a run of this plan.
@@ -128,13 +135,13 @@ class TrainLoader:
         if more > 0 and plan.ends_with_an_epoch:
             more = len(sampler["beyond"])  # of which the last, short batch is dropped by the loader
         batch = self.batch_size if self.plain.drop_last else 1
-        return self.sampler.lengthened(sampler, saved, more, batch)
+        return self.up_to_the_end.lengthened(sampler, saved, more, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the run."""
         state = self.adaptive.state_dict()  # which reads the sampler up to the end
         state |= {"missing": self._missing, "skipped": self._skipped + self._unmade}
-        return {**state, "end": self.plan.samples, "sampler": self.sampler.state_dict()}
+        return {**state, "end": self.plan.samples, "sampler": self.up_to_the_end.state_dict()}
 
     def close(self) -> None:
         """End the run. If it was broken off within a step, no hook of that step stays on the model."""
@@ -201,7 +208,7 @@ class TrainLoader:
                 return False
             self._end_epoch()
             epoch_samples = self.plan.epoch_samples
-            self.sampler.begin_epoch(self.plan.samples - self._epoch * epoch_samples, epoch_samples)
+            self.up_to_the_end.begin_epoch(self.plan.samples - self._epoch * epoch_samples, epoch_samples)
             self._batches, self._epoch_or_look = iter(self.adaptive), batches
             batches.deliver(self._batches)
         return True
@@ -231,7 +238,7 @@ class TrainLoader:
 
         An epoch within which the run ends may go on in a longer run.
         """
-        if not self.sampler.cuts:
+        if not self.up_to_the_end.cuts:
             self.end_iteration()
         self._made = self.step
 

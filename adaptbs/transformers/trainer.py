@@ -146,7 +146,7 @@ class AdaptiveTrainerMixin(StepsInParts):
         args, arguments = self.args, dict[str, Any]()
         # Several processes draw the same order by the sampler's own seed, so they need not agree on one.
         if args.world_size > 1 or not plan.ends_with_an_epoch:
-            arguments["sampler"] = loader.sampler
+            arguments["sampler"] = loader.up_to_the_end
         if self._by_accumulation:
             arguments["collate_fn"] = CollateInMicroBatches(loader.plain.collate_fn, loader.batch_size)
             arguments["split"] = SplitMicroBatches(self._settings.get("split") or split_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from itertools import chain
 
@@ -91,6 +92,27 @@ def test_batches_can_be_looked_at_before_the_run_and_beside_it(tmp_path):
     run.train()
     assert Counter(run.samples) == Counter(range(UNEVEN))
     assert run.trainer.adaptive.batch_size == 8 * BATCH
+
+
+class Asks(TrainerCallback):
+    """Asks the training loader for what a DataLoader has."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        loader = copy.copy(train_dataloader)
+        kinds = [type(part) for part in (loader.dataset, loader.collate_fn, loader.sampler, loader.batch_sampler)]
+        self.seen.append((loader.num_workers, loader.drop_last, loader.total_batch_size, kinds))
+        assert not hasattr(loader, "no_such")
+
+
+def test_a_callback_can_ask_the_loader_for_what_the_stock_one_has(tmp_path):
+    seen = []
+    for way, adaptive in (("stock", None), ("grown", growing())):
+        Run(str(tmp_path / way), adaptive, trainer={"callbacks": [asks := Asks()]}, num_train_epochs=2).train()
+        seen.append(asks.seen)
+    assert seen[0] == seen[1] and len(seen[0]) == 2
 
 
 # --- epochs that are broken off ---
