@@ -2,6 +2,7 @@
 
 from .batch_info import BatchInfo
 from .batch_sampler import AdaptiveBatchSampler
+from .draw import read_all
 from .epoch_passes import EpochPasses
 from .epochs import EpochSource
 from .first import FirstSampler
@@ -16,5 +17,6 @@ __all__ = [
     "FirstSampler",
     "PassCut",
     "SharedSampler",
+    "read_all",
     "whole_order",
 ]

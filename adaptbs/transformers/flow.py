@@ -24,8 +24,8 @@ class AdaptiveRun(Protocol):
         """Trainer's loop over an epoch has ended."""
         ...
 
-    def save_adaptive_state(self) -> None:
-        """A checkpoint has been written."""
+    def end_adaptive_run(self) -> None:
+        """Training has ended, and its last checkpoint is written."""
         ...
 
 
@@ -36,7 +36,7 @@ class AdaptiveFlowCallback(DefaultFlowCallback):
     starting batch counts k, and what Trainer does every n steps still comes after as many samples as before.
 
     Args:
-        trainer: the trainer, which begins and saves the run.
+        trainer: the trainer, which begins the run.
     """
 
     def __init__(self, trainer: AdaptiveRun) -> None:
@@ -68,6 +68,8 @@ class AdaptiveFlowCallback(DefaultFlowCallback):
         self._trainer.end_adaptive_epoch()
         return super().on_epoch_end(args, state, control, **kwargs)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the state of the run into the checkpoint that was just written."""
-        self._trainer.save_adaptive_state()
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Be done with the run's last batch."""
+        self._trainer.end_adaptive_run()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..loader import AdaptedLoader, cuts_as_torch, over_all
 from .plan import Plan
+from .sampler import UpToTheEnd
 
 
 def unprepared(loader: Any) -> DataLoader[Any]:
@@ -36,29 +37,6 @@ def unprepared(loader: Any) -> DataLoader[Any]:
             "sampler, or train without AdaptiveTrainerMixin"
         )
     return over_all(base, batches)
-
-
-class UpToTheEnd(Sampler[Any]):
-    """A sampler's indices, cut in the run's last epoch to those that the run still takes.
-
-    Args:
-        sampler: the sampler of whole epochs.
-    """
-
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-        self._length = len(sampler)
-
-    def begin_epoch(self, left: int) -> None:
-        """Let the next epoch have at most `left` indices."""
-        self._length = min(len(self._sampler), max(left, 0))
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Any]:
-        for _, index in zip(range(self._length), self._sampler, strict=False):
-            yield index
 
 
 class EpochOrLook:
@@ -105,20 +83,28 @@ class TrainLoader:
         plain: the stock DataLoader, but over the data of all processes.
         dataset: the dataset.
         batch_size: samples of a batch of this process at the start.
-        sampler: the stock sampler, cut at the end of the run.
+        up_to_the_end: the stock sampler, cut at the end of the run.
+
+    What else it is asked for, as by a callback, are the attributes of the stock loader.
     """
 
     def __init__(self, stock: Any) -> None:
         self.stock, self.plain = stock, unprepared(stock)
         self.dataset, self.batch_size = self.plain.dataset, int(self.plain.batch_size or 1)
-        self.sampler = UpToTheEnd(self.plain.sampler)
+        self.up_to_the_end = UpToTheEnd(self.plain.sampler)
         self._begun: tuple[AdaptedLoader, Plan] | None = None
         self._epoch_or_look: EpochOrLook | None = None  # of the epoch under way
         self._batches: Any = iter(())  # the adaptive loader's iteration
         self._missing = self._skipped = 0  # samples and steps that epochs lacked which were broken off
+        self._made = 0  # the fixed run's step after the latest step of the optimizer
 
     def __len__(self) -> int:
         return len(self.stock)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "stock":  # it has not been made yet, as in a copy
+            raise AttributeError(name)
+        return getattr(self.stock, name)
 
     def begin(self, adaptive: AdaptedLoader, plan: Plan, saved: dict[str, Any] | None) -> None:
         """Deliver the batches of an adaptive loader from here on, for a run of this plan.
@@ -131,11 +117,31 @@ class TrainLoader:
         self._begun = adaptive, plan
         if saved is not None:
             self._missing, self._skipped = saved.pop("missing", 0), saved.pop("skipped", 0)
-            adaptive.load_state_dict(saved)
+            adaptive.load_state_dict(self._lengthened(saved))
+            self._made = self.step
+
+    def _lengthened(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A saved run's state, in which an epoch that it had ended within goes on if this run is longer."""
+        plan, end, sampler = self.plan, saved.pop("end", None), saved.pop("sampler", None)
+        if sampler is None or end is None:
+            return saved
+        more = plan.samples - end
+        if more > 0 and len(sampler["beyond"]) and plan.batch_samples > self.batch_size:
+            raise ValueError(
+                "resume_from_checkpoint: the saved run was to end within this epoch, and this run is longer. On "
+                "several processes such an epoch cannot go on: resume with the saved run's max_steps or "
+                "num_train_epochs, or from a checkpoint of an epoch before"
+            )
+        if more > 0 and plan.ends_with_an_epoch:
+            more = len(sampler["beyond"])  # of which the last, short batch is dropped by the loader
+        batch = self.batch_size if self.plain.drop_last else 1
+        return self.up_to_the_end.lengthened(sampler, saved, more, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the run."""
-        return {**self.adaptive.state_dict(), "missing": self._missing, "skipped": self._skipped}
+        state = self.adaptive.state_dict()  # which reads the sampler up to the end
+        state |= {"missing": self._missing, "skipped": self._skipped + self._unmade}
+        return {**state, "end": self.plan.samples, "sampler": self.up_to_the_end.state_dict()}
 
     def close(self) -> None:
         """End the run. If it was broken off within a step, no hook of that step stays on the model."""
@@ -170,19 +176,19 @@ class TrainLoader:
         return self.adaptive.training_run.controller.progress_tracker.epoch
 
     @property
-    def _samples(self) -> int:
+    def samples(self) -> int:
         """Samples of the fixed run, on all processes, at the place that this run has come to."""
         return self.adaptive.training_run.controller.progress_tracker.samples + self._missing
 
     @property
     def step(self) -> int:
         """Steps that the fixed run has made by now."""
-        return self.plan.steps(self._samples) - self._skipped
+        return self.plan.steps(self.samples) - self._skipped
 
     @property
     def epoch(self) -> float:
         """The fixed run's `state.epoch` by now."""
-        return self.plan.epoch(self._samples)
+        return self.plan.epoch(self.samples)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch's number on to the sampler: the run's own, once it has begun."""
@@ -201,7 +207,8 @@ class TrainLoader:
             if batches.has_begun:  # a look, which goes on
                 return False
             self._end_epoch()
-            self.sampler.begin_epoch(self.plan.samples - self._epoch * self.plan.epoch_samples)
+            epoch_samples = self.plan.epoch_samples
+            self.up_to_the_end.begin_epoch(self.plan.samples - self._epoch * epoch_samples, epoch_samples)
             self._batches, self._epoch_or_look = iter(self.adaptive), batches
             batches.deliver(self._batches)
         return True
@@ -213,11 +220,13 @@ class TrainLoader:
         self._epoch_or_look, close = None, getattr(self._batches, "close", None)
         if close is not None:
             close()
-        plan, epoch = self.plan, self._epoch
-        if (lacking := epoch * plan.epoch_samples - self._samples) > 0:
-            step = self.step
-            self._missing += lacking
-            self._skipped += self.step - step
+        self._missing += max(self._epoch * self.plan.epoch_samples - self.samples, 0)
+        self._skipped += self._unmade
+
+    @property
+    def _unmade(self) -> int:
+        """Steps that samples stand for but the optimizer has not made, as where an epoch was broken off in mid-step."""
+        return self.step - self._made
 
     @property
     def ends_step(self) -> bool:
@@ -225,6 +234,15 @@ class TrainLoader:
         return self.adaptive.training_run.tracker.current.ends_step or not self.adaptive.batches_left
 
     def end_step(self) -> None:
-        """Record an optimizer step. After the last one of an epoch, end the iteration."""
+        """Record an optimizer step. After the last one of a whole epoch, end the iteration.
+
+        An epoch within which the run ends may go on in a longer run.
+        """
+        if not self.up_to_the_end.cuts:
+            self.end_iteration()
+        self._made = self.step
+
+    def end_iteration(self) -> None:
+        """Be done with the latest batch, if it is the last."""
         if not self.adaptive.batches_left:
             next(self._batches, None)

@@ -82,6 +82,10 @@ class Plan:
         batches = fixed_batches(samples, self.batch_samples, self.epoch_samples, self.epoch_batches)
         return divmod(batches, self.epoch_batches)
 
+    def batches_left(self, samples: int) -> int:
+        """Batches that an epoch of the fixed run has left after `samples` samples of the run."""
+        return self.epoch_batches - self._batches(samples)[1]
+
     def steps(self, samples: int) -> int:
         """Steps of the fixed run after `samples` samples, at most `max_steps`."""
         epochs, batches = self._batches(samples)

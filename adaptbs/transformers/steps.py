@@ -27,6 +27,8 @@ class StepsInParts(Base):
     loss_is_scaled_for_ga: bool | None
     current_gradient_accumulation_steps: float
     training_step: Callable[..., Tensor]
+    _tr_loss: Tensor  # sum since the latest log
+    _globalstep_last_logged: int
     _loss_weight = 1  # steps of the fixed run for which the step stands
     _counts_items: bool | None = None  # True once the loss is known to be divided by num_items_in_batch
 
@@ -53,14 +55,24 @@ class StepsInParts(Base):
         Trainer adds up the losses of steps between two logs.
         """
         if not isinstance(inputs, StepPart):
-            loss = step(model, inputs, num_items, **kwargs)
-            return loss if self._loss_weight == 1 else loss * self._loss_weight
+            return self._weighted(step(model, inputs, num_items, **kwargs))
         total = torch.zeros((), device=self.args.device)
         for i, micro in enumerate(inputs, 1):
             # The loop's own no_sync() is around all but the last part.
             with nullcontext() if i == len(inputs) else self.accelerator.no_sync(model=model):
                 total = total + self._micro_step(partial(step, model, **kwargs), micro, num_items)
-        return total * self._loss_weight
+        return self._weighted(total)
+
+    def _weighted(self, loss: Tensor) -> Tensor:
+        """A loss times the steps of the fixed run for which its step stands.
+
+        For one that is nan Trainer takes the mean since the latest log, but as of one step.
+        """
+        if self._loss_weight == 1:
+            return loss
+        if self.args.logging_nan_inf_filter and not math.isfinite(loss.item()):
+            loss = self._tr_loss / max(self.state.global_step - self._globalstep_last_logged, 1)
+        return loss * self._loss_weight
 
     def _micro_step(self, step: Callable[..., Tensor], micro: Micro, num_items: Any) -> Tensor:
         """Forward and backward pass of one micro-batch of a step that has several."""

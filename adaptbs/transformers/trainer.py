@@ -3,9 +3,9 @@
 Tried with transformers 5.24.0 and accelerate 1.15.0. Beside what they document, this relies on the order in which
 Trainer's loop calls `get_batch_samples` and `training_step`; on Trainer's `callback_handler` (`callbacks`,
 `train_dataloader`), `current_gradient_accumulation_steps`, `loss_is_scaled_for_ga`, `_track_num_input_tokens`,
-`_run_epoch`, `_prepare_inputs`, `_get_num_items_in_batch`, `_get_output_dir` and `_trial`; on
-`trainer_callback.DefaultFlowCallback`; and on accelerate's `base_dataloader` of a prepared loader, `batch_sampler` of
-its BatchSamplerShard and `optimizer` of an AcceleratedOptimizer.
+`_run_epoch`, `_save_rng_state`, `_prepare_inputs`, `_get_num_items_in_batch`, `_tr_loss` and
+`_globalstep_last_logged`; on `trainer_callback.DefaultFlowCallback`; and on accelerate's `base_dataloader` of a
+prepared loader, `batch_sampler` of its BatchSamplerShard and `optimizer` of an AcceleratedOptimizer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..loader import AdaptedLoader, LoopFacts
 from ..model import OF_A_TRAINER
@@ -146,7 +146,7 @@ class AdaptiveTrainerMixin(StepsInParts):
         args, arguments = self.args, dict[str, Any]()
         # Several processes draw the same order by the sampler's own seed, so they need not agree on one.
         if args.world_size > 1 or not plan.ends_with_an_epoch:
-            arguments["sampler"] = loader.sampler
+            arguments["sampler"] = loader.up_to_the_end
         if self._by_accumulation:
             arguments["collate_fn"] = CollateInMicroBatches(loader.plain.collate_fn, loader.batch_size)
             arguments["split"] = SplitMicroBatches(self._settings.get("split") or split_rows)
@@ -167,18 +167,28 @@ class AdaptiveTrainerMixin(StepsInParts):
             adaptive.training_run.controller.memory.expect_pieces()
         return adaptive
 
-    def save_adaptive_state(self) -> None:
-        """Put the state of the run into the folder of the checkpoint that Trainer has just written."""
-        folder = Path(self._get_output_dir(trial=self._trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self._train_loader is not None and self.args.should_save and not self.args.save_only_model:
-            torch.save(self._train_loader.state_dict(), folder / STATE)
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The same as Trainer's, and put the state of the run into the checkpoint.
+
+        It is there before Trainer pushes the checkpoint to the hub, or deletes it for `save_total_limit`.
+        """
+        super()._save_rng_state(output_dir)
+        if self._train_loader is not None and self._train_loader.has_begun and self.args.should_save:
+            torch.save(self._train_loader.state_dict(), Path(output_dir) / STATE)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """An epoch of Trainer's, with room for the steps of batches that have become smaller than the first."""
+        """An epoch of Trainer's, with room for the steps of batches that have become smaller than the first.
+
+        Of an epoch that goes on from a checkpoint with growth off it has the steps that are left.
+        """
         loader, parts = self._train_loader, self.args.gradient_accumulation_steps
-        if loader is not None and loader.has_begun and loader.adaptive.training_run.controller.rules.may_change:
-            most = loader.plan.epoch_samples + 1  # `get_batch_samples` ends it
-            kwargs |= {"num_update_steps_per_epoch": most, "steps_in_epoch": most * parts}
+        if loader is not None and loader.has_begun:
+            if loader.adaptive.training_run.controller.rules.may_change:
+                most = loader.plan.epoch_samples + 1  # `get_batch_samples` ends it
+                kwargs |= {"num_update_steps_per_epoch": most, "steps_in_epoch": most * parts}
+            elif self._resume_from and kwargs["epoch"] == kwargs["epochs_trained"]:
+                left = loader.plan.batches_left(loader.samples)
+                kwargs |= {"num_update_steps_per_epoch": -(-left // parts), "steps_in_epoch": left}
         super()._run_epoch(*args, **kwargs)
 
     # --- a step ---
@@ -229,6 +239,11 @@ class AdaptiveTrainerMixin(StepsInParts):
     def end_adaptive_epoch(self) -> None:
         """Let no callback or checkpoint say that an epoch was broken off which has come to its end."""
         self.control.should_epoch_stop &= not self._epoch_is_over
+
+    def end_adaptive_run(self) -> None:
+        """Be done with the last batch of a run that ends within an epoch."""
+        if self._train_loader is not None:
+            self._train_loader.end_iteration()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log. A log with a loss also gets the batch size and the noise scale."""

@@ -107,6 +107,26 @@ def test_the_logged_loss_is_the_mean_over_samples(tmp_path):
         assert ours.output.training_loss == pytest.approx(stock.output.training_loss, rel=1e-5)
 
 
+class NowAndThenNan(Watched):
+    """Has no loss to show for every fourth batch."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        return loss * float("nan") if len(self.seen) % 4 == 3 else loss
+
+
+@pytest.mark.parametrize("ever", ["grown", "shrunk"])
+def test_a_loss_that_is_nan_is_left_out_of_the_mean(ever, tmp_path, monkeypatch):
+    """Trainer takes the mean of the others for it, as of one step. It may stand for more, or for none."""
+    still = {"learning_rate": 0.0, "logging_strategy": "no", "model": lambda: llama(attention_dropout=0.0)}
+    size = {"target": lambda noise_scale, size, progress: BATCH // 2} if ever == "shrunk" else {}
+    losses = []
+    for kind in (Watched, NowAndThenNan):
+        monkeypatch.setattr("tests.integration.trainers.transformers_programs.Watched", kind)
+        losses.append(Run(str(tmp_path), growing(**size), data=Texts(24 * BATCH), **still).train().output.training_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
 def test_logs_show_batch_and_noise_scale(tmp_path):
     ours = Run(str(tmp_path), growing(), logging_steps=5).train()
     assert ours.logged("batch_size")[0] == BATCH and ours.logged("batch_size")[-1] == 8 * BATCH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from itertools import chain
 
@@ -93,6 +94,27 @@ def test_batches_can_be_looked_at_before_the_run_and_beside_it(tmp_path):
     assert run.trainer.adaptive.batch_size == 8 * BATCH
 
 
+class Asks(TrainerCallback):
+    """Asks the training loader for what a DataLoader has."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        loader = copy.copy(train_dataloader)
+        kinds = [type(part) for part in (loader.dataset, loader.collate_fn, loader.sampler, loader.batch_sampler)]
+        self.seen.append((loader.num_workers, loader.drop_last, loader.total_batch_size, kinds))
+        assert not hasattr(loader, "no_such")
+
+
+def test_a_callback_can_ask_the_loader_for_what_the_stock_one_has(tmp_path):
+    seen = []
+    for way, adaptive in (("stock", None), ("grown", growing())):
+        Run(str(tmp_path / way), adaptive, trainer={"callbacks": [asks := Asks()]}, num_train_epochs=2).train()
+        seen.append(asks.seen)
+    assert seen[0] == seen[1] and len(seen[0]) == 2
+
+
 # --- epochs that are broken off ---
 
 
@@ -121,6 +143,24 @@ def test_a_run_with_an_epoch_that_was_broken_off_goes_on_from_a_checkpoint(tmp_p
     following = [step for step in whole.watch.steps if step > at]
     assert rest.watch.steps[: len(following)] == following
     assert rest.watch.epochs[: len(following)] == whole.watch.epochs[-len(following) :]
+
+
+class HalfSteps(TrainerCallback):
+    """Breaks an epoch off between two batches of a step."""
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop = state.global_step > 0 and state.epoch % 1 > 0.5
+
+
+def test_a_step_that_is_broken_off_between_its_batches_is_not_counted(tmp_path):
+    given = {"gradient_accumulation_steps": 3, "save_strategy": "epoch"}
+    stock, ours = stock_and_off(tmp_path, HalfSteps, **given)
+    assert_same(ours, stock)
+    assert ours.logged("step") == stock.logged("step") and ours.watch.saves == stock.watch.saves
+    assert ours.trainer.state.global_step == len(ours.watch.steps) < EPOCH_STEPS
+    rest = Run(str(tmp_path / "rest"), OFF, **given)
+    rest.train(resume_from_checkpoint=str(tmp_path / "off" / f"checkpoint-{ours.watch.saves[0]}"))
+    assert rest.watch.steps[0] == ours.watch.saves[0] + 1
 
 
 class Stops(TrainerCallback):
@@ -322,3 +362,14 @@ def test_with_growth_off_there_are_as_many_events_within_steps(tmp_path):
         Run(str(tmp_path / way), adaptive, trainer={"callbacks": [events]}, gradient_accumulation_steps=4).train()
         counts.append(events.counts)
     assert counts[0] == counts[1] == {"step": 3 * 7, "substep": 3 * (EPOCH_STEPS - 7)}
+
+
+def test_with_growth_off_an_epoch_that_goes_on_has_as_many_events_within_steps(tmp_path):
+    """The last step of an epoch has two batches in place of four."""
+    given, counts = {"gradient_accumulation_steps": 4, "save_strategy": "steps", "save_steps": 3}, []
+    for way, adaptive in (("stock", None), ("off", OFF)):
+        Run(str(tmp_path / way), adaptive, num_train_epochs=1, **given).train()
+        rest = Run(str(tmp_path / way), adaptive, trainer={"callbacks": [events := Substeps()]}, **given)
+        rest.train(resume_from_checkpoint=str(tmp_path / way / "checkpoint-3"))
+        counts.append(events.counts)
+    assert counts[0] == counts[1] == {"step": 3 * 7 - 3, "substep": 3 * (EPOCH_STEPS - 7) - 9}

@@ -10,7 +10,6 @@ pytest.importorskip("transformers", reason="needs transformers: `make trainers` 
 from torch.utils.data import DataLoader
 
 from adaptbs.model import certain_split
-from adaptbs.transformers.loader import UpToTheEnd
 from adaptbs.transformers.micro_batches import (
     CollateInMicroBatches,
     MicroBatches,
@@ -19,6 +18,7 @@ from adaptbs.transformers.micro_batches import (
     parts_of_step,
 )
 from adaptbs.transformers.plan import Plan
+from adaptbs.transformers.sampler import UpToTheEnd
 
 
 def plan(**changed) -> Plan:
