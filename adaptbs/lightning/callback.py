@@ -1,7 +1,7 @@
 """AdaptiveBatchSize: the callback that translates Lightning's events for an adaptive loader.
 
-Tried with lightning 2.6.6, imported as `lightning` and as `pytorch_lightning`. `loop.py` lists the private names that
-are relied on.
+Tried with lightning 2.6.6, imported as `lightning` and as `pytorch_lightning`. `loop.py` and `validations.py` list the
+private names that are relied on.
 """
 
 from __future__ import annotations

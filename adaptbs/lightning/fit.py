@@ -18,6 +18,7 @@ from .manual_steps import ManualSteps
 from .plan import StockRun
 from .randomness import RandomStates, random_state, ranks_draw_alike, set_random_state
 from .schedules import schedules_of
+from .validations import ValidationDraws
 from .view import LoaderView
 
 WITHIN_A_STREAM = (
@@ -47,6 +48,7 @@ class AdaptiveFit:
         self, trainer: Any, stock: DataLoader[Any], states: RandomStates, arguments: dict[str, Any], accumulation: int
     ) -> None:
         self._trainer, self._loop = trainer, LightningLoop(trainer)
+        self._loop.begin_epoch_of_checkpoint()
         # None after the first iteration, which draws from them.
         self._states: RandomStates | None = None if self._loop.iterates_again else states
         self._stock = stock
@@ -75,6 +77,7 @@ class AdaptiveFit:
         self._schedules = schedules_of(trainer, self._plan)
         self._checkpoints = CheckpointsByStep(self._loop)
         self._averages = AveragesByStep(trainer.callbacks, lambda: self._checkpoints.step_before)
+        self._validations = ValidationDraws(trainer)
         self._batches: Iterator[Any] = iter(())  # batches of the current epoch
         self._total = self._loop.batches_so_far  # batches of the stock run so far
         # global step at which the current epoch began
@@ -164,6 +167,7 @@ class AdaptiveFit:
         for schedule in self._schedules:
             schedule.moved(*span)
         self._checkpoints.begin_batch()
+        self._validations.begin_batch()
         loop.log_as_given()
         if self._automatic:
             self._owed += plan.steps(before, after)
@@ -174,6 +178,7 @@ class AdaptiveFit:
             loop.count_logged(self._owed - 1)
             loop.count_steps(self._owed - 1)
             self._owed = 0
+            self._checkpoints.expect_step()
         loop.validate(before, after, run_before=self._total, makes_step=makes_step)
         self._total += passed
 
@@ -189,6 +194,7 @@ class AdaptiveFit:
 
     def end_batch(self) -> None:
         """Record that a batch has been trained on."""
+        self._validations.end_batch()
         if not self._automatic:
             self._count_manual_steps()
         if not self._left and not self._is_cut_off:
@@ -213,6 +219,8 @@ class AdaptiveFit:
 
     def end_epoch(self) -> None:
         """End an epoch, even if it was interrupted."""
+        self._validations.pass_by()
+        self._checkpoints.end_epoch()
         if self._is_cut_off:
             return
         self._behind = 0
@@ -220,9 +228,11 @@ class AdaptiveFit:
             close()
 
     def before_validation(self) -> None:
+        self._validations.begin()
         self.loader.pause()
 
     def after_validation(self) -> None:
+        self._validations.pass_by()
         self.loader.go_on()
 
     def gradients_are_ready(self) -> None:
@@ -230,6 +240,7 @@ class AdaptiveFit:
 
     def leave(self) -> None:
         """Restore the Trainer and the optimizer. The results of the run are kept."""
+        self._validations.leave()
         self._loop.leave()
         self._checkpoints.leave()
         self._averages.leave()
@@ -245,10 +256,11 @@ class AdaptiveFit:
             "most": None if self._sampler is None else self._sampler.most, "max_steps": self._trainer.max_steps,
             "step_of_epoch": self._step_of_epoch, "behind": self._behind, "ahead": self._checkpoints.ahead,
             "ends_with_step": self._by_hand.ends_with_step,
-            "total": self._total, "owed": self._owed, "grown": self._grown,
+            "total": self._total, "owed": self._owed, "grown": self._grown or self._by_hand.within_batch,
             "validates": self._loop.validates_now, "waits": self._loop.validation_waits,
+            "validation_comes": self._validations.comes,
         }  # fmt: skip
-        return {**state, "random": random_state()} if self._draws_alike else state
+        return {**state, "random": self._validations.random or random_state()} if self._draws_alike else state
 
     def _load(self, state: dict[str, Any]) -> None:
         loader, self._step_of_epoch, self._behind = state["loader"], state["step_of_epoch"], state.get("behind", 0)
@@ -269,8 +281,11 @@ class AdaptiveFit:
         planned = self._plan.epochs(self._trainer.max_epochs, self._trainer.max_steps)
         self.loader.training_run.controller.plan(planned)
         self._loop.count_steps(state["ahead"])
+        self._checkpoints.end_epoch()
         under_way = self.loader.training_run.tracker.under_way
         self._loop.resume(under_way=under_way, validates=state["validates"], waits=state["waits"])
         if "random" in state:
             self._states = None
             set_random_state(state["random"])
+            if state.get("validation_comes"):
+                self._validations.draw()

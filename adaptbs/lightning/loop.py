@@ -1,11 +1,13 @@
 """Lightning's loop: reads its counts, and sets them so that it counts as without adaptbs.
 
-All private names of Lightning that adaptbs relies on are in this file and in `refusals.py`; tried with lightning 2.6.6
-(as `lightning` and as `pytorch_lightning`):
+All private names of Lightning that adaptbs relies on are in this file, in `validations.py` and in `refusals.py`; tried
+with lightning 2.6.6 (as `lightning` and as `pytorch_lightning`):
 
     trainer.fit_loop._combined_loader (._flattened)                        the loader that is iterated, and ...
     trainer.fit_loop._data_fetcher (.length, .done)                        ... its end
-    trainer.fit_loop.is_resuming, .epoch_loop.restarting                   whether a fit goes on with a checkpoint
+    trainer.fit_loop.is_resuming, .epoch_loop.restarting                   whether a fit goes on with a checkpoint, ...
+    trainer.fit_loop.restarted_on_epoch_end, .restarted_on_epoch_start,    ... and from where
+        .reset_restart_stage, ._restarting, .epoch_progress
     trainer.fit_loop.max_batches, .epoch_loop.batch_progress               batches of an epoch, and their number
     trainer.fit_loop.epoch_loop._batches_that_stepped                      the step that is logged
     trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress      the count behind trainer.global_step,
@@ -39,6 +41,7 @@ class LightningLoop:
         self._automatic = trainer.lightning_module.automatic_optimization
         self._estimated_steps = trainer.estimated_stepping_batches  # by `max_batches`, which `expect` will change
         self.validation_waits = False
+        self._validated_when_left: bool | None = None
 
     @property
     def stock_loaders(self) -> list[Any]:
@@ -94,6 +97,20 @@ class LightningLoop:
     def batch_number(self) -> int:
         """Number of the batch being fetched, from 1."""
         return int(self._epoch_loop.batch_progress.current.ready) + 1
+
+    def begin_epoch_of_checkpoint(self) -> None:
+        """Let a fit that was saved between two epochs begin with the next one.
+
+        Lightning trains one more batch of the epoch before, where it goes by max_steps, or where an error came from a
+        hook at an epoch's start. That is right only where max_steps had ended that epoch before its last batch.
+        """
+        if self._fit_loop.restarted_on_epoch_start:
+            self._epoch_loop.restarting = False
+        if self._fit_loop.restarted_on_epoch_end and self._epoch_loop.batch_progress.is_last_batch:
+            self._fit_loop.epoch_progress.increment_completed()
+            self._fit_loop.reset_restart_stage()
+            self._fit_loop._restarting = False  # its setter leaves it at True
+            self._epoch_loop.restarting = False
 
     def resume(self, *, under_way: bool, validates: bool, waits: bool) -> None:
         """Resume in the epoch in which a checkpoint was saved.
@@ -178,6 +195,8 @@ class LightningLoop:
     @property
     def validates_now(self) -> bool:
         """True if the loop validates after the latest batch, by its number."""
+        if self._validated_when_left is not None:
+            return self._validated_when_left
         return bool(self._trainer.val_check_batch == self._latest_number)
 
     @property
@@ -208,6 +227,7 @@ class LightningLoop:
 
     def leave(self) -> None:
         """Give the Trainer its own settings back."""
+        self._validated_when_left = self.validates_now
         self.log_as_given()
         self._trainer.val_check_batch = self._validate_every
         self._trainer.__class__ = getattr(type(self._trainer), "_stock", type(self._trainer))

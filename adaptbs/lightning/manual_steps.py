@@ -17,11 +17,13 @@ class ManualSteps:
     Attributes:
         batches: batches of a step.
         ends_with_step: True if an epoch ends with a step of fewer, where it leaves fewer. None: not known yet.
+        within_batch: True while the module works on a batch.
     """
 
     def __init__(self, plan: StockRun, batches: int) -> None:
         self._run, self.batches = StockRun(plan.start, plan.epoch_samples, batches), batches
         self.ends_with_step: bool | None = None
+        self.within_batch = False
         self._latest = 0  # number of the batch of the latest step, from 1; 0 in an epoch without one
 
     def know(self, *, ends_with_step: bool) -> None:
@@ -32,7 +34,8 @@ class ManualSteps:
         self._latest = 0
 
     def owed(self, before: int, after: int) -> int:
-        """Steps that the stock run makes by the batches after `before`, up to and with `after`."""
+        """Begin a batch. Return the steps that the stock run makes after `before`, up to and with batch `after`."""
+        self.within_batch = True
         if self.ends_with_step:
             return self._run.steps(before, after)
         return after // self.batches - before // self.batches
@@ -45,7 +48,7 @@ class ManualSteps:
             made_step: True if the module has made a step with it.
             ends_epoch: True if it is the last.
         """
-        left = number - self._latest
+        self.within_batch, left = False, number - self._latest
         shows = ends_epoch and self.ends_with_step is None and left < self.batches
         if shows:
             self.ends_with_step = made_step

@@ -124,11 +124,12 @@ def fitted(
     samples: int = UNEVEN,
     loader: dict[str, Any] | None = None,
     train: Any = None,
+    valid: bool = True,
     checkpoint: str | None = None,
     callbacks: Iterable[Any] = (),
     **trainer: Any,
 ) -> Any:
-    """A module after its fit; `.trainer` is the Trainer."""
+    """A module after its fit; `.trainer` is the Trainer. `valid` False: the module has its own validation loader."""
     torch.manual_seed(seed)
     built = module()
     every = [*([callback] if callback else []), *callbacks]
@@ -140,7 +141,7 @@ def fitted(
     fit = lightning.Trainer(**(settings | trainer))
     data = Numbered(samples)
     stock = DataLoader(data, BATCH, **({"shuffle": True} | (loader or {}))) if train is None else train
-    fit.fit(built, stock, DataLoader(data, 64), ckpt_path=checkpoint)
+    fit.fit(built, stock, DataLoader(data, 64) if valid else None, ckpt_path=checkpoint)
     return built
 
 

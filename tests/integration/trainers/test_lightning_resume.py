@@ -23,9 +23,15 @@ CASES = {
     "with workers": ({"every_n_train_steps": 40}, {"loader": {"num_workers": 2}}),
     "at an epoch's end": ({"every_n_epochs": 1}, {}),
     "at an epoch's last batch": ({"every_n_train_steps": 26}, {}),
+    "at a last batch, validated each second epoch": ({"every_n_train_steps": 26}, {"check_val_every_n_epoch": 2}),
+    "before a validation": ({"every_n_train_steps": 13}, {"val_check_interval": 0.5, "check_val_every_n_epoch": 2}),
     "after a validation": ({"monitor": "valid"}, {"val_check_interval": 0.5}),
     "of a run that ends by steps": ({"every_n_train_steps": 40}, {"max_steps": 90, "max_epochs": -1}),
     "at its epoch's end": ({"every_n_epochs": 1}, {"max_steps": 90, "max_epochs": -1}),
+    "at an epoch's end of a run by steps": (
+        {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+        {"max_steps": 90, "max_epochs": -1, "check_val_every_n_epoch": 3},
+    ),
     "of a limited epoch": ({"every_n_train_steps": 15}, {"limit_train_batches": 20}),
     "of a schedule by hand": ({"every_n_train_steps": 40}, {"module": Manual}),
 }
@@ -146,6 +152,66 @@ def test_a_fit_that_began_within_an_epoch_is_resumed_within_it(tmp_path):
         assert torch.equal(rest.weights, whole.weights)
         assert all(map(torch.equal, rest.saw.indices, whole.saw.indices[-len(rest.saw.indices) :]))
         assert rest.trainer.global_step == whole.trainer.global_step
+
+
+def test_a_validation_that_is_not_made_draws_all_the_same(tmp_path):
+    """Lightning leaves out the validation that came after the saved batch, here of two loaders that shuffle."""
+
+    class Two(Module):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            return None
+
+        def val_dataloader(self):
+            return [DataLoader(Numbered(32), 16, shuffle=True) for _ in range(2)]
+
+    def fit(folder, **others):
+        saving = ModelCheckpoint(tmp_path / folder, "{step:03d}", save_top_k=-1, every_n_train_steps=13)
+        return fitted(growing(), Two, callbacks=[saving], valid=False, check_val_every_n_epoch=2, **others)
+
+    whole = fit("whole")
+    rest = fit("rest", seed=9, checkpoint=str(tmp_path / "whole" / "step=052.ckpt"))  # the last batch of the second
+    assert torch.equal(rest.weights, whole.weights)
+
+
+class Raises(Callback):
+    def __init__(self, hook, at):
+        self._left = at
+        setattr(self, hook, self._raise)
+
+    def _raise(self, trainer, *_):
+        self._left -= not trainer.sanity_checking
+        if not self._left:
+            raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("module", [Module, Manual], ids=["automatic", "manual"])
+@pytest.mark.parametrize(
+    ("hook", "at", "lost"),
+    [
+        ("on_before_optimizer_step", 9, 1), ("on_train_batch_start", 40, 1), ("on_train_batch_end", 30, 0),
+        ("on_validation_batch_start", 5, 0), ("on_validation_epoch_end", 1, 0), ("on_train_epoch_start", 3, 0),
+    ],
+)  # fmt: skip
+def test_a_fit_goes_on_after_an_error(hook, at, lost, module, tmp_path):
+    """A batch that an error has ended before its step counts as done. It had been made up for beyond the run's end."""
+
+    def fit(folder, *callbacks, **others):
+        saving = ModelCheckpoint(tmp_path / folder, save_on_exception=True, every_n_epochs=1000)
+        return fitted(growing(), module, callbacks=[*callbacks, saving], **others)
+
+    whole = fit("whole", max_steps=104, max_epochs=-1)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit("broken", Raises(hook, at), max_steps=104, max_epochs=-1)
+    (saved,) = (tmp_path / "broken").iterdir()
+    rest = fit("rest", seed=9, checkpoint=str(saved), max_steps=104, max_epochs=-1)
+    came_before = len(whole.saw.steps) - len(rest.saw.steps)
+    assert rest.saw.steps == whole.saw.steps[came_before:]
+    if module is Module or not lost:  # a module that steps its schedule itself has made a call less
+        assert rest.saw.lrs == whole.saw.lrs[came_before:]
+    assert rest.saw.epochs == whole.saw.epochs[len(whole.saw.epochs) - len(rest.saw.epochs) :]
+    assert rest.trainer.global_step == whole.trainer.global_step
+    if not lost:
+        assert torch.equal(rest.weights, whole.weights)
 
 
 class Stream(IterableDataset):
