@@ -1,4 +1,4 @@
-"""Save and restore a model's weights and buffers, `.grad`, an optimizer, a loader and the random states."""
+"""Save and restore a model's weights and buffers, `.grad`, an optimizer and the random states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .attributes import AttributeCopies
 from .devices import random_state, set_random_state
@@ -176,42 +175,29 @@ def preserved_grads(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_weights(model: nn.Module) -> Iterator[None]:
-    """Restore parameters, `.grad` and train/eval modes too, besides everything that `preserved` restores."""
-    parameters = [(p, p.detach().clone()) for p in model.parameters()]
-    gradients: list[Any] = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+def preserved_weights(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Restore parameters, `.grad` and train/eval modes too, besides everything that `preserved` restores.
+
+    Args:
+        model: the model.
+        others: parameters outside of it, such as a loss's.
+    """
+    found = {id(p): p for p in (*model.parameters(), *others)}.values()
+    parameters = [(p, p.detach().clone()) for p in found]
+    gradients: list[Any] = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in found]
     modes = [(m, m.training) for m in model.modules()]
-    with preserved(model):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in parameters:
-                    parameter.copy_(value)
-                for parameter, gradient, saved in gradients:
-                    parameter.grad = gradient if saved is None else gradient.copy_(saved)
-            for module, training in modes:
-                module.training = training
-
-
-@contextmanager
-def preserved_loader(loader: Any) -> Iterator[None]:
-    """Restore the generators of a DataLoader and of its samplers, and the loader's persistent workers."""
-    batches = getattr(loader, "batch_sampler", None)
-    owners = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
-    found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
-    states = [(generator, generator.get_state()) for generator in found]
-    # Persistent workers are set aside, because iterating would leave them in the middle of an epoch.
-    workers = getattr(loader, "_iterator", None)
-    if isinstance(loader, DataLoader):
-        loader._iterator = None
     try:
-        yield
+        # Within, so that a parameter which a pass has put on other memory is back on its own when its values are.
+        with preserved(model):
+            yield
     finally:
-        if isinstance(loader, DataLoader):
-            loader._iterator = workers
-        for generator, state in states:
-            generator.set_state(state)
+        with torch.no_grad():
+            for parameter, value in parameters:
+                parameter.copy_(value)
+            for parameter, gradient, saved in gradients:
+                parameter.grad = gradient if saved is None else gradient.copy_(saved)
+        for module, training in modes:
+            module.training = training
 
 
 class WeightSnapshot:
