@@ -11,7 +11,7 @@ from torch import nn
 
 from ..gradients import GradientPool, MeanGradient, squared_norm
 from ..model import BatchLoss, batch_length, in_training, parameters_of, preserved_grads, preserved_weights
-from ..noise_scale import estimate, to_floats
+from ..noise_scale import estimate, is_finite, to_floats
 from ..types import ENOUGH, NoiseScale, SquaredNorms
 from .doubts import FinderDoubts
 from .step_timer import measure_step_time, train_step
@@ -86,8 +86,9 @@ def measure_blocks(
                 doubts.look(batch)
             has_pair = has_pair or len(alike_of(block)) > 1
             measured = measure_block(model, gradient, block)
-            if measured is not None:
-                norms += to_floats([measured])
+            read = to_floats([measured] if measured is not None else [])
+            if read and is_finite(read[0]):
+                norms += read
                 weights = [n.large_size * beta**age for age, n in enumerate(reversed(norms))][::-1]
                 curve.append(estimate(norms, weights, confidence))
                 samples.append(seen)

@@ -17,7 +17,7 @@ from .attributes import AttributeCopies
 from .devices import random_state, set_random_state
 from .modules import drawing_devices
 from .tensors import TensorCopies
-from .values import state_of
+from .values import ValueCopies, state_of, tensors_in
 from .variables import CalledFunctions, VariableCopies
 
 
@@ -212,8 +212,12 @@ class WeightSnapshot:
         self._state = getattr(optimizer, "state", {})
         self._groups = [(group, dict(group)) for group in getattr(optimizer, "param_groups", ())]
         self._entries = {p: dict(entry) for p, entry in self._state.items()}
-        tensors = [v for entry in self._entries.values() for v in entry.values() if isinstance(v, Tensor)]
-        self._copies = [(t, t.detach().to("cpu", copy=True)) for t in (*parameters, *tensors)]
+        of_groups = [value for _, group in self._groups for name, value in group.items() if name != "params"]
+        values = [*(value for entry in self._entries.values() for value in entry.values()), *of_groups]
+        self._containers = ValueCopies()
+        self._containers.take(values, ())
+        found = {id(t): t for t in (*parameters, *tensors_in(values))}.values()
+        self._copies = [(t, t.detach().to("cpu", copy=True)) for t in found]
 
     def restore(self) -> None:
         """Restore the copied values. Removes optimizer state that did not exist when the copy was made."""
@@ -226,6 +230,7 @@ class WeightSnapshot:
         for parameter, entry in self._entries.items():
             self._state[parameter].clear()
             self._state[parameter].update(entry)
+        self._containers.restore()
         for group, found in self._groups:
             group.clear()
             group.update(found)

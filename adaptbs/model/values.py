@@ -141,6 +141,15 @@ def _containers(values: Iterable[Any]) -> Iterator[Any]:
         level = [inner for v in short for inner in (v.values() if isinstance(v, dict) else v)]
 
 
+def tensors_in(values: Iterable[Any], deepest: int = DEEPEST) -> Iterator[Tensor]:
+    """The tensors among values, and in containers and tuples among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif deepest and isinstance(value, list | tuple | deque | dict):
+            yield from tensors_in(value.values() if isinstance(value, dict) else value, deepest - 1)
+
+
 def _copy_of(tensor: Tensor, before: _TensorCopy | None) -> _TensorCopy:
     if before is not None and before.tensor is tensor and before.stays():
         return before

@@ -46,8 +46,8 @@ def in_style(**changes: Any) -> AbstractContextManager[Any]:
 
 
 def plain_numbers(axes: Axes) -> None:
-    """Label the vertical axis with numbers such as 256 in place of 2^8."""
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+    """Label the vertical axis with numbers such as 256 in place of 2^8, and 3e+07 where they would be long."""
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y < 1e7 else f"{y:.0e}")
 
 
 def in_thousands(axes: Axes) -> None:

@@ -72,3 +72,23 @@ class Stream(IterableDataset):
 def test_a_stream_whose_length_raises_and_numbers_larger_than_any_loader():
     found = bs_find(nn.Linear(4, 1), mse_loss, DataLoader(Stream(), 4), num_it=10**30, n_batch=10**30)
     assert found.samples == (64,)
+
+
+def test_a_block_whose_pooled_squares_are_beyond_the_numbers_of_a_float_is_left_out():
+    model = nn.Linear(4, 1)
+    with torch.no_grad():
+        model.bias.fill_(1e19)  # each squared gradient is 1.25e38, so four of them are beyond float32
+    half = torch.ones(4, 4), torch.ones(4, 1)
+    with pytest.raises(ValueError, match="nan or inf"):
+        bs_find(model, None, [half] * 8, batch_loss=lambda model, batch: model(batch[0]).square().mean() / 4, n_batch=4)
+
+
+def test_a_function_that_suggests_no_number_is_named():
+    found = bs_find(nn.Linear(4, 1), mse_loss, DataLoader(DATA, 4))
+
+    def mine(found):
+        return "64"
+
+    with pytest.raises(TypeError, match="suggest_funcs: mine returned '64': it must return a batch size"):
+        found.suggested_by(mine)
+    assert found.suggested_by(lambda found: torch.tensor(64.0), lambda found: None).others[0][1] == 64.0

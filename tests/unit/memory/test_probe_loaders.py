@@ -95,3 +95,26 @@ def test_weights_that_a_forward_pass_writes_are_put_back(monkeypatch):
     before = model.weight.detach().clone()
     probe_memory(model, mse_loss, DataLoader(Stream(), 8), max_batch_size=8)
     assert torch.equal(model.weight, before)
+
+
+class Nested(torch.optim.SGD):
+    """Keeps tensors in lists of its state, as Shampoo and SOAP do, and a number in one of its groups."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group.setdefault("scales", [torch.ones(1)])[0].mul_(0.5)
+            for p in group["params"]:
+                sums = self.state[p].setdefault("sums", [])
+                sums[:] = sums or [torch.zeros_like(p)]
+                sums.append(sums[0].add_(1).sum())
+                p.sub_(sums[0])
+
+
+def test_what_an_optimizer_keeps_in_lists_is_put_back(model):
+    optimizer = Nested(model.parameters(), 0.1)
+    optimizer.step()
+    first, scale = optimizer.state[model.weight]["sums"][0], optimizer.param_groups[0]["scales"][0]
+    probe_memory(model, mse_loss, DataLoader(Stream(), 8), optimizer=optimizer)
+    assert first.eq(1).all() and scale.item() == 0.5
+    assert [len(entry["sums"]) for entry in optimizer.state.values()] == [2, 2]

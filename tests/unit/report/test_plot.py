@@ -167,3 +167,12 @@ def test_thousands_are_written_out():
     in_thousands(axes)
     label = axes.xaxis.get_major_formatter()
     assert [label(x) for x in (0, 250, 20_000, 1_000_000, 1_200_000)] == ["0", "0.25k", "20k", "1,000k", "1,200k"]
+
+
+def test_noise_scales_beyond_all_datasets_do_not_press_the_others_into_a_line(recwarn):
+    figure = plotted(history(START, (100, 128, 1.7e308, 1e300, 1.7e308), (200, 128, 900.0, 600.0, 1500.0)))
+    bottom, top = figure.axes[0].get_ylim()
+    assert (bottom, top) == (32, 2**51)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert max(map(len, labels)) < 10
+    assert not recwarn.list
