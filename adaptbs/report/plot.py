@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..types import NOTHING
@@ -20,6 +21,7 @@ Columns: TypeAlias = Mapping[str, Sequence[Any]]
 
 PLAIN = ("noise_scale", "low", "high")  # the history's columns of the plain noise scale
 LARGEST = 2.0**50  # samples; an upper limit just found may be any number, and would press all others into one line
+LEGEND = 36  # letters of a line in the legend, which is beside the panel and would leave no room for it
 MOST_PASSES = 12  # more passes than these are not marked, because the marks would look like a grid
 
 
@@ -81,7 +83,7 @@ def plot_doubt(axes: Axes, columns: Columns) -> None:
         if at:
             axes.plot(
                 *zip(*at, strict=True), marker, mfc=axes.get_facecolor(), mec=BLUE, ls="", zorder=3,
-                label=f"doubt: {doubt}",
+                label=fill(f"doubt: {doubt}", LEGEND),
             )  # fmt: skip
 
 
