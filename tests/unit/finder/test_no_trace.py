@@ -78,9 +78,9 @@ def test_a_block_whose_pooled_squares_are_beyond_the_numbers_of_a_float_is_left_
     model = nn.Linear(4, 1)
     with torch.no_grad():
         model.bias.fill_(8e18)  # each squared gradient is 8e37, so five of them are beyond float32
-    half = torch.ones(4, 4), torch.ones(4, 1)
+    batches = [(torch.ones(4, 4), torch.ones(4, 1))] * 10
     with pytest.raises(ValueError, match="nan or inf"):
-        bs_find(model, None, [half] * 10, batch_loss=lambda model, batch: model(batch[0]).square().mean() / 4, n_batch=5)
+        bs_find(model, lambda made, wanted: made.square().mean() / 4, batches, n_batch=5)
 
 
 def test_a_function_that_suggests_no_number_is_named():
