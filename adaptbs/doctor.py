@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from . import __version__
+from .checks import check_model
 from .gradients import owned, why_loss_is_needed, why_no_terms
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "numpy", "scipy", "fastai", "matplotlib", "pandas")
 FORMS = "give FILE.py:make_model, a function without arguments that returns the model, or a fastai export.pkl"
@@ -36,7 +42,12 @@ def main(arguments: Sequence[str]) -> str:
         raise NoModelError(f"doctor {' '.join(arguments)}: it takes one model at a time: {FORMS}")
     lines = [*versions(), *devices()]
     if arguments:
-        lines += ["", *examine(load(arguments[0]), arguments[0])]
+        model = load(arguments[0])
+        try:
+            check_model(model)
+        except (TypeError, ValueError) as error:
+            raise NoModelError(f"{arguments[0]}: {error}") from error
+        lines += ["", *examine(model, arguments[0])]
     return "\n".join(lines)
 
 
@@ -87,7 +98,10 @@ def _exported(path: Path) -> nn.Module:
         from fastai.learner import load_learner
     except ImportError as error:
         raise NoModelError(f'{path} is opened by fastai: pip install "adaptbs[fastai]"') from error
-    model: nn.Module = load_learner(path).model
+    try:
+        model: nn.Module = load_learner(path).model
+    except Exception as error:  # whatever unpickling raises
+        raise NoModelError(f"{path} is no fastai export that opens here ({type(error).__name__}: {error})") from error
     return model
 
 
@@ -106,13 +120,25 @@ def _made_by(path: Path, function: str) -> nn.Module:
         make = getattr(module, function, None)
         if make is None:
             raise NoModelError(f"{path} has no {function}: {FORMS}")
-        model = make if isinstance(make, nn.Module) else make()
+        model = make if isinstance(make, nn.Module) else _called(make, f"{path}:{function}")
     finally:
         sys.path[:] = before
         sys.modules.pop(spec.name, None)
     if not isinstance(model, nn.Module):
         raise NoModelError(f"{path}:{function} gives a {type(model).__name__}: it must return a torch.nn.Module")
     return model
+
+
+def _called(make: Any, name: str) -> Any:
+    if not callable(make):
+        raise NoModelError(f"{name} is a {type(make).__name__}, no function: {FORMS}")
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise NoModelError(f"{name} cannot be called without arguments, {error}: {FORMS}") from error
+    except ValueError:  # it shows no signature
+        log.debug("%s shows no signature", name)
+    return make()
 
 
 def _check_exists(path: Path) -> None:

@@ -222,7 +222,7 @@ def _rate(schedule: Callable[[float], float], progress: float) -> float:
 def _number(value: Any, name: str = "metric=") -> float:
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor
         raise TypeError(f"{name} returned {value!r}: it must return a number") from error
 
 

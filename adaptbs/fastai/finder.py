@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
 
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
 from fastprogress.fastprogress import progress_bar
-from torch.utils.data import DataLoader as TorchLoader
 
 from ..checks import check_functions, check_lr
-from ..finder import BatchSizeSuggestion, copy_of, find_batch_size, length_of, samples_of
-from ..model import OF_A_LEARNER, BatchLoss, preserved_loader
+from ..finder import BatchSizeSuggestion, copy_of, find_batch_size, samples_of
+from ..model import OF_A_LEARNER, BatchLoss, length_of, preserved_loader
 from .hyperparameters import is_adaptive
 from .learner import as_trained, batch_loss
 
@@ -113,7 +112,7 @@ def _preserved_loader(dl: Any) -> Iterator[None]:
     rng = found.get("rng")
     state = rng.getstate() if rng is not None else None
     try:
-        with preserved_loader(dl) if isinstance(dl, TorchLoader) else nullcontext():
+        with preserved_loader(dl):
             yield
     finally:
         attributes.clear()

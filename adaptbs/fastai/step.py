@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from ..memory import SafeStep
-from ..model import BatchLoss, batch_length, preserved, summing, weight_of_targets
+from ..model import BatchLoss, TrainedParameters, batch_length, preserved, summing, weight_of_targets
 from ..run import InPieces, TrainingRun
 from .learner import batch_of, carrying, prediction
 
@@ -43,8 +43,10 @@ class FastaiStep:
 
     def __init__(self, learn: Any, run: TrainingRun, loss: BatchLoss) -> None:
         self._learn, self._controller = learn, run.controller
-        self._in_pieces = InPieces(run, loss, self._adds_up, self._weights)
-        self._safe_step = SafeStep(getattr(learn.opt, "opt", learn.opt), lambda: learn.model.parameters())
+        optimizer = getattr(learn.opt, "opt", learn.opt)
+        parameters = TrainedParameters(learn.model, optimizer, loss)
+        self._in_pieces = InPieces(run, loss, self._adds_up, self._weights, parameters)
+        self._safe_step = SafeStep(optimizer, parameters)
         self._mixed: Any = None  # the Learner's MixedPrecision callback, if it has one
         self._left_autocast = False  # True once the callback's context has been left in this batch
 

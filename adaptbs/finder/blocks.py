@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from ..gradients import GradientPool, MeanGradient, squared_norm
-from ..model import BatchLoss, batch_length, preserved_grads, preserved_weights
-from ..noise_scale import estimate, to_floats
+from ..model import BatchLoss, batch_length, in_training, parameters_of, preserved_grads, preserved_weights
+from ..noise_scale import estimate, is_finite, to_floats
 from ..types import ENOUGH, NoiseScale, SquaredNorms
 from .doubts import FinderDoubts
 from .step_timer import measure_step_time, train_step
@@ -76,9 +76,9 @@ def measure_blocks(
     samples: list[int] = []
     seen, longest, doubts = 0, list[Any](), FinderDoubts(model, loss, samples_of_batch)
     has_pair = False  # True once a block had two batches that could be compared
+    trained = [*loss.parameters(model), *parameters_of(make_optimizer(0.0))]  # a loss may have some of its own
     # The user's gradient hooks may step an optimizer. They must not see the gradients of these steps.
-    with loss.preserving(model), preserved_weights(model), preserved_grads(model.parameters()):
-        model.train()
+    with loss.preserving(model), preserved_weights(model, trained), preserved_grads(trained), in_training(model):
         gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         while block := list(islice(batches, n_batch)):
             seen += sum(batch_length(batch) for batch in block)
@@ -86,8 +86,9 @@ def measure_blocks(
                 doubts.look(batch)
             has_pair = has_pair or len(alike_of(block)) > 1
             measured = measure_block(model, gradient, block)
-            if measured is not None:
-                norms += to_floats([measured])
+            read = to_floats([measured] if measured is not None else [])
+            if read and is_finite(read[0]):
+                norms += read
                 weights = [n.large_size * beta**age for age, n in enumerate(reversed(norms))][::-1]
                 curve.append(estimate(norms, weights, confidence))
                 samples.append(seen)

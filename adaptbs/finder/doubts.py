@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..gradients import Coupling, is_far
-from ..model import BatchLoss, batch_length
+from ..model import BatchLoss, batch_length, length_of
 from ..types import COUPLED
 
 
@@ -49,11 +49,3 @@ def samples_of(loader: Any, name: str = "batch_size") -> int | None:
     size, batches = getattr(loader, name, None), length_of(loader)
     several = batches is None or batches > 1
     return size if isinstance(size, int) and several else None
-
-
-def length_of(loader: Any) -> int | None:
-    """Number of a loader's batches; None if it is not known, as of a stream."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None

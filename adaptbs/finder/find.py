@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -28,9 +29,9 @@ from ..checks import (
 from ..decision import critical_over_simple
 from ..hyperparameters import traits_of
 from ..memory import memory_of, probe_batches
-from ..model import BatchLoss, batch_length, preserved_loader, without_hooks
+from ..model import BatchLoss, batch_length, in_training, length_of, preserved_loader, without_hooks
 from .blocks import block_length, measure_blocks
-from .doubts import length_of, samples_of
+from .doubts import samples_of
 from .sizes import largest_suggested, suggest, useful_batch_size
 from .suggestion import BatchSizeSuggestion
 
@@ -99,9 +100,9 @@ def bs_find(
     def make_optimizer(lr: float) -> Optimizer:
         return copy_of(optimizer, lr) if optimizer else SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
 
-    with preserved_loader(loader):
+    with preserved_loader(loader) as fetched:
         return find_batch_size(
-            model, loss, _fetch(loader), make_optimizer,
+            model, loss, fetched, make_optimizer,
             lr=lr, num_it=num_it, n_batch=n_batch, beta=beta, confidence=confidence,
             adaptive=optimizer is not None and traits_of(optimizer).adaptive, samples_of_batch=samples_of(loader),
             batches=length_of(loader),
@@ -149,8 +150,8 @@ def find_batch_size(
     if not 0 <= beta <= 1:
         raise ValueError(f"beta={beta!r}: it must lie between 0 (no smoothing) and 1 (plain mean)")
     measured = measure_blocks(
-        model, loss, islice(fetched, num_it), make_optimizer,
-        lr=lr, n_batch=n_batch, beta=beta, confidence=confidence, samples_of_batch=samples_of_batch,
+        model, loss, islice(fetched, num_it and min(num_it, sys.maxsize)), make_optimizer,
+        lr=lr, n_batch=min(n_batch, sys.maxsize), beta=beta, confidence=confidence, samples_of_batch=samples_of_batch,
     )  # fmt: skip
     critical = critical_over_simple(adaptive)
     useful, most = useful_batch_size(measured, critical), largest_suggested(measured)
@@ -169,7 +170,8 @@ def _fits(
         most = useful or 0
     start = batch_length(block[0])
     try:
-        return probe_batches(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
+        with in_training(model):
+            return probe_batches(model, loss, block, memory, most=max(most, start), optimizer=optimizer).batch_size
     except Exception as error:  # the noise scale took long to measure, so it must not be lost now
         log.info("the largest batch that fits in memory is not known: %s: %s", type(error).__name__, str(error))
         return None
@@ -181,11 +183,3 @@ def copy_of(optimizer: Optimizer, lr: float) -> Optimizer:
     twin.state = defaultdict(dict, {p: copy.deepcopy(state) for p, state in optimizer.state.items()})
     twin.param_groups = [{**group, "lr": lr} for group in optimizer.param_groups]
     return twin
-
-
-def _fetch(loader: Iterable[Any]) -> Iterator[Any]:
-    # A generator, so that the iteration starts with the first batch: a DataLoader draws a seed at its start, and only
-    # by then are the random states saved. An adaptive loader's own iteration would measure and decide, so its plain
-    # batches are used.
-    plain_batches: Callable[[], Iterator[Any]] = getattr(loader, "plain_batches", lambda: iter(loader))
-    yield from plain_batches()

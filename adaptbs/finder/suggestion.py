@@ -6,7 +6,10 @@ from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from keyword import iskeyword
+from numbers import Real
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..checks import check_functions
 from ..report import TradeOff, trade_off_at
@@ -86,14 +89,14 @@ class BatchSizeSuggestion:
         A function whose name cannot name a field, such as a lambda's, or is taken, is numbered: `suggestion_1`.
 
         Raises:
-            TypeError: if one of them is no function.
+            TypeError: if one of them is no function, or returns neither a number nor None.
         """
         check_functions("suggest_funcs", functions)
         names, others = [*self.suggestions._fields], [*self.others]
         for number, function in enumerate(functions, len(others) + 1):
             name = getattr(function, "__name__", "")
             names.append(name if _names_a_field(name) and name not in names else f"suggestion_{number}")
-            others.append((names[-1], function(self)))
+            others.append((names[-1], _number(function(self), names[-1])))
         return replace(self, others=tuple(others))
 
     def trade_off(self, base: int | None = None) -> TradeOff:
@@ -124,6 +127,13 @@ class BatchSizeSuggestion:
             self.to_dict(), self.batch_size, self.suggestions._asdict(), confidence=self.confidence,
             draw_trade_off=self.trade_off().draw if known else None,
         )  # fmt: skip
+
+
+def _number(value: Any, name: str) -> Any:
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if value is not None and not isinstance(value, Real):
+        raise TypeError(f"suggest_funcs: {name} returned {value!r}: it must return a batch size, a number, or None")
+    return value
 
 
 def _names_a_field(name: str) -> bool:

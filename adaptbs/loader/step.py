@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..gradients import shows_a_sum
 from ..memory import SafeStep
-from ..model import BatchLoss, trainable
+from ..model import BatchLoss, TrainedParameters
 from ..run import InPieces, TrainingRun
 
 FEW = 8  # samples that show whether a loss is a mean or a sum
@@ -30,15 +30,16 @@ class LoaderStep:
 
     def __init__(self, run: TrainingRun, optimizer: Optimizer, loss: BatchLoss) -> None:
         self._run, self._model, self._optimizer, self._loss = run, run.model, optimizer, loss
-        self._safe_step = SafeStep(optimizer, self._model.parameters)
-        self._in_pieces = InPieces(run, loss, self._adds_up, self._weights)
+        self._parameters = TrainedParameters(self._model, optimizer, loss)
+        self._safe_step = SafeStep(optimizer, self._parameters)
+        self._in_pieces = InPieces(run, loss, self._adds_up, self._weights, self._parameters)
         self._sums: bool | None = None  # True if the loss is a sum over samples; None until that is known
 
     def __call__(
         self, batch: Any, scaler: torch.amp.GradScaler | None, before_step: Callable[[], None] | None
     ) -> Tensor:
         self._run.controller.memory.expect_pieces()
-        with _earlier_gradients_added(trainable(self._model)):
+        with _earlier_gradients_added(self._parameters()):
             loss = self._in_pieces(batch, self._in_pieces.samples(batch), partial(self._backward, scaler))
         if self._run.tracker.current.ends_step:
             self._step(scaler, before_step)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from ..checks import (
     check_batches,
@@ -22,9 +23,11 @@ from ..checks import (
 )
 from ..model import (
     BatchLoss,
+    WeightSnapshot,
     batch_bytes,
     batch_length,
     has_batch_norm,
+    length_of,
     preserved,
     preserved_loader,
 )
@@ -109,13 +112,19 @@ def probe_memory(
         )
     if max_batch_size is not None:
         check_size("max_batch_size", max_batch_size)
-    with preserved_loader(loader), preserved(model):
-        looked_at = list(islice(loader, LOOKED_AT))
+    with preserved_loader(loader) as batches, preserved(model):
+        looked_at = [batch for batch in islice(batches, LOOKED_AT) if batch_length(batch)]
     if not looked_at:
         raise ValueError("the loader gave no batch to try: give a loader of at least one batch")
-    dataset: Any = getattr(loader, "dataset", None)
-    most = max_batch_size or (len(dataset) if hasattr(dataset, "__len__") else UNKNOWN)
+    most = int(max_batch_size or _samples_of(loader) or UNKNOWN)
     return probe_batches(model, loss, looked_at, memory, most=most, optimizer=optimizer)
+
+
+def _samples_of(loader: Any) -> int | None:
+    """Samples of a loader's dataset. None if they are not known: of a stream, or where each of its items is a batch."""
+    if isinstance(loader, DataLoader) and loader.batch_sampler is None:
+        return None
+    return length_of(getattr(loader, "dataset", None))
 
 
 def probe_batches(
@@ -133,10 +142,16 @@ def probe_batches(
     """
     batch = max(looked_at, key=_bytes_of_a_sample)
     start = min(batch_length(looked_at[0]), most)
-    trials = search(
-        lambda size: try_size(model, loss, batch, size, memory, optimizer=optimizer),
-        start, most, least=2 if has_batch_norm(model) else 1, careful=memory.careful,
-    )  # fmt: skip
+    # Each trial with an optimizer puts the weights back. Without one only a forward pass that writes them changes them.
+    values = WeightSnapshot(loss.parameters(model)) if optimizer is None else None
+    try:
+        trials = search(
+            lambda size: try_size(model, loss, batch, size, memory, optimizer=optimizer),
+            start, most, least=2 if has_batch_norm(model) else 1, careful=memory.careful,
+        )  # fmt: skip
+    finally:
+        if values is not None:
+            values.restore()
     return MemoryProbe(largest_fitting(trials), trials[-1].limit, tuple(trials))
 
 

@@ -15,6 +15,7 @@ from ..model import (
     BatchLoss,
     WeightSnapshot,
     certain_repeat,
+    parameters_of,
     preserved_grads,
     trainable,
     without_hooks,
@@ -36,6 +37,7 @@ def try_size(
     memory: DeviceMemory,
     *,
     optimizer: Any = None,
+    trained: Iterable[Tensor] = (),
     more: int = 0,
     watching: Callable[[int], AbstractContextManager[None]] = lambda size: nullcontext(),
 ) -> Trial:
@@ -48,27 +50,29 @@ def try_size(
         size: samples.
         memory: the memory of the model's device.
         optimizer: takes the step without its hooks. None: forward and backward passes only.
+        trained: parameters that the passes may reach beside the model's and the loss's.
         more: bytes that training sometimes needs on top, for example for the second gradient of a measurement.
         watching: function (size) -> context of a forward and backward pass, in which the step is measured.
 
     Raises:
         NotCutError: if the layout of the batch does not tell how to repeat its samples.
     """
-    parameters = list(model.parameters())  # frozen ones too: optimizers step them if an old gradient is left
+    # Frozen ones too, since optimizers step them if an old gradient is left, and those of the loss's own.
+    parameters = list({id(p): p for p in (*loss.parameters(model), *parameters_of(optimizer), *trained)}.values())
     rest = memory.in_use()
     values = WeightSnapshot(parameters, optimizer) if optimizer is not None else None
     twin = without_hooks(optimizer) if isinstance(optimizer, Optimizer) else optimizer
     peak: int | None = None
-    with preserved_grads(parameters), loss.preserving(model):
-        try:
+    try:
+        with preserved_grads(parameters), loss.preserving(model):
             peak = _peak(model, loss, certain_repeat(batch, size), parameters, memory, twin, partial(watching, size))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            log.info("a batch of %d samples does not fit: %s", size, str(error))  # a kept record keeps its tensors
-        finally:
-            if values is not None:
-                values.restore()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.info("a batch of %d samples does not fit: %s", size, str(error))  # a kept record keeps its tensors
+    finally:
+        if values is not None:
+            values.restore()  # once parameters that a pass has put on other memory are back on their own
     if peak is None:  # outside of the except block, which would keep the tensors of the failed step alive
         memory.release()
     return Trial(size, None if peak is None else peak + more, memory.limit(), rest + bytes_of(trainable(model)) + more)
@@ -78,7 +82,7 @@ def _peak(
     model: nn.Module,
     loss: BatchLoss,
     batch: Any,
-    parameters: list[nn.Parameter],
+    parameters: list[Tensor],
     memory: DeviceMemory,
     twin: Any,
     watching: Callable[[], AbstractContextManager[None]],
@@ -128,6 +132,7 @@ class MemoryTrial:
         memory: the device's memory.
         batch: returns the latest batch of the run.
         measures: returns the meter of the run's steps, None if nothing is measured.
+        optimizer: the optimizer of the run. Its parameters may lie outside of the model.
         accumulates: True if a step's later passes begin with the gradient of the earlier ones.
     """
 
@@ -139,19 +144,21 @@ class MemoryTrial:
         batch: Callable[[], Any],
         *,
         measures: Callable[[], Measures | None],
+        optimizer: Any = None,
         accumulates: bool = False,
     ) -> None:
         self._model, self._loss, self._memory, self._batch, self._measures = model, loss, memory, batch, measures
-        self._accumulates = accumulates
+        self._optimizer, self._accumulates = optimizer, accumulates
 
     def __call__(self, size: int) -> Trial:
         measures = self._measures()
         more = bytes_of(trainable(self._model)) if self._accumulates else 0
+        attempt = partial(
+            try_size, self._model, self._loss, self._batch(), size, self._memory, trained=parameters_of(self._optimizer)
+        )
         if measures is None:
-            return try_size(self._model, self._loss, self._batch(), size, self._memory, more=more)
-        more += measures.bytes_beside_step
-        watching = measures.watching
-        return try_size(self._model, self._loss, self._batch(), size, self._memory, more=more, watching=watching)
+            return attempt(more=more)
+        return attempt(more=more + measures.bytes_beside_step, watching=measures.watching)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

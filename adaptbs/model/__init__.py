@@ -12,16 +12,18 @@ from .batch_loss import (
 )
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import draws, random_state, set_random_state, with_index
+from .loaders import length_of, preserved_loader
 from .modules import (
     CachedFact,
     has_batch_norm,
     has_compiled,
     has_static_shapes,
+    in_training,
     is_compiled,
     trainable,
     without_chance,
 )
-from .optimizers import without_hooks
+from .optimizers import TrainedParameters, parameters_of, without_hooks
 from .preserve import (
     RandomStates,
     Snapshot,
@@ -29,7 +31,6 @@ from .preserve import (
     add_note,
     preserved,
     preserved_grads,
-    preserved_loader,
     preserved_weights,
 )
 from .samples import collates_all, has_a_row_a_sample, takes_one_apart
@@ -49,6 +50,7 @@ __all__ = [
     "RandomStates",
     "Snapshot",
     "Split",
+    "TrainedParameters",
     "WeightSnapshot",
     "a_few_of",
     "a_few_others",
@@ -68,7 +70,10 @@ __all__ = [
     "has_batch_norm",
     "has_compiled",
     "has_static_shapes",
+    "in_training",
     "is_compiled",
+    "length_of",
+    "parameters_of",
     "preserved",
     "preserved_grads",
     "preserved_loader",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .values import CONTAINERS, ValueCopies, is_generator, is_to_be_copied
+from .values import CONTAINERS, ValueCopies, is_generator, is_to_be_copied, is_trained
 
 OF_TORCH = frozenset(vars(nn.Module()))  # parameters, buffers, hooks and the like, which others take care of
 
@@ -36,6 +36,11 @@ class AttributeCopies:
     def generators(self) -> list[Any]:
         """Generators of random numbers among the attributes."""
         return [value for owner in self._owners for value in vars(owner.each).values() if is_generator(value)]
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """Tensors among the attributes that a backward pass gives a gradient."""
+        return [value for owner in self._owners for value in vars(owner.each).values() if is_trained(value)]
 
     def take(self) -> None:
         """Copy the attributes as they are now."""

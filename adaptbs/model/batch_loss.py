@@ -129,6 +129,15 @@ class BatchLoss:
         of_model = AttributeCopies((*model.modules(), *self.modules)), VariableCopies(functions_in(model))
         return [each for found in (*of_model, *self._copies_of_own()) for each in found.generators]
 
+    def parameters(self, model: nn.Module) -> list[Tensor]:
+        """The model's parameters, and those that the loss brings along: of its modules, or that it names by themselves.
+
+        A backward pass adds to the `.grad` of all of them.
+        """
+        own = (p for module in self.modules for p in module.parameters())
+        named = (p for each in self._copies_of_own() for p in each.trained)
+        return list({id(p): p for p in (*model.parameters(), *own, *named)}.values())
+
     def _copies_of_own(self) -> tuple[AttributeCopies, VariableCopies]:
         function = self._loss_func or self._batch_loss
         return AttributeCopies(owners_of(function)), VariableCopies([function])

@@ -98,6 +98,24 @@ def drops_by_itself(module: nn.Module) -> bool:
     return False
 
 
+@contextmanager
+def in_training(model: nn.Module) -> Iterator[None]:
+    """Put a model in training mode. At the end put each module back in its own, and freeze and thaw what was so.
+
+    A `train()` of the user's own may freeze layers.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.train()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, trains in trained:
+            parameter.requires_grad_(trains)
+
+
 class CachedFact(Generic[T]):
     """A fact about a model that is asked for at every epoch, and is found by searching all of its modules.
 

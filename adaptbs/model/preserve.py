@@ -1,4 +1,4 @@
-"""Save and restore a model's weights and buffers, `.grad`, an optimizer, a loader and the random states."""
+"""Save and restore a model's weights and buffers, `.grad`, an optimizer and the random states."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .attributes import AttributeCopies
 from .devices import random_state, set_random_state
 from .modules import drawing_devices
 from .tensors import TensorCopies
-from .values import state_of
+from .values import ValueCopies, state_of, tensors_in
 from .variables import CalledFunctions, VariableCopies
 
 
@@ -176,42 +175,29 @@ def preserved_grads(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_weights(model: nn.Module) -> Iterator[None]:
-    """Restore parameters, `.grad` and train/eval modes too, besides everything that `preserved` restores."""
-    parameters = [(p, p.detach().clone()) for p in model.parameters()]
-    gradients: list[Any] = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+def preserved_weights(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Restore parameters, `.grad` and train/eval modes too, besides everything that `preserved` restores.
+
+    Args:
+        model: the model.
+        others: parameters outside of it, such as a loss's.
+    """
+    found = {id(p): p for p in (*model.parameters(), *others)}.values()
+    parameters = [(p, p.detach().clone()) for p in found]
+    gradients: list[Any] = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in found]
     modes = [(m, m.training) for m in model.modules()]
-    with preserved(model):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in parameters:
-                    parameter.copy_(value)
-                for parameter, gradient, saved in gradients:
-                    parameter.grad = gradient if saved is None else gradient.copy_(saved)
-            for module, training in modes:
-                module.training = training
-
-
-@contextmanager
-def preserved_loader(loader: Any) -> Iterator[None]:
-    """Restore the generators of a DataLoader and of its samplers, and the loader's persistent workers."""
-    batches = getattr(loader, "batch_sampler", None)
-    owners = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
-    found: set[Any] = {getattr(owner, "generator", None) for owner in owners} - {None}
-    states = [(generator, generator.get_state()) for generator in found]
-    # Persistent workers are set aside, because iterating would leave them in the middle of an epoch.
-    workers = getattr(loader, "_iterator", None)
-    if isinstance(loader, DataLoader):
-        loader._iterator = None
     try:
-        yield
+        # Within, so that a parameter which a pass has put on other memory is back on its own when its values are.
+        with preserved(model):
+            yield
     finally:
-        if isinstance(loader, DataLoader):
-            loader._iterator = workers
-        for generator, state in states:
-            generator.set_state(state)
+        with torch.no_grad():
+            for parameter, value in parameters:
+                parameter.copy_(value)
+            for parameter, gradient, saved in gradients:
+                parameter.grad = gradient if saved is None else gradient.copy_(saved)
+        for module, training in modes:
+            module.training = training
 
 
 class WeightSnapshot:
@@ -226,8 +212,12 @@ class WeightSnapshot:
         self._state = getattr(optimizer, "state", {})
         self._groups = [(group, dict(group)) for group in getattr(optimizer, "param_groups", ())]
         self._entries = {p: dict(entry) for p, entry in self._state.items()}
-        tensors = [v for entry in self._entries.values() for v in entry.values() if isinstance(v, Tensor)]
-        self._copies = [(t, t.detach().to("cpu", copy=True)) for t in (*parameters, *tensors)]
+        of_groups = [value for _, group in self._groups for name, value in group.items() if name != "params"]
+        values = [*(value for entry in self._entries.values() for value in entry.values()), *of_groups]
+        self._containers = ValueCopies()
+        self._containers.take(values, ())
+        found = {id(t): t for t in (*parameters, *tensors_in(values))}.values()
+        self._copies = [(t, t.detach().to("cpu", copy=True)) for t in found]
 
     def restore(self) -> None:
         """Restore the copied values. Removes optimizer state that did not exist when the copy was made."""
@@ -240,6 +230,7 @@ class WeightSnapshot:
         for parameter, entry in self._entries.items():
             self._state[parameter].clear()
             self._state[parameter].update(entry)
+        self._containers.restore()
         for group, found in self._groups:
             group.clear()
             group.update(found)

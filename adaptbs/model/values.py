@@ -50,7 +50,7 @@ class ValueCopies:
         for tensor in self._tensors.values():
             tensor.restore()
         for generator, state in self._generators:
-            _set_state(generator, state)
+            set_state(generator, state)
 
     def drop(self) -> None:
         """Let go of the copies, which may hold the graph of a step, or its activations."""
@@ -62,6 +62,11 @@ def is_to_be_copied(value: Any, *, of_module: bool) -> bool:
     if not isinstance(value, Tensor) or value.requires_grad:
         return False
     return is_writable(value) and (of_module or value.numel() <= LARGEST_TENSOR)
+
+
+def is_trained(value: Any) -> bool:
+    """True for a tensor that a backward pass gives a gradient."""
+    return isinstance(value, Tensor) and value.requires_grad and value.is_leaf
 
 
 def is_generator(value: Any) -> bool:
@@ -80,7 +85,8 @@ def state_of(generator: Any) -> Any:
     return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
 
 
-def _set_state(generator: Any, state: Any) -> None:
+def set_state(generator: Any, state: Any) -> None:
+    """Set the state that `state_of` returned."""
     bits = getattr(generator, "bit_generator", None)
     if bits is not None:
         bits.state = state
@@ -133,6 +139,15 @@ def _containers(values: Iterable[Any]) -> Iterator[Any]:
         yield from {id(v): v for v in found}.values()
         short = [v for v in found if len(v) <= LARGEST]
         level = [inner for v in short for inner in (v.values() if isinstance(v, dict) else v)]
+
+
+def tensors_in(values: Iterable[Any], deepest: int = DEEPEST) -> Iterator[Tensor]:
+    """The tensors among values, and in containers and tuples among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif deepest and isinstance(value, list | tuple | deque | dict):
+            yield from tensors_in(value.values() if isinstance(value, dict) else value, deepest - 1)
 
 
 def _copy_of(tensor: Tensor, before: _TensorCopy | None) -> _TensorCopy:

@@ -12,12 +12,12 @@ from operator import is_
 from types import CellType, CodeType
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .attributes import AttributeCopies
-from .values import ValueCopies, is_generator, is_to_be_copied
+from .values import ValueCopies, is_generator, is_to_be_copied, is_trained
 
 DEEPEST = 3  # functions that call each other
 NOTHING = object()  # in a variable that has no value
@@ -49,6 +49,12 @@ class VariableCopies:
         values = [place.read() for place in self._places]
         return [*(each for each in values if is_generator(each)), *self._objects_of(values).generators]
 
+    @property
+    def trained(self) -> list[Tensor]:
+        """Tensors that a backward pass gives a gradient: variables, and attributes of the user's objects."""
+        values = [place.read() for place in self._places]
+        return [*filter(is_trained, values), *self._objects_of(values).trained]
+
     def take(self) -> None:
         """Copy the variables as they are now."""
         if not self._places and not self._bound:
@@ -61,7 +67,7 @@ class VariableCopies:
 
     def _objects_of(self, values: Iterable[Any]) -> AttributeCopies:
         """The copies of the user's objects among these values, and of those whose methods the functions are."""
-        owners = list({id(each): each for each in (*self._bound, *values) if _is_an_object_of_the_users(each)}.values())
+        owners = list({id(each): each for each in (*self._bound, *values) if is_an_object_of_the_users(each)}.values())
         if [*map(id, owners)] != [*map(id, self._owners)]:
             self._owners, self._objects = owners, AttributeCopies(owners)
         return self._objects
@@ -110,7 +116,7 @@ class CalledFunctions:
         if before is None or len(called) != len(before) or not all(map(is_, called, before)):
             self._called = called
             unique = {id(each): each for each in called}.values()
-            self._found = [each for each in unique if _is_the_users_function(each)]
+            self._found = [each for each in unique if is_the_users_function(each)]
         return self._found
 
 
@@ -185,11 +191,11 @@ def _referred_to(value: Any) -> Iterator[_Place]:
         yield from map(_Held, (*value.args, *value.keywords.values()))
         value = value.func
     owner = value.__self__ if inspect.ismethod(value) else value
-    if _is_an_object_of_the_users(owner):
+    if is_an_object_of_the_users(owner):
         attributes = vars(owner).values()
         yield from (_Held(each) for each in attributes if inspect.isroutine(each) or isinstance(each, partial))
     function = _function(value)
-    if not _is_the_users_function(function):
+    if not is_the_users_function(function):
         return
     yield from map(_Held, (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()))
     yield from map(_Cell, function.__closure__ or ())
@@ -223,14 +229,16 @@ def _function(value: Any) -> Any:
     return inspect.getattr_static(type(value), "__call__", None)
 
 
-def _is_the_users_function(value: Any) -> bool:
+def is_the_users_function(value: Any) -> bool:
+    """True for a function, or anything that can be called, whose code is the user's, not an installed package's."""
     value = _function(value)
     if not inspect.isfunction(value) or _is_of_adaptbs(value.__module__):
         return False
     return _is_the_users_file(value.__code__.co_filename)
 
 
-def _is_an_object_of_the_users(value: Any) -> bool:
+def is_an_object_of_the_users(value: Any) -> bool:
+    """True for an object of a class of the user's with attributes, but not for a model, optimizer or DataLoader."""
     if not _is_the_users_module(type(value).__module__) or not hasattr(value, "__dict__"):
         return False
     return not isinstance(value, nn.Module | Optimizer | DataLoader) and not inspect.isclass(value)

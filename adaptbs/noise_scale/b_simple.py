@@ -134,6 +134,15 @@ def student_t(confidence: float, degrees: float) -> float:
     return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
+def is_finite(norms: SquaredNorms) -> bool:
+    """True if tr(Sigma) and |G|^2 of a measurement are finite. Large norms may be, and their multiples not.
+
+    Args:
+        norms: the measurement, as floats.
+    """
+    return math.isfinite(norms.trace) and math.isfinite(norms.grad_sq)
+
+
 def to_floats(norms: Sequence[SquaredNorms]) -> list[SquaredNorms]:
     """The same measurements as Python floats, read from the device together."""
     scalars = [v for n in norms for v in (n.small, n.large)]

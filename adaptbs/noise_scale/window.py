@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..types import NoiseScale, SquaredNorms
-from .b_simple import limits, pool, to_floats, traces_and_squares
+from .b_simple import is_finite, limits, pool, to_floats, traces_and_squares
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +118,9 @@ class MeasurementWindow:
         self._estimates = {}
         samples = [s for s, _ in self._unread]
         read = list(zip(samples, to_floats([n for _, n in self._unread]), strict=True))
-        finite = [(s, n) for s, n in read if math.isfinite(n.small) and math.isfinite(n.large)]
+        finite = [(s, n) for s, n in read if is_finite(n)]
         if len(finite) < len(read):
-            self._skipped += [s for s, n in read if not (math.isfinite(n.small) and math.isfinite(n.large))]
+            self._skipped += [s for s, n in read if not is_finite(n)]
         if self._skipped and not self._warned:
             self._warned = True
             log.warning(

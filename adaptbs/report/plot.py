@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..types import NOTHING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 
 PLAIN = ("noise_scale", "low", "high")  # the history's columns of the plain noise scale
+LARGEST = 2.0**50  # samples; an upper limit just found may be any number, and would press all others into one line
+LEGEND = 36  # letters of a line in the legend, which is beside the panel and would leave no room for it
 MOST_PASSES = 12  # more passes than these are not marked, because the marks would look like a grid
 
 
@@ -76,11 +79,11 @@ def plot_doubt(axes: Axes, columns: Columns) -> None:
     points = list(zip(columns["samples"], columns["noise_scale"], columns["low"], columns["doubt"], strict=True))
     for doubt, marker in zip(doubts, cycle("osD^v<>"), strict=False):
         # Without a point estimate only the lower limit is known.
-        at = [(s, simple or low) for s, simple, low, d in points if d == doubt and (simple or low)]
+        at = [(s, min(simple or low, LARGEST)) for s, simple, low, d in points if d == doubt and (simple or low)]
         if at:
             axes.plot(
                 *zip(*at, strict=True), marker, mfc=axes.get_facecolor(), mec=BLUE, ls="", zorder=3,
-                label=f"doubt: {doubt}",
+                label=fill(f"doubt: {doubt}", LEGEND),
             )  # fmt: skip
 
 
@@ -133,8 +136,8 @@ def plot_suggestion(
 
 
 def noise_scale_limits(*columns: Any) -> tuple[float, float]:
-    """Limits of an axis that shows all values that are finite and above 0."""
-    known = [v for values in columns for v in values if v is not None and math.isfinite(v) and v > 0]
+    """Limits of an axis that shows all values that are finite and above 0, up to `LARGEST`."""
+    known = [min(v, LARGEST) for values in columns for v in values if v is not None and math.isfinite(v) and v > 0]
     return max(1.0, min(known, default=1.0) / 2), 2 * max([1.0, *known])
 
 
@@ -146,7 +149,7 @@ def plot_noise_scale(
     An upper limit of inf reaches the top of the axis, where a mark says so. An unknown limit leaves a gap.
     """
     nan, (bottom, top) = float("nan"), limits
-    below = [nan if v is None else max(v, bottom) for v in low]
+    below = [nan if v is None else min(max(v, bottom), top) for v in low]
     above = [nan if v is None else min(v, top) for v in high]
     label = f"{100 * confidence:g} % band"
     axes.fill_between(samples, below, above, color=BLUE, alpha=0.25, linewidth=0, label=label)
@@ -169,8 +172,8 @@ def _mark_passes(axes: Axes, samples: Sequence[int], pass_samples: int) -> None:
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
-    """The values with nan, at which matplotlib leaves a gap, in place of None."""
-    return [math.nan if value is None else value for value in values]
+    """The values, up to `LARGEST`, with nan, at which matplotlib leaves a gap, in place of None."""
+    return [math.nan if value is None else min(value, LARGEST) for value in values]
 
 
 def _panels(rows: int, shared: int | None = None) -> tuple[Figure, list[Axes]]:

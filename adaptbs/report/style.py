@@ -46,13 +46,19 @@ def in_style(**changes: Any) -> AbstractContextManager[Any]:
 
 
 def plain_numbers(axes: Axes) -> None:
-    """Label the vertical axis with numbers such as 256 in place of 2^8."""
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+    """Label the vertical axis with numbers such as 256 in place of 2^8, and 3e+07 where they would be long."""
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y < 1e7 else f"{y:.0e}")
 
 
 def in_thousands(axes: Axes) -> None:
-    """Label the horizontal axis with numbers such as 20k."""
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.10g}k" if x else "0")
+    """Label the horizontal axis with numbers such as 20k, 30M and 4e+10, so that long runs' do not overlap."""
+    axes.xaxis.set_major_formatter(lambda x, _: _short(x))
+
+
+def _short(x: float) -> str:
+    if x < 1e7:
+        return f"{x / 1000:,.10g}k" if x else "0"
+    return f"{x / 1e6:,.10g}M" if x < 1e10 else f"{x:.3g}"
 
 
 def beside(axes: Axes) -> None:

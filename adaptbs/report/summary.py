@@ -97,7 +97,7 @@ class RunSummary:
 
     @property
     def _title(self) -> str:
-        seen = f"over {self.samples:,} samples"
+        seen = f"over {self.samples:,} sample{'' if self.samples == 1 else 's'}"
         if not self.changes:
             return f"The batch size stayed {self.start:,} {seen} ({in_words(self.reason)})."
         path = f"from {self.start:,} to {self.changes[-1].after:,}"

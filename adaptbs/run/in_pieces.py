@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from ..memory import BatchCuts, lengths, run_in_pieces, shares
-from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm, trainable
+from ..model import BatchLoss, Snapshot, batch_length, has_batch_norm
 from .holds import NOT_CUT
 from .training_run import TrainingRun
 
@@ -26,6 +28,7 @@ class InPieces:
         adds_up: function (batch, samples, number of pieces) -> True if the batch's loss is the sum of its pieces'.
         weights: function (pieces, samples of each) -> weights of the pieces' losses in the batch's, for a mean. The
             samples are None unless the user cuts the batch.
+        parameters: returns all that the step trains.
     """
 
     def __init__(
@@ -34,8 +37,10 @@ class InPieces:
         loss: BatchLoss,
         adds_up: Callable[[Any, int, int], bool],
         weights: Callable[[Sequence[Any], Sequence[int | None]], Sequence[float]],
+        parameters: Callable[[], Iterable[Tensor]],
     ) -> None:
         self._run, self._loss, self._adds_up, self._weights = run, loss, adds_up, weights
+        self._parameters = parameters
         holds = run.controller.holds
         holds.remove(NOT_CUT)  # of a resumed run, which may have been given `split=` meanwhile
         self._cuts = BatchCuts(loss, run.model, self._shares, partial(holds.doubt, NOT_CUT))
@@ -91,7 +96,7 @@ class InPieces:
     def _undo(self) -> None:
         """Undo a pass that ran out of memory."""
         self._run.measuring.stop()  # what it has seen of the failed pass would be held until its end
-        for p in trainable(self._run.model):
+        for p in self._parameters():
             p.grad = None
         self._before.restore()
 

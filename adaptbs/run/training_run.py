@@ -59,7 +59,7 @@ class TrainingRun:
     Args:
         settings: the user's arguments.
         model: the model being trained.
-        optimizer: torch's or fastai's, for the views that `metric=` and `by_group=` ask for.
+        optimizer: torch's or fastai's, for the views that `metric=` and `by_group=` ask for, and its parameters.
         batch_size: samples of the first batches.
         epoch_samples: samples of an epoch.
         adaptive: True if the optimizer divides by the gradient's size.
@@ -103,7 +103,7 @@ class TrainingRun:
             settings, batch_size=batch_size, epoch_samples=epoch_samples, adaptive=adaptive,
             views=tuple(views), batches_per_step=batches_per_step, ranks=ranks, source=source, per_step=per_step,
         )  # fmt: skip
-        self.model, self.settings, self._ranks = model, settings, ranks
+        self.model, self.settings, self._ranks, self._optimizer = model, settings, ranks, optimizer
         self._is_compiled, self._on_schedule_moved = CachedFact(model, partial(has_compiled, model)), on_schedule_moved
         self._trial, self._micro_batch_size = trial, micro_batch_size
         meter = partial(NoiseMeter, model, loss, choice=settings.source, views=views, parameters=parameters)
@@ -143,7 +143,7 @@ class TrainingRun:
             this = weakref.proxy(self)  # `self` would make a cycle, which keeps the model until a garbage collection
             trial = MemoryTrial(
                 self._trial.model, self._trial.loss, memory, lambda: this._batch,
-                measures=lambda: this._measured_by or this._meter,
+                measures=lambda: this._measured_by or this._meter, optimizer=self._optimizer,
                 accumulates=batches_per_step > self._ranks.world_size,
             )  # fmt: skip
         return MemoryLimit(

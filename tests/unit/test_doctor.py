@@ -22,6 +22,14 @@ plain = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 2))
 
 def number():
     return 3
+
+SIZE = 3
+
+def sized(n):
+    return nn.Linear(n, 1)
+
+def lazy():
+    return nn.LazyLinear(1)
 """
 
 
@@ -122,11 +130,21 @@ def test_a_model_without_anything_to_train_is_said_to_be():
         ("{}:number", "gives a int: it must return a torch.nn.Module"),
         ("nowhere.py:make_model", "there is no file nowhere.py"),
         ("nowhere.pkl", "there is no file nowhere.pkl"),
+        ("{}:SIZE", "is a int, no function: give FILE.py:make_model"),
+        ("{}:sized", "cannot be called without arguments, missing a required argument: 'n'"),
+        ("{}:lazy", "lazy layers that have no shape yet"),
     ],
 )
 def test_what_names_no_model_is_refused_with_what_to_name(name, words, models, capsys):
     assert main(["doctor", name.format(models)]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_export_is_named(tmp_path, capsys):
+    file = tmp_path / "weights.pkl"
+    torch.save({"weight": torch.ones(1)}, file)
+    assert main(["doctor", str(file)]) == 1
+    assert "weights.pkl is no fastai export that opens here (AttributeError" in capsys.readouterr().err
 
 
 def test_one_model_at_a_time(capsys):

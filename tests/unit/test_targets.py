@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from adaptbs.hyperparameters.learning_rate import linear, sqrt
 from adaptbs.targets import LARGEST, exponential_ramp, linear_ramp, on_plateau, seesaw, step_ramp
@@ -155,6 +156,7 @@ def test_the_learning_rate_of_seesaw_with_the_rules_of_auto(cut):
         (lambda: on_plateau(lambda: "low")(None, 8, 0.1), TypeError, "metric= returned 'low'"),
         (lambda: seesaw(64, 0.5), TypeError, r"schedule=0\.5"),
         (lambda: seesaw(64, lambda p: 0), ValueError, "nowhere above 0"),
+        (lambda: on_plateau(lambda: torch.tensor(1j))(None, 8, 0.1), TypeError, "metric= returned tensor"),
         (lambda: seesaw(64, lambda p: -p), ValueError, "schedule= returned"),
         (lambda: seesaw(64, lambda p: math.nan), ValueError, "schedule= returned nan"),
         (lambda: seesaw(64, lambda p: None), TypeError, "schedule= returned None"),

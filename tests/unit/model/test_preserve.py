@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
+from adaptbs.model.loaders import preserved_loader
 from adaptbs.model.modules import drawing_devices
-from adaptbs.model.preserve import Preserver, RandomStates, Snapshot, preserved, preserved_loader, preserved_weights
+from adaptbs.model.preserve import Preserver, RandomStates, Snapshot, preserved, preserved_weights
 
 
 @pytest.fixture

@@ -174,3 +174,12 @@ def test_a_state_saved_at_any_time_changes_no_later_estimate():
                 window.estimate(0.9)
         saved.state_dict()
     assert saved.estimate(0.9) == plain.estimate(0.9)
+
+
+def test_finite_norms_whose_multiples_are_not_are_left_out():
+    window = MeasurementWindow(1000)
+    window.add(2, SquaredNorms(8, 1e308, 16, 1e308))
+    for i in range(4):
+        window.add(4 * i, norms(10, 2))
+    found = window.estimate(0.9)
+    assert (found.simple, found.measurements, found.skipped) == (pytest.approx(5), 4, 1)

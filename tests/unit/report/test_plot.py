@@ -167,3 +167,22 @@ def test_thousands_are_written_out():
     in_thousands(axes)
     label = axes.xaxis.get_major_formatter()
     assert [label(x) for x in (0, 250, 20_000, 1_000_000, 1_200_000)] == ["0", "0.25k", "20k", "1,000k", "1,200k"]
+    assert [label(x) for x in (2.5e7, 1.5e9, 2e12)] == ["25M", "1,500M", "2e+12"]
+
+
+def test_a_long_doubt_leaves_the_panel_its_room():
+    made = history(START, (100, 128, 900.0, 600.0, 1500.0))
+    made.records[-1]["doubt"] = "a long doubt about the loop, as another library's callback may bring " * 2
+    top = plotted(made).axes[0]
+    lines = [line for text in top.get_legend().get_texts() for line in text.get_text().splitlines()]
+    assert max(map(len, lines)) <= 36
+    assert top.get_position().width > 0.4
+
+
+def test_noise_scales_beyond_all_datasets_do_not_press_the_others_into_a_line(recwarn):
+    figure = plotted(history(START, (100, 128, 1.7e308, 1e300, 1.7e308), (200, 128, 900.0, 600.0, 1500.0)))
+    bottom, top = figure.axes[0].get_ylim()
+    assert (bottom, top) == (32, 2**51)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert max(map(len, labels)) < 10
+    assert not recwarn.list
