@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from contextlib import nullcontext
 from functools import partial
 
@@ -12,6 +14,7 @@ import torch
 accelerate = pytest.importorskip("accelerate", reason="needs accelerate: `make trainers` runs it in .venv-trainers")
 
 from accelerate import Accelerator, skip_first_batches  # noqa: E402
+from accelerate.utils import DataLoaderConfiguration  # noqa: E402
 from torch.optim.lr_scheduler import LambdaLR, StepLR  # noqa: E402
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler  # noqa: E402
 
@@ -296,6 +299,75 @@ def test_evaluating_within_an_epoch_and_breaking_off_leave_accelerates_state_rig
     assert run.loader.end_of_dataloader is False
     with torch.no_grad():
         assert sum(len(index) for *_, index in run.loader) == UNEVEN
+
+
+def looks_inside(number, run, kept):
+    if number < 20:  # at the last batch the stock loader itself forgets that it is the last
+        next(iter(run.loader))
+
+
+def keeps_a_look(number, run, kept):
+    if number == 3:
+        kept[:] = [iter(run.loader)]
+        next(kept[0])
+
+
+def drops_what_was_kept(number, run, kept):
+    if number == 0:
+        kept.append(iter(run.loader))
+        next(kept[-1])
+    if number == 5:
+        kept.clear()
+
+
+@pytest.mark.parametrize("does", [looks_inside, keeps_a_look, drops_what_was_kept])
+def test_another_iteration_that_ends_inside_of_the_loop_leaves_accelerate_what_it_knows_of_it(does):
+    """`accumulate()` had made no step at the last batch, because accelerate knew of no iteration any more."""
+    runs = []
+    for way, said in (("stock", {}), ("adaptive", {"overhead": 0})):
+        torch.manual_seed(1)
+        run, kept = Run(way, parts=2, **said), []
+        for _ in range(2):
+            for number, (x, y, _) in enumerate(run.loader):
+                does(number, run, kept)
+                with run.accelerator.accumulate(run.model):
+                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+                    run.optimizer.step()
+                    run.optimizer.zero_grad()
+                run.seen["steps"].append(run.accelerator.sync_gradients)
+                run.seen["ends"].append(run.accelerator.gradient_state.end_of_dataloader)
+        runs.append(run)
+    stock, ours = runs
+    assert sum(ours.seen["ends"]) == 2
+    assert ours.seen["ends"] == stock.seen["ends"] and ours.seen["steps"] == stock.seen["steps"]
+    assert torch.equal(ours.flat(), stock.flat())
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["dropped", "kept for its history"])
+def test_after_free_memory_nothing_keeps_the_model_and_the_next_training_alone_is_saved(tmp_path, keeps):
+    """The loader that was registered had kept its model, and a script that trains once could not load its state."""
+    run = Run("adaptive", epochs=1, **growing(1)).train()
+    accelerator, model, kept = run.accelerator, weakref.ref(run.model), run.loader if keeps else None
+    accelerator.free_memory()
+    del run
+    gc.collect()
+    assert keeps or (model() is None and not accelerator._custom_objects)
+    inner = network()
+    again, optimizer = accelerator.prepare(inner, torch.optim.SGD(inner.parameters(), 0.1))
+    stock = DataLoader(Numbered(UNEVEN), BATCH, shuffle=True)
+    loader = adaptive(accelerator, stock, model=again, optimizer=optimizer, epochs=1)
+    assert kept is None or len(kept.history) > 0
+    accelerator.save_state(str(tmp_path))
+    accelerator.load_state(str(tmp_path))
+    assert len(list(tmp_path.glob("custom_checkpoint_*"))) == 1 and loader.epoch == 0
+
+
+def test_split_batches_of_a_batch_sampler_that_is_not_prepared():
+    """Their size had been read as 0."""
+    accelerator, model, optimizer, stock = parts_of(dataloader_config=DataLoaderConfiguration(split_batches=True))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    own = DataLoader(stock.dataset, batch_sampler=BatchSampler(SequentialSampler(stock.dataset), BATCH, False))
+    assert adaptive(accelerator, own, model=model, optimizer=optimizer, epochs=1).batch_size == BATCH
 
 
 def test_prepare_hands_it_back_and_the_stock_loader_is_forgotten():
