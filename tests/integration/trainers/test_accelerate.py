@@ -263,6 +263,33 @@ def test_a_scheduler_stepped_once_an_epoch():
     assert train("adaptive", **growing(1))[1] > BATCH
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_prepared_scheduler_that_the_loop_steps_at_every_third_step_only(parts):
+    """Each call had made all the steps that were due, so that the schedule ended three times as far."""
+
+    def train(way, **arguments):
+        torch.manual_seed(1)
+        run = Run(way, parts=parts, samples=240, schedule=lambda optimizer, total: StepLR(optimizer, 5, 0.5), **arguments)
+        places, steps = [], 0
+        for _ in range(EPOCHS):
+            for x, y, _ in run.loader:
+                with run.accelerator.accumulate(run.model):
+                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+                    run.optimizer.step()
+                    run.optimizer.zero_grad()
+                    steps += run.accelerator.sync_gradients
+                    if run.accelerator.sync_gradients and steps % 3 == 0:
+                        run.scheduler.step()
+            places.append(run.place)
+        return places, run.loader.batch_size
+
+    (stock, _), (ours, size) = train("stock"), train("adaptive", **growing(1, parts))
+    assert size >= 4 * BATCH
+    # Between two calls it stays where it is, and three larger steps are up to eight times as many of stock's calls.
+    assert all(s - 8 <= o <= s for s, o in zip(stock, ours, strict=True))
+    assert ours[-1] >= 0.6 * stock[-1]
+
+
 def test_a_scheduler_that_is_not_prepared():
     forget_accelerate()
     accelerator, model = Accelerator(cpu=True), network()
