@@ -269,7 +269,8 @@ def test_a_prepared_scheduler_that_the_loop_steps_at_every_third_step_only(parts
 
     def train(way, **arguments):
         torch.manual_seed(1)
-        run = Run(way, parts=parts, samples=240, schedule=lambda optimizer, total: StepLR(optimizer, 5, 0.5), **arguments)
+        schedule = lambda optimizer, total: StepLR(optimizer, 5, 0.5)  # noqa: E731
+        run = Run(way, parts=parts, samples=240, schedule=schedule, **arguments)
         places, steps = [], 0
         for _ in range(EPOCHS):
             for x, y, _ in run.loader:
