@@ -53,6 +53,8 @@ class AcceleratedLoader(AdaptedLoader):
             if scheduler.step_with_optimizer and self.gradient_state.sync_with_dataloader:
                 steps = 1 if scheduler.split_batches else ranks
             scheduler = scheduler.scheduler
+        # Of a loop that accumulates without `accumulate()` it is not known what it does at an epoch's end.
+        by_accelerate = accelerator.gradient_accumulation_steps > 1 and self.gradient_state.sync_with_dataloader
         stepped = optimizer.optimizer
 
         def one_ahead() -> OneAheadOrLook:
@@ -60,9 +62,11 @@ class AcceleratedLoader(AdaptedLoader):
 
         if accelerator.split_batches:
             arguments = {"batch_size": (loader.batch_size or 0) // ranks, **arguments}
+        facts = LoopFacts(
+            look_ahead=one_ahead, schedule_steps=steps, rest_makes_a_step=by_accelerate, in_runs=True,
+        )  # fmt: skip
         super().__init__(
-            LoopFacts(look_ahead=one_ahead, schedule_steps=steps, in_runs=True), loader,
-            optimizer=stepped, scheduler=scheduler,
+            facts, loader, optimizer=stepped, scheduler=scheduler,
             **{"accumulation_steps": accelerator.gradient_accumulation_steps, **arguments},
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ accelerate = pytest.importorskip("accelerate", reason="needs accelerate: `make t
 
 from accelerate import Accelerator, skip_first_batches  # noqa: E402
 from accelerate.utils import DataLoaderConfiguration  # noqa: E402
-from torch.optim.lr_scheduler import LambdaLR, StepLR  # noqa: E402
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, StepLR  # noqa: E402
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler  # noqa: E402
 
 from adaptbs import AdaptiveDataLoader  # noqa: E402
@@ -261,6 +261,30 @@ def test_a_scheduler_stepped_once_an_epoch():
 
     assert train("stock")[0] == train("adaptive", **growing(1))[0]
     assert train("adaptive", **growing(1))[1] > BATCH
+
+
+@pytest.mark.parametrize("schedule", [ExponentialLR, hugging_face], ids=["of no length", "of the run's"])
+def test_a_scheduler_of_no_length_that_is_not_prepared_counts_the_steps_of_what_epochs_leave(schedule):
+    """26 batches are 9 steps of three, of which it had counted 8 and two thirds."""
+
+    def train(way, **arguments):
+        torch.manual_seed(1)
+        make = (lambda o, total: ExponentialLR(o, 0.97)) if schedule is ExponentialLR else schedule
+        run, places = Run(way, parts=3, schedule=make, **arguments), []
+        for _ in range(EPOCHS):
+            for x, y, _ in run.loader:
+                with run.accelerator.accumulate(run.model):
+                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+                    run.optimizer.step()
+                    run.optimizer.zero_grad()
+                if run.accelerator.sync_gradients:
+                    run.scheduler.step()
+            places.append(run.scheduler.scheduler.last_epoch)
+        return places, run.loader.batch_size
+
+    by_itself = {"configuration": {"step_scheduler_with_optimizer": False}}
+    (stock, _), (ours, size) = train("stock", **by_itself), train("adaptive", **by_itself, **growing(1, 3))
+    assert ours == stock == [9, 18, 27, 36] and size > BATCH
 
 
 @pytest.mark.parametrize("parts", [1, 2])
