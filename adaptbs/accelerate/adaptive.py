@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
+from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, SeedableRandomSampler
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils import synchronize_rng_states
@@ -66,10 +67,11 @@ def adaptive(
     """
     _check(accelerator, loader, model, optimizer)
     _check_accumulation(accelerator, arguments.get("accumulation_steps"))
-    stock = _stock(loader)
+    stock = _stock(_with_its_sampler(accelerator, loader))
     generator = getattr(getattr(stock, "sampler", None), "generator", None)
     if generator is not None and accelerator.num_processes > 1:
         synchronize_rng_states(["generator"], generator)  # the stock loader does so when its iteration begins
+    _seed_as_it_does(getattr(stock, "sampler", None))
     ours = AcceleratedLoader(
         accelerator, stock, model=model, optimizer=optimizer, scheduler=scheduler, epochs=epochs, **arguments
     )
@@ -131,6 +133,24 @@ def _is_prepared(accelerator: Accelerator, model: Any) -> bool:
     # Older versions do not mark a model that they have wrapped.
     inner = accelerator.unwrap_model(model)
     return inner is not model and any(inner is prepared for prepared in accelerator._models)
+
+
+def _with_its_sampler(accelerator: Accelerator, loader: Any) -> Any:
+    """The loader, prepared if accelerate would give it a sampler of its own then."""
+    if not accelerator.use_seedable_sampler or hasattr(loader, "base_dataloader") or not isinstance(loader, DataLoader):
+        return loader
+    prepared = accelerator.prepare_data_loader(loader)
+    accelerator._dataloaders.remove(prepared)
+    return prepared
+
+
+def _seed_as_it_does(sampler: Any) -> None:
+    """Give accelerate's seedable sampler the generator that it makes when it is iterated.
+
+    It would be given one of a seed that is drawn for it, and what the run draws afterwards would be other numbers.
+    """
+    if isinstance(sampler, SeedableRandomSampler) and sampler.generator is None:
+        sampler.generator = torch.Generator().manual_seed(sampler.initial_seed)
 
 
 def _stock(loader: Any) -> Any:

@@ -86,10 +86,11 @@ def test_with_growth_off_random_transforms_draw_what_they_draw_with_stock(monkey
     assert torch.equal(trained("adaptive", overhead=0)["last"], trained("stock")["last"])
 
 
-def test_accelerates_seedable_sampler_keeps_its_order_and_goes_on_in_it(tmp_path):
+@WAYS
+def test_accelerates_seedable_sampler_keeps_its_order_and_goes_on_in_it(tmp_path, way):
     data = {"use_seedable_sampler": True, "data_seed": 5}
     seedable = {"configuration": {"data": data, "rng_types": ["torch", "generator"]}}
-    stock, off = trained("stock", **seedable), trained("adaptive", overhead=0, **seedable)
+    stock, off = trained("stock", **seedable), trained(way, overhead=0, **seedable)
     assert all(map(torch.equal, off["indices"], stock["indices"]))
     assert torch.equal(off["last"], stock["last"])
     made = resumed(str(tmp_path), 34, **growing(1), **seedable)
