@@ -27,7 +27,7 @@ from accelerate.utils import synchronize_rng_states
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..loader import AdaptedLoader, cuts_as_torch, over_all
+from ..loader import AdaptedLoader, cuts_as_torch, made_with, over_all
 from .loader import AcceleratedLoader
 from .saved_state import SavedState
 
@@ -67,7 +67,7 @@ def adaptive(
     """
     _check(accelerator, loader, model, optimizer)
     _check_accumulation(accelerator, arguments.get("accumulation_steps"))
-    stock = _stock(_with_its_sampler(accelerator, loader))
+    stock = _stock(_prepared(accelerator, loader))
     generator = getattr(getattr(stock, "sampler", None), "generator", None)
     if generator is not None and accelerator.num_processes > 1:
         synchronize_rng_states(["generator"], generator)  # the stock loader does so when its iteration begins
@@ -135,10 +135,11 @@ def _is_prepared(accelerator: Accelerator, model: Any) -> bool:
     return inner is not model and any(inner is prepared for prepared in accelerator._models)
 
 
-def _with_its_sampler(accelerator: Accelerator, loader: Any) -> Any:
-    """The loader, prepared if accelerate would give it a sampler of its own then."""
-    if not accelerator.use_seedable_sampler or hasattr(loader, "base_dataloader") or not isinstance(loader, DataLoader):
+def _prepared(accelerator: Accelerator, loader: Any) -> Any:
+    """The loader as accelerate prepares it: with its sampler, and with the generators that it leaves it."""
+    if hasattr(loader, "base_dataloader"):
         return loader
+    made_with(loader)  # raises where its batches cannot be cut anew, which a prepared one would not show
     prepared = accelerator.prepare_data_loader(loader)
     accelerator._dataloaders.remove(prepared)
     return prepared

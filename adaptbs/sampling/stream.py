@@ -120,8 +120,8 @@ class StreamPassCut(PassCut):
             self.asked.append([self._cut_size, 0])
         self.asked[-1][1] += 1
         per_step = self._sampler.batches_per_step
+        samples = self._cut_size // per_step + (self._batch < self._cut_size % per_step)
         self._batch = (self._batch + 1) % per_step
-        samples = self._cut_size // per_step
         self.issued.append(BatchInfo(self._cut_size, samples, not self._batch))
         return [0] * samples
 

@@ -68,7 +68,7 @@ def test_through_growth_each_sample_comes_once_and_is_counted(workers):
     assert max(sizes) > 32
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [1, 2, 3])
 def test_with_drop_last_no_more_is_dropped_than_stock_drops(every):
     """A DataLoader drops what is left of a stream's latest request, which had been nearly a whole larger batch."""
     # A model without BatchNorm, which takes the step: else the batch would be held.

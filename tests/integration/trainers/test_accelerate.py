@@ -98,6 +98,18 @@ def test_accelerates_seedable_sampler_keeps_its_order_and_goes_on_in_it(tmp_path
     assert torch.equal(made["rest"]["last"], made["whole"]["last"])
 
 
+@WAYS
+def test_a_generator_that_accelerate_takes_off_the_loader_is_not_drawn_from(way):
+    """As with batches that are dispatched: an unprepared loader had drawn its workers' seeds from it."""
+
+    def train(way, **arguments):
+        how = {"generator": torch.Generator().manual_seed(3)}
+        return trained(way, loader=how, configuration={"data": {"dispatch_batches": True}}, **arguments)
+
+    stock, off = train("stock"), train(way, overhead=0)
+    assert all(map(torch.equal, off["indices"], stock["indices"])) and torch.equal(off["last"], stock["last"])
+
+
 def test_a_stateful_data_loader_is_taken_over():
     """It shuffles in a way of its own, which is not taken over."""
     pytest.importorskip("torchdata", reason="needs torchdata: `make trainers` runs it in .venv-trainers")
