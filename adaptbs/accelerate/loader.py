@@ -27,10 +27,7 @@ class AcceleratedLoader(AdaptedLoader):
     """An AdaptiveDataLoader that accelerate treats as its own; see `adaptive`.
 
     Attributes:
-        end_of_dataloader: True while the loop works on the last batch of an epoch. `accumulate()` steps then.
-        remainder: at the last batch, its samples on all processes without those repeated to make it even, or 0 if none
-            was repeated. At any other batch -1.
-        gradient_state: accelerate's state, which reads these two.
+        gradient_state: accelerate's state, which reads `end_of_dataloader` and `remainder`.
     """
 
     _is_accelerate_prepared = True
@@ -81,10 +78,12 @@ class AcceleratedLoader(AdaptedLoader):
 
     @property
     def end_of_dataloader(self) -> bool:
+        """True while the loop works on the last batch of an epoch. `accumulate()` steps then."""
         return self._iterations.latest[0]
 
     @property
     def remainder(self) -> int:
+        """At the last batch its samples on all processes without repeated ones, 0 if none was repeated; else -1."""
         return self._iterations.latest[1]
 
     def _one_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
