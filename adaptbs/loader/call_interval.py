@@ -70,6 +70,15 @@ class StatedInterval:
         self._of_epoch = -(-epoch_steps // batches_per_step) if of_epoch is None else of_epoch
 
     @property
+    def steps(self) -> int:
+        """Steps of the schedule for each optimizer step."""
+        return self._steps
+
+    def of_steps(self, batches: int) -> int:
+        """Steps of the schedule for the optimizer steps that are made of so many batches, whatever their size."""
+        return self._steps * -(-batches // self._per_step)
+
+    @property
     def gap(self) -> float:
         """Batches of the fixed run for a step of the schedule."""
         return self._per_step / self._steps

@@ -32,7 +32,7 @@ class LearntDriver(SchedulerDriver):
         super().__init__(start, epoch_samples, epoch_steps, given=given)
         self._interval = CallInterval()
         self._owed = 0.0  # part of a step that calls so far have come to beyond whole ones
-        self._in_loop = False  # True once calls have been made inside the latest iteration
+        self._in_loop = self._was_in_loop = False  # True once calls have been made inside the latest iteration
         self._counts_itself = False  # True once the loop is known to count batches to an epoch by itself
 
     def know(self, steps: int, batches_per_step: int) -> None:
@@ -45,7 +45,12 @@ class LearntDriver(SchedulerDriver):
     def begin_iteration(self) -> None:
         """An iteration over the loader begins."""
         super().begin_iteration()
-        self._in_loop = False
+        self._was_in_loop, self._in_loop = self._in_loop, False
+
+    def take_back(self) -> None:
+        """Do not count the latest iteration: calls that come after it are made where they were made before."""
+        super().take_back()
+        self._in_loop = self._was_in_loop
 
     def take_steps(self) -> int:
         """Take the steps that the call being made stands for, and return how many they are."""

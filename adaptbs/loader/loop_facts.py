@@ -18,6 +18,8 @@ class LoopFacts:
         schedule_steps: steps of the schedule that the library makes for each optimizer step, such as 1. The scheduler
             then goes to its exact place in the plan of the fixed run, in which what an epoch's end leaves of an
             accumulated step makes an optimizer step too. None: found out from the calls.
+        rest_makes_a_step: True if what an epoch's end leaves of an accumulated step is known to make an optimizer step.
+            A scheduler whose steps are found out goes by that, where it is called once for each.
         planned_epochs: length of the run, epochs, where it is no whole number of them; in place of `epochs=`.
         says_when_ready: True if the adapter calls `AdaptedLoader.gradients_are_ready()` before each optimizer step. It
             has to where the optimizer is stepped with a closure: hooks on it run before the backward pass.
@@ -31,6 +33,7 @@ class LoopFacts:
 
     look_ahead: Callable[[], LookAhead] | None = None
     schedule_steps: int | None = None
+    rest_makes_a_step: bool = False
     planned_epochs: float | None = None
     says_when_ready: bool = False
     moves_schedules: bool = False

@@ -121,7 +121,10 @@ def _driver(given: Given, facts: LoopFacts, fixed: FixedRun) -> SchedulerDriver:
     has_schedule = given.scheduler is not None or facts.moves_schedules
     plan = fixed.start, fixed.epoch_samples, fixed.epoch_steps
     if facts.schedule_steps is None:
-        return LearntDriver(*plan, given=has_schedule)
+        learnt = LearntDriver(*plan, given=has_schedule)
+        if facts.rest_makes_a_step:
+            learnt.know(-(-fixed.epoch_steps // given.accumulation_steps), given.accumulation_steps)
+        return learnt
     interval = StatedInterval(facts.schedule_steps, given.accumulation_steps, fixed.epoch_steps)
     return StatedDriver(*plan, interval, given=has_schedule)
 

@@ -98,8 +98,21 @@ class StreamPassCut(PassCut):
                 yield self._ask()
         while True:
             if not self._batch:
-                self._cut_size = self._sampler.size()
+                self._cut_size = self._fitting(self._sampler.size())
             yield self._ask()
+
+    def _fitting(self, size: int) -> int:
+        """The size of the next step. With `drop_last` its batches are no longer than what is left of the pass.
+
+        A DataLoader drops what an IterableDataset leaves of the latest request. Of a larger batch that would be more
+        than a stock loader drops.
+        """
+        sampler = self._sampler
+        has_grown = size > sampler.first * sampler.batches_per_step
+        if not has_grown or not sampler.drop_last or self._came < self._to_skip:
+            return size
+        left = sampler.pass_samples - self._samples - sum(batch.num_samples for batch in self.issued)
+        return min(size, left) if left >= sampler.batches_per_step else size
 
     def _ask(self) -> list[int]:
         """Request the next batch of the step being cut."""
@@ -107,8 +120,8 @@ class StreamPassCut(PassCut):
             self.asked.append([self._cut_size, 0])
         self.asked[-1][1] += 1
         per_step = self._sampler.batches_per_step
+        samples = self._cut_size // per_step + (self._batch < self._cut_size % per_step)
         self._batch = (self._batch + 1) % per_step
-        samples = self._cut_size // per_step
         self.issued.append(BatchInfo(self._cut_size, samples, not self._batch))
         return [0] * samples
 

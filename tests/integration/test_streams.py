@@ -68,6 +68,30 @@ def test_through_growth_each_sample_comes_once_and_is_counted(workers):
     assert max(sizes) > 32
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_with_drop_last_no_more_is_dropped_than_stock_drops(every):
+    """A DataLoader drops what is left of a stream's latest request, which had been nearly a whole larger batch."""
+    # A model without BatchNorm, which takes the step: else the batch would be held.
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = SGD(model.parameters(), 1e-6)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=10)
+    loader = AdaptiveDataLoader(
+        Stream(234), 8, model=model, optimizer=optimizer, drop_last=True, epochs=3, accumulation_steps=every,
+        scheduler=scheduler, batch_loss=loss_of, **{**FORCED, "target": lambda noise, size, progress: 64 * every},
+    )  # fmt: skip
+    for _ in range(3):
+        seen = []
+        for i, batch in enumerate(loader, 1):
+            loss_of(model, batch).backward()
+            if i % every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+            seen += batch[2].tolist()
+        assert i == len(loader) and seen == list(range(232))
+    assert loader.batch_size == 64 and scheduler.last_epoch == 3 * 29 // every
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("every", [2, 3])
 def test_the_batches_that_arrive_make_the_steps_that_are_accumulated(workers, every):

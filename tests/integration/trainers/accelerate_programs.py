@@ -30,6 +30,11 @@ def network() -> nn.Module:
         return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
+def dropping() -> nn.Module:
+    """Draws from the global random state, so that it shows whether anybody else does."""
+    return nn.Sequential(nn.Dropout(0.2), network())
+
+
 def ramp(ranks: int, parts: int = 1) -> Callable[..., int]:
     """A target of 1, 2, 4 and 8 times the first step, by the share of the run done."""
     return lambda noise_scale, size, progress: BATCH * ranks * parts * 2 ** min(int(4 * progress), 3)
@@ -184,6 +189,13 @@ PROGRAMS: dict[str, Callable[[int, str], Any]] = {
     "off unprepared": lambda ranks, out: trained("unprepared", samples=WHOLE, overhead=0),
     "stock split": lambda ranks, out: trained("stock", samples=WHOLE, parts=2, configuration=SPLIT),
     "off split": lambda ranks, out: trained("adaptive", samples=WHOLE, parts=2, configuration=SPLIT, overhead=0),
+    "stock seedable": lambda ranks, out: trained("stock", samples=WHOLE, model=dropping, configuration=SEEDABLE),
+    "off seedable": lambda ranks, out: trained(
+        "adaptive", samples=WHOLE, model=dropping, configuration=SEEDABLE, overhead=0
+    ),
+    "off seedable unprepared": lambda ranks, out: trained(
+        "unprepared", samples=WHOLE, model=dropping, configuration=SEEDABLE, overhead=0
+    ),
     "grown": lambda ranks, out: trained("adaptive", clip=1.0, **growing(ranks)),
     "accumulated": lambda ranks, out: trained("adaptive", parts=2, clip=1.0, **growing(ranks, 2)),
     "split": lambda ranks, out: trained("adaptive", configuration=SPLIT, **growing(ranks)),
@@ -192,6 +204,7 @@ PROGRAMS: dict[str, Callable[[int, str], Any]] = {
     "resumed within a step": lambda ranks, out: resumed(f"{out}/within", 15, parts=2, **growing(ranks, 2)),
 }
 SPLIT = {"data": {"split_batches": True}}
+SEEDABLE = {"data": {"use_seedable_sampler": True}}
 
 
 def main(programs: str, rank: int, world: int, out: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from contextlib import nullcontext
 from functools import partial
 
@@ -12,7 +14,8 @@ import torch
 accelerate = pytest.importorskip("accelerate", reason="needs accelerate: `make trainers` runs it in .venv-trainers")
 
 from accelerate import Accelerator, skip_first_batches  # noqa: E402
-from torch.optim.lr_scheduler import LambdaLR, StepLR  # noqa: E402
+from accelerate.utils import DataLoaderConfiguration  # noqa: E402
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, StepLR  # noqa: E402
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler  # noqa: E402
 
 from adaptbs import AdaptiveDataLoader  # noqa: E402
@@ -83,15 +86,28 @@ def test_with_growth_off_random_transforms_draw_what_they_draw_with_stock(monkey
     assert torch.equal(trained("adaptive", overhead=0)["last"], trained("stock")["last"])
 
 
-def test_accelerates_seedable_sampler_keeps_its_order_and_goes_on_in_it(tmp_path):
+@WAYS
+def test_accelerates_seedable_sampler_keeps_its_order_and_goes_on_in_it(tmp_path, way):
     data = {"use_seedable_sampler": True, "data_seed": 5}
     seedable = {"configuration": {"data": data, "rng_types": ["torch", "generator"]}}
-    stock, off = trained("stock", **seedable), trained("adaptive", overhead=0, **seedable)
+    stock, off = trained("stock", **seedable), trained(way, overhead=0, **seedable)
     assert all(map(torch.equal, off["indices"], stock["indices"]))
     assert torch.equal(off["last"], stock["last"])
     made = resumed(str(tmp_path), 34, **growing(1), **seedable)
     assert all(map(torch.equal, made["rest"]["indices"], made["whole"]["indices"][34:]))
     assert torch.equal(made["rest"]["last"], made["whole"]["last"])
+
+
+@WAYS
+def test_a_generator_that_accelerate_takes_off_the_loader_is_not_drawn_from(way):
+    """As with batches that are dispatched: an unprepared loader had drawn its workers' seeds from it."""
+
+    def train(way, **arguments):
+        how = {"generator": torch.Generator().manual_seed(3)}
+        return trained(way, loader=how, configuration={"data": {"dispatch_batches": True}}, **arguments)
+
+    stock, off = train("stock"), train(way, overhead=0)
+    assert all(map(torch.equal, off["indices"], stock["indices"])) and torch.equal(off["last"], stock["last"])
 
 
 def test_a_stateful_data_loader_is_taken_over():
@@ -260,6 +276,58 @@ def test_a_scheduler_stepped_once_an_epoch():
     assert train("adaptive", **growing(1))[1] > BATCH
 
 
+@pytest.mark.parametrize("schedule", [ExponentialLR, hugging_face], ids=["of no length", "of the run's"])
+def test_a_scheduler_of_no_length_that_is_not_prepared_counts_the_steps_of_what_epochs_leave(schedule):
+    """26 batches are 9 steps of three, of which it had counted 8 and two thirds."""
+
+    def train(way, **arguments):
+        torch.manual_seed(1)
+        make = (lambda o, total: ExponentialLR(o, 0.97)) if schedule is ExponentialLR else schedule
+        run, places = Run(way, parts=3, schedule=make, **arguments), []
+        for _ in range(EPOCHS):
+            for x, y, _ in run.loader:
+                with run.accelerator.accumulate(run.model):
+                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+                    run.optimizer.step()
+                    run.optimizer.zero_grad()
+                if run.accelerator.sync_gradients:
+                    run.scheduler.step()
+            places.append(run.scheduler.scheduler.last_epoch)
+        return places, run.loader.batch_size
+
+    by_itself = {"configuration": {"step_scheduler_with_optimizer": False}}
+    (stock, _), (ours, size) = train("stock", **by_itself), train("adaptive", **by_itself, **growing(1, 3))
+    assert ours == stock == [9, 18, 27, 36] and size > BATCH
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_prepared_scheduler_that_the_loop_steps_at_every_third_step_only(parts):
+    """Each call had made all the steps that were due, so that the schedule ended three times as far."""
+
+    def train(way, **arguments):
+        torch.manual_seed(1)
+        schedule = lambda optimizer, total: StepLR(optimizer, 5, 0.5)  # noqa: E731
+        run = Run(way, parts=parts, samples=240, schedule=schedule, **arguments)
+        places, steps = [], 0
+        for _ in range(EPOCHS):
+            for x, y, _ in run.loader:
+                with run.accelerator.accumulate(run.model):
+                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+                    run.optimizer.step()
+                    run.optimizer.zero_grad()
+                    steps += run.accelerator.sync_gradients
+                    if run.accelerator.sync_gradients and steps % 3 == 0:
+                        run.scheduler.step()
+            places.append(run.place)
+        return places, run.loader.batch_size
+
+    (stock, _), (ours, size) = train("stock"), train("adaptive", **growing(1, parts))
+    assert size >= 4 * BATCH
+    # Between two calls it stays where it is, and three larger steps are up to eight times as many of stock's calls.
+    assert all(s - 8 <= o <= s for s, o in zip(stock, ours, strict=True))
+    assert ours[-1] >= 0.6 * stock[-1]
+
+
 def test_a_scheduler_that_is_not_prepared():
     forget_accelerate()
     accelerator, model = Accelerator(cpu=True), network()
@@ -296,6 +364,75 @@ def test_evaluating_within_an_epoch_and_breaking_off_leave_accelerates_state_rig
     assert run.loader.end_of_dataloader is False
     with torch.no_grad():
         assert sum(len(index) for *_, index in run.loader) == UNEVEN
+
+
+def looks_inside(number, run, kept):
+    if number < 20:  # at the last batch the stock loader itself forgets that it is the last
+        next(iter(run.loader))
+
+
+def keeps_a_look(number, run, kept):
+    if number == 3:
+        kept[:] = [iter(run.loader)]
+        next(kept[0])
+
+
+def drops_what_was_kept(number, run, kept):
+    if number == 0:
+        kept.append(iter(run.loader))
+        next(kept[-1])
+    if number == 5:
+        kept.clear()
+
+
+@pytest.mark.parametrize("does", [looks_inside, keeps_a_look, drops_what_was_kept])
+def test_another_iteration_that_ends_inside_of_the_loop_leaves_accelerate_what_it_knows_of_it(does):
+    """`accumulate()` had made no step at the last batch, because accelerate knew of no iteration any more."""
+    runs = []
+    for way, said in (("stock", {}), ("adaptive", {"overhead": 0})):
+        torch.manual_seed(1)
+        run, kept = Run(way, parts=2, **said), []
+        for _ in range(2):
+            for number, (x, y, _) in enumerate(run.loader):
+                does(number, run, kept)
+                with run.accelerator.accumulate(run.model):
+                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+                    run.optimizer.step()
+                    run.optimizer.zero_grad()
+                run.seen["steps"].append(run.accelerator.sync_gradients)
+                run.seen["ends"].append(run.accelerator.gradient_state.end_of_dataloader)
+        runs.append(run)
+    stock, ours = runs
+    assert sum(ours.seen["ends"]) == 2
+    assert ours.seen["ends"] == stock.seen["ends"] and ours.seen["steps"] == stock.seen["steps"]
+    assert torch.equal(ours.flat(), stock.flat())
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["dropped", "kept for its history"])
+def test_after_free_memory_nothing_keeps_the_model_and_the_next_training_alone_is_saved(tmp_path, keeps):
+    """The loader that was registered had kept its model, and a script that trains once could not load its state."""
+    run = Run("adaptive", epochs=1, **growing(1)).train()
+    accelerator, model, kept = run.accelerator, weakref.ref(run.model), run.loader if keeps else None
+    accelerator.free_memory()
+    del run
+    gc.collect()
+    assert keeps or (model() is None and not accelerator._custom_objects)
+    inner = network()
+    again, optimizer = accelerator.prepare(inner, torch.optim.SGD(inner.parameters(), 0.1))
+    stock = DataLoader(Numbered(UNEVEN), BATCH, shuffle=True)
+    loader = adaptive(accelerator, stock, model=again, optimizer=optimizer, epochs=1)
+    assert kept is None or len(kept.history) > 0
+    accelerator.save_state(str(tmp_path))
+    accelerator.load_state(str(tmp_path))
+    assert len(list(tmp_path.glob("custom_checkpoint_*"))) == 1 and loader.epoch == 0
+
+
+def test_split_batches_of_a_batch_sampler_that_is_not_prepared():
+    """Their size had been read as 0."""
+    accelerator, model, optimizer, stock = parts_of(dataloader_config=DataLoaderConfiguration(split_batches=True))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    own = DataLoader(stock.dataset, batch_sampler=BatchSampler(SequentialSampler(stock.dataset), BATCH, False))
+    assert adaptive(accelerator, own, model=model, optimizer=optimizer, epochs=1).batch_size == BATCH
 
 
 def test_prepare_hands_it_back_and_the_stock_loader_is_forgotten():

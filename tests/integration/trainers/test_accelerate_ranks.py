@@ -47,8 +47,12 @@ def whole(ranks: list[dict]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("ours", "stocks"), [("off", "stock"), ("off unprepared", "stock"), ("off split", "stock split")]
-)
+    ("ours", "stocks"),
+    [
+        ("off", "stock"), ("off unprepared", "stock"), ("off split", "stock split"), ("off seedable", "stock seedable"),
+        ("off seedable unprepared", "stock seedable"),
+    ],
+)  # fmt: skip
 def test_with_growth_off_the_weights_are_bit_for_bit_stocks(ours, stocks):
     for mine, its in zip(results(2)[ours], results(2)[stocks], strict=True):
         assert all(map(torch.equal, mine["indices"], its["indices"]))

@@ -259,3 +259,18 @@ def test_a_scheduler_that_follows_a_metric_is_left_alone():
 )
 def test_the_length_of_the_run_as_the_scheduler_knows_it(make, epochs):
     assert run_epochs(make(optimizer()), epoch_steps=10) == epochs
+
+
+def test_a_look_at_the_last_batch_of_a_loop_that_fetches_one_ahead_leaves_its_call_inside_of_the_loop():
+    """The iteration is over by then, so that the call was taken for one that is made once an epoch."""
+    place = LearntDriver(4, 40, 10)
+    assert due(place, 4, 4, 16, 16) == [1, 1, 4, 4]
+    place.begin_iteration()
+    place.moved(40, 56)
+    assert place.take_steps() == 4
+    place.moved(56, 80)
+    place.end_iteration()
+    with iteration(place):  # the look
+        pass
+    place.take_back()
+    assert place.take_steps() == 6

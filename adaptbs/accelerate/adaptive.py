@@ -9,35 +9,32 @@ Tried with accelerate 1.10.1, 1.13.0 and 1.15.0. This file relies on these priva
 
 - `_is_accelerate_prepared` of a loader, which `prepare()` then hands back as it is, and of a model.
 - `_dataloaders` and `_models` of an Accelerator: those that it has prepared.
-- `_add_dataloader()` and `_remove_dataloader()` of a GradientState: which loader is being iterated.
+- `_add_dataloader()` and `dataloader_references` of a GradientState: the loaders that are being iterated.
+- `_custom_objects` of an Accelerator: those that it saves. `free_memory()` does not forget them.
 - `base_dataloader` of a prepared loader, and `batch_sampler` of a BatchSamplerShard: the stock ones that they wrap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
+from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, SeedableRandomSampler
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
-from accelerate.state import GradientState
-from accelerate.utils import ignorant_find_batch_size, send_to_device, synchronize_rng_states
+from accelerate.utils import synchronize_rng_states
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from .loader import AdaptedLoader, LoopFacts, cuts_as_torch, over_all
-from .model import a_few_trained
-from .run import OneAheadOrLook
+from ..loader import AdaptedLoader, cuts_as_torch, made_with, over_all
+from .loader import AcceleratedLoader
+from .saved_state import SavedState
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["AcceleratedLoader", "adaptive"]
-
 REFUSED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")  # kinds of training whose gradients are not seen whole
-END = object()
 
 
 def adaptive(
@@ -70,10 +67,11 @@ def adaptive(
     """
     _check(accelerator, loader, model, optimizer)
     _check_accumulation(accelerator, arguments.get("accumulation_steps"))
-    stock = _stock(loader)
+    stock = _stock(_prepared(accelerator, loader))
     generator = getattr(getattr(stock, "sampler", None), "generator", None)
     if generator is not None and accelerator.num_processes > 1:
         synchronize_rng_states(["generator"], generator)  # the stock loader does so when its iteration begins
+    _seed_as_it_does(getattr(stock, "sampler", None))
     ours = AcceleratedLoader(
         accelerator, stock, model=model, optimizer=optimizer, scheduler=scheduler, epochs=epochs, **arguments
     )
@@ -81,104 +79,10 @@ def adaptive(
         accelerator._dataloaders.remove(loader)
     accelerator.prepare(ours)
     # Not as a stateful DataLoader: every process of a machine would write that into one file at the same time.
-    accelerator.register_for_checkpointing(ours)
+    saved = accelerator._custom_objects
+    saved[:] = [each for each in saved if not isinstance(each, SavedState) or each.is_of(accelerator)]
+    accelerator.register_for_checkpointing(SavedState(ours, saved))
     return ours
-
-
-class AcceleratedLoader(AdaptedLoader):
-    """An AdaptiveDataLoader that accelerate treats as its own; see `adaptive`.
-
-    Attributes:
-        end_of_dataloader: True while the loop works on the last batch of an epoch. `accumulate()` steps then.
-        remainder: at the last batch, its samples on all processes without those repeated to make it even, or 0 if none
-            was repeated. At any other batch -1.
-        gradient_state: accelerate's state, which reads these two.
-    """
-
-    _is_accelerate_prepared = True
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        loader: DataLoader[Any],
-        *,
-        optimizer: AcceleratedOptimizer,
-        scheduler: AcceleratedScheduler | LRScheduler | None,
-        **arguments: Any,
-    ) -> None:
-        self.gradient_state = GradientState()
-        self.end_of_dataloader, self.remainder = False, -1
-        self._accelerator = accelerator
-        ranks, steps = accelerator.num_processes, None
-        if isinstance(scheduler, AcceleratedScheduler):
-            # For each optimizer step it makes as many steps as a stock loop on one process.
-            if scheduler.step_with_optimizer and self.gradient_state.sync_with_dataloader:
-                steps = 1 if scheduler.split_batches else ranks
-            scheduler = scheduler.scheduler
-        stepped = optimizer.optimizer
-
-        def one_ahead() -> OneAheadOrLook:
-            return OneAheadOrLook(a_few_trained(stepped))
-
-        if accelerator.split_batches:
-            arguments = {"batch_size": (loader.batch_size or 0) // ranks, **arguments}
-        super().__init__(
-            LoopFacts(look_ahead=one_ahead, schedule_steps=steps, in_runs=True), loader,
-            optimizer=stepped, scheduler=scheduler,
-            **{"accumulation_steps": accelerator.gradient_accumulation_steps, **arguments},
-        )  # fmt: skip
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """An epoch's batches, on the accelerator's device."""
-        # The loader's own generator is the same on all processes already.
-        kinds = [kind for kind in self._accelerator.rng_types or () if getattr(kind, "value", kind) != "generator"]
-        if kinds:
-            synchronize_rng_states(kinds)
-        self.set_epoch(self.epoch)
-        return self._one_ahead(super().__iter__())
-
-    def _one_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Fetch each batch before the one before is trained on, as accelerate does, to know which is the last."""
-        self.end_of_dataloader, self.remainder = False, -1
-        self.gradient_state._add_dataloader(self)
-        try:
-            batch = next(batches, END)
-            while batch is not END:
-                following = next(batches, END)
-                if following is END:
-                    self.end_of_dataloader, self.remainder = True, self._without_repeated(batch)
-                yield batch
-                batch = following
-        finally:
-            self.end_of_dataloader = False
-            self.gradient_state._remove_dataloader(self)
-
-    def _fetch(self) -> Iterator[Any]:
-        batches, accelerator = super()._fetch(), self._accelerator
-        if not accelerator.device_placement:
-            return batches
-        there, non_blocking = accelerator.device, accelerator.non_blocking
-        return (send_to_device(batch, there, non_blocking=non_blocking) for batch in batches)
-
-    def _without_repeated(self, batch: Any) -> int:
-        """Samples of the last batch on all processes without repeated ones; 0 if none was repeated, -1 if not known."""
-        if not self.repeated_samples:
-            return 0
-        own = ignorant_find_batch_size(batch)
-        return -1 if own is None else own * self._accelerator.num_processes - self.repeated_samples
-
-    def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch's number on to the sampler and the dataset, if they take it, as a prepared loader does."""
-        for each in (self._session.source.order, self.dataset):
-            tell = getattr(each, "set_epoch", None)
-            if callable(tell):
-                tell(epoch)
-
-    @property
-    def total_batch_size(self) -> int:
-        """Samples of a batch on all processes together."""
-        ranks: int = self._accelerator.num_processes
-        return self.batch_size * ranks
 
 
 def _check(accelerator: Accelerator, loader: Any, model: Any, optimizer: Any) -> None:
@@ -231,14 +135,31 @@ def _is_prepared(accelerator: Accelerator, model: Any) -> bool:
     return inner is not model and any(inner is prepared for prepared in accelerator._models)
 
 
+def _prepared(accelerator: Accelerator, loader: Any) -> Any:
+    """The loader as accelerate prepares it: with its sampler, and with the generators that it leaves it."""
+    if hasattr(loader, "base_dataloader"):
+        return loader
+    made_with(loader)  # raises where its batches cannot be cut anew, which a prepared one would not show
+    prepared = accelerator.prepare_data_loader(loader)
+    accelerator._dataloaders.remove(prepared)
+    return prepared
+
+
+def _seed_as_it_does(sampler: Any) -> None:
+    """Give accelerate's seedable sampler the generator that it makes when it is iterated.
+
+    It would be given one of a seed that is drawn for it, and what the run draws afterwards would be other numbers.
+    """
+    if isinstance(sampler, SeedableRandomSampler) and sampler.generator is None:
+        sampler.generator = torch.Generator().manual_seed(sampler.initial_seed)
+
+
 def _stock(loader: Any) -> Any:
     """The DataLoader that the user made, from which accelerate has prepared `loader`."""
-    base = getattr(loader, "base_dataloader", None)
-    if base is None:
-        return loader
-    batches = base.batch_sampler
+    base = getattr(loader, "base_dataloader", loader)
+    batches: Any = getattr(base, "batch_sampler", None)
     if isinstance(batches, BatchSamplerShard):
         batches = batches.batch_sampler
-    if base.batch_size is not None or not cuts_as_torch(batches):
+    if getattr(base, "batch_size", None) is not None or not cuts_as_torch(batches):
         return base
     return over_all(base, batches)
