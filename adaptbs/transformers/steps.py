@@ -55,7 +55,8 @@ class StepsInParts(Base):
         Trainer adds up the losses of steps between two logs.
         """
         if not isinstance(inputs, StepPart):
-            return self._weighted(step(model, inputs, num_items, **kwargs))
+            loss = step(model, inputs, num_items, **kwargs)
+            return self._weighted(loss)
         total = torch.zeros((), device=self.args.device)
         for i, micro in enumerate(inputs, 1):
             # The loop's own no_sync() is around all but the last part.
@@ -70,8 +71,9 @@ class StepsInParts(Base):
         """
         if self._loss_weight == 1:
             return loss
-        if self.args.logging_nan_inf_filter and not math.isfinite(loss.item()):
-            loss = self._tr_loss / max(self.state.global_step - self._globalstep_last_logged, 1)
+        if self.args.logging_nan_inf_filter:
+            mean = self._tr_loss / max(self.state.global_step - self._globalstep_last_logged, 1)
+            loss = torch.where(loss.isfinite(), loss, mean.to(loss.device))  # to ask for it would wait for the device
         return loss * self._loss_weight
 
     def _micro_step(self, step: Callable[..., Tensor], micro: Micro, num_items: Any) -> Tensor:
