@@ -32,7 +32,7 @@ class Comparisons:
     compared at new lengths, and after 1, 4, 16, 64, ... measured steps.
 
     The first comparison waits for the device, before anything rests on the terms. A later one makes the norms nan where
-    it fails. What it found is read by `doubt`, and from then on nothing is measured.
+    it fails, and those after it. What it found is read by `doubt`, and from then on nothing is measured.
 
     Args:
         model: the model, for the names of its parameters.
@@ -44,6 +44,7 @@ class Comparisons:
         self._lengths: dict[int, set[frozenset[int]]] = {}  # of batches that were compared, by the model's state
         self._next: tuple[int, frozenset[int]] = 0, frozenset()
         self._unread: tuple[list[nn.Parameter], Tensor, float] | None = None
+        self._failed: Tensor | None = None  # True if an unread comparison failed, as the norms after it are no better
         self._why: str | None = None
 
     def is_due(self, state: int, lengths: Iterable[int]) -> bool:
@@ -75,7 +76,8 @@ class Comparisons:
         Raises:
             Unsupported: if the first comparison failed.
         """
-        (state, lengths), small = self._next, step.small()
+        state, lengths = self._next
+        small = self._if_unbroken(step.small())
         self._measured[state] += 1
         if not compare:
             return small
@@ -84,7 +86,8 @@ class Comparisons:
         if state in self._lengths:
             self._lengths[state].add(lengths)
             self._unread = parameters, sizes, tolerance
-            return torch.where(_is_off(sizes, tolerance).any().to(small.device), torch.nan, small)
+            self._failed = _is_off(sizes, tolerance).any()
+            return self._if_unbroken(small)
         sizes = sizes.cpu()  # waits for the device
         self._unread, whole = (parameters, sizes, tolerance), sizes[0].item()
         if (why := self.doubt()) is not None:
@@ -93,11 +96,14 @@ class Comparisons:
             self._lengths[state] = {lengths}
         return small
 
+    def _if_unbroken(self, small: Tensor) -> Tensor:
+        return small if self._failed is None else torch.where(self._failed.to(small.device), torch.nan, small)
+
     def doubt(self) -> str | None:
         """The reason why the terms are not the gradient's; None if no comparison failed. May wait for the device."""
         if self._unread is not None:
             parameters, sizes, tolerance = self._unread
-            self._unread = None
+            self._unread = self._failed = None
             off = _is_off(sizes, tolerance).tolist()
             if any(off):
                 odd = parameters[off.index(True)]
