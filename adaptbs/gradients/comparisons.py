@@ -65,6 +65,11 @@ class Comparisons:
         is_new = self._next[1] not in known and len(known) < MOST_LENGTHS
         return is_new or is_power_of_four
 
+    @property
+    def is_first(self) -> bool:
+        """True until the terms of the model's state have been compared. A later step may be watched from its middle."""
+        return self._next[0] not in self._lengths
+
     def take(self, step: Step, *, compare: bool, in_half: bool) -> Tensor:
         """The step's sum of squared terms, nan if a later comparison failed.
 
@@ -84,7 +89,7 @@ class Comparisons:
             return small
         tolerance = ROUNDING_IN_HALF if in_half else ROUNDING_ON_CUDA if step.large().is_cuda else ROUNDING
         parameters, sizes = step.compared()
-        if state in self._lengths:
+        if not self.is_first:
             if step.uses > 1:  # some of a layer's calls may have come before the step was watched
                 return small
             self._lengths[state].add(lengths)

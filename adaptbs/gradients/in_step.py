@@ -102,7 +102,7 @@ class InStep:
         self._checking = self._comparisons.is_due(watched.key, sizes)
         called = LayerHook(self._guarded(self._called))
         self._handles += [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
-        if self._checking:
+        if self._comparisons.is_first:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
             self._handles += [GradientHook(p, begins) for p in watched.parameters]
