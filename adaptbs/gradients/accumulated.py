@@ -31,6 +31,9 @@ class AccumulatedGradients:
     That is `GradientPool`'s estimate, unbiased for the same reason. A factor on the loss (1/k, a sum, a loss scale)
     leaves B_simple as it is; |G|^2 and tr(Sigma) carry that factor squared.
 
+    A parameter that several reentrant checkpoints (`use_reentrant=True`) use is added to several times in one pass, and
+    each would count as a pass: give these `use_reentrant=False`.
+
     The hooks are on the parameters that are trainable when the object is made, until `close()`.
 
     Args:

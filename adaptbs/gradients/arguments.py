@@ -13,7 +13,9 @@ from .terms import Unsupported
 
 
 def detached(inputs: Sequence[Any]) -> list[Any]:
-    """The inputs, detached from their graph."""
+    """The inputs, detached from their graph. Raises Unsupported if the first is a parameter."""
+    if inputs and isinstance(inputs[0], nn.Parameter):
+        raise Unsupported("a layer is called on a parameter, which all examples share")
     return [x.detach() if isinstance(x, Tensor) else x for x in inputs]
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from .convolutions import CONVOLUTIONS, Convolved
 from .mean_gradient import dense
-from .terms import OuterProducts, Rows, Stored, Term, Unsupported, run_numbers, squared
+from .tables import Rows, run_numbers
+from .terms import OuterProducts, Stored, Term, Unsupported, squared
 
 #: (layer, inputs of its call, gradient g of its output) -> the terms of each of its parameters.
 Formula: TypeAlias = Callable[[Any, Sequence[Any], Tensor], Mapping[Tensor, Term]]
@@ -146,7 +147,8 @@ def _instance_norm(layer: Any, inputs: Sequence[Any], g: Tensor) -> Mapping[Tens
 
 def _batch_norm(layer: Any, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:
     """In evaluation mode, where the running statistics are constants."""
-    return _by_channel(layer, F.batch_norm(dense(inputs[0]), layer.running_mean, layer.running_var, eps=layer.eps), g)
+    mean, variance = dense(layer.running_mean), dense(layer.running_var)
+    return _by_channel(layer, F.batch_norm(dense(inputs[0]), mean, variance, eps=layer.eps), g)
 
 
 def _by_channel(layer: Any, normalized: Tensor, g: Tensor) -> Mapping[Tensor, Term]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,20 +17,17 @@ from .arguments import Inputs, detached, in_order
 from .attention import watch_projections
 from .batch_dimension import BatchDimensions
 from .checkpoints import Calls, in_checkpoint
+from .comparisons import Comparisons
 from .formulas import ties_examples
 from .layer_hook import GradientHook, LayerHook, on_gradient
 from .layers import Watched, state_of
 from .leaf import by_differentiating
 from .mean_gradient import HALF
-from .passes import NOT_THE_SUM, Pass, Step
+from .passes import Pass, Step
 from .shared_lookups import SharedLookups
 from .terms import NotNow, Term, Unsupported
 from .without_autocast import without_autocast
 
-log = logging.getLogger(__name__)
-ROUNDING = 1e-3  # relative error of a parameter's sum of terms in float32
-ROUNDING_ON_CUDA = 0.01  # where float32 is multiplied as TF32, which cuDNN does unless it is told not to
-ROUNDING_IN_HALF = 0.05  # where the backward pass is in half precision
 LOCK = threading.RLock()  # layers on several devices have their gradients in several threads
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,8 +47,8 @@ class InStep:
 
     Nothing is run twice and nothing has to be restored. Each layer's squared norms are computed when its gradient
     arrives, so nothing is held longer than autograd holds it, but for a layer used several times in a pass, whose terms
-    are added up first. At the first step, and whenever trained parameters, modes or the user's hooks change, each
-    parameter's sum of terms is compared with its gradient.
+    are added up first. At the first step, whenever trained parameters, modes or the user's hooks change, and at some
+    later steps, each parameter's sum of terms is compared with its gradient.
 
     Args:
         model: the model that the loop trains.
@@ -65,7 +61,7 @@ class InStep:
         self._model, self._parameters = model, parameters
         self._watched: Watched | None = None
         self._batch_dimensions = BatchDimensions(model)
-        self._checked: set[int] = set()  # states of the model at earlier checks
+        self._comparisons = Comparisons(model)
         self._sets_to_zero = False  # True once the loop is known to set gradients to zero instead of None
         self._handles: list[RemovableHandle | GradientHook] = []
         self._failure: Exception | None = None
@@ -103,10 +99,10 @@ class InStep:
         self._announced.clear()
         self._thread = threading.get_ident()
         self._in_half = False  # True if a gradient arrived in half precision
-        self._checking = watched.key not in self._checked
+        self._checking = self._comparisons.is_due(watched.key, sizes)
         called = LayerHook(self._guarded(self._called))
         self._handles += [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
-        if self._checking:
+        if self._comparisons.is_first:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
             self._handles += [GradientHook(p, begins) for p in watched.parameters]
@@ -140,7 +136,7 @@ class InStep:
 
         The first time that `.grad` was not None when the first of these passes began, this waits for the device to see
         whether it was zero. In a loop that sets gradients to zero the norms are nan if it is not in a later step. They
-        are nan too if `.grad` was changed unseen between two of them.
+        are nan too if `.grad` was changed unseen between two of them, or if they turn out to be wrong (`doubt`).
 
         Raises:
             Unsupported: if what was seen is not all of the step's gradient. No parameter is ever left out silently.
@@ -159,14 +155,12 @@ class InStep:
             if self._step.left() != 0:
                 raise BegunBeforeError("the step had begun before it was watched")
             self._sets_to_zero = True
-        if self._checking:
-            rounding = ROUNDING_ON_CUDA if self._step.large().is_cuda else ROUNDING
-            if (odd := self._step.odd_parameter(ROUNDING_IN_HALF if self._in_half else rounding)) is not None:
-                name = next(name for name, p in self._model.named_parameters() if p is odd)
-                raise Unsupported(NOT_THE_SUM.format(name))
-            if self._step.was_conclusive and self._watched is not None:
-                self._checked.add(self._watched.key)
-        return SquaredNorms(1, n * self._step.small(), n, self._step.large())
+        small = self._comparisons.take(self._step, compare=self._checking, in_half=self._in_half)
+        return SquaredNorms(1, n * small, n, self._step.large())
+
+    def doubt(self) -> str | None:
+        """The reason why later steps are not measured any more; None if there is none. It may wait for the device."""
+        return self._comparisons.doubt()
 
     def _guarded(self, function: F, step: Step | None = None) -> F:
         """The same function, which keeps a failure instead of raising it. It does nothing but in `step`, if given."""
@@ -219,9 +213,9 @@ class InStep:
         def use(inputs: Sequence[Any], g: Tensor) -> None:
             self._in_half |= g.dtype in HALF
             with without_autocast(g.device.type):
-                *inputs, g = self._batch_dimensions.examples_first(layer, [*inputs, g.detach()], self._sizes)
-                waits = self._lookups.take_gradient(lookup, inputs, g, self._sizes)
-                self._arrived({} if waits else formula(layer, inputs, g))
+                *rows, g = self._batch_dimensions.examples_first(layer, [*inputs, g.detach()], self._sizes)
+                waits = self._lookups.take_gradient(lookup, inputs, rows, g, self._sizes)
+                self._arrived({} if waits else formula(layer, rows, g))
 
         # torch differentiates no layer by itself while a checkpoint is run again, so such a layer's inputs are kept.
         if checkpointed and formula is not by_differentiating:
@@ -289,11 +283,12 @@ class InStep:
         """A backward pass is over, or one of a checkpoint inside it."""
         if self._pass is not None and self._pass.task == task:
             assert self._watched is not None
-            for layer, inputs, g in self._lookups.settle():
+            keeps = self._pass.keeps_graph
+            for layer, inputs, g in self._lookups.settle(keeps_graph=keeps):
                 with without_autocast(g.device.type):
                     self._arrived(self._watched.formulas[layer](layer, inputs, g))
             ended, self._pass = self._pass, None
-            self._announced.clear()
+            self._announced = self._announced if keeps else {}
             if self._calls.any_waits:
                 raise Unsupported("a layer inside an activation checkpoint is not called again in the backward pass")
             with without_autocast(self._step.parameters[0].device.type):  # of terms that were held

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .terms import Unsupported
+
 
 class LayerHook:
     """A forward hook that stays behind when its layer is copied or saved.
@@ -68,10 +70,12 @@ def on_gradient(output: Tensor, function: Callable[[Tensor], None]) -> None:
     """Let `function` be called with the gradient of a layer's output when it arrives.
 
     `Tensor.register_hook` does the same and takes as long as the norms of a small layer.
+
+    Raises:
+        Unsupported: if the output is no result but a parameter itself.
     """
-    if output.grad_fn is None:  # a layer that returns its parameter
-        output.register_hook(function)  # type: ignore[no-untyped-call]
-        return
+    if output.grad_fn is None:
+        raise Unsupported("a layer returns its parameter, which all examples share")
     source = _source_of(output)
     node, place, shape = source.grad_fn, source.output_nr, output.shape
     assert node is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +10,6 @@ from torch import Tensor, nn
 
 from .mean_gradient import dense, square, squared_norm, together
 from .terms import NotNow, Term, Unsupported
-
-FLOOR = 0.1  # part of the rounding error that is relative to the whole gradient: some parameters' is nothing but that
-NOT_THE_SUM = (
-    "the gradient of {} is not the sum of what its layers' calls add to it, as with a hook that changes it, or with a "
-    "penalty on weights or on gradients in the loss (one on weights may be the optimizer's weight_decay= instead)"
-)
 
 
 class Pass:
@@ -31,6 +24,8 @@ class Pass:
     def __init__(self, parameters: Sequence[nn.Parameter], task: int, *, checking: bool) -> None:
         self.task, self._tasks = task, set[int]()
         self.checking = checking
+        #: True if another pass may follow through the same graph.
+        self.keeps_graph: bool = torch._C._autograd._get_current_graph_task_keep_graph()
         # By the parameter's id: a tensor's own hash is a call, which adds up.
         self._held: dict[int, tuple[Tensor, Term]] = {}
         self.squares: list[Tensor] = []  # sum over examples of |c_i|^2, by parameter
@@ -91,13 +86,7 @@ class Step:
 
     Args:
         parameters: the watched parameters.
-
-    Attributes:
-        was_conclusive: False if the gradient was 0 or not finite when it was compared, so that the comparison shows
-            nothing.
     """
-
-    was_conclusive = False
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters, self.ids = list(parameters), set(map(id, parameters))
@@ -111,7 +100,7 @@ class Step:
         self._left: Tensor | None = None  # squared norm of what `.grad` held before the first pass
         self._after: list[tuple[int, int]] = []  # the gradients after the latest pass, see `identity`
         self._same: Tensor | None = None  # True if no pass found the gradients changed since the one before
-        self._errors: dict[Tensor, tuple[Tensor, Tensor]] = {}  # squared norms of difference and gradient
+        self._errors: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # squared norms of difference and gradient
 
     def begin(self, new: Pass) -> None:
         """Begin a pass. If the gradients are None or were set to zero, earlier passes do not belong to the step.
@@ -203,19 +192,10 @@ class Step:
         assert self._large is not None
         return self._large
 
-    def odd_parameter(self, tolerance: float) -> Tensor | None:
-        """The first parameter whose gradient is not the sum of its terms; waits for the device.
-
-        Args:
-            tolerance: relative error that rounding may cause.
-        """
+    def compared(self) -> tuple[list[nn.Parameter], Tensor]:
+        """The parameters that were compared, and norms: of the whole gradient, and of each one's error and gradient."""
         squares = [self.large(), *(square for pair in self._errors.values() for square in pair)]
-        whole, *sizes = together(squares).sqrt().tolist()  # read together, as each reading waits
-        self.was_conclusive = 0 < whole < math.inf
-        for parameter, error, size in zip(self._errors, sizes[::2], sizes[1::2], strict=True):
-            if error > tolerance * (size + FLOOR * whole) and math.isfinite(whole):
-                return parameter
-        return None
+        return list(self._errors), together(squares).sqrt()
 
 
 def identity(gradients: Sequence[Tensor]) -> list[tuple[int, int]]:

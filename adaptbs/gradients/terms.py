@@ -10,8 +10,9 @@ parameter's gradient, to check them by; `joined(other)`, the terms of a paramete
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -105,14 +106,27 @@ class OuterProducts:
         return torch.nn.functional.pad(whole, (0, 0, above, below))
 
     def joined(self, other: Term) -> Term:
-        if isinstance(other, Rows) and self.rows is None:
-            return Tied(self, [other])
-        if isinstance(other, (Tied, Blocks)):
+        if not isinstance(other, OuterProducts):
             return other.joined(self)
-        also = same_kind(self, other)
-        if also.rows != self.rows:
-            return Blocks([self, also])
-        return OuterProducts(torch.cat([self.x, also.x], 1), torch.cat([self.g, also.g], 1), self.rows)
+        return side_by_side([self, other]) if other.rows == self.rows else Blocks([self, other])
+
+    @property
+    def span(self) -> RowRange:
+        """The rows of the parameter that the terms belong to."""
+        return self.rows or RowRange(0, self.g.shape[2], self.g.shape[2])
+
+    def cut(self, edges: Sequence[int]) -> Iterator[OuterProducts]:
+        """These terms in parts, each of the rows between two of the edges."""
+        first, stop, total = self.span
+        for start, end in pairwise(edge for edge in edges if first <= edge <= stop):
+            yield OuterProducts(self.x, self.g[..., start - first : end - first], RowRange(start, end, total))
+
+
+def side_by_side(uses: Sequence[OuterProducts]) -> OuterProducts:
+    """The terms of several uses of the same rows by the same examples."""
+    if len(uses) == 1:
+        return uses[0]
+    return OuterProducts(torch.cat([use.x for use in uses], 1), torch.cat([use.g for use in uses], 1), uses[0].rows)
 
 
 def squared_outer(x: Tensor, g: Tensor) -> Tensor:
@@ -134,10 +148,19 @@ def _by_gram(positions: int, inputs: int, outputs: int) -> bool:
 
 
 class Blocks:
-    """Terms of different rows of a weight. Attention has them if query, key and value differ. Their squares add up."""
+    """Terms of several rows of a weight each. Attention has them if query, key and value differ.
+
+    Calls may differ in how they divide the rows, as of one attention to itself and to something else. So all are cut
+    at the same rows. The squares of what belongs to different rows add up.
+    """
 
     def __init__(self, blocks: Sequence[OuterProducts]) -> None:
-        self._blocks = list(blocks)
+        edges = sorted({edge for block in blocks for edge in block.span[:2]})
+        uses: dict[RowRange, list[OuterProducts]] = {}
+        for block in blocks:
+            for part in block.cut(edges):
+                uses.setdefault(part.span, []).append(part)
+        self._blocks = [side_by_side(each) for each in uses.values()]
 
     @property
     def examples(self) -> int:
@@ -150,101 +173,8 @@ class Blocks:
         return torch.stack([block.total() for block in self._blocks]).sum(0)
 
     def joined(self, other: Term) -> Term:
-        blocks = {block.rows: block for block in self._blocks}
-        for block in other._blocks if isinstance(other, Blocks) else [same_kind(self._blocks[0], other)]:
-            known = blocks.get(block.rows)
-            blocks[block.rows] = block if known is None else same_kind(block, known.joined(block))
-        return Blocks(list(blocks.values()))
-
-
-@dataclass
-class Rows:
-    """Rows of a table of `entries` rows, looked up by tokens (n, T), with their gradients g (n, T, features)."""
-
-    tokens: Tensor
-    g: Tensor
-    entries: int
-
-    @property
-    def examples(self) -> int:
-        return self.tokens.shape[0]
-
-    def squared(self) -> Tensor:
-        if self.tokens.shape[1] == 1:
-            return squared(self.g)
-        return in_chunks(_squared_rows, self.g[0].numel(), self.tokens, self.g)
-
-    def total(self) -> Tensor:
-        g = dense(self.g).flatten(0, 1)
-        return g.new_zeros(self.entries, g.shape[1]).index_add_(0, self.tokens.flatten(), g)
-
-    def joined(self, other: Term) -> Term:
-        if isinstance(other, (OuterProducts, Tied)):
-            return other.joined(self)
-        also = same_kind(self, other)
-        return Rows(torch.cat([self.tokens, also.tokens], 1), torch.cat([self.g, also.g], 1), self.entries)
-
-
-def _squared_rows(tokens: Tensor, g: Tensor) -> Tensor:
-    """Add up the gradients of an example's equal tokens, which share a row, and square. Takes O(T features) memory."""
-    runs, order = run_numbers(tokens)
-    g = g.gather(1, order[..., None].expand_as(g))
-    sums = torch.zeros_like(g).flatten(0, 1).index_add_(0, runs, g.flatten(0, 1))
-    return squared(sums)
-
-
-def run_numbers(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the runs of equal tokens in each sorted row of `tokens` (n, T).
-
-    Returns:
-        The number of each sorted token's run, flat, shape (n T,), different in each row; and the order that sorts them.
-    """
-    ordered, order = tokens.sort(1)
-    begins = torch.zeros_like(ordered)
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
-    return (begins.cumsum(1) + first).flatten(), order
-
-
-class Tied:
-    """A weight that an embedding and a linear layer share, as in most language models.
-
-    |a + b|^2 = |a|^2 + |b|^2 + 2 a.b, with a.b = sum_st (g_s)[token_t] (x_s . h_t) for the linear layer's x and g, and
-    the table's h.
-    """
-
-    def __init__(self, outer: OuterProducts, rows: Sequence[Rows]) -> None:
-        self._outer, self._rows = outer, list(rows)
-
-    @property
-    def examples(self) -> int:
-        return self._outer.examples
-
-    def squared(self) -> Tensor:
-        first, *others = self._rows
-        rows: Term = first
-        for other in others:
-            rows = rows.joined(other)
-        assert isinstance(rows, Rows)
-        x, g, tokens, h = self._outer.x, self._outer.g, rows.tokens, rows.g
-        each = max(g[0].numel(), x.shape[1] * tokens.shape[1])
-        return self._outer.squared() + rows.squared() + 2 * in_chunks(_cross, each, x, g, tokens, h)
-
-    def total(self) -> Tensor:
-        return self._outer.total() + sum(rows.total() for rows in self._rows)
-
-    def joined(self, other: Term) -> Term:
-        if isinstance(other, Rows):
-            return Tied(self._outer, [*self._rows, other])
-        joined = self._outer.joined(other)
-        assert isinstance(joined, OuterProducts)
-        return Tied(joined, self._rows)
-
-
-def _cross(x: Tensor, g: Tensor, tokens: Tensor, h: Tensor) -> Tensor:
-    """Inner products of sum_s g_s x_s' with the table's gradient, which has h_t in row token_t, added up."""
-    at_tokens = g.gather(2, tokens[:, None].expand(-1, g.shape[1], -1))
-    return torch.dot(at_tokens.flatten(), (x @ h.mT).flatten())
+        also = other._blocks if isinstance(other, Blocks) else [same_kind(self._blocks[0], other)]
+        return Blocks([*self._blocks, *also])
 
 
 def same_kind(term: T, other: Term) -> T:

@@ -14,7 +14,6 @@ from torch.utils.data import TensorDataset
 
 from adaptbs import AdaptiveDataLoader
 from adaptbs.gradients.in_step import InStep
-from adaptbs.gradients.passes import Step
 from adaptbs.types import NoiseScale
 from tests.helpers.cuda import FakeCuda
 from tests.helpers.readings import waits_outside_of_readings
@@ -256,10 +255,11 @@ def test_gradients_of_a_gpu_may_be_rounded_to_tf32(on_cuda, tolerance, monkeypat
     """cuDNN multiplies float32 as TF32, in ways that differ with the algorithm it chooses for a call."""
     asked: list[float] = []
 
-    def odd_parameter(self, tolerance):
+    def is_off(sizes, tolerance):
         asked.append(tolerance)
+        return torch.zeros(2, dtype=torch.bool)
 
-    monkeypatch.setattr(Step, "odd_parameter", odd_parameter)
+    monkeypatch.setattr("adaptbs.gradients.comparisons._is_off", is_off)
     with FakeCuda() if on_cuda else nullcontext() as cuda:
         model, x = nn.Linear(8, 1), torch.randn(16, 8)
         if cuda is not None:

@@ -232,6 +232,12 @@ CASES = {
     "attention of other sizes": (
         lambda: Mixed(attention(kdim=5, vdim=3, bias=False), lambda m, x: m(x, x[..., :5], x[..., :3])[0]), POSITIONS,
     ),
+    "attention to itself and to something else": (
+        lambda: Mixed(attention(), lambda m, x: m(x, x, x)[0] + m(x, *2 * [x.flip(1) ** 2])[0]), POSITIONS,
+    ),
+    "attention to something else and to two things": (
+        lambda: Mixed(attention(), lambda m, x: m(x, *2 * [x**2])[0] + m(x, x.flip(1), x**3)[0]), POSITIONS,
+    ),
     "decoder": (lambda: Mixed(decoder(), lambda m, x: m(x[:, :3], x)), POSITIONS),
     "reentrant checkpoint": (lambda: Checkpointed(reentrant=True), VECTORS),
     "checkpoint": (lambda: Checkpointed(reentrant=False), VECTORS),
@@ -399,6 +405,41 @@ def test_as_many_positions_as_examples_are_told_apart_or_not_measured():
         measured(model, lambda m, b: m(b[0]).square().mean(), (x,))
     model = Mixed(encoder(), lambda m, x: m(x))
     assert measured(model, lambda m, b: m(b[0]).square().mean(), (x,)).large_size == N
+
+
+def test_as_many_positions_as_examples_in_an_exchanged_order_are_not_measured():
+    with pytest.raises(NotNow, match="as many positions as examples"):
+        measured(PositionsFirst(), lambda m, b: m(b[0]).square().mean(), (torch.randn(N, N, 8),))
+
+
+def test_as_many_positions_as_examples_in_parts_of_a_batch_are_not_measured():
+    """A part of three examples of six positions looks like three positions of six examples."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def loss(m, b):
+        return m[2](torch.cat([m[:2](part) for part in b[0].chunk(2)])).square().mean()
+
+    with pytest.raises(NotNow, match="positions first, where others were taken to have examples"):
+        measured(model, loss, (torch.randn(N, N, 8),))
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm((N, 8)), nn.RMSNorm((N, 8)), nn.PReLU(N)], ids=repr)
+def test_a_layer_of_one_order_is_not_taken_to_have_positions_first(layer):
+    """Half of the batch counts, in a batch of as many examples as positions."""
+    model, x = nn.Sequential(layer, nn.Flatten(), nn.Linear(8 * N, 3)), torch.randn(N, N, 8)
+    norms = measured(model, lambda m, b: m(b[0][: N // 2]).square().mean(), (x,))
+    assert norms.large_size == N // 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frozen_statistics_in_half_precision(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8).eval(), nn.Linear(8, 3))
+    batch = (VECTORS,)
+    expected = brute(model, lambda m, b: m(b[0]).square().mean(), batch)
+    model.to(dtype)
+    norms = measured(model, lambda m, b: m(b[0]).float().square().mean(), (VECTORS.to(dtype),))
+    assert (float(norms.small), float(norms.large)) == pytest.approx(expected, rel=0.05)
 
 
 def test_what_is_unfrozen_later_is_checked_then():

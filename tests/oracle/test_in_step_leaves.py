@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -127,6 +128,117 @@ class Borrowing(nn.Module):
 def test_a_weight_used_outside_its_layer_is_refused_where_gradients_are_set_to_zero(first):
     with pytest.raises(Unsupported, match=r"outside its own layer|not the sum"):
         measured(zeroed(Borrowing(first)), loss_of, (torch.randn(N, 8),))
+
+
+class Table(nn.Module):
+    """Returns its parameter, as a table of queries does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(N, 8))
+
+    def forward(self):
+        return self.weight
+
+
+def test_a_layer_that_returns_its_parameter_is_refused_and_left_without_a_hook():
+    model = nn.ModuleDict({"table": Table(), "head": nn.Linear(8, 3)})
+
+    def loss(model, batch):
+        return loss_of(model["head"], (batch[0] + model["table"](),))
+
+    for _ in range(2):
+        with pytest.raises(Unsupported, match="returns its parameter"):
+            measured(model, loss, (torch.ones(N, 8),))
+    assert not model["table"].weight._backward_hooks
+
+
+def test_a_layer_that_is_called_on_a_parameter_is_refused():
+    """A table of as many classes as there are examples."""
+    model = nn.Sequential(nn.Linear(8, 3), nn.Linear(8, 3))
+    classes = nn.Parameter(torch.randn(N, 8))
+
+    def loss(model, batch):
+        return (model[0](batch[0]) @ model[1](classes).T).square().mean()
+
+    with pytest.raises(Unsupported, match="is called on a parameter"):
+        measured(model, loss, (torch.ones(N, 8),))
+
+
+class Beside(nn.Module):
+    """A layer with a table for the positions of a sequence beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(8))
+
+    def forward(self, x, table):
+        return x + table * self.scale
+
+
+def assert_refused_from_now_on(source, norms):
+    assert math.isnan(norms.small)
+    assert "is not the sum" in source.doubt()
+    with pytest.raises(Unsupported, match="is not the sum"):
+        source.arm(N)
+
+
+LATER = {
+    "a penalty": lambda model, x: model[0].weight.square().sum(),
+    "a weight used elsewhere": lambda model, x: F.linear(x, model[0].weight).square().mean(),
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+@pytest.mark.parametrize("prepare", [lambda model: model, zeroed], ids=["None", "zero"])
+def test_what_a_loss_adds_from_some_step_on_is_noticed_before_long(later, prepare):
+    torch.manual_seed(4)
+    model, batch = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), (torch.randn(N, 8),)
+    source = InStep(model)
+    source.arm(N)
+    loss_of(model, batch).backward()
+    assert source.norms() is not None
+    for _ in range(4):
+        prepare(model)
+        model.zero_grad()
+        source.arm(N)
+        (loss_of(model, batch) + LATER[later](model, batch[0])).backward()
+        norms = source.norms()
+    assert_refused_from_now_on(source, norms)
+
+
+def test_a_block_that_begins_at_zero_is_compared_once_it_counts():
+    torch.manual_seed(5)
+    model, batch = nn.Sequential(Borrowing(nn.Linear(8, 8)), nn.Linear(3, 3)), (torch.randn(N, 8),)
+    model[0].layer.requires_grad_(False)
+    model[0].first.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    source = InStep(model)
+
+    def step(gate):
+        model.zero_grad()
+        source.arm(N)
+        (gate * model[0](batch[0]) + model[1](batch[0][:, :3])).square().sum(1).mean().backward()
+        return source.norms()
+
+    assert math.isfinite(step(0.0).small)
+    assert_refused_from_now_on(source, step(1.0))
+
+
+def test_a_table_as_long_as_a_later_batch_is_not_taken_for_its_examples():
+    torch.manual_seed(6)
+    model, table = nn.Sequential(Beside(), nn.Linear(8, 3)), torch.randn(2 * N, 8)
+
+    def loss(model, batch):
+        return model[1](model[0](batch[0], table)).tanh().square().mean()
+
+    source = InStep(model)
+    source.arm(N)
+    loss(model, (torch.randn(N, 2 * N, 8),)).backward()
+    assert source.norms().large_size == N
+    model.zero_grad()
+    source.arm(2 * N)
+    loss(model, (torch.randn(2 * N, 2 * N, 8),)).backward()
+    assert_refused_from_now_on(source, source.norms())
 
 
 def test_a_layer_that_is_not_used_is_no_fault_where_gradients_are_set_to_zero():

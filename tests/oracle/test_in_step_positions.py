@@ -97,7 +97,17 @@ class Labelled(Reader):
         return super().forward(tokens) + self.head(self.kinds(tokens[:, 0] % 2))[:, None]
 
 
-@pytest.mark.parametrize("make", [lambda: Reader(flat=True), lambda: Labelled(flat=True)])
+class Both(Reader):
+    """Looks up the same positions without and with a dimension for a batch."""
+
+    def __init__(self):
+        super().__init__(join=self.joined)
+
+    def joined(self, words, positions):
+        return words + positions + self.positions(torch.arange(T))
+
+
+@pytest.mark.parametrize("make", [lambda: Reader(flat=True), lambda: Labelled(flat=True), Reader, Both])
 @pytest.mark.parametrize("lengths", [(N, T), (T, N), (T,), (T, 2, T), (1, T)])
 def test_as_many_positions_as_examples(make, lengths):
     """Which of the two a row stands for is known by other lengths, or by the numbers that are looked up."""
@@ -123,6 +133,40 @@ def test_a_batch_of_a_single_example_has_rows_of_its_own(flat, batch):
     norms = measured(model, loss, (batch[0][:1],), 1)
     assert float(norms.small) == pytest.approx(float(norms.large), rel=1e-5)
     assert norms.large_size == 1
+
+
+@pytest.mark.parametrize("make", [Reader, lambda: Reader(flat=True), Squared])
+def test_gradients_taken_through_the_same_graph_before(make, batch):
+    """As for a weight of a loss that depends on the size of its gradient."""
+    model = make()
+
+    def taken_twice(model, batch):
+        found = loss(model, batch)
+        torch.autograd.grad(found, list(model.parameters()), retain_graph=True)
+        return found
+
+    norms = measured(model, taken_twice, batch)
+    model.zero_grad()
+    small, large = brute(model, loss, batch)
+    assert float(norms.small) == pytest.approx(small, rel=1e-4)
+    assert float(norms.large) == pytest.approx(large, rel=1e-4)
+    assert norms.large_size == N
+
+
+class Places(nn.Module):
+    """Positions beside inputs that are no tokens, as many as examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions, self.head = nn.Embedding(N, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(x + self.positions(torch.arange(x.shape[1])))
+
+
+def test_as_many_positions_as_examples_beside_no_tokens_are_refused():
+    with pytest.raises(Unsupported, match="numbers that follow each other"):
+        measured(Places(), lambda model, batch: model(batch[0]).square().mean(), (torch.randn(N, N, 8),))
 
 
 def test_micro_batches_of_several_lengths_add_up(batch):

@@ -88,6 +88,22 @@ def test_anything_else_by_halves_and_the_reason_is_logged_once(make, why, caplog
     assert caplog.text.count(why) == 1
 
 
+def test_a_penalty_that_begins_later_makes_the_norms_nan_until_it_is_read_and_then_halves():
+    model = nn.Linear(4, 1)
+    meter = meter_of(model)
+
+    def penalized(model, batch):
+        return mse_loss(model(batch[0]), batch[1]) + model.weight.square().sum()
+
+    assert step(meter, model).norms.small.isfinite()
+    for _ in range(2):
+        made = step(meter, model, loss=penalized)
+        assert made.source == IN_STEP and made.norms.small.isnan()
+    assert "weight is not the sum" in made.read_caveat()
+    made = step(meter, model, loss=penalized)
+    assert made.source == HALVES and "weight is not the sum" in made.why
+
+
 @pytest.mark.parametrize("make", [with_batch_norm, Scaled, FromOutside])
 def test_without_a_loss_the_error_says_why_it_is_needed(make):
     model = make()
