@@ -25,10 +25,11 @@ TOO_FEW = (
     "with batch_size= of %d or more."
 )
 NO_STEP = (
-    "no step of the optimizer was seen in %d batches, so the noise scale is not measured, and the batch is held. A "
-    "Learner's own step has to fire its events, self._with_events(self._step, 'step', CancelStepException). Where a "
-    "step is made of so many batches, give accumulation_steps= (to a Learner fastai's callback GradientAccumulation). "
-    "overhead=0 measures nothing and holds the batch."
+    "no step of the optimizer was seen in %d batches, so the noise scale is not measured, and the batch is held. To "
+    "validate, use a stock DataLoader, or loader.plain_batches(). Where a step is made of so many batches, give "
+    "accumulation_steps= (to a Learner fastai's callback GradientAccumulation). A Learner's own step has to fire its "
+    "events, self._with_events(self._step, 'step', CancelStepException). overhead=0 measures nothing and holds the "
+    "batch."
 )
 WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "

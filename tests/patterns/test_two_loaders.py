@@ -82,6 +82,20 @@ def test_a_validation_loader_of_the_same_kind_that_is_built_last(within, gradien
     assert train.batch_size == FORCED["max_batch_size"] and NO_STEP not in caplog.text
 
 
+def test_a_validation_loader_whose_passes_begin_with_gradients_is_told_of_stock_loaders(caplog):
+    """As of the loop over phases of torch's transfer learning tutorial, with `set_grad_enabled` inside."""
+    run = Run()
+    loaders = {phase: AdaptiveDataLoader(Numbered(512), BATCH, model=run.model, optimizer=run.optimizer, epochs=2)
+               for phase in ("train", "val")}  # fmt: skip
+    for _ in range(2):
+        run.train(loaders["train"])
+        for x, y, _ in loaders["val"]:
+            with torch.set_grad_enabled(False):
+                nn.functional.mse_loss(run.model(x), y).item()
+    assert loaders["val"].batch_size == BATCH
+    assert caplog.text.count("To validate, use a stock DataLoader") == len(caplog.records) == 1
+
+
 def test_two_loaders_that_are_trained_on_in_turn(caplog):
     run = Run()
     first, second = loader_of(run.model, run.optimizer), loader_of(run.model, run.optimizer, target=doubling(9))
