@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: Of a run whose first batch is the largest that it may have by default.
+NO_ROOM = (
+    "The batch had no room to grow: without `max_batch_size=` a step has at most an eighth of the {:,} samples of a "
+    "pass, or the first batch where that is more."
+)
 #: Of a group that is not measured.
 OUTSIDE = NoiseScale(0.0, 0.0, 0.0, math.inf, 0.0, 0, caveat="no parameter of the model")
 
@@ -103,7 +108,7 @@ class RunReport:
         return summary_of_run(
             decisions, samples=progress.samples, planned_samples=progress.effective_samples,
             step_time=run.step_time, spent=run.overhead_spent, trade_off=self.trade_off() if measured else None,
-            notes=self._notes,
+            notes=(*_at_the_limit(run), *self._notes),
         )  # fmt: skip
 
     @property
@@ -128,6 +133,10 @@ class RunReport:
             decisions, views, confidence=run.settings.confidence, critical=run.controller.rules.critical,
             pass_samples=run.controller.epoch_samples,
         )  # fmt: skip
+
+
+def _at_the_limit(run: Controller) -> tuple[str, ...]:
+    return (NO_ROOM.format(run.epoch_samples),) if run.rules.has_no_room else ()
 
 
 def _state(run: Controller, measures: bool) -> Iterator[str]:

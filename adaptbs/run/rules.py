@@ -119,6 +119,11 @@ class RunRules:
         return callable(settings.target) or (settings.measures and by_noise)
 
     @property
+    def has_no_room(self) -> bool:
+        """True if the noise cannot change the batch, as the first one is the largest that it may have by default."""
+        return self._settings.measures and self._settings.max_batch_size is None and not self.may_change
+
+    @property
     def changes_nothing(self) -> bool:
         """True if neither the batch nor the hyperparameters can become other than the user has them."""
         return not self.may_change and self.base_batch_size == self._start

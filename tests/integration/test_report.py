@@ -90,6 +90,21 @@ def test_a_summary_tells_what_changed_and_the_time_saved():
     assert "as target= asked" in repr(summary) and "of the time saved" in repr(summary)
 
 
+@pytest.mark.parametrize(("batch_size", "settings", "told"), [
+    (32, {}, True), (16, {}, False), (32, {"max_batch_size": 64}, False), (32, {"overhead": 0}, False),
+])  # fmt: skip
+def test_a_batch_that_has_no_room_to_grow_is_told_so(batch_size, settings, told):
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    settings = {"epochs": 1, "loss_func": torch.nn.functional.mse_loss, **settings}
+    loader = AdaptiveDataLoader(Numbered(256), batch_size, model=model, optimizer=optimizer, **settings)
+    for x, y, _ in loader:
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    assert ("at most an eighth of the 256 samples" in repr(loader.summary())) == told
+
+
 def test_accumulated_steps_are_told_apart_from_batches():
     loader, *_ = loader_of(accumulation_steps=4, **QUICK)
     assert repr(loader).startswith("AdaptiveDataLoader(batch size 16, 64 a step; ")
