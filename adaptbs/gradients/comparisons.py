@@ -31,8 +31,9 @@ class Comparisons:
     some step on, such as a penalty, shows only later, as does a block whose weights begin at zero. So the terms are
     compared at new lengths, and after 1, 4, 16, 64, ... measured steps.
 
-    The first comparison waits for the device, before anything rests on the terms. A later one makes the norms nan where
-    it fails, and those after it. What it found is read by `doubt`, and from then on nothing is measured.
+    The first comparison waits for the device, before anything rests on the terms. A later one on an accelerator makes
+    the norms nan where it fails, and those after it. What it found is read by `doubt`, and from then on nothing is
+    measured.
 
     Args:
         model: the model, for the names of its parameters.
@@ -79,7 +80,7 @@ class Comparisons:
             in_half: True if a gradient was in half precision.
 
         Raises:
-            Unsupported: if the first comparison failed.
+            Unsupported: if the comparison failed, as far as that is known without waiting.
         """
         state, lengths = self._next
         found = step.small()
@@ -96,16 +97,22 @@ class Comparisons:
             # Of a step that had begun before it was watched, the gradient is another, and its norms are nan.
             sizes = torch.where(found.isfinite().to(sizes.device), sizes, torch.nan)
             self._unread = parameters, sizes, tolerance
+            if sizes.is_cpu:
+                self._raise_doubt()
+                return small
             failed = _is_off(sizes, tolerance).any()
             self._failed = failed if self._failed is None else failed | self._failed
             return self._if_unbroken(small)
         sizes = sizes.cpu()  # waits for the device
         self._unread, whole = (parameters, sizes, tolerance), sizes[0].item()
-        if (why := self.doubt()) is not None:
-            raise Unsupported(why)
+        self._raise_doubt()
         if 0 < whole < math.inf:  # else the comparison shows nothing
             self._lengths[state] = {lengths}
         return small
+
+    def _raise_doubt(self) -> None:
+        if (why := self.doubt()) is not None:
+            raise Unsupported(why)
 
     def _if_unbroken(self, small: Tensor) -> Tensor:
         return small if self._failed is None else torch.where(self._failed.to(small.device), torch.nan, small)

@@ -61,12 +61,12 @@ class NoiseScaleTracker:
         Returns:
             For each its samples, progress, the measurement, and its norms as floats, or None if they are not finite.
         """
-        finite = dict(self._plain.read())
-        read = [(samples, progress, made, finite.get(samples)) for samples, (progress, made) in self._unread.items()]
-        if read and self.caveat != COUPLED:  # a loss that couples samples keeps doing so, even in a resumed run
-            self.caveat = read[-1][2].read_caveat()
-        self._unread = {}
-        return read
+        unread, self._unread = self._unread, {}
+        if unread and self.caveat != COUPLED:  # a loss that couples samples keeps doing so, even in a resumed run
+            *_, (_, latest) = unread.values()
+            self.caveat = latest.read_caveat()
+        finite = dict(self._plain.read(warns=self.caveat is None))
+        return [(samples, progress, made, finite.get(samples)) for samples, (progress, made) in unread.items()]
 
     def go_by(self, estimate: NoiseScale | None) -> None:
         """Set `resolved` from the estimate of a decision, if that resolves the noise scale. None: nothing is known."""

@@ -111,8 +111,12 @@ class MeasurementWindow:
         """Add a measurement made when `samples` samples had been seen. Reads nothing from the device."""
         self._unread.append((samples, norms))
 
-    def read(self) -> list[tuple[int, SquaredNorms]]:
-        """Read the measurements added since the last read. Returns the finite ones, as floats."""
+    def read(self, *, warns: bool = True) -> list[tuple[int, SquaredNorms]]:
+        """Read the measurements added since the last read. Returns the finite ones, as floats.
+
+        Args:
+            warns: False if it is known, and said elsewhere, why some are not finite.
+        """
         if not self._unread:
             return []
         self._estimates = {}
@@ -121,7 +125,7 @@ class MeasurementWindow:
         finite = [(s, n) for s, n in read if is_finite(n)]
         if len(finite) < len(read):
             self._skipped += [s for s, n in read if not is_finite(n)]
-        if self._skipped and not self._warned:
+        if len(finite) < len(read) and warns and not self._warned:
             self._warned = True
             log.warning(
                 "a gradient was not finite (nan or inf), or was added to one that was never zeroed: such batches are "

@@ -237,6 +237,26 @@ def test_a_learner_is_not_held_up(optimizer, beside, monkeypatch):
     assert all(sum(known in line for line in ours) <= 1 for known in OF_A_RUN)
 
 
+def test_a_penalty_that_is_nothing_at_first_is_found_when_measurements_are_read(monkeypatch, caplog):
+    with FakeCuda() as cuda:
+        outside = waits_outside_of_readings(cuda.waits, monkeypatch)
+        model = cuda.place(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
+        begun = [p.detach().clone() for p in model.parameters()]
+        optimizer = SGD(model.parameters(), 0.05)
+        data = TensorDataset(torch.randn(1600, 8), torch.randn(1600, 1))
+        loader = AdaptiveDataLoader(data, 16, model=model, optimizer=optimizer, epochs=2, overhead=0.3)
+        for _ in range(2):
+            for batch in loader:
+                cuda.queue(5e-3)
+                x, y = (t.to("cuda", non_blocking=True) for t in batch)
+                optimizer.zero_grad()
+                distance = sum((p - p0).square().sum() for p, p0 in zip(model.parameters(), begun, strict=True))
+                (mse_loss(model(x), y) + distance).backward()
+                optimizer.step()
+    assert caplog.text.count("not the sum") == len(caplog.records) == 1
+    assert [line for _, line in outside if ELSEWHERE not in line] == []
+
+
 def test_a_loader_made_before_the_model_is_moved_is_timed_on_the_device():
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
     optimizer = SGD(model.parameters(), 1e-2)

@@ -99,6 +99,46 @@ def test_a_target_that_needs_no_noise_scale_goes_on(loop, zeroes, says, caplog):
     assert says in caplog.text
 
 
+def near_the_start(epoch, distance, weight):
+    """On the distance from where the weights began, as FedProx's, L2-SP's and EWC's. It is nothing at first."""
+    return 1.0 * distance
+
+
+def from_the_second_epoch(epoch, distance, weight):
+    return 1.0 * weight if epoch else 0.0
+
+
+@pytest.mark.parametrize("penalty", [near_the_start, from_the_second_epoch])
+@pytest.mark.parametrize("loss_is_given", [False, True])
+def test_a_penalty_on_weights_that_is_nothing_at_first(penalty, loss_is_given, caplog):
+    model = network()
+    begun = [p.detach().clone() for p in model.parameters()]
+    optimizer = SGD(model.parameters(), 0.05)
+    now = {"epoch": 0}
+
+    def loss_of(model, batch):
+        x, y, _ = batch
+        distance = sum((p - p0).square().sum() for p, p0 in zip(model.parameters(), begun, strict=True))
+        weight = sum(p.square().sum() for p in model.parameters())
+        return nn.functional.mse_loss(model(x), y) + penalty(now["epoch"], distance, weight)
+
+    loader = AdaptiveDataLoader(
+        Numbered(1024), BATCH, shuffle=True, model=model, optimizer=optimizer, epochs=4, step_time=STEP_TIME,
+        batch_loss=loss_of if loss_is_given else None,
+    )  # fmt: skip
+    for epoch in range(4):
+        now["epoch"] = epoch
+        for batch in loader:
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+    if loss_is_given:
+        assert not loader.training_run.measuring.meter.in_step and not caplog.records
+        return
+    assert caplog.text.count("not the sum") == len(caplog.records) == 1
+    assert UNMEASURED in repr(loader)
+
+
 def test_a_resumed_run_that_is_given_the_loss_measures():
     saved = run(real_and_made_up, True).state_dict()
     model = network()

@@ -88,20 +88,30 @@ def test_anything_else_by_halves_and_the_reason_is_logged_once(make, why, caplog
     assert caplog.text.count(why) == 1
 
 
-def test_a_penalty_that_begins_later_makes_the_norms_nan_until_it_is_read_and_then_halves():
+def penalized(model, batch):
+    return mse_loss(model(batch[0]), batch[1]) + model.weight.square().sum()
+
+
+def test_a_penalty_that_begins_later_is_found_at_once_on_a_cpu():
     model = nn.Linear(4, 1)
     meter = meter_of(model)
-
-    def penalized(model, batch):
-        return mse_loss(model(batch[0]), batch[1]) + model.weight.square().sum()
-
     assert step(meter, model).norms.small.isfinite()
-    for _ in range(2):
-        made = step(meter, model, loss=penalized)
-        assert made.source == IN_STEP and made.norms.small.isnan()
-    assert "weight is not the sum" in made.read_caveat()
+    assert step(meter, model, loss=penalized) is None
     made = step(meter, model, loss=penalized)
     assert made.source == HALVES and "weight is not the sum" in made.why
+
+
+def test_a_penalty_that_begins_later_makes_the_norms_nan_on_a_device_until_it_is_read():
+    with FakeCuda() as cuda:
+        model, batch = cuda.place(nn.Linear(4, 1)), tuple(map(cuda.tensor, BATCH))
+        meter = meter_of(model)
+        assert step(meter, model, batch).norms.small.isfinite()
+        for _ in range(2):
+            made = step(meter, model, batch, loss=penalized)
+            assert made.source == IN_STEP and made.norms.small.isnan()
+        assert "weight is not the sum" in made.read_caveat()
+        made = step(meter, model, batch, loss=penalized)
+        assert made.source == HALVES and "weight is not the sum" in made.why
 
 
 @pytest.mark.parametrize("make", [with_batch_norm, Scaled, FromOutside])
