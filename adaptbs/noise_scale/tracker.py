@@ -62,10 +62,12 @@ class NoiseScaleTracker:
             For each its samples, progress, the measurement, and its norms as floats, or None if they are not finite.
         """
         unread, self._unread = self._unread, {}
+        before = self.caveat
         if unread and self.caveat != COUPLED:  # a loss that couples samples keeps doing so, even in a resumed run
             *_, (_, latest) = unread.values()
             self.caveat = latest.read_caveat()
-        finite = dict(self._plain.read(warns=self.caveat is None))
+        # A doubt that is found together with norms that are not finite is the reason for them.
+        finite = dict(self._plain.read(warns=self.caveat in (None, before)))
         return [(samples, progress, made, finite.get(samples)) for samples, (progress, made) in unread.items()]
 
     def go_by(self, estimate: NoiseScale | None) -> None:
