@@ -54,6 +54,9 @@ class InStep:
         model: the model that the loop trains.
         parameters: returns those that the optimizer steps, in any order. None: all that are trainable.
 
+    Attributes:
+        comparisons: those of the sums of terms with the gradients.
+
     Source: Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679.
     """
 
@@ -61,7 +64,7 @@ class InStep:
         self._model, self._parameters = model, parameters
         self._watched: Watched | None = None
         self._batch_dimensions = BatchDimensions(model)
-        self._comparisons = Comparisons(model)
+        self.comparisons = Comparisons(model)
         self._sets_to_zero = False  # True once the loop is known to set gradients to zero instead of None
         self._handles: list[RemovableHandle | GradientHook] = []
         self._failure: Exception | None = None
@@ -99,10 +102,10 @@ class InStep:
         self._announced.clear()
         self._thread = threading.get_ident()
         self._in_half = False  # True if a gradient arrived in half precision
-        self._checking = self._comparisons.is_due(watched.key, sizes)
+        self._checking = self.comparisons.is_due(watched.key, sizes)
         called = LayerHook(self._guarded(self._called))
         self._handles += [layer.register_forward_hook(called, with_kwargs=True) for layer in watched.layers]
-        if self._comparisons.is_first:
+        if self.comparisons.is_first:
             # A gradient may arrive at a parameter before any at a layer, where its layer does not see all of its uses.
             begins = self._guarded(self._current_pass)
             self._handles += [GradientHook(p, begins) for p in watched.parameters]
@@ -136,7 +139,7 @@ class InStep:
 
         The first time that `.grad` was not None when the first of these passes began, this waits for the device to see
         whether it was zero. In a loop that sets gradients to zero the norms are nan if it is not in a later step. They
-        are nan too if `.grad` was changed unseen between two of them, or if they turn out to be wrong (`doubt`).
+        are nan too if `.grad` was changed unseen between two of them, or if they turn out to be wrong (`Comparisons`).
 
         Raises:
             Unsupported: if what was seen is not all of the step's gradient. No parameter is ever left out silently.
@@ -155,12 +158,8 @@ class InStep:
             if self._step.left() != 0:
                 raise BegunBeforeError("the step had begun before it was watched")
             self._sets_to_zero = True
-        small = self._comparisons.take(self._step, compare=self._checking, in_half=self._in_half)
+        small = self.comparisons.take(self._step, compare=self._checking, in_half=self._in_half)
         return SquaredNorms(1, n * small, n, self._step.large())
-
-    def doubt(self) -> str | None:
-        """The reason why later steps are not measured any more; None if there is none. It may wait for the device."""
-        return self._comparisons.doubt()
 
     def _guarded(self, function: F, step: Step | None = None) -> F:
         """The same function, which keeps a failure instead of raising it. It does nothing but in `step`, if given."""

@@ -186,7 +186,8 @@ class NoiseMeter:
         rows_are_samples = norms.large_size == samples or (all(n in sizes for n in rows_of_passes) and not added_up)
         caveat = None if rows_are_samples else f"{norms.large_size} rows of {samples} samples"
         wrong = self._rows_seen.are_wrong(samples if rows_are_samples else norms.large_size, samples)
-        return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or self._in_step.doubt() or caveat, wrong)
+        doubt = self._in_step.comparisons.doubt
+        return Measurement(norms, IN_STEP, self._why, lambda: self._coupled() or doubt() or caveat, wrong)
 
     def _norms_of_the_step(self, sizes: Sequence[int]) -> SquaredNorms | None:
         """The norms of the step that was watched. None if it has none to tell, of which note is taken."""

@@ -34,7 +34,7 @@ def test_a_step_calls_the_package_no_more_often_than_said(made, loop):
     # Of a batch that grows within its first measurements no plain step of the first size is left.
     first = found.get("plain, first batch size", {"median": 0})
     assert first["median"] <= found["plain, grown"]["median"] <= 25
-    assert found["deciding"]["median"] <= 200
+    assert found["deciding"]["median"] <= 205
     assert found["deciding"]["steps"] >= 6  # where no step is measured meanwhile
 
 
