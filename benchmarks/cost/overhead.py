@@ -1,6 +1,6 @@
 """What adaptbs adds to a training run's time, against `overhead`.
 
-    python -m benchmarks.cost.overhead [--minutes 28] [--quick] [--only NAME]
+    python -m benchmarks.cost.overhead [--minutes 24] [--quick] [--only NAME]
 
 The same run five times at once: plain; plain again, as a control; and with adaptbs measuring but not growing
 (`max_batch_size` equal to the start) at overheads of 0 (in place, nothing measured), .02 and .05. The five advance in
@@ -298,7 +298,7 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=28, help="of all tasks; each has two rounds at the least")
+    parser.add_argument("--minutes", type=float, default=24, help="of all tasks; each has two rounds at the least")
     parser.add_argument("--quick", action="store_true", help="one short round, to try it")
     parser.add_argument("--only", default="", help="tasks whose name contains this; nothing is saved then")
     args = parser.parse_args()
