@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from ..gradients import GradientPool, MeanGradient, squared_norm
-from ..model import BatchLoss, batch_length, in_training, parameters_of, preserved_grads, preserved_weights
+from ..model import BatchLoss, batch_length, parameters_of, preserved_grads, preserved_weights
 from ..noise_scale import estimate, is_finite, to_floats
 from ..types import ENOUGH, NoiseScale, SquaredNorms
 from .doubts import FinderDoubts
@@ -78,7 +78,8 @@ def measure_blocks(
     has_pair = False  # True once a block had two batches that could be compared
     trained = [*loss.parameters(model), *parameters_of(make_optimizer(0.0))]  # a loss may have some of its own
     # The user's gradient hooks may step an optimizer. They must not see the gradients of these steps.
-    with loss.preserving(model), preserved_weights(model, trained), preserved_grads(trained), in_training(model):
+    with loss.preserving(model), preserved_weights(model, trained), preserved_grads(trained):
+        model.train()
         gradient, optimizer = MeanGradient(loss), make_optimizer(lr) if lr is not None else None
         while block := list(islice(batches, n_batch)):
             seen += sum(batch_length(batch) for batch in block)

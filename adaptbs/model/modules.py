@@ -99,21 +99,28 @@ def drops_by_itself(module: nn.Module) -> bool:
 
 
 @contextmanager
-def in_training(model: nn.Module) -> Iterator[None]:
-    """Put a model in training mode. At the end put each module back in its own, and freeze and thaw what was so.
+def preserved_modes(model: nn.Module) -> Iterator[None]:
+    """At the end put each module back in its mode, and freeze and thaw what was so.
 
     A `train()` of the user's own may freeze layers.
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        model.train()
         yield
     finally:
         for module, training in modes:
             module.training = training
         for parameter, trains in trained:
             parameter.requires_grad_(trains)
+
+
+@contextmanager
+def in_training(model: nn.Module) -> Iterator[None]:
+    """Put a model in training mode, and back at the end; see `preserved_modes`."""
+    with preserved_modes(model):
+        model.train()
+        yield
 
 
 class CachedFact(Generic[T]):

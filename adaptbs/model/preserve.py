@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attributes import AttributeCopies
 from .devices import random_state, set_random_state
-from .modules import drawing_devices
+from .modules import drawing_devices, preserved_modes
 from .tensors import TensorCopies
 from .values import ValueCopies, state_of, tensors_in
 from .variables import CalledFunctions, VariableCopies
@@ -185,10 +185,9 @@ def preserved_weights(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterat
     found = {id(p): p for p in (*model.parameters(), *others)}.values()
     parameters = [(p, p.detach().clone()) for p in found]
     gradients: list[Any] = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in found]
-    modes = [(m, m.training) for m in model.modules()]
     try:
         # Within, so that a parameter which a pass has put on other memory is back on its own when its values are.
-        with preserved(model):
+        with preserved(model), preserved_modes(model):
             yield
     finally:
         with torch.no_grad():
@@ -196,8 +195,6 @@ def preserved_weights(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterat
                 parameter.copy_(value)
             for parameter, gradient, saved in gradients:
                 parameter.grad = gradient if saved is None else gradient.copy_(saved)
-        for module, training in modes:
-            module.training = training
 
 
 class WeightSnapshot:

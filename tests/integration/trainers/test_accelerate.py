@@ -276,6 +276,16 @@ def test_a_scheduler_stepped_once_an_epoch():
     assert train("adaptive", **growing(1))[1] > BATCH
 
 
+def trained_batches(run):
+    """Train on an epoch, and tell after each batch if it has made a step."""
+    for x, y, _ in run.loader:
+        with run.accelerator.accumulate(run.model):
+            run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            yield run.accelerator.sync_gradients
+
+
 @pytest.mark.parametrize("schedule", [ExponentialLR, hugging_face], ids=["of no length", "of the run's"])
 def test_a_scheduler_of_no_length_that_is_not_prepared_counts_the_steps_of_what_epochs_leave(schedule):
     """26 batches are 9 steps of three, of which it had counted 8 and two thirds."""
@@ -285,12 +295,8 @@ def test_a_scheduler_of_no_length_that_is_not_prepared_counts_the_steps_of_what_
         make = (lambda o, total: ExponentialLR(o, 0.97)) if schedule is ExponentialLR else schedule
         run, places = Run(way, parts=3, schedule=make, **arguments), []
         for _ in range(EPOCHS):
-            for x, y, _ in run.loader:
-                with run.accelerator.accumulate(run.model):
-                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
-                    run.optimizer.step()
-                    run.optimizer.zero_grad()
-                if run.accelerator.sync_gradients:
+            for is_a_step in trained_batches(run):
+                if is_a_step:
                     run.scheduler.step()
             places.append(run.scheduler.scheduler.last_epoch)
         return places, run.loader.batch_size
@@ -310,14 +316,10 @@ def test_a_prepared_scheduler_that_the_loop_steps_at_every_third_step_only(parts
         run = Run(way, parts=parts, samples=240, schedule=schedule, **arguments)
         places, steps = [], 0
         for _ in range(EPOCHS):
-            for x, y, _ in run.loader:
-                with run.accelerator.accumulate(run.model):
-                    run.accelerator.backward(torch.nn.functional.mse_loss(run.model(x), y))
-                    run.optimizer.step()
-                    run.optimizer.zero_grad()
-                    steps += run.accelerator.sync_gradients
-                    if run.accelerator.sync_gradients and steps % 3 == 0:
-                        run.scheduler.step()
+            for is_a_step in trained_batches(run):
+                steps += is_a_step
+                if is_a_step and steps % 3 == 0:
+                    run.scheduler.step()
             places.append(run.place)
         return places, run.loader.batch_size
 
