@@ -73,25 +73,29 @@ def adam(optimizer: Any) -> View:
     """The gradient divided by sqrt(v) + eps in every coordinate, as in Adam's step, with v from before the step.
 
     A coordinate that hardly ever has a gradient would dominate. So sqrt(v) counts as at least its 10 % quantile over
-    all coordinates with v > 0. v is used without bias correction, because a factor common to all coordinates leaves
-    B_simple as it is. Before the first step there is no v, and so no view.
+    all coordinates with v > 0. v is corrected for its start at 0 where the step does so, because parameters that began
+    to train later, or with another beta2, have another correction. Before the first step there is no v, and so no view.
 
     Source: Kingma & Ba 2015, arXiv:1412.6980, for the metric.
     """
 
     def view(parameters: Sequence[Tensor]) -> Look | None:
-        eps = {id(p): g.get("eps", 0.0) for g in optimizer.param_groups for p in g["params"]}
-        roots = [_root_of_second_moment(optimizer.state.get(p, {})) for p in parameters]
+        by_parameter: dict[int, Mapping[str, Any]] = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+        groups = [by_parameter.get(id(p), {}) for p in parameters]
+        roots = [
+            _root_of_second_moment(optimizer.state.get(p, {}), group)
+            for p, group in zip(parameters, groups, strict=True)
+        ]
         known = [root for root in roots if root is not None]
         if not known:
             return None
         floor = _alive_quantile(known)
         scales = [
-            None if root is None else 1 / (torch.maximum(root, floor.to(root.device)) + eps.get(id(p), 0.0))
-            for p, root in zip(parameters, roots, strict=True)
+            None if root is None else 1 / (torch.maximum(root, floor.to(root.device)) + group.get("eps", 0.0))
+            for group, root in zip(groups, roots, strict=True)
         ]
         return lambda gradient: [
-            None if g is None or s is None else dense(g) * s for g, s in zip(gradient, scales, strict=True)
+            None if g is None or s is None else _real(dense(g)) * s for g, s in zip(gradient, scales, strict=True)
         ]
 
     return view
@@ -111,9 +115,31 @@ def bytes_of_views(views: Iterable[View], whole: int) -> int:
     return own * (3 * whole + SORTING * min(whole, 2 * 4 * SAMPLE))
 
 
-def _root_of_second_moment(state: Mapping[str, Any]) -> Tensor | None:
-    v = next((state[name] for name in SECOND_MOMENT if name in state), None)
-    return None if v is None else v.detach().float().sqrt()
+def _root_of_second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+    """sqrt(v) of one parameter, as the optimizer divides by it. None before its first step."""
+    names = ("max_exp_avg_sq",) if group.get("amsgrad") and "max_exp_avg_sq" in state else SECOND_MOMENT
+    v = next((_real(state[name].detach()).float() for name in names if name in state), None)
+    if v is None:
+        return None
+    if group.get("centered"):  # RMSprop's, which divides by the variance
+        v = (v - _real(state["grad_avg"].detach()).float().square()).clamp(min=0)
+    mass = _mass(state, group)
+    return v.sqrt() if mass is None else (v / mass).sqrt()
+
+
+def _mass(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+    """1 - beta2^t, by which Adam divides v; None if the optimizer, as RMSprop, does not. Does not read it."""
+    beta2 = group["betas"][1] if "betas" in group else group.get("sqr_mom")  # torch's and fastai's names
+    step = state.get("step", group.get("step"))
+    if beta2 is None or step is None:
+        return None
+    mass = 1 - torch.as_tensor(beta2**step)
+    return mass.clamp(min=torch.finfo(torch.float32).tiny)  # 0 if the first step was skipped, as by a GradScaler
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """The tensor, a complex one as pairs of real numbers, as which Adam takes them."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _alive_quantile(roots: Sequence[Tensor]) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from fastai.optimizer import Adam as FastaiAdam
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, RMSprop
 
 from adaptbs.gradients.halves import HalfBatches
 from adaptbs.gradients.views import DEAD, views_of
@@ -95,7 +97,7 @@ def test_adams_metric():
     optimizer = Adam(model.parameters(), 1e-3, eps=1e-4)
     trained(optimizer, model)
     norms = measured(model, optimizer, metric="adam")
-    scale = scales([optimizer.state[p]["exp_avg_sq"] for p in model.parameters()], 1e-4)
+    scale = scales([optimizer.state[p]["exp_avg_sq"] / (1 - 0.999**5) for p in model.parameters()], 1e-4)
     agree(norms.views["adam"], per_example_gradients(model, cross_entropy, *BATCH) * scale)
 
 
@@ -104,8 +106,68 @@ def test_adams_metric_of_fastai():
     optimizer = FastaiAdam([list(model.parameters())], 1e-3)
     trained(optimizer, model)
     norms = measured(model, optimizer, metric="adam")
-    scale = scales([optimizer.state[p]["sqr_avg"] for p in model.parameters()], 1e-5)
+    scale = scales([optimizer.state[p]["sqr_avg"] / (1 - 0.99**5) for p in model.parameters()], 1e-5)
     agree(norms.views["adam"], per_example_gradients(model, cross_entropy, *BATCH) * scale)
+
+
+def test_in_adams_metric_a_layer_that_began_to_train_late_weighs_as_in_adams_step():
+    """Its v is still small. Without the correction its gradient would make up nearly all of the norm."""
+    model = digits_mlp()
+    optimizer = Adam([{"params": model[0].parameters()}, {"params": model[2].parameters(), "betas": (0.9, 0.99)}], 1e-3)
+    model[0].requires_grad_(False)
+    trained(optimizer, model, 20)
+    model[0].requires_grad_(True)
+    trained(optimizer, model, 1)
+    moments = [optimizer.state[p]["exp_avg_sq"] for p in model.parameters()]
+    masses = [0.001, 0.001, 1 - 0.99**21, 1 - 0.99**21]
+    scale = scales([v / mass for v, mass in zip(moments, masses, strict=True)], 1e-8)
+    agree(
+        measured(model, optimizer, metric="adam").views["adam"],
+        per_example_gradients(model, cross_entropy, *BATCH) * scale,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "square"),
+    [
+        (partial(Adam, amsgrad=True), lambda state: state["max_exp_avg_sq"] / (1 - 0.999**5)),
+        (RMSprop, lambda state: state["square_avg"]),
+        (partial(RMSprop, centered=True), lambda state: state["square_avg"] - state["grad_avg"].square()),
+    ],
+)
+def test_adams_metric_divides_by_what_the_step_divides_by(make, square):
+    model = digits_mlp()
+    optimizer = make(model.parameters(), 1e-3, eps=1e-4)
+    trained(optimizer, model)
+    scale = scales([square(optimizer.state[p]) for p in model.parameters()], 1e-4)
+    agree(
+        measured(model, optimizer, metric="adam").views["adam"],
+        per_example_gradients(model, cross_entropy, *BATCH) * scale,
+    )
+
+
+class Rotated(nn.Module):
+    """A linear layer with complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 10, dtype=torch.complex64) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1).to(torch.complex64) @ self.weight).abs()
+
+
+def test_in_adams_metric_a_complex_weight_is_a_pair_of_real_ones():
+    torch.manual_seed(0)
+    model = Rotated()
+    optimizer = Adam(model.parameters(), 1e-3, eps=1e-4)
+    trained(optimizer, model)
+    v = torch.view_as_real(optimizer.state[model.weight]["exp_avg_sq"]) / (1 - 0.999**5)
+    gradients = []
+    for half in (slice(0, 32), slice(32, 64)):
+        (g,) = torch.autograd.grad(cross_entropy(model(BATCH[0][half]), BATCH[1][half]), [model.weight])
+        gradients.append(torch.view_as_real(g).flatten() * scales([v], 1e-4))
+    agree(measured(model, optimizer, metric="adam").views["adam"], torch.stack(gradients))
 
 
 def test_dead_coordinates_do_not_dominate():
