@@ -174,7 +174,7 @@ class NoiseMeter:
             if samples > 1:
                 self._miss(ONE_ROW.format(samples))
             return None
-        self._missed = self._not_now = 0
+        self._missed, self._not_now = 0, self._not_now * (self._not_now >= PATIENCE)  # at that it was said, once a run
         if (passes := len(rows_of_passes)) > batches and norms.large_size > samples:
             self._repeat(passes, batches)
             return None

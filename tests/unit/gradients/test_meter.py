@@ -41,6 +41,25 @@ def test_a_model_is_measured_in_its_step():
     assert not model._forward_hooks
 
 
+def test_steps_that_tell_nothing_now_and_then_are_warned_of_once(caplog):
+    model = nn.Linear(4, 1)
+    meter = meter_of(model)
+
+    def clipped_between_passes() -> None:
+        meter.begin(BATCH, 16, [8])
+        for _ in range(2):
+            mse_loss(model(BATCH[0]), BATCH[1]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        assert meter.end(16, [8], batches=2) is None
+
+    for _ in range(3):
+        for _ in range(4):
+            model.zero_grad()
+            clipped_between_passes()
+        assert step(meter, model) is not None
+    assert [r.levelname for r in caplog.records if "a step was not measured" in r.message].count("WARNING") == 1
+
+
 def test_a_step_of_one_example_is_not_measured_and_the_next_one_is():
     model = nn.Linear(4, 1)
     meter = meter_of(model)
