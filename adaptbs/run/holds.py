@@ -19,7 +19,8 @@ FIRST_STEPS = 8  # optimizer steps in which most doubts show: three steps are me
 COUPLES = (
     "the loss couples samples, as a contrastive one does: the losses of a batch's halves make neither a mean nor a "
     "sum. A larger batch would be another loss, so the batch is held. Train at the batch that the loss was tuned at "
-    "(overhead=0 spares the measuring), or choose another by a function as target=."
+    "(overhead=0 spares the measuring), or choose another by a function as target=. If it adds up a sum over samples "
+    "and something else, such as a mean or a penalty on weights, take the mean of the samples instead."
 )
 SEVERAL = "%d things about this run are in doubt. Each line says what to give or to write:%s"
 

@@ -105,6 +105,7 @@ def test_a_number_that_is_wrong_says_so_and_holds_the_batch(case, source, caplog
     assert loader.batch_size == SIZE
     assert decided["reason"][-1] == decided["doubt"][-1] == (doubt if doubt is COUPLED else "rows are not samples")
     assert caplog.text.count("the loss couples samples" if doubt is COUPLED else doubt) == 1
+    assert ("take the mean of the samples" in caplog.text) is (doubt is COUPLED)  # of a sum with a penalty beside it
     found = bs_find(network(features, loss), None, DataLoader(regression(), SIZE, collate_fn=collate), batch_loss=loss)
     assert found.doubt == doubt == found.curve[-1].doubt
     assert found.batch_size is found.useful is found.fastest is None

@@ -263,7 +263,28 @@ def noisily_contrastive(model: nn.Module, batch) -> torch.Tensor:
     return F.cross_entropy(a @ b.T / 0.5, torch.arange(len(a)))
 
 
+def mean_over_pairs(model: nn.Module, batch) -> torch.Tensor:
+    code = model(batch[0])
+    return (code[:, None] - code[None]).square().mean()
+
+
+def against_a_memory(model: nn.Module, batch) -> torch.Tensor:
+    """Negatives of earlier batches alone, as MoCo has them."""
+    code, memory = F.normalize(model(batch[0]), dim=1), torch.eye(2).repeat(8, 1)
+    return F.cross_entropy(torch.cat([torch.ones(len(code), 1), code @ memory.T], 1), torch.zeros(len(code)).long())
+
+
+def penalised(model: nn.Module, batch) -> torch.Tensor:
+    return model(batch[0]).square().mean() + sum(p.square().sum() for p in model.parameters())
+
+
+def sum_and_penalty(model: nn.Module, batch) -> torch.Tensor:
+    """Another loss in larger batches, in which the penalty counts for less."""
+    return model(batch[0]).square().sum() + sum(p.square().sum() for p in model.parameters())
+
+
 COUPLING = {
+    mean_over_pairs: False, against_a_memory: False, penalised: False, sum_and_penalty: True,
     contrastive: True, noisily_contrastive: True, weighted: False, ignoring: False, summed: False, random_sum: False,
     random_sum_of_its_own: False, diffusing: False,
 }  # fmt: skip
