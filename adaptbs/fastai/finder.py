@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
+from fastcore.xtras import ReindexCollection
 from fastprogress.fastprogress import progress_bar
 
 from ..checks import check_functions, check_lr
@@ -111,11 +112,16 @@ def _preserved_loader(dl: Any) -> Iterator[None]:
     found = dict(attributes)  # iterating a fastai DataLoader replaces its generator and adds an iterator
     rng = found.get("rng")
     state = rng.getstate() if rng is not None else None
+    # A language model's loader shuffles its texts in place.
+    orders = [(each.idxs, list(each.idxs)) for each in found.values() if isinstance(each, ReindexCollection)]
     try:
         with preserved_loader(dl):
             yield
     finally:
         attributes.clear()
         attributes.update(found)
+        for order, saved in orders:
+            for place, index in enumerate(saved):
+                order[place] = index
         if rng is not None:
             rng.setstate(state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, set_seed
@@ -113,3 +115,13 @@ def test_by_goodput_it_stays_for_larger_batches_save_no_time():
     callback = AdaptiveBatchSize(overhead=0.3, step_time=(1e-6, 1e-3))
     fit(learn, callback)
     assert callback.batch_size == BS
+
+
+def test_the_finder_leaves_the_order_of_the_texts_as_it_was():
+    stock, ours = learner(shuffle=True), learner(shuffle=True)
+    random.seed(4)  # which shuffles the texts
+    fit(stock, epochs=1)
+    ours.bs_find(num_it=8, show_plot=False)
+    random.seed(4)
+    fit(ours, epochs=1)
+    assert same(weights(stock), weights(ours))
