@@ -153,6 +153,14 @@ class AdaptiveFit:
         """True if the run ends within this epoch."""
         return self._sampler is not None and self._sampler.most != self._rest
 
+    @property
+    def _beyond(self) -> int:
+        """Batches of this epoch that the run ends before, at the present size."""
+        if self._sampler is None or self._sampler.most is None or not self._is_cut_off:
+            return 0
+        batches = self._plan.epoch_batches - self._plan.batches(self._sampler.most + self._behind)
+        return -(-batches * self.loader.training_run.controller.start_batch_size // self._size)
+
     def _count(self) -> None:
         """Count the batches of the stock run for which the batch just fetched stands."""
         plan, loop = self._plan, self._loop
@@ -162,8 +170,7 @@ class AdaptiveFit:
         before, after = map(plan.batches, span)
         passed, left = after - before, self._count_down()
         self._grown = self._grown or passed != 1
-        beyond = plan.epoch_batches - after if self._is_cut_off else 0
-        makes_step = loop.expect(left, ends_epoch=not left and not self._is_cut_off, beyond=max(beyond, 0))
+        makes_step = loop.expect(left, ends_epoch=not left and not self._is_cut_off, beyond=self._beyond)
         for schedule in self._schedules:
             schedule.moved(*span)
         self._checkpoints.begin_batch()

@@ -71,6 +71,24 @@ def test_the_steps_of_the_run_are_stocks_throughout_the_fit():
         assert ours.trainer.global_step == stock.trainer.global_step
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_epoch_that_max_steps_ends_has_all_of_its_batches_throughout(parts):
+    class Counts(Module):
+        def training_step(self, batch, batch_idx):
+            self.counts.append(self.trainer.num_training_batches)
+            return super().training_step(batch, batch_idx)
+
+        def on_fit_start(self):
+            self.counts = []
+
+    limits = {"max_steps": -(-EPOCH_BATCHES // parts) + 4, "accumulate_grad_batches": parts}
+    stock, off_, grown = (fitted(way, Counts, **limits) for way in (None, off(), growing(parts * BATCH)))
+    assert off_.counts == stock.counts == [EPOCH_BATCHES] * len(stock.counts)
+    size, left = grown.trainer.callbacks[0].batch_size, UNEVEN - len(grown.saw.epoch(1))
+    assert size > BATCH
+    assert grown.counts[-1] == grown.saw.epochs.count(1) + -(-left // size)
+
+
 def test_another_fit_of_the_same_trainer_draws_what_stocks_draws():
     weights = []
     for callback in (None, off()):
