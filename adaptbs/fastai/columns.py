@@ -62,7 +62,9 @@ class Columns(QuickCallback):
             names = self.learn.recorder.metric_names
             end = len(names) - bool(self.learn.recorder.add_time)
             self.learn.recorder.metric_names = names[:end] + list(NAMES) + names[end:]
-            self.learn.recorder.samples = []  # samples seen up to each step, for `plot_sched_by_samples`
+            # For `plot_sched_by_samples`: samples seen up to each step, and the schedule that was recorded before.
+            self.learn.recorder.samples = []
+            self.learn.recorder.hps_before = vars(self.learn.recorder).get("hps")
 
     def after_batch(self) -> None:
         learn, run = self.learn, self._source.training_run

@@ -28,15 +28,19 @@ def plot_sched_by_samples(self: Any, keys: str | Iterable[str] | None = None) ->
         keys: the name of a hyperparameter to plot, or several. None: all that were scheduled.
 
     Raises:
-        RuntimeError: no fit has recorded a schedule and samples.
+        RuntimeError: the latest fit has not recorded a schedule and samples.
         ValueError: a name in `keys` was not scheduled.
     """
-    samples, used = getattr(self, "samples", []), getattr(self, "hps", {})
+    # A Recorder passes what it does not have on to the Learner's model, which may have attributes of these names.
+    recorded = vars(self)
+    samples, used = recorded.get("samples", []), recorded.get("hps", {})
+    if used is recorded.get("hps_before"):  # of an earlier fit
+        used = {}
     names = [keys] if isinstance(keys, str) else list(used if keys is None else keys)
-    if not samples or not names:
+    if not names or not samples or any(len(values) != len(samples) for values in used.values()):
         raise RuntimeError(
-            "plot_sched_by_samples() has nothing to plot: first fit with a schedule (fit_one_cycle) and "
-            "AdaptiveBatchSize"
+            "plot_sched_by_samples() has nothing to plot: fit with a schedule (fit_one_cycle) and AdaptiveBatchSize "
+            "first. It shows the latest fit, which must have had both, and must not have been interrupted"
         )
     if unknown := set(names) - set(used):
         raise ValueError(f"keys: {', '.join(sorted(unknown))} was not scheduled. Give names among {', '.join(used)}")

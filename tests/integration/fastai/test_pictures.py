@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import matplotlib
 import pytest
-from fastai.basics import Learner
+from fastai.basics import Callback, Learner
 from fastai.callback.progress import ShowGraphCallback
 
 from adaptbs.fastai import AdaptiveBatchSize, ShowBatchSizeCallback
@@ -42,6 +42,33 @@ def test_the_schedule_can_be_drawn_against_samples():
 def test_what_was_not_recorded_cannot_be_drawn():
     with pytest.raises(RuntimeError, match="fit with a schedule"):
         make_learner().recorder.plot_sched_by_samples()
+
+
+def interrupted(learn: Learner) -> None:
+    class Interrupts(Callback):
+        def after_batch(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit_one_cycle(1, cbs=[AdaptiveBatchSize(), Interrupts()])
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda learn: learn.fit(2, 1e-2, cbs=AdaptiveBatchSize(max_batch_size=20)),
+        lambda learn: learn.fit_one_cycle(1, 1e-2),
+        interrupted,
+    ],
+    ids=["no schedule", "no callback", "interrupted"],
+)
+def test_the_schedule_of_one_fit_is_not_drawn_against_the_samples_of_another(then):
+    learn = fitted(budget="epochs")
+    learn.model.samples = [1]  # which is not the Recorder's
+    with learn.no_bar(), learn.no_logging():
+        then(learn)
+    with pytest.raises(RuntimeError, match="It shows the latest fit"):
+        learn.recorder.plot_sched_by_samples()
 
 
 @pytest.fixture
