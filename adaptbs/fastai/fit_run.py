@@ -92,6 +92,8 @@ def run_of_fit(learn: Any, dl: Any, settings: Settings) -> FitRun:
     model, opt = learn.model, learn.opt
     start = accumulation(learn, dl.bs) if settings.may_grow else dl.bs
     samples, certain = epoch_samples(dl), is_language_model(dl)
+    if start != dl.bs:
+        _check_accumulated(start, dl.bs, settings.max_batch_size, samples or None)
     given, split = settings.split is not None or certain, splitting(settings.split, certain=certain)
     standalone = standalone_loss(learn, split, given)
     in_pieces = start != dl.bs or certain
@@ -112,3 +114,15 @@ def run_of_fit(learn: Any, dl: Any, settings: Settings) -> FitRun:
     epoch_steps = len(dl) if start == dl.bs else -(-samples // start)
     plan = FitPlan(learn.n_epoch, start, samples, epoch_steps)
     return FitRun(run, plan, standalone, None if in_pieces else validation_batch_size(learn))
+
+
+def _check_accumulated(start: int, bs: int, most: int | None, samples: int | None) -> None:
+    """Raise ValueError if GradientAccumulation makes steps of more samples than there may be."""
+    limits = {f"max_batch_size={most}": most, f"the {samples} samples of an epoch": samples}
+    for limit, largest in limits.items():
+        if largest is not None and largest < start:
+            raise ValueError(
+                f"GradientAccumulation begins with steps of {start} samples, its n_acc rounded up to whole batches of "
+                f"{bs}, which is more than {limit}: change either, or leave it to itself by "
+                "AdaptiveBatchSize(overhead=0)"
+            )

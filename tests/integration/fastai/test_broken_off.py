@@ -132,6 +132,16 @@ def test_gradient_accumulation_is_back_after_a_fit_that_could_not_begin() -> Non
     assert learn.gradient_accumulation.run
 
 
+@pytest.mark.parametrize(
+    ("most", "samples", "says"), [(20, 403, "more than max_batch_size=20"), (None, 30, "more than the 30 samples")]
+)
+def test_an_accumulated_batch_that_is_too_large_is_told_by_its_name(most, samples, says) -> None:
+    learn = make_learner(n=samples)
+    learn.add_cbs([GradientAccumulation(30), AdaptiveBatchSize(max_batch_size=most)])
+    with pytest.raises(ValueError, match=f"GradientAccumulation begins with steps of 40 .*{says}"), learn.no_bar():
+        learn.fit(1, 1e-2)
+
+
 def test_a_batch_cancelled_between_its_pieces_leaves_no_gradient() -> None:
     """The gradient of the pieces before was added to the next batch's, and after_batch had a piece for the batch."""
 
