@@ -19,9 +19,9 @@ class GradualRise:
 
     The rate is raised to at most a multiple of its schedule's largest, and the factor by `RISE` a step.
 
-    Example: the schedule's largest rate is 0.1, the multiple 3, and the factor by its rule 8. At a rate of 0.1 the
-    factor may become 3. It is 1.05, 1.05^2, 1.05^3, ... until it gets there, in 23 steps. Where the schedule has come
-    down to 0.05 there is room for 6, and below 0.0375 for all of it.
+    Example: the schedule's largest rate is 0.1, the multiple 2, and the factor by its rule 8. At a rate of 0.1 the
+    factor may become 2. It is 1.02, 1.02^2, 1.02^3, ... until it gets there, in 36 steps. Where the schedule has come
+    down to 0.05 there is room for 4, and below 0.025 for all of it.
 
     Attributes:
         largest_lr: the largest learning rate of the base batch, so far or as its scheduler says; 0 where no step was

@@ -12,10 +12,10 @@ from ..types import ENOUGH, LRRule, NoiseScale
 
 # SGD's learning rate is raised to at most this many times its schedule's largest. The longest stable step does not grow
 # with the batch, and the schedule says what the model bears. Once it has come down there is room for the factor.
-LONGEST = 3
-# From one step to the next the factor rises by this at most, so it doubles in 14 steps. A model bears a rate that it is
+LONGEST = 2
+# From one step to the next the factor rises by this at most, so it doubles in 35 steps. A model bears a rate that it is
 # led up to. Where the batch doubled, a sudden one made a residual net diverge.
-RISE = 1.05
+RISE = 1.02
 
 
 def linear(k: float, noise_scale: NoiseScale | None) -> float:

@@ -77,6 +77,11 @@ class HyperparameterScaler:
         found.release()
         return found
 
+    @property
+    def limited_factor(self) -> float | None:
+        """The learning rate's factor in the latest step, if it is one that rises gradually; else None."""
+        return self._rise.reached
+
     def release(self) -> None:
         """Let the hyperparameters follow the batch, whatever an earlier run did and however large its rates were."""
         self._held = False

@@ -18,6 +18,7 @@ from ..ranks import ALONE, Ranks
 from ..report import History, in_words
 from ..timing import PER_STEP, TRY, Clock, OverheadBudget, Spent, StepTime, Time
 from ..types import COUPLED, Measurement, NoiseScale, Scale
+from .efficiencies import SampleEfficiencies
 from .holds import Holds
 from .rules import SHAPE, ByCutSize, RunRules, check_shape
 from .settings import Settings
@@ -67,9 +68,8 @@ class Controller:
         sizes = {"batch_size": batch_size, "epoch_samples": epoch_samples, "batches_per_step": batches_per_step}
         self.rules = RunRules(settings, adaptive=adaptive, **sizes)
         self._clock: Clock | None = None  # in place of the device's
-        # Both are asked for at every step, and stay as they are from one decision to the next.
-        self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
-        self.sample_efficiencies: ByCutSize[float] = ByCutSize(self._sample_efficiency)
+        self.scales: ByCutSize[Scale] = ByCutSize(self._scale)  # asked for at every step, as are efficiencies
+        self.sample_efficiencies = SampleEfficiencies(self._sample_efficiency, self.rules.reference, self.scales)
         self.holds = Holds(batches_per_step)
 
     def start(self, epochs: float | None, device: Device, memory: MemoryLimit) -> None:

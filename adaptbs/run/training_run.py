@@ -160,12 +160,13 @@ class TrainingRun:
         self._measured_by = measures
 
     def follow(self, scaler: HyperparameterScaler) -> None:
-        """Keep what the optimizer's averages have accumulated in the state of the run.
+        """Count progress by its learning rates, and keep what the optimizer's averages have accumulated in the state.
 
         Where it is not known what the optimizer does, batch and hyperparameters are held, unless the user has said what
         follows the batch.
         """
         self._scaler = scaler
+        self.controller.sample_efficiencies.follow(scaler)
         if not (scaler.known or self.settings.says_what_follows or self.controller.rules.changes_nothing):
             scaler.hold(self.controller.holds.warn)
             self.controller.hold(UNKNOWN)

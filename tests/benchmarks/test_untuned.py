@@ -79,7 +79,7 @@ def test_the_looks_are_for_their_own_tasks_alone():
     assert len(list(parts.fixed([noisy]))) == len(list(parts.second_look([noisy]))) == 10
 
 
-@pytest.mark.parametrize("rule", [parts.OLD_RULE, *parts.ABLATIONS, *measured("resnet")], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [parts.OLD_RULE, *parts.ABLATIONS, *parts.OF_SGD, *measured("resnet")], ids=lambda rule: rule.name)
 def test_what_a_rule_patches_is_there(rule):
     with adaptive.patched(rule.patches):
         pass
@@ -87,10 +87,10 @@ def test_what_a_rule_patches_is_there(rule):
 
 @pytest.mark.parametrize(
     ("name", "optimizer", "momentum"),
-    [("Adam: beta1^√k", torch.optim.AdamW, "betas"), ("SGD: momentum^√k", torch.optim.SGD, "momentum")],
+    [("Adam: beta1^√k", torch.optim.AdamW, "betas"), ("momentum^√k", torch.optim.SGD, "momentum")],
 )
 def test_a_rule_named_after_the_root_of_k_goes_by_it(name, optimizer, momentum):
-    (rule,) = (rule for rule in parts.ABLATIONS if rule.name == name)
+    (rule,) = (rule for rule in (*parts.ABLATIONS, *parts.OF_SGD) if rule.name == name)
     made = optimizer([nn.Parameter(torch.ones(1))], lr=1.0, **{momentum: (0.9, 0.999) if momentum == "betas" else 0.9})
     with adaptive.patched(rule.patches):
         scaler = HyperparameterScaler(made, traits_of(made))

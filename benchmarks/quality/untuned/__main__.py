@@ -27,8 +27,8 @@ from benchmarks.quality.untuned.parts import PARTS
 from benchmarks.quality.untuned.tasks import load_tasks
 
 # Parts that the tasks of the second look and of the third are made for.
-THIRD = {"base_lr", "fixed", "third_look", "failed"}
-SECOND = {"base_lr", "fixed", "larger", "second_look", "second_again", "failed"}
+THIRD = {"base_lr", "fixed", "third_look", "sgd_again", "failed"}
+SECOND = {"base_lr", "fixed", "larger", "second_look", "second_again", "sgd_again", "failed"}
 
 
 def main() -> None:

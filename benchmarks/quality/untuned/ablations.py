@@ -9,6 +9,7 @@ from typing import Any
 from adaptbs.decision import counted_over_simple, sample_efficiency
 from adaptbs.hyperparameters.learning_rate import linear, sqrt
 from adaptbs.hyperparameters.lookup import _TRAITS
+from adaptbs.run.efficiencies import SampleEfficiencies
 from adaptbs.run.settings import OVERHEADS
 from benchmarks.quality.adaptive import Adaptive
 from benchmarks.quality.untuned.compared import BEFORE, COMPUTE, DEFAULT, FULL, MEASURED, STARTS
@@ -57,6 +58,18 @@ OLD_RULE = Adaptive(BEFORE, patches={
 _SGDS = _TRAITS | {"SGD": replace(_TRAITS["SGD"], first=True)}
 MOMENTUM = {"adaptbs.hyperparameters.lookup._TRAITS": _SGDS, **BETA1}
 
+
+class ByNoise(SampleEfficiencies):
+    """Progress counted whatever the learning rate is."""
+
+    __getitem__ = dict.__getitem__
+
+
+RISE = "adaptbs.hyperparameters.gradual_rise.RISE"
+A_TWENTIETH: dict[str, object] = {RISE: 1.05}
+THREE_TIMES: dict[str, object] = {LONGEST: 3, "adaptbs.hyperparameters.gradual_rise.LONGEST": 3}
+BY_NOISE: dict[str, object] = {"adaptbs.run.controller.SampleEfficiencies": ByNoise}
+
 OF_ROOT = Adaptive("Adam: beta1^√k", patches=BETA1)
 OF_ROOT_BY_HALF = Adaptive("Adam: beta1^√k, counted by half", patches={POLICY + "COUNTED": 1 / 2, **BETA1})
 WITHIN_RATE = Adaptive("Adam: counted within its rate", patches={"adaptbs.run.rules.sample_efficiency": _within_rate})
@@ -78,10 +91,16 @@ ABLATIONS = (
     Adaptive("x4 growth", patches={POLICY + "PACE": 4}),
     Adaptive("lr x √k, SGD x k", patches={"adaptbs.run.rules.lr_rule": _whole_power}),
     OF_ROOT,
-    Adaptive("SGD: twice the peak", patches={LONGEST: 2}),
-    Adaptive("SGD: its rate raised at once", patches={"adaptbs.hyperparameters.gradual_rise.RISE": math.inf}),
-    Adaptive("SGD: no limit to its rate", patches={LONGEST: math.inf}),
-    Adaptive("SGD: momentum^√k", patches=MOMENTUM),
+)
+
+#: What SGD's learning rate does as the batch grows, on a run that diverged now and then.
+OF_SGD = (
+    Adaptive("all three as before", patches={**THREE_TIMES, **A_TWENTIETH, **BY_NOISE}),
+    Adaptive("three times the peak", patches=THREE_TIMES),
+    Adaptive("raised by a twentieth a step", patches=A_TWENTIETH),
+    Adaptive("counted by the noise alone", patches=BY_NOISE),
+    Adaptive("no limit to its rate", patches={LONGEST: math.inf}),
+    Adaptive("momentum^√k", patches=MOMENTUM),
 )
 
 
@@ -109,7 +128,7 @@ CONSTANTS = [
 
 def concerns(rule: Adaptive, sgd: bool) -> bool:
     """True if a switch makes a difference to a task of SGD, or to one of another optimizer."""
-    return not rule.name.startswith("Adam" if sgd else "SGD")
+    return not (sgd and rule.name.startswith("Adam"))
 
 
 def measured(task: str) -> list[Adaptive]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -20,11 +19,13 @@ from benchmarks.quality.untuned.ablations import (
     CONSTANTS,
     OF_ROOT,
     OF_ROOT_BY_HALF,
+    OF_SGD,
     OLD_RULE,
     WITHIN_RATE,
     concerns,
     measured,
 )
+from benchmarks.quality.untuned.chosen_lr import LR_SEEDS, with_chosen_lr
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
@@ -46,7 +47,6 @@ from benchmarks.quality.untuned.yardstick import SEEDS as YARDSTICK_SEEDS
 from benchmarks.quality.untuned.yardstick import SIZES as YARDSTICK_SIZES
 from benchmarks.quality.untuned.yardstick import next_times, rule_of, run
 
-LR_SEEDS = (0, 1)  # of the choice of a learning rate
 SEEDS = range(10, 13)  # of what is reported
 SIX = range(10, 16)  # of what is judged: three often resolve nothing
 SIXTEEN = range(10, 26)  # from 64, of the tasks that six do not resolve
@@ -60,6 +60,7 @@ FIXED = Fixed(BASE)
 CHANGED_AFTER = ("logistic_constant", "short_sgd")
 MEASURED_TASKS = ("resnet", "census_nadam", "housing_constant", "wrong_labels")
 SGD_TASKS = ("resnet", "housing_constant")
+SGD_OF_LOOKS = ("logistic_constant", "short_sgd", "clusters_smoothed", "distilled", "point_clouds")
 ABLATED = ("resnet", "denoising", "bag_of_words", "census_nadam", "wrong_labels", "mlp_rmsprop", "longer")
 Tasks = list[UntunedTask]
 
@@ -74,19 +75,6 @@ def base_lr(tasks: Tasks) -> Iterator[Work]:
 
 def _at(task: UntunedTask, lr: float, seed: int) -> Row:
     return {**fixed_run(replace(task, lr=lr), FIXED, seed, looks=()), "rule": f"lr {lr:g}"}
-
-
-def with_chosen_lr(task: UntunedTask) -> UntunedTask:
-    """The task at the learning rate of least mean error in `base_lr`."""
-    rows = Part("base_lr", FOLDER).rows
-    if missing := [lr for lr in task.lrs for seed in LR_SEEDS if (task.name, f"lr {lr:g}", seed) not in rows]:
-        raise SystemExit(f"{task.name} has not been run at the learning rates {missing}: run the part base_lr first")
-
-    def error(lr: float) -> float:
-        found = [rows[task.name, f"lr {lr:g}", seed]["metric"] for seed in LR_SEEDS]
-        return statistics.fmean(float("inf") if metric is None else metric for metric in found)
-
-    return replace(task, lr=min(task.lrs, key=error))
 
 
 def fixed(tasks: Tasks) -> Iterator[Work]:
@@ -131,6 +119,11 @@ def beta1(tasks: Tasks) -> Iterator[Work]:
     """The power of Adam's beta1 that the rule had before, on the run that now and then lost its footing by it."""
     long_run = [task for task in tasks if task.name == "longer"]
     yield from _all([OF_ROOT_BY_HALF, OF_ROOT], long_run, CHOOSE, SIXTEEN)
+
+
+def sgd_rate(tasks: Tasks) -> Iterator[Work]:
+    """SGD's learning rate as it was before, and each change of it alone, on the residual net that diverged by it."""
+    yield from _all(OF_SGD, [task for task in tasks if task.name == "resnet"], CHOOSE, SIXTEEN)
 
 
 def measurements(tasks: Tasks) -> Iterator[Work]:
@@ -250,6 +243,12 @@ def third_look(tasks: Tasks) -> Iterator[Work]:
         yield from _all([Adaptive(DEFAULT)], [task], THIRD_LOOK, later_seeds(task))
 
 
+def sgd_again(tasks: Tasks) -> Iterator[Work]:
+    """Tasks of all looks that SGD trains, for which the rule was changed after them. They are no longer unseen."""
+    for task in [task for task in tasks if task.name in SGD_OF_LOOKS]:
+        yield from _all([Adaptive(DEFAULT)], [task], task.use, MORE if task.use in (SECOND_LOOK, THIRD_LOOK) else SEEDS)
+
+
 def failed(tasks: Tasks) -> Iterator[Work]:
     """Why the default did worse on some tasks of the later looks: more epochs at 64, and no more epochs than asked."""
     of_epochs = Adaptive(OF_EPOCHS, options={"budget": "epochs"})
@@ -292,8 +291,8 @@ def _all(rules: Iterable[Adaptive], tasks: Tasks, use: str, seeds: Iterable[int]
 PARTS: dict[str, Callable[[Tasks], Iterator[Work]]] = {
     part.__name__: part
     for part in (
-        base_lr, fixed, choosing, ablations, constants, beta1, measurements, starts, full_device, lr_quarter, lr_twice,
-        persistence, sharpness, prior, last_look, again, larger, second_look, second_again, third_look, failed,
-        yardstick,
+        base_lr, fixed, choosing, ablations, constants, beta1, sgd_rate, measurements, starts, full_device,
+        lr_quarter, lr_twice, persistence, sharpness, prior, last_look, again, larger, second_look, second_again,
+        third_look, sgd_again, failed, yardstick,
     )
 }  # fmt: skip

@@ -6,17 +6,17 @@ import importlib
 import statistics
 from collections.abc import Iterable, Mapping
 
-from benchmarks.common.markdown import markdown, where
+from benchmarks.common.markdown import markdown
 from benchmarks.quality.adaptive import Adaptive
 from benchmarks.quality.margins import UNTUNED
-from benchmarks.quality.results import Key, Part, Row
-from benchmarks.quality.untuned import predictors
+from benchmarks.quality.results import Key, Row
+from benchmarks.quality.untuned import predictors, variants
 from benchmarks.quality.untuned import yardstick as runs
-from benchmarks.quality.untuned.ablations import CONSTANTS, OF_ROOT, OF_ROOT_BY_HALF, WITHIN_RATE
+from benchmarks.quality.untuned.ablations import CONSTANTS, WITHIN_RATE
+from benchmarks.quality.untuned.cells import error, made_by, rows_of, times_faster
 from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
-    FOLDER,
     FULL,
     LARGER,
     MEASURED,
@@ -31,32 +31,14 @@ from benchmarks.quality.untuned.compared import (
 )
 from benchmarks.quality.untuned.persistence import EARLY, MIDDLE, name_of, persistence
 
-COMMAND = "python -m benchmarks.quality.untuned --data DIR"
 NOT_RUN = "-"
-
-
-def _rows(*parts: str) -> dict[Key, Row]:
-    return {key: row for part in parts for key, row in Part(part, FOLDER).rows.items()}
 
 
 def _beside(part: str) -> dict[Key, Row]:
     """The rows of a part, and on the same seeds those of fixed 64 and of the default."""
-    rows = _rows(part)
+    rows = rows_of(part)
     seeds = {seed for _, _, seed in rows}
-    return {key: row for key, row in _rows("fixed", "choosing").items() if key[2] in seeds} | rows
-
-
-def _where(part: str) -> str:
-    header = Part(part, FOLDER).header
-    return where(header, f"{COMMAND} --only {part}") if header else ""
-
-
-def _error(found: Pairs) -> str:
-    return f"{found.difference:+.2%} ({found.limit:+.2%})"
-
-
-def _faster(ratio: float) -> str:
-    return f"{ratio:.1f} x" if ratio >= 1.1 else f"{ratio:.2f} x"
+    return {key: row for key, row in rows_of("fixed", "choosing").items() if key[2] in seeds} | rows
 
 
 def _tasks(rows: Mapping[Key, Row], rule: str) -> list[str]:
@@ -70,65 +52,54 @@ def _summary(found: Iterable[Pairs]) -> list[str]:
     found = list(found)
     passed = sum(each.verdict == "yes" for each in found)
     steps, times = (statistics.median(values) for values in zip(*((p.steps, p.times) for p in found), strict=True))
-    return ["**all, median**", "", "", "", f"{passed} of {len(found)}", _faster(steps), _faster(times), ""]
+    return ["**all, median**", "", "", "", f"{passed} of {len(found)}", times_faster(steps), times_faster(times), ""]
 
 
 def judged(part: str, rule: str = DEFAULT) -> str:
     """A rule on every task of a part."""
-    rows = _rows("fixed", part)
+    rows = rows_of("fixed", part)
     lines, all_found = [], []
     for task in _tasks(rows, rule):
         if (found := pairs(task, rule, rows)) is None:
             continue
         all_found.append(found)
         lines.append([
-            UNTUNED[task].title, f"{found.margin:.0%}", str(len(found.differences)), _error(found), found.verdict,
-            _faster(found.steps), _faster(found.times), f"{found.batch:,.0f}",
+            UNTUNED[task].title, f"{found.margin:.0%}", str(len(found.differences)), error(found), found.verdict,
+            times_faster(found.steps), times_faster(found.times), f"{found.batch:,.0f}",
         ])  # fmt: skip
     if not lines:
         return "Not run yet.\n"
     faster = "faster, compute-bound" if rule == FULL else "faster, GPU-like"
     header = ["task", "margin", "seeds", "error (limit)", "no worse", "fewer steps", faster, "mean batch"]
-    return markdown(header, [*lines, _summary(all_found)]) + _where(part)
+    return markdown(header, [*lines, _summary(all_found)]) + made_by(part)
 
 
 def ablations() -> str:
     """The default with one thing changed: error against fixed 64, and time."""
     rows = _beside("ablations")
-    tasks = [task for task in UNTUNED if any(name == task for name, _, _ in _rows("ablations"))]
+    tasks = [task for task in UNTUNED if any(name == task for name, _, _ in rows_of("ablations"))]
     lines = []
-    for rule in [DEFAULT, *dict.fromkeys(rule for _, rule, _ in _rows("ablations"))]:
+    for rule in [DEFAULT, *dict.fromkeys(rule for _, rule, _ in rows_of("ablations"))]:
         found = [pairs(task, rule, rows) for task in tasks]
         lines.append([
             "as it is" if rule == DEFAULT else rule,
-            *(f"{each.difference:+.1%}, {_faster(each.times)}" if each else NOT_RUN for each in found),
+            *(f"{each.difference:+.1%}, {times_faster(each.times)}" if each else NOT_RUN for each in found),
         ])  # fmt: skip
-    return markdown(["changed", *(UNTUNED[task].title for task in tasks)], lines) + _where("ablations")
+    return markdown(["changed", *(UNTUNED[task].title for task in tasks)], lines) + made_by("ablations")
 
 
 def constants() -> str:
     """Constants of the rule that play a part in few runs: as it is, and changed."""
-    rows = _rows("fixed", "constants")
+    rows = rows_of("fixed", "constants")
     lines = []
     for usual, changed, names in CONSTANTS:
         for task in names:
             found = [pairs(task, rule.name, rows) for rule in (usual, changed)]
             if found[1]:
-                cells = [f"{_error(each)}, {_faster(each.times)}" if each else NOT_RUN for each in found]
+                cells = [f"{error(each)}, {times_faster(each.times)}" if each else NOT_RUN for each in found]
                 lines.append([_value(changed), UNTUNED[task].title, *cells])
     header = ["constant", "task", "as it is: error (limit), faster", "changed"]
-    return markdown(header, lines) + _where("constants")
-
-
-def beta1() -> str:
-    """The power of Adam's beta1, on the long run."""
-    rows, lines = _rows("fixed", "choosing", "beta1"), []
-    names = {DEFAULT: "as it is", OF_ROOT.name: "β1^√k", OF_ROOT_BY_HALF.name: "β1^√k, progress counted by half"}
-    for rule, name in names.items():
-        if found := pairs("longer", rule, rows):
-            worst = [f"{each:+.0%}" for each in sorted(found.differences)[-3:]]
-            lines.append([name, str(len(found.differences)), _error(found), ", ".join(worst), _faster(found.times)])
-    return markdown(["rule", "seeds", "error (limit)", "the worst three", "faster"], lines) + _where("beta1")
+    return markdown(header, lines) + made_by("constants")
 
 
 def _value(changed: Adaptive) -> str:
@@ -149,7 +120,7 @@ def measurements() -> str:
             UNTUNED[task].title,
             *(f"{p.batch:,.0f}, {p.difference:+.2%} (± {p.standard_error:.2%})" if p else NOT_RUN for p in found),
         ])  # fmt: skip
-    return markdown(["task", "as it is", *MEASURED], lines) + _where("measurements")
+    return markdown(["task", "as it is", *MEASURED], lines) + made_by("measurements")
 
 
 def prior() -> str:
@@ -159,14 +130,15 @@ def prior() -> str:
     for task in PRIOR_TASKS:
         for title, rule in (("without", DEFAULT), ("with", PRIOR)):
             if found := pairs(task, rule, rows):
-                cells = [_error(found), _faster(found.steps), _faster(found.times), f"{found.batch:,.0f}"]
+                cells = [error(found), times_faster(found.steps), times_faster(found.times), f"{found.batch:,.0f}"]
                 lines.append([f"{UNTUNED[task].title}, {title}", *cells])
-    return markdown(["task", "error (limit)", "fewer steps", "faster, GPU-like", "mean batch"], lines) + _where("prior")
+    header = ["task", "error (limit)", "fewer steps", "faster, GPU-like", "mean batch"]
+    return markdown(header, lines) + made_by("prior")
 
 
 def persistences() -> str:
     """How far the gradient points where the steps before it pointed, by the learning rate."""
-    rows = _rows("persistence")
+    rows = rows_of("persistence")
     lines = []
     for task in dict.fromkeys(name for name, _, _ in rows):
         found = {rule: row["readings"] for (name, rule, _), row in rows.items() if name == task}
@@ -175,27 +147,27 @@ def persistences() -> str:
         lines.append([UNTUNED[task].title, *cells])
     spans = [f"{100 * first:.0f}-{100 * last:.0f} %" for first, last in (EARLY, MIDDLE)]
     header = ["task", *(f"{span}, {name_of(rate)}" for span in spans for rate in RATES)]
-    return markdown(header, lines) + _where("persistence")
+    return markdown(header, lines) + made_by("persistence")
 
 
 def failed() -> str:
     """Tasks that the default did worse on, in runs of other lengths."""
-    rows = _rows("fixed", "second_again", "third_look", "failed")
+    rows = rows_of("fixed", "second_again", "third_look", "failed")
     lines = []
     for task in FAILED:
         for rule in (DEFAULT, TWICE_AS_LONG, OF_EPOCHS):
             if found := pairs(task, rule, rows):
                 name = "adaptive" if rule == DEFAULT else rule
-                lines.append([f"{UNTUNED[task].title}: {name}", _error(found), found.verdict, _faster(found.steps)])
-    return markdown(["run", "error (limit)", "no worse", "fewer steps"], lines) + _where("failed")
+                lines.append([f"{UNTUNED[task].title}: {name}", error(found), found.verdict, times_faster(found.steps)])
+    return markdown(["run", "error (limit)", "no worse", "fewer steps"], lines) + made_by("failed")
 
 
 def larger() -> str:
     """Larger fixed batches, each at the learning rate at which it did best."""
-    rows = _rows("fixed", "larger")
+    rows = rows_of("fixed", "larger")
     sizes = sorted({rule.batch_size for rule in LARGER})
     lines = []
-    for task in dict.fromkeys(name for name, _, _ in _rows("larger")):
+    for task in dict.fromkeys(name for name, _, _ in rows_of("larger")):
         cells = []
         for size in sizes:
             found = {rule: pairs(task, rule.name, rows) for rule in LARGER if rule.batch_size == size}
@@ -203,18 +175,18 @@ def larger() -> str:
             if known:
                 rule = min(known, key=lambda rule: known[rule].difference)
                 best = known[rule]
-                cells.append(f"x {rule.lr_multiplier:g}: {_error(best)}, {best.verdict}, {_faster(best.times)}")
+                cells.append(f"x {rule.lr_multiplier:g}: {error(best)}, {best.verdict}, {times_faster(best.times)}")
             else:
                 cells.append(NOT_RUN)
         lines.append([UNTUNED[task].title, *cells])
     header = ["task", *(f"{size:,}: rate, error (limit), no worse, faster" for size in sizes)]
-    return markdown(header, lines) + _where("larger")
+    return markdown(header, lines) + made_by("larger")
 
 
 def learning_rates() -> str:
     """The learning rate of each task."""
     found: dict[str, dict[float, list[float]]] = {task: {} for task in UNTUNED}
-    for (task, rule, _), row in _rows("base_lr").items():
+    for (task, rule, _), row in rows_of("base_lr").items():
         error = float("inf") if row["metric"] is None else row["metric"]
         found[task].setdefault(float(rule.removeprefix("lr ")), []).append(error)
     lines = []
@@ -223,12 +195,12 @@ def learning_rates() -> str:
         if means:
             shown = ", ".join(f"{lr:g}: {mean:.4g}" for lr, mean in means.items())
             lines.append([UNTUNED[task].title, f"{min(means, key=lambda lr, m=means: m[lr]):g}", shown])
-    return markdown(["task", "chosen", "mean error at each"], lines) + _where("base_lr")
+    return markdown(["task", "chosen", "mean error at each"], lines) + made_by("base_lr")
 
 
 def yardstick(loss: str) -> str:
     """The critical batch that runs ask for, beside the noise scale, by learning rate."""
-    rows = _rows("yardstick")
+    rows = rows_of("yardstick")
     lines: list[list[str]] = []
     ratios: dict[tuple[float, int], list[tuple[float, str]]] = {}
     for task in [task for task in UNTUNED if any(name == task for name, _, _ in rows)]:
@@ -252,7 +224,7 @@ def yardstick(loss: str) -> str:
     if factors:
         by_phi, by_simple = (f"{factor:.1f}" for factor in factors)
         note = f"\nFrom seed to seed φ differs by a factor of {by_phi} in the median, and B_simple by {by_simple}.\n"
-    return markdown(header, lines) + note + _where("yardstick")
+    return markdown(header, lines) + note + made_by("yardstick")
 
 
 def _samples(found: runs.Found | None) -> str:
@@ -286,10 +258,11 @@ TABLES = {
     "untuned_lr_quarter": lambda: judged("lr_quarter"),
     "untuned_lr_quarter_within": lambda: judged("lr_quarter", WITHIN_RATE.name),
     "untuned_second_again": lambda: judged("second_again"),
+    "untuned_sgd_again": lambda: judged("sgd_again"),
     "untuned_lr_twice": lambda: judged("lr_twice"),
     "untuned_ablations": ablations,
     "untuned_constants": constants,
-    "untuned_beta1": beta1,
+    **variants.TABLES,
     "untuned_measurements": measurements,
     "untuned_persistence": persistences,
     "untuned_prior": prior,

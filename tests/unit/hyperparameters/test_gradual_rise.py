@@ -9,7 +9,7 @@ def steps_until(rise: GradualRise, lr: float, factor: float) -> int:
     """Steps at this rate until the factor stays."""
     for i in range(1, 100):
         before = rise.reached
-        if rise.limited([{"lr": lr, "max_lr": 0.1}], factor, 3.0) == before:
+        if rise.limited([{"lr": lr, "max_lr": 0.1}], factor, 2.0) == before:
             return i - 1
     raise AssertionError
 
@@ -17,11 +17,11 @@ def steps_until(rise: GradualRise, lr: float, factor: float) -> int:
 def test_the_factor_rises_step_by_step_to_what_the_peak_has_room_for():
     rise = GradualRise()
     rise.begin_anew(0.1, 1.0)
-    assert rise.limited([{"lr": 0.1}], 8.0, 3.0) == pytest.approx(RISE)
-    assert 1 + steps_until(rise, 0.1, 8.0) == 23 and rise.reached == pytest.approx(3)
+    assert rise.limited([{"lr": 0.1}], 8.0, 2.0) == pytest.approx(RISE)
+    assert 1 + steps_until(rise, 0.1, 8.0) == 36 and rise.reached == pytest.approx(2)
     steps_until(rise, 0.05, 8.0)
-    assert rise.reached == pytest.approx(6)
-    steps_until(rise, 0.0375, 8.0)
+    assert rise.reached == pytest.approx(4)
+    steps_until(rise, 0.025, 8.0)
     assert rise.reached == pytest.approx(8)
 
 

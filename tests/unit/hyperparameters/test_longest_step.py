@@ -18,7 +18,7 @@ def sgd(lr: float = 0.1) -> torch.optim.SGD:
 
 def used(ours: HyperparameterScaler, optimizer: torch.optim.Optimizer, longest: float = 2.0) -> float:
     """The learning rate of a step at eight times the batch, once it has risen."""
-    return risen(ours, optimizer, 8.0, longest, steps=50)[-1]
+    return risen(ours, optimizer, 8.0, longest, steps=120)[-1]
 
 
 def risen(ours, optimizer, lr_factor: float, longest: float, steps: int) -> list[float]:
@@ -85,11 +85,11 @@ def test_the_largest_is_kept_with_the_run_and_forgotten_by_the_next():
 def test_it_rises_gradually_and_falls_at_once():
     optimizer = sgd(1.0)
     ours = scaler_of(optimizer)
-    rates = risen(ours, optimizer, 2.0, longest=3.0, steps=20)
-    assert rates == pytest.approx([min(2.0, RISE ** (i + 1)) for i in range(20)])
-    assert rates[13] < 2.0 == rates[14]
-    assert risen(ours, optimizer, 0.5, longest=3.0, steps=1) == [0.5]
-    assert risen(ours, optimizer, 1.5, longest=3.0, steps=1) == pytest.approx([RISE]), "from that of the base batch"
+    rates = risen(ours, optimizer, 2.0, longest=2.0, steps=40)
+    assert rates == pytest.approx([min(2.0, RISE ** (i + 1)) for i in range(40)])
+    assert rates[34] < 2.0 == rates[35]
+    assert risen(ours, optimizer, 0.5, longest=2.0, steps=1) == [0.5]
+    assert risen(ours, optimizer, 1.5, longest=2.0, steps=1) == pytest.approx([RISE]), "from that of the base batch"
 
 
 def test_the_factor_of_the_start_is_there_at_once_but_not_a_second_time():
@@ -105,7 +105,7 @@ def test_after_steps_at_the_base_batch_it_rises_from_there():
     parameter = nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
     optimizer, rates = torch.optim.SGD([parameter], 1.0), []
-    scales = [*[Scale(2.0, 2.0, 3.0)] * 20, Scale(1.0, 1.0, 3.0), Scale(2.0, 2.0, 3.0)]
+    scales = [*[Scale(2.0, 2.0, 2.0)] * 40, Scale(1.0, 1.0, 2.0), Scale(2.0, 2.0, 2.0)]
     hook = StepHook(optimizer, lambda: scales[len(rates)])
     optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
     for _ in scales:
@@ -117,9 +117,9 @@ def test_after_steps_at_the_base_batch_it_rises_from_there():
 def test_a_run_that_goes_on_rises_from_where_it_was():
     optimizer = sgd(1.0)
     ours, resumed = scaler_of(optimizer), scaler_of(optimizer)
-    (before,) = risen(ours, optimizer, 2.0, longest=3.0, steps=3)[-1:]
+    (before,) = risen(ours, optimizer, 2.0, longest=2.0, steps=3)[-1:]
     resumed.load_state_dict(ours.state_dict())
-    assert risen(resumed, optimizer, 2.0, longest=3.0, steps=1) == pytest.approx([before * RISE])
+    assert risen(resumed, optimizer, 2.0, longest=2.0, steps=1) == pytest.approx([before * RISE])
 
 
 def test_several_groups_have_one_factor():

@@ -10,8 +10,8 @@ def rules(adaptive: bool = False, **settings) -> RunRules:
     return RunRules(Settings(**settings), batch_size=64, epoch_samples=64_000, adaptive=adaptive, batches_per_step=1)
 
 
-def test_the_learning_rate_of_sgd_is_raised_to_at_most_three_times_its_schedules_peak():
-    assert rules().scale(512, None).longest == 3
+def test_the_learning_rate_of_sgd_is_raised_to_at_most_twice_its_schedules_peak():
+    assert rules().scale(512, None).longest == 2
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_but_not_adams_nor_where_the_user_has_said_what_it_is(settings):
 
 def test_a_start_beyond_the_base_batch_says_what_rate_is_borne():
     run = rules(base_batch_size=8)  # from 64, eight times the base
-    assert run.scale(64, None) == (8, 8, 3 * 8)
+    assert run.scale(64, None) == (8, 8, 2 * 8)
