@@ -12,7 +12,7 @@ from adaptbs.hyperparameters.lookup import _TRAITS
 from adaptbs.run.efficiencies import SampleEfficiencies
 from adaptbs.run.settings import OVERHEADS
 from benchmarks.quality.adaptive import Adaptive
-from benchmarks.quality.untuned.compared import BEFORE, COMPUTE, DEFAULT, FULL, MEASURED, STARTS
+from benchmarks.quality.untuned.compared import BEFORE, COMPUTE, DEFAULT, FULL, HALF_AGAIN, MEASURED, STARTS
 
 POLICY, DUTY = "adaptbs.decision.policy.", "adaptbs.timing.duty_cycle."
 LATEST, LONGEST = "adaptbs.noise_scale.window.FULL", "adaptbs.run.rules.LONGEST"
@@ -80,6 +80,7 @@ ABLATIONS = (
     Adaptive("critical batch x 4/3", patches=_critical(4, 2)),
     Adaptive("counted as chosen", patches={POLICY + "COUNTED": 1}),
     WITHIN_RATE,
+    Adaptive(HALF_AGAIN, options={"max_extra": 0.5}),
     Adaptive("counted by half", patches={POLICY + "COUNTED": 1 / 2}),
     Adaptive("efficiency .8 to .4", patches=_floors(0.8, 0.4)),
     Adaptive("efficiency .6 to .3", patches=_floors(0.6, 0.3)),

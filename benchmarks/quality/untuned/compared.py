@@ -28,6 +28,7 @@ LARGER = (
 COMPUTE = "compute"  # last word of a rule's name that is run on a full device
 FULL = f"adaptive 64 {COMPUTE}"  # the default there
 TWICE_AS_LONG, OF_EPOCHS = "fixed 64, twice the epochs", "budget of epochs"  # names of rules
+HALF_AGAIN = "half as many samples again at most"
 # Tasks of the second and the third look that the default did worse on.
 FAILED = ("siamese", "rating_fine_tuned", "feedback_counts")
 PRIOR_TASKS = ("short", "wrong_labels", "census_nadam")

@@ -31,6 +31,7 @@ from benchmarks.quality.untuned.compared import (
     FAILED,
     FOLDER,
     FULL,
+    HALF_AGAIN,
     LARGER,
     LR_PARTS,
     OF_EPOCHS,
@@ -49,8 +50,8 @@ from benchmarks.quality.untuned.yardstick import next_times, rule_of, run
 
 SEEDS = range(10, 13)  # of what is reported
 SIX = range(10, 16)  # of what is judged: three often resolve nothing
-SIXTEEN = range(10, 26)  # from 64, of the tasks that six do not resolve
-SPREAD = ("resnet", "vit", "bag_of_words", "gru_departments", "longer")
+SIXTEEN = range(10, 26)  # of the tasks that six do not resolve, from some start or at some learning rate
+SPREAD = ("resnet", "vit", "bag_of_words", "wrong_labels", "short", "gru_departments", "longer")
 FEW = SEEDS[:2]  # of what is compared with them
 MORE = range(10, 15)  # of the second look and the third, where three would often resolve nothing
 MOST = range(10, 20)  # of their tasks that five do not resolve either: fixed 64 spreads too far over them
@@ -97,7 +98,7 @@ def choosing(tasks: Tasks) -> Iterator[Work]:
 
 
 def choosing_seeds(task: UntunedTask) -> range:
-    """The seeds of a task for choosing, from 64 at its best learning rate."""
+    """The seeds of a task for choosing, on the GPU-like step."""
     return SIXTEEN if task.name in SPREAD else SIX
 
 
@@ -135,7 +136,8 @@ def measurements(tasks: Tasks) -> Iterator[Work]:
 
 def starts(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
-    yield from _all([Adaptive(name, start) for name, start in STARTS.items()], tasks, CHOOSE, SIX)
+    for task in tasks:
+        yield from _all([Adaptive(name, start) for name, start in STARTS.items()], [task], CHOOSE, choosing_seeds(task))
 
 
 def full_device(tasks: Tasks) -> Iterator[Work]:
@@ -160,7 +162,7 @@ def lr_twice(tasks: Tasks) -> Iterator[Work]:
 
 def _at_another_lr(part: str, tasks: Tasks) -> Iterator[Work]:
     for task in [task for task in tasks if task.use == CHOOSE]:
-        for seed in SIX:
+        for seed in choosing_seeds(task):
             fixed_one = lambda t=task, s=seed: fixed_run(_at_multiple(part, t), FIXED, s)  # noqa: E731
             ours = lambda t=task, s=seed: adaptive_run(_at_multiple(part, t), Adaptive(DEFAULT), s)  # noqa: E731
             yield Work(task, FIXED.name, seed, fixed_one)
@@ -251,11 +253,11 @@ def sgd_again(tasks: Tasks) -> Iterator[Work]:
 
 def failed(tasks: Tasks) -> Iterator[Work]:
     """Why the default did worse on some tasks of the later looks: more epochs at 64, and no more epochs than asked."""
-    of_epochs = Adaptive(OF_EPOCHS, options={"budget": "epochs"})
+    fewer = [Adaptive(HALF_AGAIN, options={"max_extra": 0.5}), Adaptive(OF_EPOCHS, options={"budget": "epochs"})]
     for task in [task for task in tasks if task.name in FAILED]:
         for seed in MORE:
             yield Work(task, TWICE_AS_LONG, seed, lambda t=task, s=seed: _twice_as_long(with_chosen_lr(t), s))
-        yield from _all([of_epochs], [task], task.use, MORE)
+        yield from _all(fewer, [task], task.use, MORE)
 
 
 def _twice_as_long(task: UntunedTask, seed: int) -> Row:

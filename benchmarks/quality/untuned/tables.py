@@ -18,6 +18,7 @@ from benchmarks.quality.untuned.compared import (
     DEFAULT,
     FAILED,
     FULL,
+    HALF_AGAIN,
     LARGER,
     MEASURED,
     OF_EPOCHS,
@@ -155,7 +156,7 @@ def failed() -> str:
     rows = rows_of("fixed", "second_again", "third_look", "failed")
     lines = []
     for task in FAILED:
-        for rule in (DEFAULT, TWICE_AS_LONG, OF_EPOCHS):
+        for rule in (DEFAULT, TWICE_AS_LONG, HALF_AGAIN, OF_EPOCHS):
             if found := pairs(task, rule, rows):
                 name = "adaptive" if rule == DEFAULT else rule
                 lines.append([f"{UNTUNED[task].title}: {name}", error(found), found.verdict, times_faster(found.steps)])
