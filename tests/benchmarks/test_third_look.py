@@ -8,7 +8,7 @@ from scipy.stats import nbinom
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.quality.untuned import tables, third_data, third_look, third_models
+from benchmarks.quality.untuned import cells, tables, third_data, third_look, third_models
 from benchmarks.quality.untuned.data import PADDING
 from benchmarks.quality.untuned.third_data import LETTERS, NODES, NONE
 
@@ -207,5 +207,5 @@ def test_averaged_weights_are_looked_at_and_the_others_trained():
 
 
 def test_a_look_that_has_not_been_run_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    monkeypatch.setattr(cells, "FOLDER", tmp_path)
     assert tables.judged("third_look") == "Not run yet.\n"
