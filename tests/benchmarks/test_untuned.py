@@ -79,7 +79,10 @@ def test_the_looks_are_for_their_own_tasks_alone():
     assert len(list(parts.fixed([noisy]))) == len(list(parts.second_look([noisy]))) == 10
 
 
-@pytest.mark.parametrize("rule", [parts.OLD_RULE, *parts.ABLATIONS, *parts.OF_SGD, *measured("resnet")], ids=lambda rule: rule.name)
+RULES = [parts.OLD_RULE, *parts.ABLATIONS, *parts.OF_SGD, *measured("resnet")]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_what_a_rule_patches_is_there(rule):
     with adaptive.patched(rule.patches):
         pass
