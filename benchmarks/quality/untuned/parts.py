@@ -93,12 +93,16 @@ def later_seeds(task: UntunedTask) -> range:
 
 def choosing(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing."""
+    yield from _judged([Adaptive(DEFAULT)], tasks)
+
+
+def _judged(rules: list[Adaptive], tasks: Tasks) -> Iterator[Work]:
     for task in tasks:
-        yield from _all([Adaptive(DEFAULT)], [task], CHOOSE, choosing_seeds(task))
+        yield from _all(rules, [task], CHOOSE, choosing_seeds(task))
 
 
 def choosing_seeds(task: UntunedTask) -> range:
-    """The seeds of a task for choosing, on the GPU-like step."""
+    """The seeds of a task for choosing."""
     return SIXTEEN if task.name in SPREAD else SIX
 
 
@@ -136,13 +140,12 @@ def measurements(tasks: Tasks) -> Iterator[Work]:
 
 def starts(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, from batches that the hyperparameters are not stated for."""
-    for task in tasks:
-        yield from _all([Adaptive(name, start) for name, start in STARTS.items()], [task], CHOOSE, choosing_seeds(task))
+    yield from _judged([Adaptive(name, start) for name, start in STARTS.items()], tasks)
 
 
 def full_device(tasks: Tasks) -> Iterator[Work]:
     """The default on the tasks for choosing, where a sample takes as long in any batch."""
-    yield from _all([Adaptive(FULL, clock="compute")], tasks, CHOOSE, SIX)
+    yield from _judged([Adaptive(FULL, clock="compute")], tasks)
 
 
 def lr_quarter(tasks: Tasks) -> Iterator[Work]:
