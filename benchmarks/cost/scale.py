@@ -218,7 +218,7 @@ def rows(*, full: bool = True, only: tuple[str, ...] = ()) -> list[Row]:
         "batch_norms": lambda: scale_models.batch_norms([10, 200] if full else [2, 4]),
         "measured_run": lambda: scale_models.measured_run([10**4, 10**5, 10**6] if full else [2_000, 4_000]),
         "ranks": lambda: ranks([2, 4, 8] if full else [2]),
-        "run_length": lambda: run_length([1_000, 10_000, 100_000] if full else [500, 2_000]),
+        "run_length": lambda: run_length([1_000, 10_000, 100_000] if full else [500, 10_000]),
     }
     list(islice(loader_of(Rows(20)), 2))  # what the first loader of a process imports is not counted
     found = [row for name, part in parts.items() if not only or name in only for row in part()]
