@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from ..hyperparameters import HyperparameterScaler
@@ -36,5 +37,8 @@ class SampleEfficiencies(ByCutSize[float]):
         factor = self._scaler.limited_factor if self._scaler is not None else None
         if factor is None:
             return by_noise
-        steps = max(1.0, factor / self._scales[self._reference].lr_factor)
+        at_reference = self._scales[self._reference]
+        if at_reference.longest == math.inf:  # the factor is that of a run before, or of steps before a hold
+            return by_noise
+        steps = max(1.0, factor / at_reference.lr_factor)
         return min(by_noise, steps * self._reference / cut_size)

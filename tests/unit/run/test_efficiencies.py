@@ -1,5 +1,7 @@
 """Effective samples of one sample, where the learning rate lags behind the batch."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -16,8 +18,8 @@ from adaptbs.types import Scale
 class Run:
     """What a run knows: a sample of any batch brings half, and the learning rate's factor is k."""
 
-    def __init__(self, base: int = 64, reference: int = 64) -> None:
-        self._base = base
+    def __init__(self, base: int = 64, reference: int = 64, longest: float = 100.0) -> None:
+        self._base, self._longest = base, longest
         self.scales: ByCutSize[Scale] = ByCutSize(self._scale)
         self.efficiencies = SampleEfficiencies(self._half, reference, self.scales)
 
@@ -25,7 +27,7 @@ class Run:
         return 0.5
 
     def _scale(self, cut_size: int) -> Scale:
-        return Scale(cut_size / self._base, cut_size / self._base)
+        return Scale(cut_size / self._base, cut_size / self._base, self._longest)
 
 
 def scaler_at(lr_factor: float) -> HyperparameterScaler:
@@ -50,6 +52,13 @@ def test_a_step_counts_as_one_of_the_reference_at_least():
     run = Run()
     run.efficiencies.follow(scaler_at(0.25))
     assert run.efficiencies[512] == pytest.approx(64 / 512)
+
+
+def test_what_a_run_before_was_limited_to_does_not_count_where_nothing_limits_this_one():
+    """As where a run is resumed with another lr_scaling=, or its hyperparameters are held from here on."""
+    run = Run(longest=math.inf)
+    run.efficiencies.follow(scaler_at(2.0))
+    assert run.efficiencies[512] == 0.5
 
 
 def test_the_factor_counts_from_the_reference():
