@@ -28,6 +28,16 @@ def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return tuple(bound.arguments.values())
 
 
+def as_called(layer: nn.Module, inputs: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Arguments in the order of the layer's signature, as positional ones and those that it takes by keyword alone."""
+    parameters = list(inspect.signature(layer.forward).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return inputs, {}
+    by_keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    positional = len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)])
+    return inputs[:positional], dict(zip(by_keyword, inputs[positional:], strict=False))
+
+
 class Inputs:
     """Keeps the inputs of a layer's call until the gradient of its output arrives.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from ..model import AttributeCopies
+from .arguments import as_called
 from .mean_gradient import dense
 from .terms import AT_ONCE, Stored, Term, Unsupported, squared
 
@@ -67,7 +68,8 @@ class _Unhooked(nn.Module):
         self.layer = layer
 
     def forward(self, *inputs: Any) -> Any:
-        return self.layer.forward(*inputs)
+        args, kwargs = as_called(self.layer, inputs)
+        return self.layer.forward(*args, **kwargs)
 
 
 def _terms(layer: nn.Module, inputs: Sequence[Any], g: Tensor) -> Mapping[Tensor, Term]:

@@ -176,6 +176,41 @@ class Beside(nn.Module):
         return x + table * self.scale
 
 
+class Magnitude(nn.Module):
+    """Scales what two layers give that it is handed by keyword alone, as DoRA's does in peft."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8) + 1)
+
+    def forward(self, x, *, down, up, scaling=2.0, base=None):
+        norm = up(down(torch.eye(8))).T.detach().norm(dim=1)
+        scale = self.weight / norm
+        return (scale - 1) * (0 if base is None else base) + scale * up(down(x)) * scaling
+
+
+class Decomposed(nn.Module):
+    """A frozen layer with a trained one of low rank beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(8, 8), nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+        self.magnitude = Magnitude()
+        self.base.requires_grad_(False)
+
+    def forward(self, x):
+        base = self.base(x)
+        return (base + self.magnitude(x, down=self.down, up=self.up, base=base)).mean(1)
+
+
+def test_a_layer_that_takes_arguments_by_keyword_alone():
+    torch.manual_seed(7)
+    model, batch = Decomposed(), (torch.randn(N, 5, 8),)
+    norms = measured(model, loss_of, batch)
+    model.zero_grad()
+    assert (float(norms.small), float(norms.large)) == pytest.approx(brute(model, loss_of, batch), rel=1e-4)
+
+
 def assert_refused_from_now_on(source, measured_step):
     with pytest.raises(Unsupported, match="is not the sum"):
         measured_step()
