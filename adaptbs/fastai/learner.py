@@ -12,7 +12,7 @@ from fastai.torch_core import cast, to_float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 
-from ..model import OF_A_LEARNER, AttributeCopies, BatchLoss, Split, certain_split, slice_batch
+from ..model import OF_A_LEARNER, AttributeCopies, BatchLoss, Calling, Split, certain_split, slice_batch
 
 # Names of callbacks, because importing their classes takes long.
 ACCUMULATION = "GradientAccumulation"
@@ -168,7 +168,7 @@ def batch_loss(learn: Any) -> Callable[[nn.Module, Any], Tensor]:
                 value, asks = of(made, yb), True
                 return value
 
-    return loss
+    return Calling(loss, learn.loss_func)
 
 
 def as_trained(learn: Any, tensors: Any) -> Any:

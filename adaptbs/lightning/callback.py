@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..checks import check_size
-from ..model import BatchLoss
+from ..model import BatchLoss, Calling
 from ..run import RunReport, Settings, TrainingRun, shows_shared_arguments
 from .fit import AdaptiveFit
 from .loop import LightningLoop
@@ -183,4 +183,4 @@ def transferred(trainer: Any, batch_loss: Callable[[Any, Any], Tensor]) -> Calla
     def loss(module: Any, batch: Any) -> Tensor:
         return batch_loss(trainer.lightning_module, trainer.strategy.batch_to_device(batch))
 
-    return loss
+    return Calling(loss, batch_loss)

@@ -35,6 +35,7 @@ from .preserve import (
 )
 from .samples import collates_all, has_a_row_a_sample, takes_one_apart
 from .split import ADVICE, NotCutError, Split, certain_repeat, certain_split, check_certain, why_not_cut
+from .variables import Calling
 from .watched_parameters import a_few_of, a_few_others, a_few_trained, group_sizes
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "AttributeCopies",
     "BatchLoss",
     "CachedFact",
+    "Calling",
     "LossNotScalarError",
     "NotCutError",
     "RandomStates",

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from .variables import Calling
+
 DEEPEST = 3  # functions that call each other
 
 
@@ -41,7 +43,8 @@ def owners_of(function: Any) -> list[Any]:
 def _referred_to(value: Any) -> Iterable[Any]:
     """The objects that a function, method or partial refers to; the modules that are attributes of any other object."""
     if isinstance(value, partial):
-        return [value.func, *value.args, *value.keywords.values()]
+        of_the_users = value.functions if isinstance(value, Calling) else ()
+        return [value.func, *value.args, *value.keywords.values(), *of_the_users]
     if inspect.ismethod(value):
         return [value.__self__, value.__func__]
     if inspect.isfunction(value):

@@ -6,11 +6,11 @@ import dis
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from operator import is_
 from types import CellType, CodeType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,9 +19,31 @@ from torch.utils.data import DataLoader
 from .attributes import AttributeCopies
 from .values import ValueCopies, is_generator, is_to_be_copied, is_trained
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 DEEPEST = 3  # functions that call each other
 NOTHING = object()  # in a variable that has no value
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
+
+
+class Calling(partial[Any]):
+    """A function of ours that calls some of the user's, such as a trainer's loss, and says which.
+
+    What a pass changes in variables is looked for in the functions that a loss refers to. It would end at ours.
+
+    Args:
+        function: our function.
+        functions: the user's functions, or objects that are called. None are left out.
+    """
+
+    functions: tuple[Any, ...]
+
+    def __new__(cls, function: Callable[..., Any], *functions: Any) -> Self:
+        """The same function as ours. It is no `__init__`, as a partial takes its arguments here."""
+        self = super().__new__(cls, function)
+        self.functions = tuple(each for each in functions if each is not None)
+        return self
 
 
 class VariableCopies:
@@ -171,6 +193,7 @@ _Place = _Cell | _Global | _Held
 def _places(functions: Iterable[Any]) -> Iterator[_Place]:
     """The variables of functions, and of the functions of the user's that these refer to. Each of them comes once."""
     level, seen = list(functions), set[Any]()
+    level += [inner for each in level if isinstance(each, Calling) for inner in each.functions]
     for _ in range(DEEPEST):
         found = {_key(place): place for each in level for place in _referred_to(each)}
         new = [place for key, place in found.items() if key not in seen]
@@ -189,6 +212,7 @@ def _referred_to(value: Any) -> Iterator[_Place]:
     """The variables to which a function, method or partial, or an object of the user's that may be called, refers."""
     while isinstance(value, partial):
         yield from map(_Held, (*value.args, *value.keywords.values()))
+        yield from map(_Held, value.functions if isinstance(value, Calling) else ())
         value = value.func
     owner = value.__self__ if inspect.ismethod(value) else value
     if is_an_object_of_the_users(owner):

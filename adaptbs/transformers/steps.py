@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from ..model import preserved
+from ..model import BatchLoss, Calling
 from .micro_batches import Micro, StepPart
 
 Base: Any = Trainer if TYPE_CHECKING else object  # the mixin comes before a Trainer in a class's bases
@@ -29,6 +29,7 @@ class StepsInParts(Base):
     training_step: Callable[..., Tensor]
     _tr_loss: Tensor  # sum since the latest log
     _globalstep_last_logged: int
+    _logs = True  # False in a pass that is no step, in which compute_loss() may log what is no step's
     _loss_weight = 1  # steps of the fixed run for which the step stands
     _counts_items: bool | None = None  # True once the loss is known to be divided by num_items_in_batch
 
@@ -92,11 +93,26 @@ class StepsInParts(Base):
         finally:
             self.loss_is_scaled_for_ga = said
 
+    @contextmanager
+    def beside_steps(self) -> Iterator[None]:
+        """A context for a call of compute_loss() that is no step, so that nothing is logged."""
+        self._logs = False
+        try:
+            with self.compute_loss_context_manager():
+                yield
+        finally:
+            self._logs = True
+
+    def calling(self, loss: Callable[..., Tensor]) -> Calling:
+        """A loss of this trainer's as a function that says which of the user's functions it calls."""
+        own = [vars(kind)["compute_loss"] for kind in type(self).__mro__ if "compute_loss" in vars(kind)]
+        return Calling(loss, *own, self.compute_loss_func)
+
     def _divides_by_items(self, inputs: Any, num_items: Any) -> bool | None:
         """True if the loss is a sum divided by `num_items_in_batch`; None if its value does not tell."""
-        losses = []
+        losses, loss = [], BatchLoss(batch_loss=self.calling(self.compute_loss))
         for factor in (1, 2):  # each from the same random state, as dropout would else make two losses of one batch
-            with torch.no_grad(), preserved(self.model), self.compute_loss_context_manager():
+            with torch.no_grad(), loss.preserving(self.model), self.beside_steps():
                 prepared = self._prepare_inputs(copy.copy(inputs))
                 losses.append(self.compute_loss(self.model, prepared, num_items_in_batch=num_items * factor).item())
         once, twice = losses

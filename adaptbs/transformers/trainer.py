@@ -62,7 +62,6 @@ class AdaptiveTrainerMixin(StepsInParts):
 
     _train_loader: TrainLoader | None = None
     _epoch_is_over = False  # True once a step was asked for of which no batch is left
-    _logs = True  # False in a pass that is no step, in which compute_loss() may log what is no step's
 
     def __init__(self, *args: Any, by_accumulation: bool = False, **stock: Any) -> None:
         if stock.get("budget") == "progress":
@@ -160,7 +159,7 @@ class AdaptiveTrainerMixin(StepsInParts):
             facts, loader.plain, model=self.model_wrapped, scheduler=scheduler,
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),
             # compute_loss() may wait for the other processes, which would not all make the same extra passes.
-            batch_loss=self._loss_of if args.world_size == 1 else None,
+            batch_loss=self.calling(self._loss_of) if args.world_size == 1 else None,
             accumulation_steps=args.gradient_accumulation_steps, **{**self._settings, **arguments},
         )  # fmt: skip
         if self._by_accumulation:
@@ -215,16 +214,13 @@ class AdaptiveTrainerMixin(StepsInParts):
 
     def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a batch, for passes that are no step, such as halves of a batch or trials of a larger one."""
-        losses, self._logs = [], False
-        try:
-            for micro in micro_batches([batch]):
-                inputs = self._prepare_inputs(copy.copy(micro.inputs))
-                items = self._get_num_items_in_batch([inputs], self.args.device)  # as in evaluation
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, inputs, num_items_in_batch=items)
-                    losses.append(loss * micro.batch_share)
-        finally:
-            self._logs = True
+        losses = []
+        for micro in micro_batches([batch]):
+            inputs = self._prepare_inputs(copy.copy(micro.inputs))
+            items = self._get_num_items_in_batch([inputs], self.args.device)  # as in evaluation
+            with self.beside_steps():
+                loss = self.compute_loss(model, inputs, num_items_in_batch=items)
+                losses.append(loss * micro.batch_share)
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def end_adaptive_step(self) -> tuple[int, float]:

@@ -327,6 +327,7 @@ def test_workers_deliver_each_sample_once():
 
 
 TRANSFERRED = []  # no attribute of the module: a pass that measures puts these back
+CALLS: Counter[str] = Counter()
 
 
 class Normed(Module):
@@ -341,7 +342,11 @@ class Normed(Module):
 
 @pytest.mark.parametrize("by", ["batch_loss", "loss_func"])
 def test_a_model_with_batch_norm_is_measured_by_its_loss(by):
-    losses = {"batch_loss": lambda module, batch: module.loss(batch), "loss_func": nn.functional.mse_loss}
+    def counting(module, batch):
+        CALLS["batch_loss"] += 1
+        return module.loss(batch)
+
+    losses = {"batch_loss": counting, "loss_func": nn.functional.mse_loss}
 
     class Pairs(Numbered):
         def __getitem__(self, i):
@@ -354,10 +359,12 @@ def test_a_model_with_batch_norm_is_measured_by_its_loss(by):
 
     train = DataLoader(Pairs(UNEVEN), BATCH, shuffle=True)
     TRANSFERRED.clear()
+    CALLS.clear()
     ours = fitted(callback := growing(**{by: losses[by]}), Two, train=train)
     assert grown(ours)
     assert callback.noise_scale is not None
     if by == "batch_loss":
+        assert not CALLS["batch_loss"]  # measured passes leave it as it was, and no other calls it
         assert len(TRANSFERRED) > len(ours.saw.sizes) + EPOCHS * 4 + 2  # measured batches went through the hook too
 
 

@@ -323,6 +323,50 @@ def test_a_loss_of_ones_own_is_measured_by_halves(kind, collate, by_accumulation
     assert not caplog.records
 
 
+OF_METHOD, OF_FUNCTION = Counter(), Counter()
+
+
+class Counts(Trainer):
+    """Counts the calls of its loss in an attribute and in a global variable, as trl's do tokens, and logs them."""
+
+    counted = 0
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        inputs.pop("index", None)
+        OF_METHOD["calls"] += 1
+        self.counted += 1
+        self.log({"calls": self.counted})
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def counting(outputs, labels, num_items_in_batch=None):
+    OF_FUNCTION["calls"] += 1
+    shown = outputs.logits[:, :-1].flatten(0, 1)
+    return torch.nn.functional.cross_entropy(shown, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+
+class OursCounts(AdaptiveTrainerMixin, Counts):
+    def training_step(self, *args, **kwargs):
+        self.counted_steps = vars(self).get("counted_steps", 0) + 1
+        return super().training_step(*args, **kwargs)
+
+
+@pytest.mark.parametrize("by_accumulation", [False, True], ids=["batch", "micro-batches"])
+@pytest.mark.parametrize("source", ["in_step", "halves"])
+def test_what_a_loss_counts_are_its_calls_in_steps(source, by_accumulation, tmp_path):
+    OF_METHOD.clear()
+    OF_FUNCTION.clear()
+    trainer = OursCounts(
+        model=llama(), args=arguments(str(tmp_path), num_train_epochs=1), train_dataset=Texts(UNEVEN),
+        compute_loss_func=counting, **growing(source=source, by_accumulation=by_accumulation),
+    )  # fmt: skip
+    trainer.train()
+    steps = trainer.counted_steps
+    assert trainer.adaptive.global_batch_size == 8 * BATCH
+    assert (trainer.counted, OF_METHOD["calls"], OF_FUNCTION["calls"]) == (steps, steps, steps)
+    assert [entry["calls"] for entry in trainer.state.log_history if "calls" in entry] == list(range(1, steps + 1))
+
+
 def packed(items):
     """All samples in one row, as DataCollatorWithFlattening."""
     tokens = torch.cat([item["input_ids"] for item in items])[None]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adaptbs.model import BatchLoss
+from adaptbs.model import BatchLoss, Calling
 from adaptbs.model.preserve import preserved
 from adaptbs.model.values import LARGEST
 
@@ -90,6 +90,16 @@ class Called:
         return self.loss(model, batch)
 
 
+def of_ours(loss, read):
+    """A function of adaptbs's around the user's, as that of a trainer's loss."""
+
+    def ours(model, batch):
+        return loss(model, batch)
+
+    ours.__module__ = BatchLoss.__module__
+    return Calling(ours, None, loss), read
+
+
 CASES = {
     "globals": lambda: (of_globals, seen_globally),
     "a lambda": lambda: (lambda model, batch: of_globals(model, batch), seen_globally),
@@ -97,6 +107,9 @@ CASES = {
     "an object": lambda: (Called(F.mse_loss and of_globals), seen_globally),
     "a closure": closure,
     "a decorated closure": lambda: closure(1),
+    "one of ours around globals": lambda: of_ours(of_globals, seen_globally),
+    "one of ours around an object": lambda: of_ours(Called(of_globals), seen_globally),
+    "one of ours around a closure": lambda: of_ours(*closure()),
 }
 
 
