@@ -35,8 +35,9 @@ WRONG = (
     "the model sees %s, so the noise scale is not that of samples, and the batch is held. Keep samples along the first "
     "dimension of what collate_fn= returns and the model is called on, or give batch_size= in rows: let an item of the "
     "dataset be a row, and take out of it what collate_fn= leaves out. A model that itself makes several rows of a "
-    "sample, as for multiple choice, is measured right by source='halves', for which the loss has to be known. Where "
-    "several batches' losses are added up, call backward() on each instead."
+    "sample, as for multiple choice, is measured right by source='halves', for which the loss has to be known; so are "
+    "several rows of a sample that collate_fn= puts into a batch, as of a pair, if split=(batch, start, stop) -> batch "
+    "is given too. Where several batches' losses are added up, call backward() on each instead."
 )
 
 

@@ -44,14 +44,17 @@ class CollateInMicroBatches:
 
 def split_rows(batch: Any, start: int, stop: int) -> Any:
     """Samples start:stop of a batch. Raises NotCutError where its rows are not known to be samples."""
-    part, rows = certain_split(batch, start, stop), batch_length(batch)
-    if rows < stop:
+    try:
+        rows = batch_length(batch)
+    except TypeError:  # certain_split() says why
+        rows = stop
+    if rows < stop:  # said first: the lengths of texts beside their one row are of no sample, either
         raise NotCutError(
             f"the batch has {rows} rows of at least {stop} samples, as where the data collator packs them into one "
             "sequence. Let it pad them, let the dataset pack them into rows, of which a batch has several, or give "
             "split=(batch, start, stop) -> batch"
         )
-    return part
+    return certain_split(batch, start, stop)
 
 
 class SplitMicroBatches:

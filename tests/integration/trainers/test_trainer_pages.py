@@ -91,7 +91,7 @@ def test_the_trainer_of_transformers(tmp_path):
         str(tmp_path), num_train_epochs=1, per_device_train_batch_size=8, use_cpu=True, report_to="none",
         save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
-    (diff,), (mixin,) = blocks("docs/transformers.md", "diff"), blocks("docs/transformers.md")
+    (diff,), (mixin, split) = blocks("docs/transformers.md", "diff"), blocks("docs/transformers.md")
     names = {"model": LlamaForCausalLM(config), "args": args, "train_dataset": rows, "eval_dataset": rows[:16]}
     names = run(after(diff), "transformers.md", names)
     assert names["trainer"].adaptive.noise_scale is not None
@@ -99,3 +99,6 @@ def test_the_trainer_of_transformers(tmp_path):
     trainer = mine(model=LlamaForCausalLM(config), args=args, train_dataset=rows)
     trainer.train()
     assert trainer.adaptive.noise_scale is not None
+    pairs = run(split, "transformers.md", {})["pairs"]
+    cut = pairs({"input_ids": torch.arange(6), "ref_chosen_logps": torch.arange(3)}, 1, 3)
+    assert {name: t.tolist() for name, t in cut.items()} == {"input_ids": [1, 2, 4, 5], "ref_chosen_logps": [1, 2]}

@@ -374,9 +374,21 @@ def packed(items):
     return {"input_ids": tokens, "labels": tokens.clone(), "position_ids": places}
 
 
+def packed_with_lengths(items):
+    """As trl's and transformers' collators do for flash attention: where each text begins, beside the one row."""
+    return {**packed(items), "cu_seq_lens_q": 16 * torch.arange(len(items) + 1, dtype=torch.int32)}
+
+
+class WithoutLengths(AdaptiveTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        inputs.pop("cu_seq_lens_q", None)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("packed", [packed, packed_with_lengths])
 @pytest.mark.parametrize("by_accumulation", [False, True], ids=["batch", "micro-batches"])
-def test_samples_that_are_packed_into_one_row_hold_the_batch_with_the_reason(by_accumulation, tmp_path, caplog):
-    trainer = AdaptiveTrainer(
+def test_samples_that_are_packed_into_one_row_hold_the_batch_with_the_reason(packed, by_accumulation, tmp_path, caplog):
+    trainer = WithoutLengths(
         model=llama(), args=arguments(str(tmp_path), num_train_epochs=1), train_dataset=Texts(UNEVEN),
         data_collator=packed, by_accumulation=by_accumulation, overhead=0.5,
     )  # fmt: skip
@@ -384,6 +396,56 @@ def test_samples_that_are_packed_into_one_row_hold_the_batch_with_the_reason(by_
     (warned,) = caplog.messages
     assert "into one sequence" in warned and "cannot be measured, so the batch size is held" in warned
     assert trainer.adaptive.batch_size == BATCH and trainer.state.global_step == EPOCH_STEPS
+
+
+class Pairs(Texts):
+    """Two texts of different lengths for each sample."""
+
+    def __getitem__(self, i):
+        return {"chosen": self.tokens[i], "rejected": self.tokens[i].flip(0)}
+
+
+def chosen_first(items):
+    """Two rows a sample: first all that were chosen, then all that were rejected, as trl's for preferences."""
+    return {"input_ids": torch.stack([item[name] for name in ("chosen", "rejected") for item in items])}
+
+
+def of_pairs(batch, start, stop):
+    rows = batch["input_ids"]
+    n = len(rows) // 2
+    return {"input_ids": torch.cat([rows[start:stop], rows[n + start : n + stop]])}
+
+
+class Prefers(AdaptiveTrainer):
+    """The loss of a pair, of the margin between its texts, as DPO's."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        tokens = inputs["input_ids"]
+        logits = model(input_ids=tokens).logits[:, :-1].log_softmax(-1)
+        chosen, rejected = logits.gather(2, tokens[:, 1:, None]).sum((1, 2)).chunk(2)
+        return -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
+
+
+@pytest.mark.parametrize("by_accumulation", [False, True], ids=["batch", "micro-batches"])
+def test_two_rows_a_sample_hold_the_batch_or_are_cut_by_split(by_accumulation, tmp_path, caplog):
+    def trained(**given):
+        trainer = Prefers(
+            model=llama(attention_dropout=0.0), args=arguments(str(tmp_path), num_train_epochs=1),
+            train_dataset=Pairs(UNEVEN), data_collator=chosen_first,
+            **growing(by_accumulation=by_accumulation, **given),
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    held = trained()
+    (warned,) = caplog.messages
+    assert "16 rows of 8 samples" in warned and "as of a pair, if split=(batch, start, stop) -> batch" in warned
+    assert held.adaptive.batch_size == BATCH and held.adaptive.noise_scale.doubt == "rows are not samples"
+    caplog.clear()
+    grown = trained(source="halves", split=of_pairs)
+    assert grown.adaptive.batch_size == 8 * BATCH and not caplog.messages
+    measured = [record for record in grown.adaptive.history if record["event"] == "measurement"]
+    assert len(measured) > 3 and all(record["batch_size"] % BATCH == 0 for record in measured[:-1])
 
 
 class Substeps(TrainerCallback):
