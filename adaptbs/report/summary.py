@@ -14,6 +14,10 @@ from .trade_off import THRIFTY, TradeOff
 from .words import in_words, is_doubt
 
 NO_LARGER = f"A larger fixed batch might not have done: it may need over {THRIFTY:g} times the samples of {{:,}}."
+OF_SMALL_BATCHES = (
+    "Nothing was measured. By halves that takes a `batch_size=` of 2 or more, with BatchNorm of 4 or more. Else a "
+    "longer run, or a larger `overhead=`, measures more."
+)
 
 
 class Change(NamedTuple):
@@ -136,6 +140,8 @@ class RunSummary:
             return ["A step of one sample shows no noise. Start with `batch_size=` of 4 or more to have it measured."]
         if self.global_start < 4 and self.doubt == NOTHING:
             return ["Nothing was measured: with BatchNorm that takes a `batch_size=` of 4 or more."]
+        if self.start < 4 and self.doubt == NOTHING:
+            return [OF_SMALL_BATCHES]
         return ["Too little was measured to decide. A longer run, or a larger `overhead=`, measures more."]
 
     @property

@@ -20,6 +20,10 @@ ONE = (
     "a step of one sample shows no noise, so nothing is measured, and the batch stays as it is. Start with batch_size= "
     "of 4 or more."
 )
+ONE_OF_SEVERAL = (
+    "the model is measured by halves of a batch, and a batch of one sample has none, so nothing is measured, and the "
+    "batch stays as it is. Start with batch_size= of 2 or more, and accumulation_steps= of as many times fewer."
+)
 TOO_FEW = (
     "halves of a batch of %d are too short for BatchNorm, so nothing is measured, and the batch stays as it is. Start "
     "with batch_size= of %d or more."
@@ -108,17 +112,22 @@ class MeasurementChecks:
             self._holds.doubt(ACCUMULATES, UNSAID, batches, said, batches)
         return StepMade(watch_next=of_all and batches > said and not self._accumulates)
 
-    def look_at_nothing(self, num_samples: int, fewest: int) -> None:
-        """Warn where steps tell nothing because each is made of too few samples.
+    def look_at_nothing(self, num_samples: int, fewest: int, *, by_halves: bool) -> None:
+        """Warn where steps tell nothing because each, or each of its batches, is made of too few samples.
 
         Args:
-            num_samples: samples of this rank in the step.
+            num_samples: samples of this rank in the step; in its batch, if that is measured by halves.
             fewest: samples of the shortest batch that shows noise.
+            by_halves: True if a batch is measured by itself, whatever others the step is made of.
         """
-        if num_samples < fewest and num_samples * self._world_size == self._controller.start_batch_size:
+        parts = self._batches_said if by_halves else 1
+        if num_samples < fewest and num_samples * parts * self._world_size == self._controller.start_batch_size:
             self._short += 1  # one that is a batch by itself is measured
             if self._short == ALIKE and self._controller.rules.needs_noise_scale:
-                self._holds.warn(ONE) if num_samples == 1 else self._holds.warn(TOO_FEW, num_samples, fewest)
+                if num_samples == 1:
+                    self._holds.warn(ONE if parts == 1 else ONE_OF_SEVERAL)
+                else:
+                    self._holds.warn(TOO_FEW, num_samples, fewest)
 
     def look(self, made: Measurement) -> None:
         """Hold the batch for as long as measurements are not of samples."""

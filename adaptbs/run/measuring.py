@@ -145,7 +145,8 @@ class StepMeasuring:
         self._controller.measured(made)
         if made is None:
             if self.meter is not None:
-                self._checks.look_at_nothing(sum(self._delivered), self.meter.fewest)
+                by_halves = not self.meter.in_step
+                self._checks.look_at_nothing(sum(self._delivered), self.meter.fewest, by_halves=by_halves)
             return
         if self.meter is not None:
             self._sums.look(self.meter)

@@ -186,6 +186,29 @@ def test_halves_too_short_for_batch_norm_are_told_so(batch_size, measured, caplo
     assert (loader.noise_scale is not None) == measured
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "layer", "said"),
+    [(1, nn.Tanh(), "a batch of one sample has none"), (2, nn.BatchNorm1d(16), "halves of a batch of 2 are too short")],
+)
+def test_halves_of_batches_of_a_step_that_are_too_short_are_told_so(batch_size, layer, said, caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), layer, nn.Linear(16, 1))
+    optimizer = SGD(model.parameters(), 0.01)
+    data = [(x, y) for x, y, _ in Numbered(256)]
+    loader = AdaptiveDataLoader(
+        data, batch_size, model=model, optimizer=optimizer, epochs=1, step_time=STEP_TIME, accumulation_steps=8,
+        loss_func=nn.functional.mse_loss, source="halves", overhead=0.5,
+    )  # fmt: skip
+    for i, (x, y) in enumerate(loader):
+        nn.functional.mse_loss(model(x), y).div(8).backward()
+        if i % 8 == 7:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert loader.batch_size == batch_size and loader.noise_scale is None
+    assert caplog.text.count(said) == len(caplog.records) == 1
+    assert "Nothing was measured. By halves that takes a `batch_size=`" in repr(loader.summary())
+
+
 def test_a_run_that_diverges_is_told_that_and_not_that_it_was_short(caplog):
     model = network()
     optimizer = SGD(model.parameters(), 1e6)
