@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..memory import bounds
-from ..model import NotCutError, Split, batch_length, certain_split
+from ..model import NotCutError, Split, batch_length, certain_split, why_not_cut
 
 
 class Piece(NamedTuple):
@@ -48,9 +48,11 @@ def split_rows(batch: Any, start: int, stop: int) -> Any:
         rows = batch_length(batch)
     except TypeError:  # certain_split() says why
         rows = stop
-    if rows < stop:  # said first: the lengths of texts beside their one row are of no sample, either
+    # Said first: the lengths of texts beside their one row are of no sample, either.
+    if rows < stop or (rows == 1 and why_not_cut(batch)):
+        seen = "one row of its samples" if rows == 1 else f"{rows} rows of at least {stop} samples"
         raise NotCutError(
-            f"the batch has {rows} rows of at least {stop} samples, as where the data collator packs them into one "
+            f"the batch has {seen}, as where the data collator packs them into one "
             "sequence. Let it pad them, let the dataset pack them into rows, of which a batch has several, or give "
             "split=(batch, start, stop) -> batch"
         )

@@ -385,17 +385,19 @@ class WithoutLengths(AdaptiveTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-@pytest.mark.parametrize("packed", [packed, packed_with_lengths])
+@pytest.mark.parametrize(("packed", "size"), [(packed, BATCH), (packed_with_lengths, BATCH), (packed_with_lengths, 2)])
 @pytest.mark.parametrize("by_accumulation", [False, True], ids=["batch", "micro-batches"])
-def test_samples_that_are_packed_into_one_row_hold_the_batch_with_the_reason(packed, by_accumulation, tmp_path, caplog):
+def test_samples_that_are_packed_into_one_row_hold_the_batch_with_the_reason(
+    packed, size, by_accumulation, tmp_path, caplog
+):
     trainer = WithoutLengths(
-        model=llama(), args=arguments(str(tmp_path), num_train_epochs=1), train_dataset=Texts(UNEVEN),
-        data_collator=packed, by_accumulation=by_accumulation, overhead=0.5,
+        model=llama(), args=arguments(str(tmp_path), num_train_epochs=1, per_device_train_batch_size=size),
+        train_dataset=Texts(UNEVEN), data_collator=packed, by_accumulation=by_accumulation, overhead=0.5,
     )  # fmt: skip
     trainer.train()
     (warned,) = caplog.messages
     assert "into one sequence" in warned and "cannot be measured, so the batch size is held" in warned
-    assert trainer.adaptive.batch_size == BATCH and trainer.state.global_step == EPOCH_STEPS
+    assert trainer.adaptive.batch_size == size and trainer.state.global_step == -(-UNEVEN // size)
 
 
 class Pairs(Texts):
