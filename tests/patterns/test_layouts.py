@@ -91,3 +91,17 @@ def test_samples_in_a_list_are_measured_as_samples(source):
     assert measured and {record["doubt"] for record in measured} == {None}
     found = bs_find(model, None, DataLoader(data, 8, collate_fn=collate), batch_loss=loss_of)
     assert found.batch_size and found.curve[-1].caveat is None
+
+
+def test_bs_find_says_what_to_do_about_samples_put_end_to_end():
+    data = [torch.ones(2**i, 3) for i in range(8)]
+    model = torch.nn.Linear(3, 1)
+    counts = {"counts": lambda items: torch.tensor([len(x) for x in items]), "x": torch.cat}
+
+    def find(names):
+        loader = DataLoader(data, 2, collate_fn=lambda items: {name: counts[name](items) for name in names})
+        return bs_find(model, None, loader, batch_loss=lambda m, b: (m(b["x"]) ** 2).mean() * b["counts"].sum())
+
+    with pytest.raises(ValueError, match=r"put a tensor with a row a sample before it"):
+        find(["x", "counts"])
+    assert find(["counts", "x"]).curve
