@@ -28,7 +28,8 @@ NO_BATCH = (
 )
 NO_PAIR = (
     "the loader gave fewer than two batches of equal size in a block, between which noise would show: lower its batch "
-    "size, or raise num_it or n_batch"
+    "size, or raise num_it or n_batch. A batch is as long as its first tensor: where that is of all samples put end to "
+    "end, as of graphs joined to one, let collate_fn= put a tensor with a row a sample before it"
 )
 NO_FINITE = (
     "no two gradients of equally large batches were finite (nan or inf), so they show no noise: look at the loss, at "

@@ -195,6 +195,8 @@ class InStep:
             raise Unsupported(f"a {type(layer).__name__} does not return one tensor")
         if not output.requires_grad:
             return
+        if any(isinstance(x, Tensor) and x.is_nested for x in (*inputs, output)):
+            raise Unsupported(f"a {type(layer).__name__} is called on a nested tensor, whose rows differ in shape")
         backward = self._forward()
         own, formula = self._watched.layers[layer], self._watched.formulas[layer]
         if ties_examples(layer) and (own or any(isinstance(x, Tensor) and x.requires_grad for x in inputs)):

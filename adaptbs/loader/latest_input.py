@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model import shape_of
+
 
 class LatestInput:
     """A forward hook that remembers shapes, in training. It holds nothing else, so a model can be copied with it.
@@ -20,4 +22,5 @@ class LatestInput:
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training and torch.is_grad_enabled():
             values = (*args, *kwargs.values())
-            self.shapes = tuple(tuple(v.shape) for v in values if isinstance(v, Tensor) and v.dim())
+            found = (shape_of(v) for v in values if isinstance(v, Tensor))
+            self.shapes = tuple(shape for shape in found if shape)

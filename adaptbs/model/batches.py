@@ -14,14 +14,24 @@ from torch import Tensor
 from torch import device as Device
 from torch.nn.utils.rnn import PackedSequence
 
+from .layouts import doubt_of, length_of_tensor
+
 SHOWN = 8  # entries of a list in a message
 
 
 def batch_length(batch: Any) -> int:
-    """Number of samples, the first dimension of the first tensor. Raises TypeError if no tensor has a dimension."""
+    """Number of samples, the first dimension of the first tensor. Raises TypeError if no tensor has a dimension.
+
+    If that tensor lies in a list, the list may hold a tensor for each sample, as detection has them. It does if every
+    entry of the batch is as long as the list, and not as long as the tensor.
+    """
     for tensor in _tensors(batch):
         if tensor.dim():
-            return int(tensor.shape[0])
+            n = length_of_tensor(tensor)
+            listed = _list_of_first(batch)
+            if listed is None or len(listed) == n or doubt_of(batch, n) is None or doubt_of(batch, len(listed)):
+                return n
+            return len(listed)
     raise TypeError(
         f"no tensor with a batch dimension in a batch of type {type(batch).__name__}, so its size is unknown. "
         "Make collate_fn= return a tensor, or a tuple, list, dict or dataclass of tensors; or give "
@@ -65,7 +75,8 @@ def batch_bytes(batch: Any) -> int:
 def describe_batch(batch: Any) -> str:
     """The layout of a batch with the shapes of its tensors, such as `(float32 [16, 8], int64 [16])`."""
     if isinstance(batch, Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+        shape = f"nested [{length_of_tensor(batch)}, ...]" if batch.is_nested else list(batch.shape)
+        return f"{str(batch.dtype).removeprefix('torch.')} {shape}"
     if isinstance(batch, Mapping):
         return "{" + ", ".join(f"{key!r}: {describe_batch(value)}" for key, value in batch.items()) + "}"
     if isinstance(batch, (list, tuple)):
@@ -81,7 +92,10 @@ def to_device(batch: Any, device: Device) -> Any:
 
 def tensors_of(batch: Any) -> list[Tensor]:
     """All tensors of a batch; none where its layout is not known."""
-    return [] if isinstance(batch, PackedSequence) else _tensors(batch)
+    try:
+        return _tensors(batch)
+    except TypeError:  # it holds a PackedSequence
+        return []
 
 
 def _tensors(batch: Any) -> list[Tensor]:
@@ -102,6 +116,20 @@ def _tensors(batch: Any) -> list[Tensor]:
     elif _is_record(batch):
         batch = list(_entries(batch).values())
     return [t for item in batch for t in _tensors(item)] if isinstance(batch, (list, tuple)) else []
+
+
+def _list_of_first(batch: Any) -> list[Any] | None:
+    """The list inside a batch that the first tensor with a dimension is in; None if it is in none."""
+    if isinstance(batch, Mapping):
+        batch = batch.values()
+    elif _is_record(batch):
+        batch = _entries(batch).values()
+    elif not isinstance(batch, (list, tuple)):
+        return None
+    for item in batch:
+        if any(tensor.dim() for tensor in _tensors(item)):
+            return item if isinstance(item, list) else _list_of_first(item)
+    return None
 
 
 def _rows(batch: Any) -> list[Any]:
@@ -127,7 +155,9 @@ def _concatenated(items: list[Any]) -> Any:
 
 def _has_rows(item: Any, n: int) -> bool:
     """True if the item holds one entry for each of n samples."""
-    if isinstance(item, (Tensor, np.ndarray)):
+    if isinstance(item, Tensor):
+        return item.ndim > 0 and length_of_tensor(item) == n
+    if isinstance(item, np.ndarray):
         return item.ndim > 0 and item.shape[0] == n
     if isinstance(item, list):
         # If every tensor is as long as the batch, the list holds several inputs, even if there happen to be n of them.

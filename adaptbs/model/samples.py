@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .batches import batch_length, tensors_of
+from .layouts import shape_of
 
 
 def has_a_row_a_sample(batch: Any, samples: int) -> bool:
@@ -31,7 +32,7 @@ def takes_one_apart(batch: Any, inputs: tuple[Any, ...]) -> bool:
         batch: a batch of one sample.
         inputs: shapes of the tensors that the model was called on.
     """
-    whole = {tuple(tensor.shape) for tensor in tensors_of(batch)}
+    whole = {shape_of(tensor) for tensor in tensors_of(batch)}
     inner = {shape[1:] for shape in whole if shape}
     return bool(inputs) and inputs[0] in inner - whole
 
@@ -49,7 +50,7 @@ def collates_all(collate: Callable[[list[Any]], Any], sample: Any) -> bool | Non
 def _is_twice(two: Any, one: Any) -> bool | None:
     """True if any part of `two` holds twice as much as its counterpart in `one`. None where no part has a length."""
     if isinstance(one, (Tensor, np.ndarray)):  # samples need not come along the first dimension
-        return math.prod(two.shape) == 2 * math.prod(one.shape) if one.ndim else None
+        return _size(two) == 2 * _size(one) if one.ndim else None
     if is_dataclass(one) and not isinstance(one, Mapping):
         one, two = ({f.name: getattr(batch, f.name, None) for f in fields(one)} for batch in (one, two))
     if isinstance(one, Mapping):
@@ -59,6 +60,11 @@ def _is_twice(two: Any, one: Any) -> bool | None:
             return True
         return _any(_is_twice(b, a) for a, b in zip(one, two, strict=False))
     return None
+
+
+def _size(item: Any) -> int:
+    """Number of entries. A nested tensor has no shape to multiply."""
+    return item.numel() if isinstance(item, Tensor) else math.prod(item.shape)
 
 
 def _any(found: Any) -> bool | None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
-from numbers import Number
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numpy as np
-from torch import Tensor
-
 from .batches import batch_length, repeat_batch, slice_batch
+from .layouts import doubt_of
 
 #: `split=`: (batch, start, stop) -> a batch of the samples start:stop.
 Split: TypeAlias = Callable[[Any, int, int], Any]
 
 ADVICE = "Give split=(batch, start, stop) -> batch, a function that returns the samples start:stop of a batch"
-PLAIN = (str, bytes, bool, Number, type(None))
 
 
 class NotCutError(ValueError):
@@ -48,7 +43,8 @@ def why_not_cut(batch: Any) -> str | None:
     """The reason why it is not certain which entries belong to which of n samples; None if it is.
 
     It is certain if every tensor and array is n long or has no dimension, and every list is n long or holds such
-    entries itself. Targets put end to end, such as boxes of shape [boxes, 6], show nothing of the samples.
+    entries itself, but not both. Nested and sparse tensors cannot be cut. Targets put end to end, such as boxes of
+    shape [boxes, 6], show nothing of the samples.
 
     >>> import torch
     >>> why_not_cut((torch.ones(4, 3), torch.ones(4), "train"))
@@ -59,30 +55,4 @@ def why_not_cut(batch: Any) -> str | None:
         n = batch_length(batch)
     except TypeError as error:
         return str(error)
-    return _doubt(batch, n, inside=False)
-
-
-def _doubt(item: Any, n: int, inside: bool = True) -> str | None:
-    if isinstance(item, (Tensor, np.ndarray)):
-        if item.ndim == 0 or (item.shape[0] == n and not getattr(item, "is_sparse", False)):
-            return None
-        return f"a {type(item).__name__} of shape {list(item.shape)} is beside {n} samples"
-    if isinstance(item, PLAIN):
-        return None
-    if isinstance(item, Mapping):
-        return _first_doubt(item.values(), n)
-    if is_dataclass(item) and not isinstance(item, type):
-        return _first_doubt([getattr(item, f.name) for f in fields(item) if hasattr(item, f.name)], n)
-    if isinstance(item, list) and inside and len(item) == n:
-        return None  # an entry a sample, of whatever size; or as many inputs, each of which is n long
-    if isinstance(item, (list, tuple)):
-        if inside and item and all(isinstance(entry, str) for entry in item) and len(item) == n:
-            return None  # as torch collates texts
-        if inside and item and all(isinstance(entry, PLAIN) for entry in item) and not hasattr(item, "_fields"):
-            return f"a {type(item).__name__} of {len(item)} values is beside {n} samples"
-        return _first_doubt(item, n)
-    return f"a {type(item).__name__} does not show its samples"
-
-
-def _first_doubt(items: Any, n: int) -> str | None:
-    return next((why for why in (_doubt(item, n) for item in items) if why), None)
+    return doubt_of(batch, n)
