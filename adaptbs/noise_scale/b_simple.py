@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -45,12 +44,8 @@ def estimate(
 
 
 def traces_and_squares(norms: Sequence[SquaredNorms]) -> np.ndarray:
-    """tr(Sigma) and |G|^2 of each measurement, shape (n, 2), unbiased (McCandlish et al. 2018, eq. A.2).
-
-    The formulas are those of `SquaredNorms.trace` and `.grad_sq`, vectorised over measurements.
-    """
-    b, small, B, large = np.array([(n.small_size, n.small, n.large_size, n.large) for n in norms], float).T
-    return np.stack([(small - large) / (1 / b - 1 / B), (B * large - b * small) / (B - b)], axis=1)
+    """tr(Sigma) and |G|^2 of each measurement, shape (n, 2), unbiased (McCandlish et al. 2018, eq. A.2)."""
+    return np.array([(n.trace, n.grad_sq) for n in norms], float)
 
 
 def pool(values: np.ndarray, weights: Sequence[float] | np.ndarray | None, confidence: float) -> NoiseScale:
@@ -148,6 +143,8 @@ def to_floats(norms: Sequence[SquaredNorms]) -> list[SquaredNorms]:
     scalars = [v for n in norms for v in (n.small, n.large)]
     tensors = [v.detach() for v in scalars if isinstance(v, Tensor)]
     wide = float32 if any(v.device.type == "mps" for v in tensors) else float64  # there is no wider one on MPS
-    read = iter(stack([v.to(wide) for v in tensors]).tolist() if tensors else [])
+    if len({v.dtype for v in tensors}) > 1:
+        tensors = [v.to(wide) for v in tensors]
+    read = iter(stack(tensors).to(wide).tolist() if tensors else [])
     values = iter([next(read) if isinstance(v, Tensor) else float(v) for v in scalars])
-    return [replace(n, small=next(values), large=next(values)) for n in norms]
+    return [SquaredNorms(n.small_size, next(values), n.large_size, next(values), n.views) for n in norms]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..types import NoiseScale, SquaredNorms
-from .b_simple import is_finite, limits, pool, to_floats, traces_and_squares
+from .b_simple import is_finite, limits, pool, to_floats
 
 log = logging.getLogger(__name__)
 
@@ -133,10 +133,8 @@ class MeasurementWindow:
                 "counts; otherwise, or if the loss is nan, call zero_grad() at each step and lower the learning rate. "
                 "This is said once."
             )
-        if finite:
-            traces = traces_and_squares([norms for _, norms in finite]).tolist()
-            for (seen, norms), (trace, grad_sq) in zip(finite, traces, strict=True):
-                self._entries.append(Entry(seen, norms.large_size, trace, grad_sq))
+        for seen, norms in finite:
+            self._entries.append(Entry(seen, norms.large_size, float(norms.trace), float(norms.grad_sq)))
         self._unread = []
         return finite
 
