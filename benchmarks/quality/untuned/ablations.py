@@ -135,7 +135,8 @@ def concerns(rule: Adaptive, sgd: bool) -> bool:
 def measured(task: str) -> list[Adaptive]:
     """Half and twice of `overhead`, and half and twice of all measurements."""
     usual = OVERHEADS["halves" if task in BY_HALVES else "in step"]
-    fewer, more = _beside(4, 10), _beside(16, 40) | {DUTY + "LEAST_APART": 4}
+    # Below IN_FULL fewer are made for the overhead already: without a lower one they would be halved twice.
+    fewer, more = _beside(4, 10) | {DUTY + "IN_FULL": 0.01}, _beside(16, 40) | {DUTY + "LEAST_APART": 4}
     return [
         Adaptive(name, options={"overhead": by * usual}, patches=patches)
         for (name, by), patches in zip(MEASURED.items(), ({}, {}, fewer, more), strict=True)
