@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import shape_of
-
 
 class LatestInput:
     """A forward hook that remembers shapes, in training. It holds nothing else, so a model can be copied with it.
@@ -22,5 +20,6 @@ class LatestInput:
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training and torch.is_grad_enabled():
             values = (*args, *kwargs.values())
-            found = (shape_of(v) for v in values if isinstance(v, Tensor))
-            self.shapes = tuple(shape for shape in found if shape)
+            # At every step, so nothing is called for it. A nested tensor has no shape.
+            shapes = [v.shape for v in values if isinstance(v, Tensor) and not v.is_nested]
+            self.shapes = tuple([tuple(shape) for shape in shapes if shape])

@@ -25,9 +25,13 @@ def batch_length(batch: Any) -> int:
     If that tensor lies in a list, the list may hold a tensor for each sample, as detection has them. It does if every
     entry of the batch is as long as the list, and not as long as the tensor.
     """
-    for tensor in _tensors(batch):
+    # Asked for every batch, nearly all of which are tensors side by side: these have no list inside.
+    is_plain = isinstance(batch, (list, tuple)) and not [item for item in batch if not isinstance(item, Tensor)]
+    for tensor in batch if is_plain else _tensors(batch):
         if tensor.dim():
-            n = length_of_tensor(tensor)
+            n = int(tensor.size(0))
+            if is_plain:
+                return n
             listed = _list_of_first(batch)
             if listed is None or len(listed) == n or doubt_of(batch, n) is None or doubt_of(batch, len(listed)):
                 return n
