@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adaptbs import AdaptiveDataLoader, GlobalBatch
-from adaptbs.decision.policy import Situation, decide
+from adaptbs.decision.policy import Situation, critical_over_simple, decide
 from adaptbs.gradients import AccumulatedGradients
 from adaptbs.memory.limit import within_memory
 from adaptbs.report.trade_off import trade_off_at
@@ -93,7 +93,8 @@ def test_a_loop_with_data_of_its_own():
 def test_the_table_shown_is_what_is_printed():
     (shown,) = blocks("docs/trade_off.md", "text")
     made = trade_off_at(
-        448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001), suggested=128
+        448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001), suggested=128,
+        critical_over_simple=critical_over_simple(adaptive=False),
     )
     assert shown == repr(made) + "\n"
 
