@@ -49,8 +49,8 @@ class GlobalBatch:
         micro_batch_size: what goes through the model at once, on one rank.
         total: length of the run.
         world_size: ranks that get different samples (the data-parallel degree). None: all of the default process group.
-        max_batch_size: never exceeded. None: 8 times the start, or 32 times where the start is at most 64. Not with
-            `ramp`, which ends with its last size.
+        max_batch_size: never exceeded. None: 32 times the start, of which 64 count, or 8 times it where that is more.
+            Not with `ramp`, which ends with its last size.
         growth: factor from one size to the next, above 1. Sizes are rounded to what the ranks can share.
         ramp: planned sizes: pairs (seen, batch size), both rising. The plan is kept while the noise scale is not known
             well enough.

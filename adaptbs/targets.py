@@ -160,8 +160,8 @@ def seesaw(start: int, schedule: Callable[[float], float], factor: float = 2) ->
     The learning rate must follow k = B/start. Over N samples plain SGD moves N/B * lr * |g|. Steps divided by the
     gradient's size (normalised SGD, Adam) move N/B * lr * |g| sqrt(B) while that size is mostly noise, which falls as
     1/sqrt(B). To move as far as at `start`, the schedule's lr has to be multiplied by k for SGD and by sqrt(k) for
-    Adam. `lr_scaling="auto"` does that, with `base_batch_size` at `start`, so seesaw needs no learning-rate rule of its
-    own. Beyond the critical batch "auto" gives SGD less than k.
+    Adam. With a function as `target=` `lr_scaling="auto"` does that, also beyond the critical batch, with
+    `base_batch_size` at `start`. So seesaw needs no learning-rate rule of its own.
 
     Where k = 1/s, Adam's learning rate is s sqrt(1/s) = sqrt(s) of its peak. That is Seesaw: where the schedule cuts by
     alpha, cut by sqrt(alpha) and multiply the batch by alpha. SGD's learning rate stays at its peak, as in Smith et al.

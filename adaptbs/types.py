@@ -78,7 +78,7 @@ class Measurement:
 
     Attributes:
         norms: the squared norms.
-        source: how they were measured: "in step", "halves" or "ranks".
+        source: how they were measured: "in step", "halves" or "ranks"; "given" to `GlobalBatch`.
         why: reason for this source, for the history.
         caveat: reason to doubt the norms that more measurements do not remove, such as a loss that couples samples. It
             may be a function that reads the device. Then it is called when the norms are read.

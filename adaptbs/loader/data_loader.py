@@ -204,7 +204,10 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
 
     @property
     def lr_factor(self) -> float:
-        """The factor of the learning rate inside the optimizer's step, for the delivered batch."""
+        """The factor of the learning rate by its rule, for the delivered batch.
+
+        Inside the optimizer's step SGD's may be less, and Adam's bias correction comes on top (docs/transfer.md).
+        """
         return self._session.run.scale().lr_factor
 
     def close(self) -> None:

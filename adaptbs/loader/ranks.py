@@ -120,7 +120,7 @@ class RankStep:
             return
         self.end()
         if controller.measure_next_step():
-            # Not charged: five looks would be taken for what a measurement costs, which is much less.
+            # Not charged: the first looks would be taken for what a measurement costs, which is much less.
             coupling = self._meter.coupling
             if coupling and self._tracker.latest_fetched.num_samples >= FEWEST_EXAMINED * self._meter.ranks.world_size:
                 coupling.look(batch, agreed=self._meter.agreed, samples=self._meter.said(own))

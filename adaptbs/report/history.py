@@ -23,10 +23,10 @@ COLUMNS = (
     "doubt",  # reason not to trust the numbers of this record; None if there is none
     "low",  # lower confidence limit of B_simple, samples
     "high",  # upper confidence limit of B_simple, samples
-    "source",  # how it was measured: "in step", "halves" or "ranks"
+    "source",  # how it was measured: "in step", "halves" or "ranks"; "given" to `GlobalBatch`
     "grad_sq",  # |G|^2, gradient^2: of one measurement, or pooled for a decision
     "trace",  # tr(Sigma), gradient^2: of one measurement, or pooled for a decision
-    "lr_factor",  # factor on the learning rate
+    "lr_factor",  # factor on the learning rate by its rule; SGD's may be less in the step
     "reason",  # reason for a decision's batch size, or for a measurement's source
 )
 
@@ -45,7 +45,7 @@ class History:
 
     Args:
         views: names of the views whose noise scales decisions report. Each adds three columns (`view_columns`).
-        log: called for each record of a measurement or decision that is added (`log_hook.LogHook`); None for nothing.
+        log: called for each record that is added but that of the start (`log_hook.LogHook`); None for nothing.
 
     Attributes:
         records: the records, oldest first, as dicts.

@@ -1,4 +1,4 @@
-"""Calls the user's `log=` for each measurement and decision of a run."""
+"""Calls the user's `log=` for each measurement and decision of a run, and where memory ran out."""
 
 from __future__ import annotations
 

@@ -92,9 +92,9 @@ class Settings:
             known. "auto" measures in the step if the model allows it, and else by halves.
         metric: "adam" reports, beside the plain noise scale that decides, the one in Adam's metric.
         by_group: report the noise scale of each of the optimizer's parameter groups too.
-        log: called as `log(values, step)` at each decision and measurement, for TensorBoard and the like
-            (docs/logging.md). `values` holds floats and texts by name, `step` is the number of samples seen. On several
-            ranks rank 0 alone calls it. An error in it ends no run.
+        log: called as `log(values, step)` at each decision and measurement, and where memory ran out, for TensorBoard
+            and the like (docs/logging.md). `values` holds floats and texts by name, `step` is the number of samples
+            seen. On several ranks rank 0 alone calls it. An error in it ends no run.
         split: (batch, start, stop) -> a batch of its samples start:stop, laid out as the batch is delivered (in fastai
             `(*xb, *yb)`). Measuring by halves and pieces after memory ran out cut by it. None: a batch is cut only
             where each of its tensors and lists has one entry a sample.
