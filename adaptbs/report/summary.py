@@ -28,7 +28,7 @@ class Change(NamedTuple):
         samples: samples seen.
         before, after: samples of a batch.
         noise_scale: the estimate that decided, as text; empty where there was none.
-        lr_factor: factor on the learning rate from here on.
+        lr_factor: factor on the learning rate from here on, by its rule.
         reason: the reason as the history records it.
     """
 
