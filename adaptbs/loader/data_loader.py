@@ -54,7 +54,8 @@ class AdaptiveDataLoader(RunReport, DataLoader[Any]):
         optimizer: the optimizer whose hyperparameters follow the batch.
         loss_func: called as `loss_func(model(*inputs), target)` on a batch `(*inputs, target)`. Needed only for a model
             that cannot be measured in its training step, and for `step()`; an error says so and names the layer. Given,
-            larger batches are tried for memory before they are delivered, and a loss that couples samples is noticed.
+            larger batches are tried for memory before they are delivered (not on a CPU, where running out would end the
+            process), and a loss that couples samples is noticed.
         batch_loss: called as `batch_loss(model, batch)`, for any other layout; instead of `loss_func`.
         autocast: makes the context that the forward pass runs under, as `lambda: torch.autocast("cuda")`.
         scheduler: a torch LR scheduler that the loop steps, per batch or per epoch.
