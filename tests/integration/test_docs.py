@@ -95,7 +95,7 @@ def test_the_table_shown_is_what_is_printed():
     made = trade_off_at(
         448.0, 192.0, 960.0, base_batch_size=64, largest=512, step_time=StepTime(0.064, 0.001), suggested=128,
         critical_over_simple=critical_over_simple(adaptive=False),
-    )
+    )  # fmt: skip
     assert shown == repr(made) + "\n"
 
 
