@@ -10,8 +10,9 @@ from typing import Any
 from adaptbs.timing.clock import MEASURING, MEASURING_IN_STEP, Timings
 from adaptbs.timing.step_time import StepTime
 
-# Seconds that a decision is charged. `benchmarks.cost.deciding` finds .6 to .9 ms on a CPU; it was 2 ms at first.
-DECIDING = 1e-3
+# Seconds that a decision is charged. `benchmarks.cost.deciding` finds .6 to .7 ms on a CPU, in the mean. It was 2 ms at
+# first, and 1 ms until decisions were made with fewer operations.
+DECIDING = 0.7e-3
 HICCUP, HICCUPS = 3.0, 0.01  # now and then a step takes this many times as long; how often, as a share of steps
 
 
