@@ -12,7 +12,6 @@ from .batch_loss import (
 )
 from .batches import batch_bytes, batch_length, concat_batches, describe_batch, slice_batch
 from .devices import draws, random_state, set_random_state, with_index
-from .layouts import shape_of
 from .loaders import length_of, preserved_loader
 from .modules import (
     CachedFact,
@@ -83,7 +82,6 @@ __all__ = [
     "preserved_weights",
     "random_state",
     "set_random_state",
-    "shape_of",
     "slice_batch",
     "summing",
     "takes_one_apart",

@@ -26,13 +26,12 @@ def batch_length(batch: Any) -> int:
     entry of the batch is as long as the list, and not as long as the tensor.
     """
     # Asked for every batch, nearly all of which are tensors side by side: these have no list inside.
-    is_plain = isinstance(batch, (list, tuple)) and not [item for item in batch if not isinstance(item, Tensor)]
-    for tensor in batch if is_plain else _tensors(batch):
+    entries = list(batch.values()) if isinstance(batch, Mapping) else batch
+    is_plain = isinstance(entries, (list, tuple)) and not [item for item in entries if not isinstance(item, Tensor)]
+    for tensor in entries if is_plain else _tensors(batch):
         if tensor.dim():
             n = int(tensor.size(0))
-            if is_plain:
-                return n
-            listed = _list_of_first(batch)
+            listed = None if is_plain else _list_of_first(batch)
             if listed is None or len(listed) == n or doubt_of(batch, n) is None or doubt_of(batch, len(listed)):
                 return n
             return len(listed)
